@@ -1,0 +1,75 @@
+"""What a checkpoint says about itself: `manifest.json`, readable by every room without torch.load or the train room.
+
+A checkpoint folder holds
+    manifest.json           this
+    model.safetensors       every weight of the policy in fp32, loads without DeepSpeed
+    training.safetensors    fp32 masters and AdamW moments by parameter name, free of the world size
+    tokenizer/              the tokenizer's files
+    COMPLETE                written last; a folder without it is a wreck and is never read
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from la4vla.types import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
+    "manifest.json",
+    "model.safetensors",
+    "training.safetensors",
+    "tokenizer",
+    "COMPLETE",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """stage, stage_step, step: where the run stood (step counts optimizer steps over all stages).
+
+    config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that `serve` rebuilds.
+    views: names in slot order. weights_sha256: of model.safetensors, the checkpoint's identity in result files.
+    """
+
+    schema: int
+    stage: str
+    stage_step: int
+    step: int
+    config: dict[str, Any]
+    model: dict[str, Any]
+    input_spec: dict[str, Any]
+    transforms: list[dict[str, Any]]
+    embodiment: dict[str, Any]
+    views: list[str]
+    weights_sha256: str
+    git_sha: str
+    versions: dict[str, str]
+    world_size: int
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1))
+
+
+def read(folder: str | Path) -> Manifest:
+    """The manifest of a complete checkpoint. Raises UserError for a missing, half-written or newer one."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder.")
+    if not (folder / COMPLETE).is_file():
+        raise UserError(f"{folder}: not a complete checkpoint (no {COMPLETE} in it); use an earlier step of the run.")
+    raw = json.loads((folder / MANIFEST).read_text())
+    if raw["schema"] > SCHEMA_VERSION:
+        raise UserError(
+            f"{folder}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); upgrade la4vla."
+        )
+    return Manifest(**raw)
+
+
+def newest(run_dir: str | Path) -> Path | None:
+    """The complete checkpoint with the highest step below `run_dir/checkpoints`, or None."""
+    folders = sorted(Path(run_dir).glob("checkpoints/step_*/" + COMPLETE), reverse=True)
+    return folders[0].parent if folders else None

@@ -1,0 +1,191 @@
+"""The vocabulary every room shares: one word per concept, and the typed values that cross room borders.
+
+Words
+    episode     one demonstration: T frames of state and action, optional views, a task instruction
+    clip        a labelled span of an episode with its own instruction (an atomic action, or the whole task)
+    view        one camera
+    sample      a clip at one start frame: instruction, state, action chunk, and for `vla` one image a view
+    chunk       the next `horizon` actions
+    kind        `la` (no image token exists) or `vla`
+    source      a shard folder used as one kind
+    stream      one of the equal parts a source is read in; the unit of mixing and of splitting over ranks
+    micro-batch samples of one kind that go through the model together (a `Batch`)
+    step        one optimizer step
+    stage       steps with one mixture, one set of trainable modules, one optimizer
+    run         stages in order
+    embodiment  the typed state and action spec of a robot
+
+Shape letters
+    B batch, L tokens of a row, N images of a batch, P tokens of an image, S state dims, T chunk steps (horizon),
+    A action dims, E model width, H W C image height, width, channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Kind = Literal["la", "vla"]
+KINDS: tuple[Kind, ...] = ("la", "vla")
+"""In the order a step runs them: LA micro-batches first, VLA last (DESIGN: the engine's reduction hooks need it)."""
+
+
+class UserError(ValueError):
+    """Bad input, said in one sentence with its cure. Commands print it without a traceback and exit with status 2."""
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """What the numbers of a state or an action vector mean.
+
+    names: one per dimension, in order; `x y z rx ry rz gripper` are understood, other names are passed through.
+    reference: `absolute` pose or `delta` command per control step.
+    frame: coordinate frame of the translation and rotation.
+    rotation: representation of the `r*` dims (wrap-safe arithmetic needs it).
+    gripper_open, gripper_closed: raw values of the `gripper` dim at the two ends.
+    unit: what 1.0 of a translation dim is, in words ("m", "1 cm of target motion").
+    """
+
+    names: tuple[str, ...]
+    reference: Literal["absolute", "delta"]
+    frame: Literal["base", "tool"] = "base"
+    rotation: Literal["none", "axis_angle", "euler_xyz"] = "none"
+    gripper_open: float = 1.0
+    gripper_closed: float = 0.0
+    unit: str = "m"
+
+    def dims(self, *names: str) -> list[int]:
+        """Indices of the named dimensions that exist, in the order asked."""
+        return [self.names.index(name) for name in names if name in self.names]
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """A robot's typed interface, written on shards, checkpoints and envs; a mismatch between them is an error."""
+
+    name: str
+    control_hz: float
+    state: VectorSpec
+    action: VectorSpec
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> Embodiment:
+        def spec(values: Mapping[str, Any]) -> VectorSpec:
+            return VectorSpec(**{**values, "names": tuple(values["names"])})
+
+        return Embodiment(raw["name"], float(raw["control_hz"]), spec(raw["state"]), spec(raw["action"]))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an env shows a policy.
+
+    views: name -> uint8 RGB [H, W, 3], upright. state: float32 [S], raw units of the embodiment. instruction: free text.
+    """
+
+    views: Mapping[str, np.ndarray]
+    state: np.ndarray
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample, or one query of a served policy (then `action` is None), on its way through the transforms.
+
+    instruction: text. state: float32 [S]. action: float32 [T, A], rows past the end of the clip are zero and not valid.
+    action_valid: bool [T]. views: uint8 RGB [H, W, 3] each, in slot order; empty for kind `la`. A view that does not
+    exist is not in the dict. slots: view name -> slot number, counted from 0, over all views the model may be shown.
+    state_mask: bool [S], action_mask: bool [A]: which dimensions this embodiment has (all of them before padding).
+    key: `source/clip/start`, names the sample in error messages.
+    """
+
+    kind: Kind
+    key: str
+    instruction: str
+    state: np.ndarray
+    action: np.ndarray | None
+    action_valid: np.ndarray
+    state_mask: np.ndarray
+    action_mask: np.ndarray
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+    slots: Mapping[str, int] = field(default_factory=dict)
+
+    def but(self, **changes: Any) -> Sample:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model takes: the sizes that `data` must deliver and `model` asserts.
+
+    image_size: pixels, square. image_tokens: P, tokens of one image. horizon: T. state_dim: S. action_dim: A.
+    max_tokens: rows longer than this are an error, never truncated. image_token_id: the id repeated P times per image.
+    pad_token_id: fills rows on the right.
+    """
+
+    image_size: int
+    image_tokens: int
+    horizon: int
+    state_dim: int
+    action_dim: int
+    max_tokens: int
+    image_token_id: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: samples of one kind, ready for the model.
+
+    kind                `la` or `vla`
+    input_ids_BL        int64, right-padded with pad_token_id to the longest row
+    text_mask_BL        bool, True at real tokens (text and image positions)
+    images_NCHW         uint8 RGB in 0..255, or None for `la`; N counts the images that exist, row by row
+    image_index         int64 [N * P], positions in the flattened [B * L] rows where the images' tokens go, or None
+    state_BS            float32 in [-1, 1], 0 on absent dims
+    state_mask_BS       bool, True at dims the embodiment has
+    actions_BTA         float32 in [-1, 1], 0 on absent dims and past the end of the clip
+    action_mask_BTA     bool, True where the action is real; the only positions that count in the loss
+    noise_BTA           float32, the flow's start, drawn from the sample's name
+    time_B              float32 in [0, 1], the flow time of the loss, drawn from the sample's name
+    keys                one name per row, for error messages
+    """
+
+    kind: Kind
+    input_ids_BL: Tensor
+    text_mask_BL: Tensor
+    images_NCHW: Tensor | None
+    image_index: Tensor | None
+    state_BS: Tensor
+    state_mask_BS: Tensor
+    actions_BTA: Tensor
+    action_mask_BTA: Tensor
+    noise_BTA: Tensor
+    time_B: Tensor
+    keys: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.input_ids_BL.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> Batch:
+        moved = {
+            item.name: function(value)
+            for item in fields(self)
+            if isinstance(value := self.__dict__[item.name], Tensor)
+        }
+        return replace(self, **moved)

