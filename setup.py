@@ -20,7 +20,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["la4vla*", "benchmarks*"]),
-    package_data={"la4vla.model": ["assets/*"], "la4vla.sim": ["data/*"], "benchmarks": ["protocols/*.yaml", "templates/*"]},
+    package_data={
+        "la4vla.model": ["assets/*"],
+        "la4vla.sim": ["data/*"],
+        "benchmarks": ["protocols/*.yaml", "templates/*"],
+    },
     install_requires=[
         "torch>=2.7",
         "transformers>=5.0",

@@ -1,4 +1,4 @@
-"""Every knob, once: the schema, its defaults, how a YAML file and the command line change it, and the cross-field checks.
+"""Every knob, once: the schema, its defaults, how YAML and the command line change it, and the cross-field checks.
 
     python -m la4vla.config configs/tiny/mixpt.yaml stages.pretrain.steps=100     prints the resolved config
 
@@ -31,7 +31,7 @@ class RunConfig:
     dir: str = MISSING  # everything the run writes goes here
     seed: int = 0
     resume: str = "auto"  # auto: continue from the newest complete checkpoint in `dir`; never: an old one is an error
-    init_from: str = ""  # checkpoint folder whose weights (and statistics) start this run; step and optimizer start fresh
+    init_from: str = ""  # checkpoint folder whose weights and statistics start this run, at step 0
 
 
 @dataclass
@@ -261,7 +261,7 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
     for kind in stage.loss_weights:
         _choice(f"stages.{name}.loss_weights", kind, KINDS)
     if not stage.mixture or not stage.train or stage.steps < 1 or stage.micro_batch < 1:
-        raise UserError(f"stages.{name} needs a mixture, module groups to train, and steps and micro_batch of at least 1.")
+        raise UserError(f"stages.{name} needs a mixture, groups to train, and steps and micro_batch of at least 1.")
     if stage.global_batch < 1 or stage.global_batch % config.data.streams:
         raise UserError(
             f"stages.{name}.global_batch is {stage.global_batch}; it must be a multiple of data.streams "
@@ -269,7 +269,7 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
         )
     kinds = {config.data.sources[source].kind for source in stage.mixture}
     if "vla" not in kinds and {"vision", "projector"} & set(stage.train):
-        raise UserError(f"stages.{name} trains vision but has no vla source; take vision and projector out of its `train`.")
+        raise UserError(f"stages.{name} trains vision without a vla source; take vision and projector out of `train`.")
 
 
 def _choice(key: str, value: Any, allowed: Sequence[Any]) -> None:

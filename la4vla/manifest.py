@@ -31,8 +31,8 @@ MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
 class Manifest:
     """stage, stage_step, step: where the run stood (step counts optimizer steps over all stages).
 
-    config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that `serve` rebuilds.
-    views: names in slot order. weights_sha256: of model.safetensors, the checkpoint's identity in result files.
+    config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that
+    `serve` rebuilds. views: names in slot order. weights_sha256: of model.safetensors, the checkpoint's identity in result files.
     """
 
     schema: int
@@ -64,7 +64,7 @@ def read(folder: str | Path) -> Manifest:
     raw = json.loads((folder / MANIFEST).read_text())
     if raw["schema"] > SCHEMA_VERSION:
         raise UserError(
-            f"{folder}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); upgrade la4vla."
+            f"{folder}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); upgrade."
         )
     return Manifest(**raw)
 

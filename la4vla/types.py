@@ -88,7 +88,7 @@ class Embodiment:
 class Observation:
     """What an env shows a policy.
 
-    views: name -> uint8 RGB [H, W, 3], upright. state: float32 [S], raw units of the embodiment. instruction: free text.
+    views: name -> uint8 RGB [H, W, 3], upright. state: float32 [S], raw units. instruction: free text.
     """
 
     views: Mapping[str, np.ndarray]
@@ -184,8 +184,6 @@ class Batch:
 
     def _map(self, function: Any) -> Batch:
         moved = {
-            item.name: function(value)
-            for item in fields(self)
-            if isinstance(value := self.__dict__[item.name], Tensor)
+            item.name: function(value) for item in fields(self) if isinstance(value := self.__dict__[item.name], Tensor)
         }
         return replace(self, **moved)
