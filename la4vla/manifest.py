@@ -31,8 +31,8 @@ MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
 class Manifest:
     """stage, stage_step, step: where the run stood (step counts optimizer steps over all stages).
 
-    config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that
-    `serve` rebuilds. views: names in slot order. weights_sha256: of model.safetensors, the checkpoint's identity in result files.
+    config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that `serve`
+    rebuilds. views: names in slot order. weights_sha256: of model.safetensors, the identity in result files.
     """
 
     schema: int
