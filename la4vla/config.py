@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from la4vla.types import KINDS, UserError
 
@@ -67,7 +68,7 @@ class DataConfig:
     read_ahead: int = 4  # steps the loader works ahead
     action: str = "recorded"  # recorded | delta_to_state (each action minus the state of its own frame, wrap-safe)
     normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
-    stats_source: str = ""  # source whose stats.json normalises; empty: init_from's if given, else the first source
+    stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
     augment: float = 0.0  # probability that a training image is cropped, turned and jittered (FACTS 1.7)
     max_bad_samples: int = 0  # unreadable images tolerated (each is logged and masked) before the run stops
 
@@ -211,7 +212,10 @@ def _layers(path: Path) -> list[DictConfig]:
     """The YAML and the files its `base:` leads to, farthest first."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file; look into configs/.")
-    layer = OmegaConf.load(path)
+    try:
+        layer = OmegaConf.load(path)
+    except YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(layer, DictConfig):
         raise UserError(f"{path}: a config is a mapping of keys to values.")
     return [*(_layers(path.parent / layer.base) if "base" in layer else []), layer]
