@@ -32,7 +32,7 @@ class RunConfig:
     dir: str = MISSING  # everything the run writes goes here
     seed: int = 0
     resume: str = "auto"  # auto: continue from the newest complete checkpoint in `dir`; never: an old one is an error
-    init_from: str = ""  # checkpoint folder whose weights and statistics start this run, at step 0
+    init_from: str = ""  # checkpoint or run folder whose weights and statistics start this run, at step 0
 
 
 @dataclass
@@ -176,16 +176,17 @@ class ConstructConfig:
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "construct": ConstructConfig}
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = None) -> Any:
     """The config a YAML file describes, as an instance of its schema's dataclass, validated.
 
+    schema: the dataclass to fill; None: the one of SCHEMAS that the file names.
     Raises UserError for an unknown key, a value of the wrong type, a missing value or settings that contradict.
     """
     layers = _layers(Path(path))
     name = next((layer.schema for layer in reversed(layers) if "schema" in layer), "train")
-    if name not in SCHEMAS:
+    if schema is None and name not in SCHEMAS:
         raise UserError(f"{path}: schema `{name}` does not exist; use one of {', '.join(SCHEMAS)}.")
-    merged: Any = OmegaConf.structured(SCHEMAS[name])
+    merged: Any = OmegaConf.structured(schema or SCHEMAS[name])
     try:
         for layer in layers:
             merged = OmegaConf.merge(merged, {key: layer[key] for key in layer if key not in ("schema", "base")})

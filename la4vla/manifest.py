@@ -69,6 +69,18 @@ def read(folder: str | Path) -> Manifest:
     return Manifest(**raw)
 
 
+def resolve(path: str | Path) -> Path:
+    """The checkpoint a user means by a checkpoint folder or by the folder of a run (then its newest complete one)."""
+    folder = Path(path)
+    if (folder / "checkpoints").is_dir():
+        found = newest(folder)
+        if found is None:
+            raise UserError(f"{folder}: the run has no complete checkpoint yet; train it further or name another run.")
+        return found
+    read(folder)
+    return folder
+
+
 def newest(run_dir: str | Path) -> Path | None:
     """The complete checkpoint with the highest step below `run_dir/checkpoints`, or None."""
     folders = sorted(Path(run_dir).glob("checkpoints/step_*/" + COMPLETE), reverse=True)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The main job on a laptop: MetaWorld demonstrations -> language-action clips -> mixpt pretraining -> finetuning ->
+# success on held-out initial states -> runs/quickstart/report.html. Two CPU cores and about 20 minutes after the
+# installation. Every part resumes: run it again after an interruption and it goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/install.sh metaworld
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
+
+run=runs/quickstart
+part() { printf '\n[%s] %s\n' "$1" "$2"; }
+
+part 1/5 "Record demonstrations and cut them into clips"
+python -m la4vla.construct configs/quickstart/construct.yaml
+
+part 2/5 "Pretrain on clips with and without vision"
+torchrun --standalone --nproc-per-node 2 -m la4vla.train configs/quickstart/pretrain.yaml
+
+part 3/5 "Finetune on whole demonstrations"
+torchrun --standalone --nproc-per-node 2 -m la4vla.train configs/quickstart/finetune.yaml
+
+part 4/5 "Evaluate on held-out initial states, trained and untrained"
+python -m benchmarks metaworld --checkpoint $run/finetune --protocol metaworld/quickstart-v1 --out $run/eval/trained --videos 1
+python -m benchmarks metaworld --checkpoint $run/finetune --untrained --protocol metaworld/quickstart-v1 --out $run/eval/untrained
+
+part 5/5 "Report"
+python -m benchmarks report $run

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Several machines: run the same line on each of them, in any order.
+# usage: NNODES=2 HEAD=host:29500 [NPROC=8] [RUN_ID=name] bash launch/train_multi_node.sh CONFIG.yaml [key=value ...]
+# HEAD is one of the machines, reachable from all. Network interfaces are NCCL's choice unless you export your own.
+set -euo pipefail
+: "${NNODES:?how many machines}" "${HEAD:?host:port of one of them}"
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec torchrun --nnodes "$NNODES" --nproc-per-node "${NPROC:-gpu}" \
+  --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${RUN_ID:-la4vla}" -m la4vla.train "$@"
