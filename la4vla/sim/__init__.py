@@ -1,0 +1,1 @@
+"""Simulators behind one `Env` protocol. Nothing here imports a simulator at package import."""

@@ -1,0 +1,62 @@
+"""What every simulator looks like to the rest of the project: the `Env` protocol and what a step returns.
+
+Units of every env: pictures are uint8 RGB [H, W, 3], upright; metres; radians; the gripper's opening is 1 = open in the
+state. What an action's numbers mean is said by `embodiment.action` of the env, not by this file.
+
+One live env per process: two GL contexts in one process draw wrong pictures without an error (mujoco contexts are
+per thread and most viewers never make theirs current). Envs that run side by side live in spawned processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from la4vla.types import Embodiment, Observation
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One control step.
+
+    state: float32 [S] after the step, raw units. success: the env's own criterion holds at this step (not latched).
+    truncated: the horizon is reached; the next call must be `reset`.
+    """
+
+    state: np.ndarray
+    success: bool
+    truncated: bool
+
+
+class Env(Protocol):
+    """A simulator of one robot.
+
+    embodiment: the typed state and action spec.
+    """
+
+    embodiment: Embodiment
+
+    def reset(self, task: str, episode: int) -> Observation:
+        """Start an episode. The initial state is a pure function of (suite, task, episode >= 0), whatever ran before.
+
+        Raises UserError for an unknown task.
+        """
+        ...
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Advance one control step with a raw action [A] (clipped to the env's range). Never renders.
+
+        Raises UserError for an action of the wrong size, ValueError for a non-finite one and RuntimeError
+        past the horizon.
+        """
+        ...
+
+    def observe(self) -> Observation:
+        """The present state and freshly rendered views. Rendering happens here and in `reset` only."""
+        ...
+
+    def close(self) -> None:
+        """Free the GL context. The env cannot be used afterwards."""
+        ...
