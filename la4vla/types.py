@@ -105,6 +105,7 @@ class Sample:
     exist is not in the dict. slots: view name -> slot number, counted from 0, over all views the model may be shown.
     state_mask: bool [S], action_mask: bool [A]: which dimensions this embodiment has (all of them before padding).
     key: `source/clip/start`, names the sample in error messages.
+    action_states: float32 [T, S], the state of each action's own frame; with `action`, None for a query.
     """
 
     kind: Kind
@@ -117,6 +118,7 @@ class Sample:
     action_mask: np.ndarray
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=dict)
+    action_states: np.ndarray | None = None
 
     def but(self, **changes: Any) -> Sample:
         return replace(self, **changes)

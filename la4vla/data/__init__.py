@@ -1,0 +1,10 @@
+"""Demonstration clips on disk and on their way to a `types.Batch`.
+
+shards      the format: clips, index, writer           read        tars through WebDataset's opener
+verify      index against tars                         describe    what a folder holds
+order       position -> sample, pure arithmetic        mixture     samples of each source in each step
+normalize   statistics and their use                   transforms  the chain that trainer and server share
+augment     image augmentation of training samples     collate     samples -> Batch
+setup       what a run's config means for its sources  reader      steps of one rank, in this process
+loader      the same steps from a process of their own
+"""

@@ -1,0 +1,145 @@
+"""The index of a shard folder: which tars, which clips, how long; and how a folder's files are opened.
+
+Owns `index.json` and the meaning of a folder's location. The index is all that the order of samples depends on: no
+tar is opened to know what a run will read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from webdataset.gopen import gopen
+
+from la4vla.data.normalize import STATS, FolderStats
+from la4vla.types import Embodiment, UserError
+
+SCHEMA_VERSION = 1
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class View:
+    """height, width: pixels of the stored images. camera: what is known of it (mount, pose, field of view)."""
+
+    height: int
+    width: int
+    camera: str = ""
+    upright: bool = True
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar. keys, lengths: its clips in order. samples: the sum of their starts. size: bytes of the tar."""
+
+    name: str
+    keys: tuple[str, ...]
+    lengths: tuple[int, ...]
+    samples: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json says. location: the folder it was read from; views: empty when the shards hold no image."""
+
+    location: str
+    embodiment: Embodiment
+    views: Mapping[str, View]
+    frame_stride: int
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def clips(self) -> int:
+        return sum(len(shard.keys) for shard in self.shards)
+
+    @property
+    def frames(self) -> int:
+        return sum(sum(shard.lengths) for shard in self.shards)
+
+    def to_json(self) -> str:
+        def entry(shard: Shard) -> dict[str, Any]:
+            clips = [
+                {"key": key, "length": length, "starts": starts(length, self.frame_stride)}
+                for key, length in zip(shard.keys, shard.lengths, strict=True)
+            ]
+            about = {"name": shard.name, "samples": shard.samples, "bytes": shard.size, "sha256": shard.sha256}
+            return {**about, "clips": clips}
+
+        totals = {"clips": self.clips, "frames": self.frames, "samples": self.samples}
+        raw = {
+            "schema": SCHEMA_VERSION,
+            "embodiment": self.embodiment.to_dict(),
+            "images": bool(self.views),
+            "views": {name: asdict(view) for name, view in self.views.items()},
+            "frame_stride": self.frame_stride,
+            "totals": {**totals, "bytes": sum(shard.size for shard in self.shards)},
+            "shards": [entry(shard) for shard in self.shards],
+        }
+        return json.dumps(raw, separators=(",", ":"))
+
+
+def starts(length: int, stride: int) -> int:
+    """Number of sample starts of a clip: the frames 0, stride, 2 * stride ... below `length`."""
+    return -(-length // stride)
+
+
+def locate(folder: str, name: str) -> str:
+    """Where file `name` of a folder is, as WebDataset's opener wants it.
+
+    `folder` is a local path, an http(s) URL, or `pipe:COMMAND` in which `{}` stands for the file's name.
+    """
+    if not folder.startswith("pipe:"):
+        return f"{folder.rstrip('/')}/{name}"
+    if "{}" not in folder:
+        raise UserError(f"`{folder}` has no {{}} for the file's name; write it as pipe:cat /data/{{}}.")
+    return folder.replace("{}", name)
+
+
+def read_small(folder: str, name: str) -> bytes:
+    """A whole file of a shard folder. Raises UserError if it cannot be read."""
+    try:
+        with gopen(locate(folder, name), "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise UserError(f"{folder}: {name} cannot be read ({error}); check the path of the shard folder.") from error
+
+
+def read_index(folder: str | Path) -> Index:
+    """The index of a shard folder (local path, http(s) URL or pipe: command). Raises UserError if it is not one."""
+    location = str(folder)
+    data = read_small(location, INDEX)
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{location}: {INDEX} is not JSON ({error}); write the folder again.") from error
+    if raw["schema"] > SCHEMA_VERSION:
+        raise UserError(
+            f"{location}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); "
+            "upgrade la4vla."
+        )
+    shards = tuple(
+        Shard(
+            name=shard["name"],
+            keys=tuple(clip["key"] for clip in shard["clips"]),
+            lengths=tuple(clip["length"] for clip in shard["clips"]),
+            samples=shard["samples"],
+            size=shard["bytes"],
+            sha256=shard["sha256"],
+        )
+        for shard in raw["shards"]
+    )
+    views = {name: View(**view) for name, view in raw["views"].items()}
+    return Index(location, Embodiment.from_dict(raw["embodiment"]), views, raw["frame_stride"], shards)
+
+
+def read_stats(folder: str | Path) -> FolderStats:
+    return FolderStats.from_json(read_small(str(folder), STATS))

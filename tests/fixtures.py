@@ -1,0 +1,87 @@
+"""Small synthetic shard folders for the tests of every room: seeded, quick, images that say which frame they are."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from la4vla.data.shards import Clip, Index, ShardWriter, View
+from la4vla.types import Embodiment, VectorSpec
+
+ARM = Embodiment(
+    "test_arm",
+    10.0,
+    state=VectorSpec(("x", "y", "z", "gripper"), "absolute"),
+    action=VectorSpec(("x", "y", "z", "gripper"), "delta"),
+)
+POSE = Embodiment(
+    "test_pose",
+    15.0,
+    state=VectorSpec(("x", "y", "z", "rx", "ry", "rz", "gripper"), "absolute", rotation="euler_xyz"),
+    action=VectorSpec(("x", "y", "z", "rx", "ry", "rz", "gripper"), "absolute", rotation="euler_xyz"),
+)
+DIRECTIONS = ("left", "right", "up", "down", "forward")
+
+
+def image(number: int, height: int, width: int) -> np.ndarray:
+    """uint8 RGB [H, W, 3] whose upper left quarter is dark (so that flips show) and whose colour tells `number`."""
+    picture = np.full((height, width, 3), 40, np.uint8)
+    picture[:] = [(37 * number) % 200 + 40, (91 * number) % 200 + 40, (53 * number) % 200 + 40]
+    picture[: height // 2, : width // 2] = 0
+    return picture
+
+
+def make_clip(
+    number: int,
+    length: int,
+    embodiment: Embodiment = ARM,
+    views: Mapping[str, View] | None = None,
+    frame_stride: int = 1,
+    instruction: str | None = None,
+) -> Clip:
+    """Clip `number`: seeded values in [-1, 1]; action dim 0 holds number + frame / 1000, to tell frames apart."""
+    draw = np.random.Generator(np.random.Philox(number))
+    state = draw.uniform(-1, 1, (length, len(embodiment.state.names))).astype(np.float32)
+    action = draw.uniform(-1, 1, (length, len(embodiment.action.names))).astype(np.float32)
+    action[:, 0] = number + np.arange(length) / 1000
+    direction = DIRECTIONS[number % len(DIRECTIONS)]
+    return Clip(
+        key=f"clip-{number:05d}",
+        instruction=instruction or f"Move the gripper {direction}.",
+        primitive="move" if number % 2 else "lift",
+        object_status="EMPTY" if number % 2 else "HOLDING",
+        task="test",
+        episode=f"episode-{number // 3}",
+        span=(0, length),
+        fps=embodiment.control_hz,
+        quality=3.0,
+        state=state,
+        action=action,
+        frames={
+            name: {
+                t: simplejpeg.encode_jpeg(image(number + t, view.height, view.width), quality=90)
+                for t in range(0, length, frame_stride)
+            }
+            for name, view in (views or {}).items()
+        },
+    )
+
+
+def write_shards(
+    folder: Path,
+    clips: int | Sequence[Clip] = 16,
+    shards: int = 4,
+    views: Mapping[str, View] | Sequence[str] = (),
+    frame_stride: int = 1,
+    embodiment: Embodiment = ARM,
+    image_size: int = 16,
+) -> Index:
+    """A shard folder of `clips` clips (a number: made by make_clip with lengths 5 to 11, or the clips themselves)."""
+    named = views if isinstance(views, Mapping) else {name: View(image_size, image_size) for name in views}
+    if isinstance(clips, int):
+        clips = [make_clip(number, 5 + (3 * number) % 7, embodiment, named, frame_stride) for number in range(clips)]
+    with ShardWriter(folder, embodiment, named, frame_stride, shards) as writer:
+        for clip in clips:
+            writer.add(clip)
+        return writer.close()
