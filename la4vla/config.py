@@ -39,6 +39,7 @@ class RunConfig:
 class ModelConfig:
     preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, la4vla_1b)
     weights: str = ""  # pretrained InternVL in the native `-hf` layout, local folder or hub id; empty: random
+    tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
     attention: str = "sdpa"  # sdpa | eager | flash_attention_2; an absent backend is an error
     dropout: float = 0.2  # inside the head's attention (FACTS 1.7)

@@ -1,0 +1,128 @@
+"""Instruction and images -> context, on transformers' native InternVLModel; nothing behind `trust_remote_code`.
+
+What differs from calling InternVLModel.forward:
+- a batch of kind `la` never reaches the vision tower, and no image token exists in it;
+- image tokens are written to `batch.image_index` (index_copy), so no boolean mask is searched and the host never waits;
+- no padding mask is built. Rows are padded on the right and attention is causal, so a real token cannot see a pad; what
+  the pads compute is garbage that `key_mask_BL` keeps out of the head. transformers would build that mask with
+  `mask.all()` (masking_utils: one host sync a call) and lose the fast causal kernel;
+- no key/value cache, no language-model head; pixels are normalised in fp32 on the device (the released code did it in
+  bf16).
+Refuses: other dtypes of pixels than uint8, batches whose kind and images disagree.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import InternVLConfig, InternVLModel, InternVLVisionConfig, Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from la4vla.model.presets import ModelSize
+from la4vla.types import Batch, UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""RGB in [0, 1]; what InternVL's images were normalised with (FACTS 4.1)."""
+
+
+def internvl_config(size: ModelSize, attention: str) -> InternVLConfig:
+    """transformers' description of the backbone: FACTS 4.1 where the preset does not say otherwise.
+
+    Raises UserError when flash_attention_2 is asked for and not installed; nothing falls back.
+    """
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError("model.attention: flash_attention_2 needs the flash-attn package and a GPU; use sdpa instead.")
+    vision = InternVLVisionConfig(
+        hidden_size=size.vision_width,
+        num_hidden_layers=size.vision_layers,
+        num_attention_heads=size.vision_heads,
+        intermediate_size=size.vision_mlp,
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+        layer_scale_init_value=size.layer_scale,
+        attention_bias=True,
+        use_qk_norm=False,
+    )
+    text = Qwen2Config(
+        vocab_size=size.vocab,
+        hidden_size=size.width,
+        num_hidden_layers=size.llm_layers,
+        num_attention_heads=size.llm_heads,
+        num_key_value_heads=size.kv_heads,
+        intermediate_size=size.llm_mlp,
+        max_position_embeddings=32_768,
+        # The released `dynamic` scaling changes nothing below 32,768 positions, and asks for a host sync every call.
+        rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
+        use_cache=False,
+    )
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=size.image_token_id,
+        image_seq_length=size.image_tokens,
+        downsample_ratio=1 / size.shuffle,
+        tie_word_embeddings=False,
+    )
+    config._attn_implementation = attention  # the setter hands it to the vision and text configs
+    return config
+
+
+class Backbone(nn.Module):
+    def __init__(self, size: ModelSize, attention: str) -> None:
+        super().__init__()
+        self.size = size
+        self.internvl = InternVLModel(internvl_config(size, attention))
+        self.explicit_causal_mask = attention == "eager"  # transformers' eager attention is causal by its mask only
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """context_BLE: final-norm hidden states in the dtype of the weights (or of autocast). key_mask_BL: bool, real
+        tokens.
+        """
+        assert (batch.kind == "vla") == (batch.images_NCHW is not None) == (batch.image_index is not None)
+        embeds_BLE = self.internvl.language_model.embed_tokens(batch.input_ids_BL)
+        if batch.images_NCHW is not None and batch.image_index is not None:
+            tokens_NPE = self._image_tokens(batch.images_NCHW).to(embeds_BLE.dtype)
+            flat = rearrange(embeds_BLE, "b l e -> (b l) e")
+            flat = flat.index_copy(0, batch.image_index, rearrange(tokens_NPE, "n p e -> (n p) e"))
+            embeds_BLE = rearrange(flat, "(b l) e -> b l e", b=batch.rows)
+        output = self.internvl.language_model(
+            inputs_embeds=embeds_BLE, attention_mask={"full_attention": self._causal_mask(embeds_BLE)}
+        )
+        return output.last_hidden_state, batch.text_mask_BL
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute every vision and language block in the backward pass (blocks in eval mode, i.e. frozen, keep as
+        they are).
+        """
+        # The public name of this call changed between transformers releases; this one is below all of them.
+        self.internvl._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=_checkpoint)
+
+    def restore_buffers(self, device: torch.device | str = "cpu") -> None:
+        """Buffers are not in the state dict; after `to_empty` they have to be computed again."""
+        language_model = self.internvl.language_model
+        with torch.device(device):
+            language_model.rotary_emb = Qwen2RotaryEmbedding(config=language_model.config)
+
+    def _image_tokens(self, images_NCHW: Tensor) -> Tensor:
+        """[N, P, E] from uint8 RGB in 0..255."""
+        assert images_NCHW.dtype == torch.uint8
+        pixels = images_NCHW.float() / 255.0
+        mean = pixels.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+        std = pixels.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
+        tokens = self.internvl.get_image_features((pixels - mean) / std, return_dict=True).pooler_output  # pyright: ignore
+        return tokens
+
+    def _causal_mask(self, embeds_BLE: Tensor) -> Tensor | None:
+        """None for kernels that are causal by themselves; else additive [1, 1, L, L]."""
+        if not self.explicit_causal_mask:
+            return None
+        length = embeds_BLE.shape[1]
+        lowest = torch.finfo(embeds_BLE.dtype).min
+        return torch.full((1, 1, length, length), lowest, device=embeds_BLE.device, dtype=embeds_BLE.dtype).triu(1)
+
+
+def _checkpoint(function, *inputs):  # noqa: ANN001, ANN002, ANN202
+    return checkpoint(function, *inputs, use_reentrant=False)

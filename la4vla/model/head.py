@@ -1,0 +1,178 @@
+"""The flow head: context, robot state and a noisy chunk -> the velocity that turns noise into actions.
+
+The blocks are those of FACTS 4.1: x += attention(LN1(x) -> context); x += FFN(LN2(x) + time). Deviations from the
+release, all on purpose:
+- `key_mask` has no default: pads never reach the head (the release attended to all 1024 positions, FACTS 5.1 B2);
+- time and step positions are computed in fp32 and continuous, not looked up;
+- the context's keys and values are projected once a chunk (`remember`), not once a flow step; loss and sampler share
+  `velocity`;
+- `per_token` readout: LN -> MLP on every chunk token, instead of squeezing the chunk through one vector. In the
+  released blocks chunk tokens never meet, only its `flatten` readout mixes them. Without that, each step of a chunk
+  would be drawn from its own marginal: half a chunk could go left around an obstacle and half right. So `per_token`
+  blocks begin with self-attention over the chunk. It is causal (step i sees steps <= i): a clip may end inside a chunk,
+  and with a causal mask the real steps see neither what lies past the end nor that there is an end, which the policy
+  must not know. `flatten` cannot offer that.
+- attention has separate q and kv projections, so that each is one module call (ZeRO-3 gathers by call); the release's
+  `in_proj_weight` (3E, E) is q_proj.weight (E, E) over kv_proj.weight (2E, E), biases alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from la4vla.model import flow
+from la4vla.model.presets import ModelSize
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a chunk attends to: the context and, last, the state token.
+
+    keys_values: one pair a block, each [B, heads, L + 1, width / heads]. mask: bool [B, 1, 1, L + 1], True where seen.
+    """
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    mask: Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values can be projected ahead of time. Dropout acts on the weights only."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.kv_proj = nn.Linear(width, 2 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def keys_values(self, source_BLE: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = rearrange(self.kv_proj(source_BLE), "b l (two h d) -> two b h l d", two=2, h=self.heads)
+        return keys, values
+
+    def forward(self, x_BTE: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool) -> Tensor:
+        """mask: bool, True where a query may look, broadcast to [B, heads, T, L]; None with `causal`."""
+        query = rearrange(self.q_proj(x_BTE), "b t (h d) -> b h t d", h=self.heads)
+        dropout = self.dropout if self.training else 0.0
+        seen = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.out_proj(rearrange(seen, "b h t d -> b t (h d)"))
+
+
+class Block(nn.Module):
+    def __init__(self, size: ModelSize, dropout: float, self_attention: bool) -> None:
+        super().__init__()
+        if self_attention:
+            self.norm0 = nn.LayerNorm(size.width)
+            self.self_attn = Attention(size.width, size.head_heads, dropout)
+        self.self_attention = self_attention
+        self.norm1 = nn.LayerNorm(size.width)
+        self.attn = Attention(size.width, size.head_heads, dropout)
+        self.norm2 = nn.LayerNorm(size.width)
+        self.ff = nn.Sequential(nn.Linear(size.width, size.head_mlp), nn.GELU(), nn.Linear(size.head_mlp, size.width))
+
+    def forward(self, x_BTE: Tensor, time_B1E: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        if self.self_attention:
+            normed = self.norm0(x_BTE)
+            x_BTE = x_BTE + self.self_attn(normed, self.self_attn.keys_values(normed), mask=None, causal=True)
+        x_BTE = x_BTE + self.attn(self.norm1(x_BTE), keys_values, mask=mask, causal=False)
+        return x_BTE + self.ff(self.norm2(x_BTE) + time_B1E)
+
+
+class ActionEncoder(nn.Module):
+    """Noisy actions -> one token a step: Linear, ReLU, + step position, Linear, ReLU, Linear."""
+
+    def __init__(self, size: ModelSize) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(size.action_dim, size.width)
+        self.w2 = nn.Linear(size.width, size.width)
+        self.w3 = nn.Linear(size.width, size.width)
+
+    def forward(self, x_BTA: Tensor) -> Tensor:
+        hidden = F.relu(self.w1(x_BTA))
+        steps_T = torch.arange(x_BTA.shape[1], device=x_BTA.device)
+        hidden = hidden + flow.sinusoid(steps_T, hidden.shape[-1]).to(hidden.dtype)
+        return self.w3(F.relu(self.w2(hidden)))
+
+
+class StateEncoder(nn.Module):
+    """Robot state -> the one state token that joins the context."""
+
+    def __init__(self, size: ModelSize) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size.state_dim, size.head_hidden)
+        self.fc2 = nn.Linear(size.head_hidden, size.width)
+
+    def forward(self, state_BS: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(state_BS)))
+
+
+class FlattenReadout(nn.Module):
+    """The released one: the whole chunk through one vector of the head's width."""
+
+    def __init__(self, size: ModelSize) -> None:
+        super().__init__()
+        self.horizon = size.horizon
+        self.pool = nn.Linear(size.horizon * size.width, size.width)
+        self.fc1 = nn.Linear(size.width, size.head_hidden)
+        self.fc2 = nn.Linear(size.head_hidden, size.horizon * size.action_dim)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        pooled = self.pool(rearrange(x_BTE, "b t e -> b (t e)"))
+        return rearrange(self.fc2(F.relu(self.fc1(pooled))), "b (t a) -> b t a", t=self.horizon)
+
+
+class PerTokenReadout(nn.Module):
+    def __init__(self, size: ModelSize) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size.width, size.width)
+        self.fc2 = nn.Linear(size.width, size.action_dim)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BTE)))
+
+
+READOUTS = {"flatten": FlattenReadout, "per_token": PerTokenReadout}
+
+
+class FlowHead(nn.Module):
+    """Dropout draws from torch's default generator of the device; the caller seeds it. Everything else is
+    deterministic.
+    """
+
+    def __init__(self, size: ModelSize, readout: str, dropout: float) -> None:
+        super().__init__()
+        self.action_encoder = ActionEncoder(size)
+        self.state_encoder = StateEncoder(size)
+        self.blocks = nn.ModuleList(Block(size, dropout, readout == "per_token") for _ in range(size.head_blocks))
+        self.norm_out = nn.LayerNorm(size.width)
+        self.readout = READOUTS[readout](size)
+
+    def remember(self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor) -> Memory:
+        """Keys and values of every block, from the context and the state token behind it. Once a chunk.
+
+        key_mask_BL: bool, False keys are never seen. state_BS: float32; dims outside state_mask_BS count as 0.
+        """
+        dtype = self.state_encoder.fc1.weight.dtype
+        state_BE = self.state_encoder(state_BS.masked_fill(~state_mask_BS, 0.0).to(dtype))
+        source_BLE = torch.cat([context_BLE, state_BE[:, None].to(context_BLE.dtype)], dim=1)
+        mask_BL = F.pad(key_mask_BL, (0, 1), value=True)
+        keys_values = tuple(block.attn.keys_values(source_BLE) for block in self._blocks())
+        return Memory(keys_values, mask_BL[:, None, None, :])
+
+    def velocity(self, x_BTA: Tensor, time_B: Tensor, memory: Memory) -> Tensor:
+        """fp32 [B, T, A]. x_BTA: fp32 point on the path. time_B: fp32 in [0, 1]."""
+        assert x_BTA.dtype == time_B.dtype == torch.float32
+        dtype = self.norm_out.weight.dtype
+        time_B1E = flow.sinusoid(time_B * flow.TIME_SCALE, self.norm_out.normalized_shape[0])[:, None].to(dtype)
+        x_BTE = self.action_encoder(x_BTA.to(dtype))
+        for block, keys_values in zip(self._blocks(), memory.keys_values, strict=True):
+            x_BTE = block(x_BTE, time_B1E, keys_values, memory.mask)
+        return self.readout(self.norm_out(x_BTE)).float()
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]

@@ -1,0 +1,113 @@
+"""Instruction and image slots -> token ids, as the released model was prompted (FACTS 4.1).
+
+A row is `Image-{slot}: <img>` + P x `<IMG_CONTEXT>` + `</img>\\n` for each view that exists, then the instruction. No
+chat template, no system prompt, no BOS. An `la` row is the instruction alone. Refuses: rows over `max_tokens` (never
+truncated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from tokenizers import AddedToken, Tokenizer
+
+from la4vla.config import ModelConfig
+from la4vla.model.presets import preset
+from la4vla.types import InputSpec, UserError
+
+PAD, IMAGE_OPEN, IMAGE_CLOSE, IMAGE_CONTEXT = "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>"
+TINY_TOKENIZER = Path(__file__).parent / "assets"
+FILE = "tokenizer.json"
+
+
+class Prompter:
+    """A fast tokenizer that knows the images' place in a row. Picklable; `encode` is a pure function."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: InputSpec) -> None:
+        """tokenizer: gets the four special tokens it lacks. Raises UserError when their ids are not the model's."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        missing = [
+            token for token in (PAD, IMAGE_OPEN, IMAGE_CLOSE, IMAGE_CONTEXT) if tokenizer.token_to_id(token) is None
+        ]
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in missing])
+        # An instruction that contains `<IMG_CONTEXT>` is spelled out as text; only `encode` places special tokens.
+        tokenizer.encode_special_tokens = True
+        self.tokenizer = tokenizer
+        self.spec = spec
+        found = (self._id(PAD), self._id(IMAGE_CONTEXT))
+        if found != (spec.pad_token_id, spec.image_token_id):
+            raise UserError(
+                f"the tokenizer gives {PAD} and {IMAGE_CONTEXT} the ids {found}, the model has "
+                f"{(spec.pad_token_id, spec.image_token_id)}; set model.tokenizer to the one of the weights."
+            )
+        self._image = [self._id(IMAGE_OPEN), *[spec.image_token_id] * spec.image_tokens, self._id(IMAGE_CLOSE)]
+
+    def encode(self, instruction: str, slots: Sequence[int] = ()) -> list[int]:
+        """Token ids of one row. slots: the numbers, from 0, of the views that exist, in order; empty for kind `la`.
+
+        An empty instruction is the single end-of-text token: "nothing was said" has one meaning and a row has tokens.
+        Raises UserError when the row is longer than the model takes.
+        """
+        ids: list[int] = []
+        before = ""
+        for slot in slots:
+            ids += [*self._text(f"{before}Image-{slot + 1}: "), *self._image]
+            before = "\n"
+        text = instruction.strip()
+        ids += self._text(before + text)
+        if not text:
+            ids.append(self.spec.pad_token_id)
+        if len(ids) > self.spec.max_tokens:
+            raise UserError(
+                f"{len(slots)} images and the instruction `{text[:40]}` make {len(ids)} tokens, the model takes "
+                f"{self.spec.max_tokens}; shorten the instruction or show fewer views."
+            )
+        return ids
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, all that `load` needs beside the checkpoint's input spec."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(Path(folder) / FILE))
+
+    @staticmethod
+    def load(folder: str | Path, spec: InputSpec) -> Prompter:
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise UserError(f"{folder}: no {FILE} in it; point model.tokenizer at a folder that has one.")
+        return Prompter(Tokenizer.from_file(str(path)), spec)
+
+    def _text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _id(self, token: str) -> int:
+        number = self.tokenizer.token_to_id(token)
+        assert number is not None
+        return number
+
+
+def build_prompter(config: ModelConfig) -> Prompter:
+    """The tokenizer of `config.tokenizer`, else the one beside `config.weights`, else the tiny preset's own."""
+    spec = preset(config.preset).spec
+    where = config.tokenizer or config.weights
+    if where:
+        return Prompter.load(local_folder(where, [FILE]), spec)
+    if config.preset != "tiny":
+        raise UserError(f"preset {config.preset} has no tokenizer of its own; set model.tokenizer or model.weights.")
+    return Prompter.load(TINY_TOKENIZER, spec)
+
+
+def local_folder(where: str, patterns: Sequence[str]) -> Path:
+    """A local folder as it is, or the files of a hub repository that match `patterns`, fetched to the hub's cache."""
+    if Path(where).is_dir():
+        return Path(where)
+    try:
+        return Path(huggingface_hub.snapshot_download(where, allow_patterns=list(patterns)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{where}: neither a folder nor a hub repository that can be reached ({type(error).__name__}); "
+            "check the path, or download it first and give the folder."
+        ) from error
