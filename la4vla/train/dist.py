@@ -1,0 +1,108 @@
+"""Who we are among the processes of a run, and the few collectives that are not about gradients.
+
+Owns the process group. Refuses to know about models: engines reduce gradients, this file reduces numbers.
+A collective is called by every rank or by none, so none of these functions may stand inside a rank branch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from la4vla.types import UserError
+
+T = TypeVar("T")
+ERROR_SAID = "la4vla/error"
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. size: how many; rank: which one of 0..size-1; local_rank: which one on this machine."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    store: Store = field(repr=False, compare=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start() -> World:
+    """Join the run that torchrun describes in the environment, or be a run of one process.
+
+    The group speaks gloo for host tensors and nccl for device tensors. Raises UserError when a machine has fewer
+    GPUs than processes.
+    """
+    if "RANK" in os.environ:
+        store, rank, size = next(rendezvous("env://"))
+        local_rank = int(os.environ["LOCAL_RANK"])
+    else:
+        store, rank, size, local_rank = dist.HashStore(), 0, 1, 0  # pyright: ignore[reportPrivateImportUsage]
+        # DeepSpeed reads these names instead of asking the process group.
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    cuda = torch.cuda.is_available()
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} exist); "
+            "start as many processes a machine as it has GPUs."
+        )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    return World(rank, local_rank, size, device, store)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of every rank's tensor, in place; queued on the device, without a host sync on GPUs."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """The largest value of any rank, in place."""
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
+def from_main(value: T) -> T:
+    """Rank 0's value on every rank (picklable; waits for rank 0)."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait on the host (gloo) until every rank is here."""
+    from_main(None)
+
+
+def log0(world: World, text: str) -> None:
+    if world.is_main:
+        print(text, flush=True)
+
+
+def first_to_fail(world: World) -> bool:
+    """True for one caller of the whole run, so that an error that every rank has is printed once."""
+    return world.store.add(ERROR_SAID, 1) == 1
+
+
+def error_was_said(world: World) -> bool:
+    """Whether some rank has already told the user what went wrong (this rank then only lost its peer)."""
+    return world.store.check([ERROR_SAID])

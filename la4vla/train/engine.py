@@ -1,0 +1,83 @@
+"""The seam between the loop and whatever moves gradients between processes.
+
+Order, enforced by `build`: the policy has its weights and its frozen parts already (load -> freeze), then comes the
+optimizer, then the wrapping. A new stage is a new engine; nobody flips `requires_grad` below a living one.
+
+What every engine promises
+    gradients are SUMMED over ranks and over the micro-batches of a step
+    a trainable parameter that no micro-batch of a step touched has gradient zero (not none): its moments decay and
+    weight decay applies, on every engine alike
+    `step` returns the true global gradient norm before clipping; when it is not finite the step changed nothing
+    parameters, gradients and moments are fp32; bf16 is autocast inside the forward, so the parameters are the masters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from la4vla.config import TrainConfig
+from la4vla.train.dist import World
+from la4vla.types import Batch
+
+ReadMoments = Callable[[str], tuple[Tensor, Tensor]]
+
+
+class Engine(Protocol):
+    module: nn.Module
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The policy on one micro-batch: (squared error sum, count), fp32 0-d."""
+        ...
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of one micro-batch. last: no further micro-batch follows in this step."""
+        ...
+
+    def step(self, lr: float) -> Tensor:
+        """Clip, update, clear the gradients. Returns the global gradient norm before clipping, fp32 0-d."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every entry of the policy's state dict in fp32, whole, one after the other. All ranks must iterate."""
+        ...
+
+    def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, exp_avg, exp_avg_sq) of every trainable parameter, whole. All ranks must iterate."""
+        ...
+
+    def updates(self) -> int:
+        """Optimizer updates applied (skipped steps do not count)."""
+        ...
+
+    def load_moments(self, read: ReadMoments, updates: int) -> None:
+        """Continue with the moments that `read(name)` gives."""
+        ...
+
+    def masters(self) -> list[Tensor]:
+        """The very tensors that the optimizer updates."""
+        ...
+
+    def close(self) -> None:
+        """Take the hooks off the policy. The engine is dead afterwards."""
+        ...
+
+
+def build(policy: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> Engine:
+    """The engine a config asks for, around a policy that is loaded and frozen. Checks fp32 masters."""
+    if config.engine.name == "deepspeed":
+        # Imported only when asked for: it costs seconds, and a plain run must not need it.
+        from la4vla.train.engine_deepspeed import DeepSpeedEngine
+
+        engine: Engine = DeepSpeedEngine(policy, config, weight_decay, world)
+    else:
+        from la4vla.train.engine_plain import PlainEngine
+
+        engine = PlainEngine(policy, config, weight_decay, world)
+    masters = engine.masters()
+    assert masters, "no trainable parameter"
+    assert all(tensor.dtype == torch.float32 for tensor in masters), "the optimizer must hold fp32 masters"
+    return engine

@@ -1,0 +1,161 @@
+"""DeepSpeed ZeRO 0-3 behind the engine seam, with its three traps for mixed kinds defused. Written against 0.19.
+
+fp32 parameters with bf16 autocast inside the forward (DeepSpeed's `torch_autocast`, gradients summed in fp32), not
+DeepSpeed's `bf16` mode: every stage then holds fp32 masters, a non-finite norm is skipped by DeepSpeed's own overflow
+logic on all ranks together, and both engines compute the same numbers.
+
+Traps
+    stage 3 copies a gradient into its buffer in the first micro-batch of a step and adds in later ones, so that a
+    parameter first touched by a later micro-batch (vision, after LA) is added to what the last step left: the
+    buffer is zeroed at every step.
+    stage 1 with `overlap_comm` reduces in hooks of the last micro-batch only: overlap stays off.
+    stage 0 neither reports a norm nor skips a non-finite step: both are done here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from la4vla.config import TrainConfig
+from la4vla.train import optim
+from la4vla.train.dist import World
+from la4vla.train.engine import ReadMoments
+from la4vla.types import Batch
+
+BUCKET_ELEMENTS = 50_000_000  # 200 MB of fp32 a reduction
+
+
+class DeepSpeedEngine:
+    def __init__(self, policy: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
+        deepspeed = _import_deepspeed(world)
+        self.module = policy.to(world.device)
+        self._deepspeed = deepspeed
+        self._world = world
+        self._stage = config.engine.zero_stage
+        self._clip_norm = config.optim.clip_norm
+        self._parameters = optim.trainable(self.module)
+        self._optimizer = optim.build(self._parameters, config.optim, weight_decay)
+        self._engine: Any = deepspeed.initialize(
+            model=self.module,
+            optimizer=self._optimizer,
+            config=deepspeed_config(config, world.size, sum(p.numel() for p in self.module.parameters())),
+            dist_init_required=False,
+        )[0]
+        optim.fill_state(self._optimizer, self.masters())
+        if self._stage in (1, 2):
+            # Ties each parameter to its piece of the state; DeepSpeed itself does it after the first update.
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the seam promises sums.
+        self._engine.backward(loss * self._world.size)
+
+    def step(self, lr: float) -> Tensor:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        if self._stage == 0:
+            norm = optim.clip_and_guard(self._optimizer, list(self._parameters.values()), self._clip_norm)
+            self._engine.step()
+            return norm
+        self._engine.step()
+        if self._stage == 3:
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        norm = self._engine.get_global_grad_norm()  # inf, a Python float, after a skipped step
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._world.device)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        for name, value in self.module.state_dict().items():
+            if name in parameters and self._stage == 3:
+                with self._deepspeed.zero.GatheredParameters([parameters[name]]):
+                    yield name, parameters[name].detach().clone()
+            else:
+                yield name, value
+
+    def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        from deepspeed.utils import safe_get_full_optimizer_state as get_full
+
+        for name, parameter in self._parameters.items():
+            if self._stage == 0:
+                first, second = (self._optimizer.state[parameter][key] for key in optim.MOMENTS)
+            else:
+                first, second = (get_full(parameter, key) for key in optim.MOMENTS)
+            assert first is not None and second is not None
+            yield name, first, second
+
+    def updates(self) -> int:
+        return optim.updates_done(self._optimizer)
+
+    def load_moments(self, read: ReadMoments, updates: int) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state as set_full
+
+        for name, parameter in self._parameters.items():
+            for key, value in zip(optim.MOMENTS, read(name), strict=True):
+                value = value.to(self._world.device)
+                if self._stage == 0:
+                    self._optimizer.state[parameter][key].copy_(value)
+                else:
+                    set_full(parameter, value, key)
+        optim.set_updates_done(self._optimizer, updates)
+
+    def masters(self) -> list[Tensor]:
+        if self._stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        if self._stage > 0:
+            return list(self._engine.optimizer.single_partition_of_fp32_groups)
+        return list(self._parameters.values())
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def deepspeed_config(config: TrainConfig, world_size: int, parameters: int) -> dict[str, Any]:
+    """The dict that DeepSpeed gets. Batch sizes are placeholders: the loop owns micro-batches and accumulation."""
+    stage = config.engine.zero_stage
+    bucket = min(BUCKET_ELEMENTS, parameters)
+    return {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.clip_norm if stage else 0.0,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+            # Small parameters stay whole: gathering them one by one costs more than they weigh.
+            "stage3_param_persistence_threshold": min(100_000, parameters // 100),
+        },
+        "torch_autocast": {
+            "enabled": config.engine.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+    }
+
+
+def _import_deepspeed(world: World) -> Any:
+    """DeepSpeed, for the device this run is on, without its hundred lines of INFO."""
+    if world.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    logging.disable(logging.INFO)
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logging.disable(logging.NOTSET)
+    logger.setLevel(logging.WARNING)
+    if world.device.type == "cpu":
+        # Its shared-memory all-reduce is compiled at first use (a minute, and a compiler); gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
