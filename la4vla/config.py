@@ -141,6 +141,7 @@ class RecordConfig:
     view: str = "corner4"
     image_size: int = 112
     frame_stride: int = 2  # every n-th frame is rendered and stored
+    fast: bool = False  # draw without shadows, reflections and anti-aliasing; evaluate with the same setting
     action_noise: float = 0.1  # std of Gaussian noise on the executed translation command, for coverage
     seed: int = 0
     processes: int = 2
@@ -153,12 +154,26 @@ class KeyframeConfig:
     smooth_window: int = 11  # frames, Savitzky-Golay; shortened to an odd number <= T for short episodes
     smooth_order: int = 3
     rotation_weight: float = 0.5  # weight of a rotation dim in the motion signal, a translation dim has 1
+    scale_floor: float = 0.05  # a dim is scaled by at least this share of the largest of its kind (no amplified noise)
     threshold: float = 0.5  # static below this fraction of the episode's mean motion
     static_window: int = 5  # frames
     static_share: float = 0.8  # of the window's frames that must be below the threshold
     gripper_threshold: float = 0.5  # of the min-max normalised gripper channel
     gripper_window: int = 5  # frames on each side
+    gripper_min_range: float = 0.15  # of the open-closed span; an episode whose gripper moves less has no events
     min_event_distance: int = 10  # frames
+
+
+@dataclass
+class ProposeConfig:
+    """The kinematic labeller (construct/propose.py); no paper has numbers for it, so these are our defaults."""
+
+    min_clip_frames: int = 5  # shorter segments join the neighbour that moves most alike (FACTS 1.3.4)
+    bend_tolerance: float = 0.02  # m the path may leave the straight line of one segment
+    min_move: float = 0.015  # m; a segment that moves and turns less is a wait and makes no clip
+    slight_move: float = 0.04  # m; moves shorter than this are called slight
+    second_axis: float = 0.5  # an axis is named if it moves at least this fraction of the dominant one
+    min_turn: float = 0.3  # rad; a segment is a rotation if it turns more than this and moves less than min_move
 
 
 @dataclass
@@ -169,7 +184,7 @@ class ConstructConfig:
     out_dir: str = MISSING  # gets la/, vla/ and task/ shard folders
     record: RecordConfig = field(default_factory=RecordConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
-    min_clip_frames: int = 5
+    propose: ProposeConfig = field(default_factory=ProposeConfig)
     shards: int = 32  # tars a folder: at least data.streams
     jpeg_quality: int = 95
 

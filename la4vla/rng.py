@@ -27,6 +27,7 @@ class RngUse(IntEnum):
     PERTURB = 9  # visual perturbation of an episode
     BOOTSTRAP = 10  # resampled intervals
     CASES = 11  # choice of diagnostic cases
+    WORDING = 12  # choice among the phrasings of an instruction
 
 
 def name_id(name: str) -> int:
