@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from la4vla.config import DataConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from la4vla.data.shards import Clip, Index, ShardWriter, View
-from la4vla.types import Embodiment, VectorSpec
+from la4vla.types import Embodiment, InputSpec, VectorSpec
 
 ARM = Embodiment(
     "test_arm",
@@ -85,3 +86,41 @@ def write_shards(
         for clip in clips:
             writer.add(clip)
         return writer.close()
+
+
+SPEC = InputSpec(
+    image_size=16,
+    image_tokens=4,
+    horizon=6,
+    state_dim=8,
+    action_dim=8,
+    max_tokens=64,
+    image_token_id=1,
+    pad_token_id=0,
+)
+
+
+def encode(instruction: str, slots: tuple[int, ...]) -> list[int]:
+    """A stand-in for the tokenizer: `10 + slot`, the image tokens, for each view; then a token a word."""
+    images = [token for slot in slots for token in (10 + slot, *[SPEC.image_token_id] * SPEC.image_tokens)]
+    return [*images, *(100 + sum(word.encode()) % 900 for word in instruction.split())]
+
+
+def train_config(
+    sources: Mapping[str, tuple[Path | str, str]],
+    mixture: Mapping[str, float] | None = None,
+    steps: int = 6,
+    global_batch: int = 16,
+    micro_batch: int = 4,
+    streams: int = 4,
+) -> TrainConfig:
+    """A one-stage config over sources: name -> (folder, kind); they share the mixture evenly unless told."""
+    stage = StageConfig(
+        mixture=dict(mixture or dict.fromkeys(sources, 1.0)),
+        steps=steps,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+    )
+    opened = {name: SourceConfig(path=str(path), kind=kind) for name, (path, kind) in sources.items()}
+    data = DataConfig(sources=opened, streams=streams, decode_threads=2)
+    return TrainConfig(run=RunConfig(dir="unused"), data=data, stages={"first": stage})

@@ -7,7 +7,6 @@ and padding rows with it (FACTS 4.3 describes the released code, which does that
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -16,8 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from la4vla.types import Sample, UserError
-
-logger = logging.getLogger(__name__)
 
 STATS = "stats.json"
 Mode = Literal["q01_q99", "min_max", "mean_std"]
@@ -116,14 +113,6 @@ def _offset_and_spread(mode: Mode, stats: Stats) -> tuple[np.ndarray, np.ndarray
         return np.asarray(stats.mean), np.asarray(stats.std)
     low, high = (stats.q01, stats.q99) if mode == "q01_q99" else (stats.min, stats.max)
     return (np.asarray(high) + np.asarray(low)) / 2, (np.asarray(high) - np.asarray(low)) / 2
-
-
-def warn_near_constant(mode: Mode, state: Stats, action: Stats) -> None:
-    """One log line a vector for dimensions without a usable range. Call it once a run, not once a process."""
-    for what, stats in (("state", state), ("action", action)):
-        names = near_constant(mode, stats)
-        if names:
-            logger.warning("%s dims %s hardly move in the data: centred, not scaled", what, ", ".join(names))
 
 
 @dataclass(frozen=True)

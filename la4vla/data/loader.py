@@ -1,0 +1,230 @@
+"""A rank's steps from a process of their own, so that decoding never holds the trainer's interpreter.
+
+The loader process runs `Reader` and sends each step through a pipe as one block of shared memory; it works
+`data.read_ahead` steps ahead and is then paused. It does not hear SIGINT and SIGTERM: the trainer decides when to stop.
+What goes wrong in it is raised in the trainer as the same sentence. It ends with the trainer, however that ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cv2
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from la4vla.config import TrainConfig
+from la4vla.data.collate import Encode
+from la4vla.data.reader import Reader, StepData
+from la4vla.data.setup import Setup, check_world, prepare
+from la4vla.types import Batch, InputSpec, UserError
+
+ALIGNMENT = 64  # bytes; a tensor starts on a cache line
+SHARED_MEMORY = "/dev/shm"
+GO_ON = b"1"
+CLOSE_S = 5.0  # what a loader process gets to end by itself
+
+Layout = dict[str, tuple[torch.dtype, torch.Size, tuple[int, ...], int]]
+"""field of a Batch -> dtype, shape, strides, offset in bytes."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A step on its way. Its tensors lie in one shared block: one file descriptor a step instead of ten a batch."""
+
+    step: StepData
+    layouts: tuple[Layout, ...]
+    block: Tensor
+
+
+@dataclass(frozen=True)
+class Failure:
+    text: str
+    by_user: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run has no more steps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    config: TrainConfig
+    setup: Setup
+    spec: InputSpec
+    encode: Encode
+    rank: int
+    world_size: int
+    start: tuple[str, int]
+
+
+class Loader:
+    """Iterates `StepData` of one rank, from step `start[1]` of stage `start[0]` to the end of the run.
+
+    encode is sent to the loader process, so it must pickle. `setup` tells what the sources are (chain, embodiment).
+    Raises UserError for bad input, at once or where the data goes bad; RuntimeError if the loader process dies.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        spec: InputSpec,
+        encode: Encode,
+        rank: int,
+        world_size: int,
+        start: tuple[str, int],
+    ) -> None:
+        check_world(config.data.streams, world_size)
+        self.setup = prepare(config, spec)
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe(duplex=True)
+        job = Job(config, self.setup, spec, encode, rank, world_size, start)
+        self._process = context.Process(target=_run, args=(theirs, job), name=f"loader-{rank}", daemon=True)
+        # Blocked signals stay blocked in the child. This way there is no moment when a SIGTERM sent to the whole
+        # process group could end the loader under a trainer that wants to save.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        # multiprocessing would wait at exit for a child that does not hear its SIGTERM
+        atexit.register(self.close)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the loader process. Batches already handed out stay valid."""
+        atexit.unregister(self.close)
+        self._pipe.close()
+        self._process.join(CLOSE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __iter__(self) -> Iterator[StepData]:
+        while True:
+            began = time.perf_counter()
+            message = self._receive()
+            if isinstance(message, Finished):
+                return
+            if isinstance(message, Failure):
+                raise UserError(message.text) if message.by_user else RuntimeError(message.text)
+            waited = time.perf_counter() - began
+            yield replace(message.step, batches=_unpacked(message), wait_s=waited)
+
+    def _receive(self) -> Parcel | Failure | Finished:
+        try:
+            message = self._pipe.recv()
+            if isinstance(message, Parcel):
+                self._pipe.send_bytes(GO_ON)
+            return message
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            self._process.join(CLOSE_S)
+            raise RuntimeError(_obituary(self._process.exitcode)) from error
+
+
+def _obituary(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGBUS:
+        return (
+            f"the loader process ran out of {SHARED_MEMORY}; enlarge it (docker: --shm-size) or lower data.read_ahead."
+        )
+    if exitcode == -signal.SIGKILL:
+        return "the loader process was killed, most likely for memory; lower data.shuffle_bytes or data.read_ahead."
+    return f"the loader process ended with exit code {exitcode}; its own message is above."
+
+
+def _run(pipe: Connection, job: Job) -> None:
+    """The loader process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool's threads are the parallelism; a fork would warn
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        _send_steps(pipe, job)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        return  # the trainer closed its end or is gone
+    except UserError as error:
+        _last_words(pipe, Failure(str(error), by_user=True))
+    except Exception:  # noqa: BLE001 - a process boundary: the trainer raises it
+        _last_words(pipe, Failure(f"in the loader process:\n{traceback.format_exc()}", by_user=False))
+
+
+def _send_steps(pipe: Connection, job: Job) -> None:
+    ahead = 0
+    with Reader(job.config, job.setup, job.spec, job.encode, job.rank, job.world_size) as reader:
+        for step in reader.steps(*job.start):
+            while ahead >= max(1, job.config.data.read_ahead) or (ahead and pipe.poll()):
+                pipe.recv_bytes()
+                ahead -= 1
+            pipe.send(_packed(step))
+            ahead += 1
+    _last_words(pipe, Finished())
+
+
+def _last_words(pipe: Connection, message: Failure | Finished) -> None:
+    """Sends it and stays until the trainer closes: the shared blocks on their way are handed over by this process."""
+    try:
+        pipe.send(message)
+        while True:
+            pipe.recv_bytes()
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        return
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return {item.name: value for item in fields(batch) if isinstance(value := batch.__dict__[item.name], Tensor)}
+
+
+def _packed(step: StepData) -> Parcel:
+    layouts: list[Layout] = []
+    size = 0
+    for batch in step.batches:
+        layout: Layout = {}
+        for name, tensor in _tensors(batch).items():
+            layout[name] = (tensor.dtype, tensor.shape, tensor.stride(), size)
+            size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        layouts.append(layout)
+    if os.path.isdir(SHARED_MEMORY) and shutil.disk_usage(SHARED_MEMORY).free < size:
+        raise UserError(
+            f"a step needs {size >> 20} MiB of {SHARED_MEMORY} and less is free; enlarge it (docker: --shm-size) or "
+            "lower data.read_ahead."
+        )
+    block = torch.empty(size, dtype=torch.uint8).share_memory_()
+    for batch, layout in zip(step.batches, layouts, strict=True):
+        for name, tensor in _tensors(batch).items():
+            _view(block, layout[name]).copy_(tensor)
+    bare = tuple(replace(batch, **dict.fromkeys(_tensors(batch))) for batch in step.batches)
+    return Parcel(replace(step, batches=bare), tuple(layouts), block)
+
+
+def _unpacked(parcel: Parcel) -> tuple[Batch, ...]:
+    pairs: Sequence[tuple[Any, Layout]] = list(zip(parcel.step.batches, parcel.layouts, strict=True))
+    return tuple(
+        replace(batch, **{name: _view(parcel.block, place) for name, place in layout.items()})
+        for batch, layout in pairs
+    )
+
+
+def _view(block: Tensor, place: tuple[torch.dtype, torch.Size, tuple[int, ...], int]) -> Tensor:
+    """The tensor at a place of the block; dense in any order of dims, so channels-last images stay so."""
+    dtype, shape, strides, offset = place
+    return (
+        block[offset : offset + shape.numel() * dtype.itemsize]
+        .view(dtype)
+        .as_strided(shape, strides, offset // dtype.itemsize)
+    )

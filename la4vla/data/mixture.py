@@ -1,0 +1,84 @@
+"""How many samples each source gives to each step: exact, without a coin, a pure function of the config.
+
+The unit of mixing is `data.streams` samples of one source (one from each of its streams). A step is a whole number of
+units; error diffusion hands each unit to the source that is farthest behind its share. A source's position goes on from
+stage to stage, so a run that changes its mixture never sees a pass cut short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from la4vla.config import TrainConfig
+from la4vla.types import UserError
+
+
+def plan(shares: Sequence[float], units_per_step: int, steps: int) -> np.ndarray:
+    """Units of each source in each step: int64 [steps, sources], every row sums to `units_per_step`.
+
+    shares: positive, any sum. After every unit each source is within (number of sources - 1) units of its exact share,
+    with two sources within one; ties go to the earlier source.
+    """
+    total = sum(shares)
+    exact = [share / total for share in shares]
+    given = [0] * len(shares)
+    units = np.zeros((steps, len(shares)), np.int64)
+    sources = range(len(shares))
+    for unit in range(1, steps * units_per_step + 1):
+        behind = max(sources, key=lambda source: exact[source] * unit - given[source])
+        given[behind] += 1
+        units[(unit - 1) // units_per_step, behind] += 1
+    return units
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step takes: source -> (number of its first sample, count), in the order of the stage's mixture."""
+
+    stage: str
+    stage_step: int
+    step: int
+    takes: Mapping[str, tuple[int, int]]
+
+
+class Schedule:
+    """The plan of a whole run, stage after stage."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._streams = config.data.streams
+        self._stages = list(config.stages)
+        self._units: dict[str, np.ndarray] = {}
+        self._before: dict[str, np.ndarray] = {}
+        self._mixture = {name: list(stage.mixture) for name, stage in config.stages.items()}
+        self._first = {}
+        position = dict.fromkeys(config.data.sources, 0)
+        step = 0
+        for name, stage in config.stages.items():
+            units = plan(list(stage.mixture.values()), stage.global_batch // self._streams, stage.steps)
+            start = np.array([position[source] for source in stage.mixture])
+            self._units[name], self._before[name] = units, start + np.cumsum(units, axis=0) - units
+            self._first[name] = step
+            step += stage.steps
+            for source, count in zip(stage.mixture, units.sum(0), strict=True):
+                position[source] += int(count)
+
+    def total(self, stage: str) -> dict[str, int]:
+        """Samples each source gives to a stage."""
+        return self._samples(stage, self._units[stage].sum(0))
+
+    def draws(self, stage: str, stage_step: int) -> Iterator[Draw]:
+        """The steps of the run from step `stage_step` (counted from 0) of `stage` on, over the following stages."""
+        if stage not in self._stages:
+            raise UserError(f"stage `{stage}` is not in the config; its stages are {', '.join(self._stages)}.")
+        for name in self._stages[self._stages.index(stage) :]:
+            for number in range(stage_step if name == stage else 0, len(self._units[name])):
+                firsts = self._samples(name, self._before[name][number])
+                counts = self._samples(name, self._units[name][number])
+                takes = {source: (firsts[source], counts[source]) for source in counts if counts[source]}
+                yield Draw(name, number, self._first[name] + number, takes)
+
+    def _samples(self, stage: str, units: np.ndarray) -> dict[str, int]:
+        return {source: int(count) * self._streams for source, count in zip(self._mixture[stage], units, strict=True)}

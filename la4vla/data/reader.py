@@ -1,0 +1,252 @@
+"""The steps of one rank, read, decoded, transformed and collated in this process (loader.py gives it one of its own).
+
+    1 schedule    which samples of which source a step takes                      mixture.Schedule
+    2 streams     rank r of W reads the streams r, r + W, ...; position -> clip    StreamReader, shards read ahead
+    3 samples     window of the clip, images, chain, augmentation, flow draws      on a pool of `decode_threads`
+    4 batches     `la` first, then `vla`, cut at `micro_batch`                     collate
+
+Every sample is a function of its name (source, n) alone, so neither ranks nor threads change what a step holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import simplejpeg
+
+from la4vla.config import TrainConfig
+from la4vla.data.augment import augment
+from la4vla.data.collate import Encode, collate, draw_flow
+from la4vla.data.mixture import Draw, Schedule
+from la4vla.data.order import Address, Block, Shuffled, Stream
+from la4vla.data.read import read_shard
+from la4vla.data.setup import Setup, Source, check_world
+from la4vla.data.shards import Clip
+from la4vla.rng import RngUse, generator
+from la4vla.types import KINDS, Batch, InputSpec, Sample, UserError
+
+logger = logging.getLogger(__name__)
+
+SHARD_THREADS = 2  # tars read at the same time: enough to hide a network's latency, few enough to keep the disk serial
+STEPS_IN_FLIGHT = 2  # steps whose samples are on the pool while an earlier one is collated
+CHUNK = {"la": 64, "vla": 2}  # samples a task of the pool makes: an `la` sample is cheaper than a task
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one rank needs for one optimizer step.
+
+    stage, stage_step, step: counted from 0; step counts over all stages. batches: `la` ones first, `vla` ones last.
+    samples: source -> samples of this step over all ranks. bad_samples: unreadable ones on this rank since it started.
+    wait_s: how long the trainer waited for this (0 in process).
+    """
+
+    stage: str
+    stage_step: int
+    step: int
+    batches: tuple[Batch, ...]
+    samples: Mapping[str, int]
+    bad_samples: int
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A transformed sample with its flow draws. error: why its images cannot be read; it is masked then."""
+
+    sample: Sample
+    noise: np.ndarray
+    time: float
+    error: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One sample to make. clips: of its shard, perhaps still being read."""
+
+    source: Source
+    n: int
+    address: Address
+    clips: Future[list[Clip]]
+
+
+class StreamReader:
+    """Walks along one stream and keeps the clips of its present block, and of the next one from the middle on."""
+
+    def __init__(self, source: Source, stream: Stream, pool: ThreadPoolExecutor) -> None:
+        self._source, self._stream, self._pool = source, stream, pool
+        self._block = Block(0, (), 0)
+        self._shuffled: Shuffled | None = None
+        self._shards: dict[int, Future[list[Clip]]] = {}
+        self._ahead = False
+
+    def at(self, position: int) -> tuple[Address, Future[list[Clip]]]:
+        if self._shuffled is None or not self._block.first <= position < self._block.stop:
+            self._block = self._stream.block(position)
+            self._shuffled = self._stream.shuffled(self._block)
+            self._shards = self._fetched(self._block)
+            self._ahead = False
+        if not self._ahead and position - self._block.first >= self._block.samples // 2:
+            self._shards = {**self._fetched(self._stream.block(self._block.stop)), **self._shards}
+            self._ahead = True
+        address = self._shuffled[position - self._block.first]
+        return address, self._shards[address.shard]
+
+    def _fetched(self, block: Block) -> dict[int, Future[list[Clip]]]:
+        index, views = self._source.index, self._source.views
+        return {
+            shard: self._shards.get(shard) or self._pool.submit(read_shard, index, shard, views)
+            for shard in block.shards
+        }
+
+
+class Reader:
+    """Iterates the steps of rank `rank` of `world_size`. Close it, or use it as a context manager."""
+
+    def __init__(
+        self, config: TrainConfig, setup: Setup, spec: InputSpec, encode: Encode, rank: int, world_size: int
+    ) -> None:
+        check_world(config.data.streams, world_size)
+        self._config, self._setup, self._spec = config, setup, spec
+        self._encode: Encode = cache(encode)
+        self._streams = range(rank, config.data.streams, world_size)
+        self._tars = ThreadPoolExecutor(SHARD_THREADS, "tars")
+        self._pool = ThreadPoolExecutor(config.data.decode_threads, "decode")
+        self._readers = {
+            (name, number): StreamReader(source, source.streams[number], self._tars)
+            for name, source in setup.sources.items()
+            for number in self._streams
+        }
+        self._bad = 0
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for pool in (self._pool, self._tars):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def steps(self, stage: str, stage_step: int) -> Iterator[StepData]:
+        """The run from step `stage_step` of `stage` to the end of its last stage."""
+        waiting: deque[tuple[Draw, list[list[Future[list[Row]]]]]] = deque()
+        for draw in Schedule(self._config).draws(stage, stage_step):
+            waiting.append((draw, [self._submit(tasks) for tasks in self._micro_batches(draw)]))
+            if len(waiting) > STEPS_IN_FLIGHT:
+                yield self._collected(*waiting.popleft())
+        while waiting:
+            yield self._collected(*waiting.popleft())
+
+    def _micro_batches(self, draw: Draw) -> Iterator[list[Task]]:
+        """This rank's share of a step, `la` first; within a kind in the order of the mixture, then of n."""
+        size = self._config.stages[draw.stage].micro_batch
+        for kind in KINDS:
+            names = [name for name in draw.takes if self._setup.sources[name].kind == kind]
+            tasks = [task for name in names for task in self._tasks(self._setup.sources[name], *draw.takes[name])]
+            for first in range(0, len(tasks), size):
+                yield tasks[first : first + size]
+
+    def _tasks(self, source: Source, first: int, count: int) -> Iterator[Task]:
+        streams = self._config.data.streams
+        assert first % streams == count % streams == 0, "sources are taken in units of one sample from each stream"
+        for position in range(first // streams, (first + count) // streams):
+            for number in self._streams:
+                address, clips = self._readers[source.name, number].at(position)
+                yield Task(source, position * streams + number, address, clips)
+
+    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[Row]]]:
+        size = CHUNK[tasks[0].source.kind]
+        return [self._pool.submit(self._rows, tasks[first : first + size]) for first in range(0, len(tasks), size)]
+
+    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[Row]]]]) -> StepData:
+        batches = []
+        for futures in micro_batches:
+            rows = [row for future in futures for row in future.result()]
+            for row in rows:
+                if row.error:
+                    self._count_bad(row)
+            samples, noise, time = [row.sample for row in rows], [row.noise for row in rows], [row.time for row in rows]
+            batches.append(collate(samples, self._spec, self._encode, noise, time))
+        counts = {source: count for source, (_, count) in draw.takes.items()}
+        return StepData(draw.stage, draw.stage_step, draw.step, tuple(batches), counts, self._bad)
+
+    def _count_bad(self, row: Row) -> None:
+        self._bad += 1
+        allowed = self._config.data.max_bad_samples
+        if self._bad > allowed:
+            raise UserError(
+                f"{row.sample.key}: {row.error}; write its clip again, or raise data.max_bad_samples={allowed}."
+            )
+        logger.warning(
+            "%s: %s; its actions are masked (%d of %d allowed)", row.sample.key, row.error, self._bad, allowed
+        )
+
+    def _rows(self, tasks: Sequence[Task]) -> list[Row]:
+        return [self._row(task) for task in tasks]
+
+    def _row(self, task: Task) -> Row:
+        seed, spec, source = self._config.run.seed, self._spec, task.source
+        clip = task.clips.result()[task.address.clip]
+        sample = window(clip, task.address.frame, spec.horizon, source)
+        error = ""
+        if source.kind == "vla":
+            try:
+                sample = sample.but(views=_decoded(clip, task.address.frame, source.views))
+            except ValueError as reason:
+                error = f"shard {source.index.shards[task.address.shard].name}, {reason}"
+                sample = sample.but(views=_grey(source), action_valid=np.zeros(spec.horizon, bool))
+        sample = self._setup.chain(sample)
+        if source.kind == "vla" and self._config.data.augment and not error:
+            draw = generator(seed, RngUse.AUGMENT, source.name, task.n)
+            sample = augment(sample, draw, self._config.data.augment)
+        draw = generator(seed, RngUse.FLOW, source.name, task.n)
+        noise, time = draw_flow(draw, spec.horizon, spec.action_dim, self._config.flow)
+        return Row(sample, noise, time, error)
+
+
+def window(clip: Clip, frame: int, horizon: int, source: Source) -> Sample:
+    """The raw sample of a clip at one frame, without images; rows past the clip's end are zero and not valid."""
+    stop = min(frame + horizon, len(clip))
+    valid = np.arange(horizon) < stop - frame
+    action = np.zeros((horizon, clip.action.shape[1]), np.float32)
+    states = np.zeros((horizon, clip.state.shape[1]), np.float32)
+    action[: stop - frame] = clip.action[frame:stop]
+    states[: stop - frame] = clip.state[frame:stop]
+    return Sample(
+        kind=source.kind,
+        key=f"{source.name}/{clip.key}/{frame}",
+        instruction=clip.instruction,
+        state=clip.state[frame],
+        action=action,
+        action_valid=valid,
+        state_mask=np.ones(clip.state.shape[1], bool),
+        action_mask=np.ones(clip.action.shape[1], bool),
+        action_states=states,
+    )
+
+
+def _decoded(clip: Clip, frame: int, views: Sequence[str]) -> dict[str, np.ndarray]:
+    """uint8 RGB [H, W, 3] each. Raises ValueError, naming the view, for a damaged or absent image."""
+    images = {}
+    for view in views:
+        if frame not in clip.frames[view]:
+            raise ValueError(f"view {view} has no image at frame {frame}")
+        try:
+            images[view] = simplejpeg.decode_jpeg(clip.frames[view][frame], colorspace="RGB")
+        except ValueError as error:
+            raise ValueError(f"view {view}, frame {frame}: {error}") from error
+    return images
+
+
+def _grey(source: Source) -> dict[str, np.ndarray]:
+    """Stand-ins for a bad sample, whose row counts for nothing but must have its tokens' images."""
+    sizes = {view: source.index.views[view] for view in source.views}
+    return {view: np.full((size.height, size.width, 3), 128, np.uint8) for view, size in sizes.items()}

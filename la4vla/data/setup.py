@@ -1,0 +1,147 @@
+"""What a run's config means for its data: sources opened, views given slots, statistics chosen, the chain built.
+
+`prepare` is where bad input of a run surfaces, before a model is built: a folder that is none, an unknown view, sources
+of different embodiments, too few shards for the streams, statistics that do not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from la4vla import manifest
+from la4vla.config import DataConfig, TrainConfig
+from la4vla.data.index import Index, read_index, read_stats
+from la4vla.data.mixture import Schedule
+from la4vla.data.normalize import Stats, near_constant
+from la4vla.data.order import Stream, cut
+from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
+from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard folder used as one kind. views: those it shows, in slot order; empty for `la`."""
+
+    name: str
+    kind: Kind
+    index: Index
+    views: tuple[str, ...]
+    streams: tuple[Stream, ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """sources: those some stage mixes, in the order of the config."""
+
+    sources: Mapping[str, Source]
+    embodiment: Embodiment
+    chain: Chain
+
+
+def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
+    """Opens the sources of a run. Raises UserError for anything in them that does not fit together."""
+    used = {name for stage in config.stages.values() for name in stage.mixture}
+    indexes = {name: read_index(source.path) for name, source in config.data.sources.items() if name in used}
+    embodiment = _embodiment(indexes)
+    views = {
+        name: _views_of(name, config.data.sources[name].views, index) if config.data.sources[name].kind == "vla" else ()
+        for name, index in indexes.items()
+    }
+    chain = build_chain(config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes), spec)
+    sources = {name: _source(config, name, index, views[name]) for name, index in indexes.items()}
+    return Setup(sources, embodiment, chain)
+
+
+def check_world(streams: int, world_size: int) -> None:
+    """Raises UserError unless the ranks can share the streams evenly."""
+    if streams % world_size:
+        raise UserError(
+            f"data.streams={streams} cannot be shared by {world_size} ranks; use a number of ranks that divides it, "
+            f"or set data.streams to a multiple of {world_size}."
+        )
+
+
+def slot_order(views: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """All views of a run in slot order: as listed by the first source, new ones of later sources behind them.
+
+    views: source -> its views in order. Raises UserError if two sources disagree about the order.
+    """
+    order = list(dict.fromkeys(view for names in views.values() for view in names))
+    for source, names in views.items():
+        if sorted(names, key=order.index) != list(names):
+            raise UserError(
+                f"data.sources.{source}.views lists {', '.join(names)} in another order than the sources before it; "
+                f"list them as {', '.join(sorted(names, key=order.index))}."
+            )
+    return tuple(order)
+
+
+def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
+    """The arithmetic of a run, to be read before step 0: samples, ranks, micro-batches, passes over each source."""
+    schedule = Schedule(config)
+    lines = []
+    for name, stage in config.stages.items():
+        total = schedule.total(name)
+        kinds = {kind: sum(n for source, n in total.items() if setup.sources[source].kind == kind) for kind in KINDS}
+        parts = {kind: count / stage.steps for kind, count in kinds.items() if count}
+        samples = " + ".join(f"{count:g} {kind}" for kind, count in parts.items())
+        micro = " + ".join(f"{count / world_size / stage.micro_batch:.3g} {kind}" for kind, count in parts.items())
+        lines.append(
+            f"stage {name}: a step is {stage.global_batch} = {samples} samples = {world_size} ranks x ({micro}) "
+            f"micro-batches of {stage.micro_batch}; "
+            f"{stage.steps:,} steps = {stage.steps * stage.global_batch:,} samples"
+        )
+        for source, count in total.items():
+            one = setup.sources[source].index.samples
+            lines.append(f"  {source}: {count:,} samples = {count / one:.2f} passes over {one:,}")
+    normalize = setup.chain.normalize
+    for what, stats in (("state", normalize.state), ("action", normalize.action)):
+        still = near_constant(normalize.mode, stats)
+        if still:
+            lines.append(f"warning: {what} dims {', '.join(still)} hardly move in the data: centred, not scaled")
+    return "\n".join(lines)
+
+
+def _embodiment(indexes: Mapping[str, Index]) -> Embodiment:
+    first, *others = indexes.items()
+    for name, index in others:
+        if index.embodiment != first[1].embodiment:
+            raise UserError(
+                f"sources {first[0]} ({first[1].embodiment.name}) and {name} ({index.embodiment.name}) have different "
+                "embodiments; convert one of them, or train them in separate runs with init_from."
+            )
+    return first[1].embodiment
+
+
+def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
+    if not index.views:
+        raise UserError(f"{name}: {index.location} holds no images; use it with kind la, or write shards with views.")
+    for view in asked:
+        if view not in index.views:
+            raise UserError(
+                f"data.sources.{name}.views: `{view}` is not in {index.location}; it has {', '.join(index.views)}."
+            )
+    return tuple(asked or index.views)
+
+
+def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]) -> Source:
+    data: DataConfig = config.data
+    kind: Kind = "vla" if data.sources[name].kind == "vla" else "la"
+    return Source(name, kind, index, views, cut(index, name, data.streams, config.run.seed, data.shuffle_bytes))
+
+
+def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, Index]) -> tuple[Stats, Stats]:
+    """(state, action) from `stats_source`, else from `init_from`, else from the first source of the mixture."""
+    data = config.data
+    if config.run.init_from and not data.stats_source:
+        chain = chain_from_dicts(manifest.read(config.run.init_from).transforms)
+        if chain.delta != (data.action == "delta_to_state"):
+            raise UserError(
+                f"{config.run.init_from} was trained with other actions than data.action={data.action}; "
+                "change data.action or set data.stats_source to one of this run's sources."
+            )
+        return chain.normalize.state, chain.normalize.action
+    name = data.stats_source or next(iter(indexes))
+    stats = read_stats(data.sources[name].path)
+    return stats.state, stats.action(data.action)
