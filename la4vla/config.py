@@ -173,7 +173,8 @@ class ProposeConfig:
     min_move: float = 0.015  # m; a segment that moves and turns less is a wait and makes no clip
     slight_move: float = 0.04  # m; moves shorter than this are called slight
     second_axis: float = 0.5  # an axis is named if it moves at least this fraction of the dominant one
-    min_turn: float = 0.3  # rad; a segment is a rotation if it turns more than this and moves less than min_move
+    min_turn: float = 0.3  # rad; a segment is a rotation if it turns more than this
+    turn_arm: float = 0.15  # m; ... and this times the turn in rad exceeds the distance moved
 
 
 @dataclass
@@ -266,6 +267,8 @@ def validate(config: TrainConfig) -> None:
         _choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():
         _choice(f"data.sources.{name}.kind", source.kind, KINDS)
+    if config.checkpoint.keep_last < 1 or config.checkpoint.every_steps < 1 or config.log.every_steps < 1:
+        raise UserError("checkpoint.keep_last, checkpoint.every_steps and log.every_steps must be at least 1.")
     if not config.stages:
         raise UserError("`stages` is empty; a run needs at least one stage with a mixture and steps.")
     for name, stage in config.stages.items():

@@ -1,0 +1,1 @@
+"""Demonstrations -> labelled language-action clips -> shards. Recording imports `sim` lazily; nothing else does."""

@@ -1,0 +1,234 @@
+"""The words of atomic actions: primitives, object status, direction words per robot, phrasings, and the lint.
+
+Primitives and their definitions follow the paper's Table 8 (FACTS 1.3.2). Instructions name an action type, a
+direction, and optionally the object's status; identity, appearance, material and surroundings never. Directions are
+meant as the robot sees them: forward is away from its base, left is its own left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from la4vla.types import UserError
+
+ObjectStatus = Literal["HOLDING", "EMPTY"]
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """name: one word. definition: the paper's. status: what the gripper does with the object, `` if either."""
+
+    name: str
+    definition: str
+    status: ObjectStatus | Literal[""]
+
+
+PRIMITIVES = {
+    item.name: item
+    for item in (
+        Primitive("grasp", "Align with a target object and close the gripper to establish a grasp.", "HOLDING"),
+        Primitive("place", "Move a held object to a target pose or support and open the gripper.", "EMPTY"),
+        Primitive("lift", "Move a held object primarily upward.", "HOLDING"),
+        Primitive("lower", "Move a held object primarily downward.", "HOLDING"),
+        Primitive("transport", "Move a held object in the horizontal plane.", "HOLDING"),
+        Primitive("wrist_rotate", "Rotate a held object around the tool axis.", "HOLDING"),
+        Primitive("reorient", "Adjust a held object's orientation toward a target state.", "HOLDING"),
+        Primitive("push", "Apply contact to move an object away from the end effector.", ""),
+        Primitive("pull", "Apply contact to move an object toward the end effector.", ""),
+        Primitive("press", "Apply downward contact force to activate or depress a target.", ""),
+        Primitive("move", "Move the empty gripper in free space.", "EMPTY"),
+        Primitive("rotate_free", "Rotate the empty gripper in free space around its axis.", "EMPTY"),
+        Primitive("reorient_free", "Adjust the empty gripper's orientation toward a target state.", "EMPTY"),
+        Primitive("wait", "Neither move nor turn; understood in proposals, dropped from LA data.", ""),
+    )
+}
+"""Status is that at the end of the segment. Table 8 has no `wait`, the paper's prompt has (FACTS 1.3.2)."""
+
+ALIASES = {"rotate": "rotate_free", "release": "place", "place/release": "place"}
+
+
+def canonical(name: str, status: ObjectStatus) -> str:
+    """The primitive a label means. `reorient` of an empty gripper is `reorient_free`. Raises UserError if unknown."""
+    name = ALIASES.get(name.strip().lower(), name.strip().lower())
+    if name == "reorient" and status == "EMPTY":
+        name = "reorient_free"
+    if name == "rotate_free" and status == "HOLDING":
+        name = "wrist_rotate"
+    if name not in PRIMITIVES:
+        raise UserError(f"`{name}` is not an atomic action; use one of {', '.join([*PRIMITIVES, *ALIASES])}.")
+    return name
+
+
+@dataclass(frozen=True)
+class RobotFrame:
+    """How the numbers of an embodiment map to words.
+
+    forward, left, up: signed base-frame axes such as `+y`. closed_on_nothing: opening (1 open, 0 closed) at which an
+    empty gripper comes to rest under a closing command. hold_margin: rest openings this much above it mean that
+    something is in between. open_from: openings from here on are called open.
+    """
+
+    forward: str
+    left: str
+    up: str
+    closed_on_nothing: float
+    hold_margin: float
+    open_from: float
+
+    def from_base(self, vector_D3: np.ndarray) -> np.ndarray:
+        """Base-frame vectors [..., 3] as (forward, left, up), same unit."""
+        signed = [
+            (-1.0 if axis[0] == "-" else 1.0, "xyz".index(axis[1])) for axis in (self.forward, self.left, self.up)
+        ]
+        return np.stack([sign * vector_D3[..., index] for sign, index in signed], axis=-1)
+
+
+ROBOT_FRAMES = {
+    # The Sawyer stands at the origin and faces +y, +x is to its right (measured: table at y 0.4 .. 1.0, base at 0).
+    # Fingers closed on nothing rest at 0.30 after an overshoot to 0.26; the thinnest held stick rests at 0.34.
+    "metaworld_sawyer": RobotFrame("+y", "-x", "+z", closed_on_nothing=0.30, hold_margin=0.03, open_from=0.8),
+}
+"""Embodiment name -> frame. A new robot gets its row here; there is no default, wrong axes would teach wrong words."""
+
+
+def robot_frame(embodiment: str) -> RobotFrame:
+    if embodiment not in ROBOT_FRAMES:
+        raise UserError(
+            f"no direction words are known for embodiment `{embodiment}`; add its axes to ROBOT_FRAMES "
+            "in la4vla/construct/vocabulary.py."
+        )
+    return ROBOT_FRAMES[embodiment]
+
+
+DIRECTIONS = (("forward", "backward"), ("left", "right"), ("up", "down"))
+"""Canonical words of the positive and negative ends of (forward, left, up)."""
+
+DIRECTION_SPELLINGS = {
+    **{word: (axis, 1 - 2 * end) for axis, ends in enumerate(DIRECTIONS) for end, word in enumerate(ends)},
+    **{"forwards": (0, 1), "backwards": (0, -1), "upward": (2, 1), "upwards": (2, 1)},
+    **{"downward": (2, -1), "downwards": (2, -1), "lift": (2, 1), "raise": (2, 1), "lower": (2, -1)},
+}
+"""Word -> (axis of (forward, left, up), sign), verbs with a direction of their own included."""
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "move": ("move the {grip}gripper {way}", "move {way} with the {grip}gripper", "bring the {grip}gripper {way}"),
+    "move_acting": (
+        "move {way} while {acting} the gripper",
+        "move the gripper {way} while {acting} it",
+        "bring the gripper {way} while {acting} it",
+    ),
+    "grasp": (
+        "close the gripper to grasp the object",
+        "grasp the object by closing the gripper",
+        "grasp and hold the object",
+    ),
+    "grasp_moving": (
+        "move {way} and close the gripper to grasp the object",
+        "align with and grasp the object while moving {way}",
+        "grasp the object while moving {way}",
+    ),
+    "place": (
+        "open the gripper to release the object",
+        "release the held object by opening the gripper",
+        "let go of the held object",
+    ),
+    "place_moving": (
+        "move {way} and open the gripper to release the object",
+        "release the held object while moving {way}",
+    ),
+    "lift": ("lift the object {way} while holding it", "lift the held object {way}", "raise the held object {way}"),
+    "lower": ("lower the object {way} while holding it", "lower the held object {way}"),
+    "transport": (
+        "transport the object {way} while holding it",
+        "transport the held object {way}",
+        "carry the held object {way}",
+    ),
+    "wrist_rotate": ("rotate the held object {turn}", "turn the wrist {turn} while holding the object"),
+    "reorient": ("reorient the held object", "change the orientation of the held object"),
+    "rotate_free": ("rotate the {grip}gripper {turn}", "turn the {grip}gripper {turn}"),
+    "reorient_free": ("reorient the {grip}gripper", "change the orientation of the {grip}gripper"),
+}
+"""way: direction words. grip: `open `, `closed ` or nothing. turn: (counter-)clockwise as seen from above.
+acting: `closing` or `opening`."""
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+VERBS = _set(
+    "move bring grasp close open align release let place lift raise lower transport carry rotate turn reorient tilt "
+    "change push pull press keep hold wait"
+)
+
+NEUTRAL = _set(
+    "the a an it and or to of by with while in from at as its then slightly gripper object wrist held holding empty "
+    "closed closing opening opened moving lifting lowering releasing grasping turning rotating pushing pulling "
+    "pressing keeping go orientation upright flat vertical horizontal vertically horizontally clockwise "
+    "counter-clockwise straight again back away toward towards end effector arm tool axis"
+)
+
+APPEARANCE = _set(
+    "red green blue yellow orange purple pink black white gray grey brown cyan golden silver dark light bright "
+    "transparent shiny striped coloured colored wooden wood metal metallic plastic glass ceramic paper cardboard "
+    "rubber cloth fabric steel stone leather"
+)
+
+WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+
+
+def lint(instruction: str) -> list[str]:
+    """What is wrong with an instruction for vision-agnostic training: empty if nothing.
+
+    Allowed are the verbs, direction words and neutral words above and nothing else, so an object's name cannot slip
+    through by being on nobody's list; colours and materials are only told apart for the message.
+    """
+    words = WORD.findall(instruction.lower())
+    problems = [f"`{word}` describes appearance" for word in words if word in APPEARANCE]
+    known = VERBS | NEUTRAL | DIRECTION_SPELLINGS.keys() | APPEARANCE
+    problems += [f"`{word}` is outside the vision-agnostic vocabulary" for word in words if word not in known]
+    if not VERBS & set(words):
+        problems.append("no verb")
+    return problems
+
+
+def contradictions(instruction: str, displacement_3: np.ndarray) -> list[str]:
+    """Direction words of the instruction that the motion does not bear out.
+
+    displacement_3: measured (forward, left, up), metres. `lift`, `raise` and `lower` count as directions.
+    """
+    found = []
+    for word in WORD.findall(instruction.lower()):
+        if word in DIRECTION_SPELLINGS:
+            axis, sign = DIRECTION_SPELLINGS[word]
+            if sign * displacement_3[axis] <= 0:
+                found.append(
+                    f"`{word}`, but the measured motion along it is {sign * displacement_3[axis] * 100:.1f} cm"
+                )
+    return found
+
+
+def way(displacement_3: np.ndarray, second_axis: float, slight: float) -> str:
+    """Direction words of a displacement (forward, left, up), the dominant axis first.
+
+    second_axis: a second axis is named from this fraction of the dominant one on. slight: shorter motions (metres) are
+    called so.
+    """
+    order = np.argsort(-np.abs(displacement_3), kind="stable")
+    named = [order[0]]
+    if abs(displacement_3[order[1]]) >= second_axis * abs(displacement_3[order[0]]):
+        named.append(order[1])
+    words = [DIRECTIONS[axis][0 if displacement_3[axis] > 0 else 1] for axis in named]
+    prefix = "slightly " if np.linalg.norm(displacement_3) < slight else ""
+    return prefix + " and ".join(words)
+
+
+def phrase(template: str, draw: float, **fields: str) -> str:
+    """One phrasing of a template, chosen by draw in [0, 1)."""
+    options: Sequence[str] = PHRASINGS[template]
+    return options[int(draw * len(options))].format(**fields)
