@@ -1,0 +1,89 @@
+"""Success rates and reports on the command line.
+
+    python -m benchmarks metaworld --checkpoint runs/quickstart/finetune --protocol metaworld/mt50-v1 --out runs/eval
+    python -m benchmarks report runs/quickstart
+
+A run that was interrupted goes on where it stopped when it is started again with the same --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import protocols
+from benchmarks.metaworld import SUITE as METAWORLD
+from la4vla.types import UserError
+
+SUITES = {METAWORLD.name: METAWORLD}
+MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine (PAINS 27)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description="Success rates that can be trusted.")
+    commands = top.add_subparsers(dest="command", required=True)
+    for name in SUITES:
+        suite = commands.add_parser(name, help=f"success rates on {name}", allow_abbrev=False)
+        policy = suite.add_mutually_exclusive_group(required=True)
+        policy.add_argument(
+            "--checkpoint", type=Path, help="a checkpoint, or a run folder (then its newest checkpoint)"
+        )
+        policy.add_argument("--expert", action="store_true", help="the suite's scripted expert instead of a policy")
+        suite.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with fresh weights")
+        suite.add_argument("--protocol", required=True, help=f"one of {', '.join(protocols.titles())}, or a YAML file")
+        suite.add_argument("--out", type=Path, required=True, help="result folder; the same one resumes")
+        suite.add_argument("--workers", type=int, default=0, help="simulator processes (default: one a core)")
+        suite.add_argument("--tasks", nargs="+", default=[], help="only these tasks")
+        suite.add_argument("--episodes", type=int, help="only the first N initial states of each task")
+        suite.add_argument("--videos", type=int, default=0, help="record N episodes a task afterwards")
+        suite.add_argument("--device", default="", help="of the policy (default: cuda where there is one, else cpu)")
+        suite.add_argument("overrides", nargs="*", help="key=value changes of the protocol; the result is `custom`")
+    report = commands.add_parser("report", help="one HTML page of training runs and evaluations", allow_abbrev=False)
+    report.add_argument("folders", nargs="+", type=Path, help="folders that hold runs or results, at any depth")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in the first folder)")
+    return top
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(list(arguments))
+    if options.command == "report":
+        from benchmarks import report
+
+        path = report.write(options.folders, options.out or options.folders[0] / "report.html")
+        print(f"report: {path}")
+        return 0
+    from benchmarks import evaluate
+
+    if options.untrained and options.expert:
+        raise UserError("--untrained needs the --checkpoint whose architecture it takes; leave --expert out.")
+    cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    request = evaluate.Request(
+        suite=SUITES[options.command],
+        protocol=protocols.load(options.protocol, options.overrides),
+        checkpoint=options.checkpoint,
+        untrained=options.untrained,
+        out=options.out,
+        workers=options.workers or cores,
+        tasks=tuple(options.tasks),
+        episodes=options.episodes,
+        videos=options.videos,
+        device=options.device,
+        command=" ".join(["python -m benchmarks", *arguments]),
+    )
+    evaluate.evaluate(request)
+    return 0
+
+
+def guarded(arguments: Sequence[str]) -> int:
+    try:
+        return main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(sys.argv[1:]))

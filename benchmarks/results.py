@@ -1,0 +1,158 @@
+"""A result folder: `run.json` says what ran, `episodes.jsonl` has one row an episode, appended as episodes finish.
+
+Owns the format, resuming, and the table of rates. Rows of another protocol or policy in the same folder are refused.
+A crash is a row with `success: null` and an `error`: it is in no rate, it is reported on its own, and it is run again
+when the evaluation is resumed. The last row of an episode is the one that counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stats
+from benchmarks.protocols import Protocol
+from la4vla.types import UserError
+
+EPISODES, RUN = "episodes.jsonl", "run.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One episode.
+
+    success: None for a crash, then `error` holds its last words. steps: env steps after the wait. queries: chunks
+    asked.
+    attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy: sha256 of
+    the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures. wall_s: whole
+    episode. seconds: the same split into reset, physics, render and policy (waiting for actions). latency_ms: a
+    query's mean.
+    """
+
+    task: str
+    group: str
+    episode: int
+    seed: int
+    success: bool | None
+    error: str
+    steps: int
+    queries: int
+    attempts: int
+    protocol: str
+    protocol_hash: str
+    policy: str
+    step: int
+    versions: Mapping[str, str]
+    gl: str
+    wall_s: float
+    seconds: Mapping[str, float]
+    latency_ms: float
+
+
+class Results:
+    """The rows of one folder, on disk and in `rows`, keyed by (task, episode)."""
+
+    def __init__(self, folder: Path, protocol_hash: str, policy: str) -> None:
+        """Opens or creates the folder. Raises UserError where its rows belong to another protocol or policy."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / EPISODES
+        _drop_torn_line(self.path)
+        self.rows = {(row.task, row.episode): row for row in read_rows(folder)} if self.path.exists() else {}
+        for row in self.rows.values():
+            if (row.protocol_hash, row.policy) != (protocol_hash, policy):
+                raise UserError(
+                    f"{folder}: already holds episodes of protocol {row.protocol} ({row.protocol_hash}) and policy "
+                    f"{row.policy[:24]}; give this evaluation another --out."
+                )
+
+    def missing(self, jobs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+        """The (task, episode) that have no row yet, or one that is a crash."""
+        return [job for job in jobs if job not in self.rows or self.rows[job].success is None]
+
+    def append(self, row: Row) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+        self.rows[(row.task, row.episode)] = row
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts what a killed writer left after the last newline, so that the next row starts on its own line."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        path.write_bytes(whole)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The counting rows of a result folder, in the order the episodes first finished. Raises UserError for a broken
+    line."""
+    rows: dict[tuple[str, int], Row] = {}
+    for number, line in enumerate((folder / EPISODES).read_text().splitlines(), start=1):
+        try:
+            row = Row(**json.loads(line))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(f"{folder / EPISODES}:{number}: not an episode row ({error}); remove that line.") from error
+        rows[(row.task, row.episode)] = row
+    return list(rows.values())
+
+
+def write_run(folder: Path, values: Mapping[str, Any]) -> None:
+    (folder / RUN).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run.json` says. Raises UserError where it is missing."""
+    if not (folder / RUN).is_file():
+        raise UserError(f"{folder}: no {RUN} in it; give a folder that `python -m benchmarks metaworld --out` wrote.")
+    return json.loads((folder / RUN).read_text())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rates by task and by group, in the protocol's order, and the two means. errors: episodes that crashed twice."""
+
+    tasks: Mapping[str, stats.Rate]
+    groups: Mapping[str, stats.Rate]
+    macro: stats.Rate
+    micro: stats.Rate
+    errors: Sequence[Row]
+
+
+def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
+    """The rates of the rows at hand; tasks without rows have n = 0. Macro is the mean over the protocol's groups."""
+    rows = list(rows)
+    counted = [row for row in rows if row.success is not None]
+    tasks = {task: stats.rate([bool(r.success) for r in counted if r.task == task]) for task in protocol.tasks}
+    groups = {group: stats.micro([tasks[task] for task in members]) for group, members in protocol.groups.items()}
+    by_group = list(groups.values())
+    errors = [row for row in rows if row.success is None]
+    return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), errors)
+
+
+def table(summary: Summary, protocol: Protocol) -> str:
+    """The table that commands print: successes, n, rate and 95 % interval by task, group, and in both means."""
+    width = max(len(task) for task in [*protocol.tasks, "macro (mean of groups)"]) + 2
+    lines = [f"{'':{width}}successes     n     rate  [95 % interval]"]
+
+    def line(name: str, rate: stats.Rate) -> str:
+        return f"{name:{width}}{rate.successes:9d} {rate.n:5d}  {rate}"
+
+    for group, members in protocol.groups.items():
+        shown = [task for task in members if summary.tasks[task].n]
+        lines += [line(f"  {task}", summary.tasks[task]) for task in shown]
+        lines += [line(group, summary.groups[group])] if shown else []
+    lines.append(line("macro (mean of groups)", summary.macro))
+    lines.append(line("micro (all episodes)", summary.micro))
+    for row in summary.errors:
+        lines.append(f"crashed, in no rate: {row.task} episode {row.episode}: {row.error}")
+    counts = [rate.n for rate in summary.tasks.values() if rate.n]
+    if counts and min(counts) < stats.SMALL_N:
+        lines.append(
+            f"note: {min(counts)} episodes a task; below {stats.SMALL_N} a task's rate is a hint, not a result."
+        )
+    return "\n".join(lines)

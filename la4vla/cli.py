@@ -1,0 +1,93 @@
+"""The `la4vla` command: a thin door to the rooms. It reads the first words, imports the one room they name and hands
+over.
+
+Owns no knob and no default. A UserError of any room becomes one sentence on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from la4vla import __version__
+
+HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that follow the instruction, not the picture
+
+  la4vla construct CONFIG [key=value ...]      demonstrations -> labelled language-action clips -> shards
+  la4vla data verify DIR                       compare a shard folder with its index
+  la4vla data stats DIR                        what a shard folder holds
+  la4vla config CONFIG [key=value ...]         print the resolved config
+  la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
+  la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator (`la4vla eval --help`)
+  la4vla eval report DIR ...                   one HTML page of runs and evaluations
+"""
+
+Command = Callable[[Sequence[str]], int]
+
+
+def _construct(arguments: Sequence[str]) -> int:
+    from la4vla.construct.__main__ import main
+
+    return main(arguments)
+
+
+def _data(arguments: Sequence[str]) -> int:
+    from la4vla.data.__main__ import main
+
+    return main(arguments)
+
+
+def _config(arguments: Sequence[str]) -> int:
+    from la4vla.config import main
+
+    return main(arguments)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from la4vla.train.__main__ import main
+
+    return main(arguments)
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from benchmarks.__main__ import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Command] = {
+    "construct": _construct,
+    "data": _data,
+    "config": _config,
+    "train": _train,
+    "eval": _evaluate,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0 done, 2 bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"error: `{words[0]}` is not a command; `la4vla --help` lists them.", file=sys.stderr)
+        return 2
+    return _guarded(COMMANDS[words[0]], words[1:])
+
+
+def _guarded(command: Command, arguments: Sequence[str]) -> int:
+    from la4vla.types import UserError
+
+    try:
+        return command(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

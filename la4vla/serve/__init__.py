@@ -1,0 +1,1 @@
+"""A trained policy behind observations and actions in raw units."""

@@ -1,0 +1,184 @@
+"""A checkpoint as something that can be asked: observations in, chunks of raw actions out.
+
+Everything is rebuilt from the checkpoint folder, the transform chain and the tokenizer included, so that what is served
+is what was trained. A chunk depends on its observation and its noise key alone: the same episode gets the same actions
+alone or in a batch (to fp32 rounding), in any order. A policy that was trained without views never sees a pixel.
+Refuses: an embodiment that is not the checkpoint's, a view that is missing, weights that are not the manifest's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from la4vla import manifest
+from la4vla.config import FlowConfig
+from la4vla.data.collate import collate, draw_flow
+from la4vla.data.transforms import Chain, chain_from_dicts
+from la4vla.model.initial import randomise
+from la4vla.model.policy import Policy, rebuild
+from la4vla.model.tokenizer import Prompter
+from la4vla.rng import RngUse, generator
+from la4vla.types import Embodiment, InputSpec, Observation, Sample, UserError
+
+
+class NoiseKey(NamedTuple):
+    """What a chunk's noise is drawn from. query: number of the question within the episode, from 0."""
+
+    seed: int
+    task: str
+    episode: int
+    query: int
+
+
+@dataclass(frozen=True)
+class ServedPolicy:
+    """identity: sha256 of the weights, or how the untrained ones were made. step: optimizer steps of the checkpoint.
+
+    views: names of the pictures it needs, in slot order; empty for a policy of language and state alone.
+    flow: noise and Euler steps of the sampler. Build one with `load` or `untrained`.
+    """
+
+    identity: str
+    step: int
+    embodiment: Embodiment
+    views: tuple[str, ...]
+    flow: FlowConfig
+    policy: Policy
+    chain: Chain
+    prompter: Prompter
+    device: torch.device
+
+    @staticmethod
+    def load(folder: str | Path, device: str | torch.device = "cpu") -> ServedPolicy:
+        """The policy of a checkpoint folder. Raises UserError for one that is incomplete or whose weights changed."""
+        description = manifest.read(folder)
+        path = Path(folder) / manifest.WEIGHTS
+        if file_sha256(path) != description.weights_sha256:
+            raise UserError(f"{path}: not the weights its manifest describes; copy the checkpoint again.")
+        policy = rebuild(description.model)
+        policy.load_state_dict(load_file(path))
+        return _serve(description, policy, Path(folder), description.weights_sha256, description.step, device)
+
+    @staticmethod
+    def untrained(folder: str | Path, seed: int, device: str | torch.device = "cpu") -> ServedPolicy:
+        """The control arm: a checkpoint's architecture, transforms and tokenizer with random weights."""
+        description = manifest.read(folder)
+        policy = rebuild(description.model)
+        randomise(policy, "policy", seed)
+        identity = f"untrained, seed {seed}, architecture of {description.weights_sha256[:16]}"
+        return _serve(description, policy, Path(folder), identity, 0, device)
+
+    @property
+    def spec(self) -> InputSpec:
+        return self.policy.spec
+
+    def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
+        """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
+        if difference := _difference(self.embodiment.to_dict(), embodiment.to_dict()):
+            raise UserError(
+                f"the checkpoint was trained for another embodiment: {difference}; evaluate it on its own env."
+            )
+        self._require(views)
+
+    def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
+        """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
+
+        Raises UserError for a missing view or a state of the wrong size.
+        """
+        samples = [self.chain(self._query(seen, key)) for seen, key in zip(observations, noise_keys, strict=True)]
+        noise = [self._noise(key) for key in noise_keys]
+        batch = collate(samples, self.spec, self._encode, noise, [0.0] * len(samples))
+        with torch.inference_mode():
+            chunks_BTA = self.policy.sample(batch.to(self.device), self.flow.steps).cpu().numpy()
+        return [
+            self.chain.inverse(chunk_TA, seen.state).astype(np.float32)
+            for chunk_TA, seen in zip(chunks_BTA, observations, strict=True)
+        ]
+
+    def _query(self, seen: Observation, key: NoiseKey) -> Sample:
+        self._require(tuple(seen.views))
+        dims = len(self.embodiment.state.names)
+        if seen.state.shape != (dims,):
+            raise UserError(f"the state has shape {list(seen.state.shape)}; this policy's embodiment has {dims} dims.")
+        return Sample(
+            kind="vla" if self.views else "la",
+            key=f"{key.task}/{key.episode}/{key.query}",
+            instruction=seen.instruction,
+            state=seen.state.astype(np.float32),
+            action=None,
+            action_valid=np.ones(self.spec.horizon, bool),
+            state_mask=np.ones(dims, bool),
+            action_mask=np.ones(len(self.embodiment.action.names), bool),
+            views={name: seen.views[name] for name in self.views},
+        )
+
+    def _require(self, views: Sequence[str]) -> None:
+        for name in self.views:
+            if name not in views:
+                raise UserError(
+                    f"the policy was trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; "
+                    "choose a protocol with that view."
+                )
+
+    def _noise(self, key: NoiseKey) -> np.ndarray:
+        draws = generator(key.seed, RngUse.SERVE, key.task, key.episode, key.query)
+        return draw_flow(draws, self.spec.horizon, self.spec.action_dim, self.flow)[0]
+
+    def _encode(self, instruction: str, slots: tuple[int, ...]) -> list[int]:
+        return self.prompter.encode(instruction, slots)
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """A checkpoint folder as it is; of a run folder, its newest complete checkpoint. Raises UserError for neither."""
+    folder = Path(folder)
+    if (folder / manifest.MANIFEST).is_file():
+        return folder
+    newest = manifest.newest(folder)
+    if newest is None:
+        raise UserError(f"{folder}: neither a checkpoint nor a run with a complete one; check the path.")
+    return newest
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file. Raises UserError where there is none."""
+    if not path.is_file():
+        raise UserError(f"{path}: missing from its checkpoint; copy the checkpoint again.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _serve(
+    description: manifest.Manifest, policy: Policy, folder: Path, identity: str, step: int, device: str | torch.device
+) -> ServedPolicy:
+    place = torch.device(device)
+    return ServedPolicy(
+        identity=identity,
+        step=step,
+        embodiment=Embodiment.from_dict(description.embodiment),
+        views=tuple(description.views),
+        flow=FlowConfig(**description.config["flow"]),
+        policy=policy.eval().requires_grad_(False).to(place),
+        chain=chain_from_dicts(description.transforms),
+        prompter=Prompter.load(folder / manifest.TOKENIZER, policy.spec),
+        device=place,
+    )
+
+
+def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> str:
+    """The first field in which two embodiments differ, in words; empty if none does."""
+    for key, value in mine.items():
+        place = f"{where}{key}"
+        if isinstance(value, Mapping):
+            if found := _difference(value, other[key], f"{place}."):
+                return found
+        elif value != other[key]:
+            return f"{place} is {value} in the checkpoint and {other[key]} in the env"
+    return ""

@@ -1,0 +1,105 @@
+"""A tiny deterministic suite for the runner's tests: a point that has to be pushed up to 1. Imported by spawned
+workers."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.protocols import Protocol
+from benchmarks.rollout import Suite
+from la4vla.sim.env import StepResult
+from la4vla.types import Embodiment, Observation, UserError, VectorSpec
+
+EMBODIMENT = Embodiment("point", 20.0, VectorSpec(("x",), "absolute"), VectorSpec(("x",), "delta"))
+TASKS = ["easy-a", "easy-b", "hard-c"]
+
+
+class PointEnv:
+    """x starts at a value that (task, episode) decide; success once x >= 1. Steps and renders are counted in the
+    picture.
+
+    Task names with a meaning: `crash-once-*` dies hard the first time an episode is begun (a file remembers),
+    `crash-*` always, `refuse-*` raises a UserError, `hang-*` sleeps.
+    """
+
+    embodiment = EMBODIMENT
+
+    def __init__(self, protocol: Protocol, views: tuple[str, ...]):
+        self.protocol, self.views = protocol, views
+        self.x, self.steps, self.task = 0.0, 0, ""
+
+    def reset(self, task: str, episode: int) -> Observation:
+        if task.startswith("refuse"):
+            raise UserError("the point refuses; choose another task.")
+        if task.startswith("hang"):
+            time.sleep(60)
+        marker = Path(os.environ.get("POINT_MARKERS", "/nonexistent")) / f"{task}-{episode}"
+        if task.startswith("crash-once") and marker.exists():
+            pass
+        elif task.startswith("crash"):
+            if task.startswith("crash-once"):
+                marker.touch()
+            print("the point exploded", file=sys.stderr, flush=True)
+            os._exit(3)
+        self.task, self.steps = task, 0
+        self.x = np.random.Generator(np.random.Philox(1000 * len(task) + episode)).uniform(-0.5, 0.5)
+        return self.observe()
+
+    def step(self, action: np.ndarray) -> StepResult:
+        assert action.shape == (1,)
+        self.x += float(np.clip(action[0], -1, 1)) * 0.1
+        self.steps += 1
+        return StepResult(self._state(), self.x >= 1.0, self.steps >= self.protocol.horizon + self.protocol.wait_steps)
+
+    def observe(self) -> Observation:
+        image = np.full((16, 16, 3), self.steps, np.uint8)
+        return Observation(dict.fromkeys(self.views, image), self._state(), f"push the point of {self.task}")
+
+    def close(self) -> None:
+        pass
+
+    def _state(self) -> np.ndarray:
+        return np.array([self.x], np.float32)
+
+
+def expert(env) -> np.ndarray:
+    return np.ones(1, np.float32)
+
+
+def prepare() -> str:
+    return "none"
+
+
+SUITE = Suite("point", prepare, PointEnv, expert, ("numpy",))
+
+
+def protocol(**changes) -> Protocol:
+    values = dict(
+        name="point/test", version=1, suite="point", groups={"easy": TASKS[:2], "hard": TASKS[2:]}, first_episode=0,
+        episodes=3, seed=0, horizon=27, wait_steps=0, replan_every=4, view="eye", image_size=16, fast=False,
+        success="any_step",
+    )  # fmt: skip
+    return Protocol(**{**values, **changes})
+
+
+class Pusher:
+    """A policy whose chunk depends on the observation and the noise key only; remembers what it was asked."""
+
+    def __init__(self, horizon: int = 8, seconds: float = 0.0):
+        self.horizon, self.seconds, self.batches = horizon, seconds, []
+
+    def check(self, embodiment, views) -> None:
+        assert embodiment == EMBODIMENT
+
+    def infer(self, observations, noise_keys) -> list[np.ndarray]:
+        self.batches.append(list(noise_keys))
+        time.sleep(self.seconds)
+        return [self.chunk(seen, key) for seen, key in zip(observations, noise_keys, strict=True)]
+
+    def chunk(self, seen: Observation, key) -> np.ndarray:
+        seed = [key.seed, len(key.task), key.episode, key.query, int(1e6 * (1 + seen.state[0]))]
+        noise = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+        return noise.uniform(-0.4, 1, (self.horizon, 1)).astype(np.float32)

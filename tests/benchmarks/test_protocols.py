@@ -1,0 +1,74 @@
+"""Why: a protocol is what makes two success rates comparable; a silently changed number makes them lie."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import protocols
+from la4vla.types import UserError
+
+
+@pytest.mark.parametrize("title", protocols.titles())
+def test_every_shipped_protocol_loads_under_its_own_title(title):
+    assert protocols.load(title).title == title
+
+
+def test_mt50_is_the_papers_protocol():
+    protocol = protocols.load("metaworld/mt50-v1")
+    assert [len(tasks) for tasks in protocol.groups.values()] == [28, 11, 6, 5]
+    assert (protocol.episodes, protocol.horizon, protocol.success) == (10, 400, "any_step")
+    assert len(protocols.select(protocol, [], None)) == 500
+    assert protocol.group_of("shelf-place-v3") == "very_hard"
+
+
+@pytest.mark.sim
+def test_mt50_tasks_are_metaworlds():
+    metaworld = pytest.importorskip("metaworld")
+    assert set(protocols.load("metaworld/mt50-v1").tasks) == set(metaworld.ALL_V3_ENVIRONMENTS)
+
+
+def test_override_makes_it_custom_and_changes_the_hash():
+    whole, changed = protocols.load("metaworld/mt50-v1"), protocols.load("metaworld/mt50-v1", ["horizon=500"])
+    assert changed.title == "custom" and changed.horizon == 500
+    assert len({whole.hash, changed.hash, replace(whole, seed=1).hash}) == 3
+    assert protocols.load("metaworld/mt50-v1").hash == whole.hash
+
+
+def test_a_part_of_a_protocol_stays_the_protocol():
+    protocol = protocols.load("metaworld/mt50-v1")
+    part = protocols.select(protocol, ["reach-v3", "push-v3"], 2)
+    assert part == [("reach-v3", 0), ("reach-v3", 1), ("push-v3", 0), ("push-v3", 1)]
+    assert protocol.title == "metaworld/mt50-v1"
+
+
+@pytest.mark.parametrize(
+    ("title", "overrides", "message"),
+    [
+        ("metaworld/mt51-v1", [], "use one of .*metaworld/mt50-v1"),
+        ("metaworld/mt50-v1", ["horizn=3"], "unknown key `horizn`; the nearest key is `horizon`"),
+        ("metaworld/mt50-v1", ["replan_every=0"], "`replan_every` is 0"),
+        ("metaworld/mt50-v1", ["success=last_step"], "success rule `last_step`"),
+        ("metaworld/mt50-v1", ["horizon=long"], "horizon"),
+    ],
+)
+def test_bad_protocols_say_the_cure(title, overrides, message):
+    with pytest.raises(UserError, match=message):
+        protocols.load(title, overrides)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "episodes", "message"),
+    [(["reach"], None, "task `reach` is not in"), ([], 11, "has 10 a task"), ([], 0, "has 10 a task")],
+)
+def test_bad_parts_say_the_cure(tasks, episodes, message):
+    with pytest.raises(UserError, match=message):
+        protocols.select(protocols.load("metaworld/mt50-v1"), tasks, episodes)
+
+
+def test_a_file_of_ones_own_is_custom(tmp_path):
+    source = protocols.FOLDER / "metaworld" / "mt50-v1.yaml"
+    (tmp_path / "mine.yaml").write_text(source.read_text())
+    assert protocols.load(str(tmp_path / "mine.yaml")).title == "custom"
+    (tmp_path / "mine.yaml").write_text(source.read_text().replace("horizon: 400", ""))
+    with pytest.raises(UserError, match="`horizon` has no value"):
+        protocols.load(str(tmp_path / "mine.yaml"))

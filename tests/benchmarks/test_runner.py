@@ -1,0 +1,103 @@
+"""Why: parallel workers and batched queries are where episodes start to depend on each other, where crashes turn into
+failures, and where a killed evaluation loses its hours (PAINS 8, 27). Real processes, a fake simulator."""
+
+import os
+
+import pytest
+
+from benchmarks import runner as runner_module
+from benchmarks.rollout import Job, roll_out
+from benchmarks.runner import Runner, TaskQueue
+from la4vla.serve.policy import NoiseKey
+from la4vla.types import UserError
+from tests.benchmarks.fake_env import SUITE, TASKS, PointEnv, Pusher, protocol
+
+pytestmark = pytest.mark.slow
+ALL = [Job(task, episode) for task in TASKS for episode in range(3)]
+
+
+def run(jobs, tmp_path, workers=1, policy=None, **changes):
+    """job -> Finished, and the policy."""
+    policy = policy or Pusher()
+    with Runner(SUITE, protocol(**changes), policy, ("eye",), workers, tmp_path / "logs") as runner:
+        return {finished.job: finished for finished in runner.run(jobs)}, policy
+
+
+def facts(finished):
+    return {job: (end.outcome.success, end.outcome.steps, end.outcome.queries) for job, end in finished.items()}
+
+
+def alone(job):
+    policy, rules = Pusher(), protocol()
+    ask = lambda seen, number: policy.infer([seen], [NoiseKey(0, job.task, job.episode, number)])[0]  # noqa: E731
+    outcome = roll_out(PointEnv(rules, ("eye",)), job, rules, ask)
+    return outcome.success, outcome.steps, outcome.queries
+
+
+def test_full_run_equals_each_episode_alone_in_any_order_and_number_of_workers(tmp_path):
+    reference = {job: alone(job) for job in ALL}
+    assert {success for success, _, _ in reference.values()} == {True, False}, "the fake task must decide something"
+    straight, policy = run(ALL, tmp_path, workers=3, policy=Pusher(seconds=0.02))
+    backwards, _ = run(ALL[::-1], tmp_path)
+    assert facts(straight) == facts(backwards) == reference
+    assert max(len(batch) for batch in policy.batches) > 1, "queries of different workers were never batched"
+    keys = [key for batch in policy.batches for key in batch]
+    assert len(keys) == len(set(keys)) == sum(queries for _, _, queries in reference.values())
+
+
+def test_the_expert_drives_through_the_same_runner(tmp_path):
+    with Runner(SUITE, protocol(), None, (), 1, tmp_path) as runner:
+        finished = list(runner.run(ALL[:3]))
+    assert all(end.outcome.success for end in finished) and runner.spent.queries == 0
+
+
+def test_a_crash_is_rerun_once_and_a_second_one_is_an_error_not_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setenv("POINT_MARKERS", str(tmp_path))
+    once, always = Job("crash-once-x", 0), Job("crash-x", 5)
+    finished, _ = run([once, *ALL[:4], always], tmp_path, workers=2)
+    mended, lost = finished.pop(once), finished.pop(always)
+    assert mended.attempts == 2 and mended.outcome is not None and not mended.error
+    assert lost.attempts == 2 and lost.outcome is None
+    assert "the point exploded" in lost.error and "exit status 3" in lost.error
+    assert all(end.attempts == 1 for end in finished.values())
+    assert facts(finished) == {job: alone(job) for job in ALL[:4]}
+
+
+def test_a_simulator_that_only_crashes_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "HOPELESS", 1)
+    with pytest.raises(UserError, match=r"1 episodes crashed and none finished.*the point exploded"):
+        run([Job("crash-x", episode) for episode in range(50)], tmp_path)
+
+
+def test_a_hanging_worker_counts_as_crashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "SILENCE_S", 5.0)
+    finished, _ = run([ALL[0], Job("hang-x", 0)], tmp_path)
+    assert finished[Job("hang-x", 0)].outcome is None and finished[ALL[0]].outcome is not None
+
+
+def test_a_user_error_inside_a_worker_reaches_the_user(tmp_path):
+    with pytest.raises(UserError, match=r"the point refuses"):
+        run([Job("refuse-x", 0)], tmp_path)
+
+
+def test_a_chunk_shorter_than_replan_every_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"executes 9 actions of a chunk, but the policy gives 8"):
+        run(ALL[:1], tmp_path, replan_every=9)
+
+
+def test_no_worker_survives_the_run(tmp_path):
+    with Runner(SUITE, protocol(), Pusher(), ("eye",), 2, tmp_path) as runner:
+        list(runner.run(ALL[:1]))
+        pids = [worker.process.pid for worker in runner._workers]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_workers_stay_with_a_scene_then_share_the_longest():
+    queue = TaskQueue([Job("a", n) for n in range(2)] + [Job("b", n) for n in range(4)])
+    first, second = queue.next(""), queue.next("")
+    assert (first, second) == (Job("b", 0), Job("a", 0))
+    assert queue.next("b") == Job("b", 1) and queue.next("a") == Job("a", 1)
+    assert queue.next("a") == Job("b", 2) and queue.next("b") == Job("b", 3)
+    assert queue.next("b") is None

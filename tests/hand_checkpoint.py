@@ -1,0 +1,53 @@
+"""A tiny checkpoint made by hand, so that serving is tested against the format and not against the trainer."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from la4vla import manifest
+from la4vla.config import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
+from la4vla.data.normalize import Stats
+from la4vla.data.transforms import build_chain, chain_to_dicts
+from la4vla.model.policy import build_policy
+from la4vla.model.tokenizer import build_prompter
+from la4vla.serve.policy import file_sha256
+from la4vla.types import Embodiment
+
+
+def stats(names: tuple[str, ...], reach: float) -> Stats:
+    low, high = (-reach,) * len(names), (reach,) * len(names)
+    return Stats(names, 100, (0.0,) * len(names), (reach / 2,) * len(names), low, high, low, high)
+
+
+def write_checkpoint(folder: Path, embodiment: Embodiment, views: tuple[str, ...], seed: int = 0) -> Path:
+    """A complete checkpoint folder of the tiny preset with random weights and plausible statistics."""
+    config = TrainConfig(
+        run=RunConfig(dir="runs/hand"),
+        model=ModelConfig(preset="tiny", dropout=0.0),
+        stages={"only": StageConfig(mixture={"task": 1.0}, steps=7)},
+    )
+    policy = build_policy(config.model, seed)
+    both = stats(embodiment.state.names, 0.7), stats(embodiment.action.names, 1.0)
+    chain = build_chain(DataConfig(), embodiment, views, both, policy.spec)
+    folder.mkdir(parents=True)
+    save_file(policy.state_dict(), folder / manifest.WEIGHTS)
+    build_prompter(config.model).save(folder / manifest.TOKENIZER)
+    manifest.Manifest(
+        schema=manifest.SCHEMA_VERSION,
+        stage="only",
+        stage_step=7,
+        step=7,
+        config=asdict(config),
+        model=policy.description,
+        input_spec=asdict(policy.spec),
+        transforms=chain_to_dicts(chain),
+        embodiment=embodiment.to_dict(),
+        views=list(views),
+        weights_sha256=file_sha256(folder / manifest.WEIGHTS),
+        git_sha="",
+        versions={},
+        world_size=1,
+    ).write(folder)
+    (folder / manifest.COMPLETE).touch()
+    return folder

@@ -1,0 +1,200 @@
+"""Why: the house stands on who may import whom (DESIGN, Rooms and floors). A wrong import works today and makes the
+blind path, the fork-free simulators or the four-rank trainer untestable tomorrow; so the rules are read off the syntax
+trees."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
+
+F0 = {"types", "config", "rng", "manifest"}
+F1 = {"data", "model"}
+ROOMS = {
+    "data": F0,
+    "model": F0,
+    "train": F0 | F1,
+    "serve": F0 | F1,
+    "sim": F0 | F1,
+    "construct": F0 | F1,
+    "probe": F0 | F1 | {"serve"},
+    "benchmarks": F0 | F1 | {"serve", "sim", "probe"},
+    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
+    "doctor": F0 | F1 | {"sim"},
+}
+"""What each room may import besides itself. `construct` may also import `sim` inside a function, to record."""
+
+GROUND_THIRD_PARTY = {"numpy", "torch", "omegaconf", "yaml"}  # yaml is what omegaconf reads with
+SIMULATORS = {"mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL"}
+CONFINED = {
+    "torch.distributed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
+    "deepspeed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
+    "wandb": ("la4vla/train/metrics.py",),
+    "tensorboard": ("la4vla/train/metrics.py",),
+    "torch.utils.tensorboard": ("la4vla/train/metrics.py",),
+    "argparse": ("la4vla/cli.py", "benchmarks/"),
+    "random": (),
+    **{name: ("la4vla/sim/",) for name in SIMULATORS},
+}
+"""Module -> beginnings of the paths that may import it."""
+
+
+@dataclass(frozen=True)
+class Import:
+    file: str
+    line: int
+    module: str
+    lazy: bool
+
+    @property
+    def here(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every module a file names in an import, `from a import b` as both `a` and `a.b`, relative ones made absolute."""
+    file = str(path.relative_to(ROOT))
+    package = list(path.relative_to(ROOT).parent.parts)
+    inside_functions = {
+        id(node)
+        for function in ast.walk(tree(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            yield Import(file, node.lineno, name, id(node) in inside_functions)
+
+
+EVERY_IMPORT = [item for path in FILES for item in imports(path)]
+
+
+def room_of_file(file: str) -> str:
+    parts = Path(file).with_suffix("").parts
+    return "benchmarks" if parts[0] == "benchmarks" else parts[1]
+
+
+def room_of_module(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] == "benchmarks":
+        return "benchmarks"
+    return parts[1] if parts[0] == "la4vla" and len(parts) > 1 and parts[1] != "__version__" else None
+
+
+def test_the_files_are_found():
+    assert {"types", "config", "rng", "manifest", "benchmarks"} <= {
+        room_of_file(str(path.relative_to(ROOT))) for path in FILES
+    }
+
+
+def test_rooms_import_only_what_lies_below_them():
+    wrong = []
+    for item in EVERY_IMPORT:
+        source, target = room_of_file(item.file), room_of_module(item.module)
+        if target is None or target == source or source == "__init__":
+            continue
+        allowed = ROOMS.get(source, F0)
+        if source == "construct" and target == "sim" and item.lazy:
+            continue
+        if target not in allowed:
+            wrong.append(item.here)
+    assert not wrong
+
+
+def test_data_and_model_meet_only_in_types():
+    pairs = {("data", "model"), ("model", "data")}
+    assert not [i.here for i in EVERY_IMPORT if (room_of_file(i.file), room_of_module(i.module)) in pairs]
+
+
+def test_the_ground_floor_is_light():
+    allowed = GROUND_THIRD_PARTY | set(sys.stdlib_module_names) | {"la4vla"}
+    ground = [i for i in EVERY_IMPORT if room_of_file(i.file) in F0 | {"__init__"} and i.file.startswith("la4vla/")]
+    assert not [i.here for i in ground if i.module.split(".")[0] not in allowed]
+
+
+@pytest.mark.parametrize("module", CONFINED)
+def test_confined_modules_stay_where_they_belong(module):
+    users = [i for i in EVERY_IMPORT if i.module == module or i.module.startswith(module + ".")]
+    assert not [i.here for i in users if not i.file.startswith(CONFINED[module])]
+
+
+def test_importing_the_packages_loads_no_simulator_and_no_trainer():
+    script = (
+        "import sys, importlib, pkgutil, la4vla, benchmarks\n"
+        "rooms = [m.name for m in pkgutil.iter_modules(la4vla.__path__, 'la4vla.')]\n"
+        "[importlib.import_module(name) for name in rooms]\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert not (SIMULATORS | {"deepspeed", "wandb", "tensorboard"}) & set(ast.literal_eval(printed))
+
+
+def broad_excepts(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            names = [None if item is None else ast.unparse(item) for item in caught]
+            if {None, "Exception", "BaseException", "builtins.Exception"} & set(names):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_no_broad_except():
+    assert not [place for path in FILES for place in broad_excepts(path)]
+
+
+def test_attributes_are_known():
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+    ]
+    lines = sum(len(path.read_text().splitlines()) for path in FILES)
+    assert 1000 * len(calls) / lines < 0.5, calls
+
+
+def test_functions_fit_on_a_screen():
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno >= 80
+    ]
+    assert not long
+
+
+def test_the_checks_see_what_they_forbid(tmp_path, monkeypatch):
+    """The checker itself: a file with every sin in it is caught."""
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    sinner = tmp_path / "la4vla" / "data" / "sinner.py"
+    sinner.parent.mkdir(parents=True)
+    sinner.write_text(
+        "from ..model import policy\ndef f():\n    import mujoco.viewer\n"
+        "try:\n    pass\nexcept (OSError, Exception):\n    pass\n"
+    )
+    found = {(item.module, item.lazy) for item in imports(sinner)}
+    assert found == {("la4vla.model", False), ("la4vla.model.policy", False), ("mujoco.viewer", True)}
+    assert list(broad_excepts(sinner)) == ["la4vla/data/sinner.py:6"]
