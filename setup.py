@@ -34,6 +34,8 @@ setup(
         "omegaconf>=2.3",
         "numpy>=2.0",
         "scipy>=1.13",
+        "tokenizers>=0.20",
+        "huggingface_hub>=0.30",
         "safetensors>=0.5",
         "simplejpeg>=1.8",
         "opencv-python-headless>=4.10",

@@ -28,11 +28,11 @@ EMBEDDING_STD = 0.02
 
 @torch.no_grad()
 def randomise(root: nn.Module, name: str, seed: int) -> None:
-    """Sets every parameter below `root`. name: the root's place in the policy, part of each draw's name."""
+    """Sets every parameter below `root`. name: the root's place in the policy, "" for the policy itself."""
     done: set[int] = set()
     for path, module in root.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            generator = torch_generator(seed, RngUse.INIT, f"{name}.{path}.{key}")
+            generator = torch_generator(seed, RngUse.INIT, _join(name, path, key))
             _set(module, key, parameter, generator)
             done.add(id(parameter))
         if isinstance(module, Attention):
@@ -40,8 +40,12 @@ def randomise(root: nn.Module, name: str, seed: int) -> None:
     for path, module in root.named_modules():
         if isinstance(module, Attention):
             for index, half in enumerate(module.kv_proj.weight.chunk(2)):
-                _xavier(half, torch_generator(seed, RngUse.INIT, f"{name}.{path}.kv_proj.{index}"))
+                _xavier(half, torch_generator(seed, RngUse.INIT, _join(name, path, f"kv_proj.{index}")))
     assert done == {id(parameter) for parameter in root.parameters()}
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
 
 
 def _set(module: nn.Module, key: str, parameter: Tensor, generator: torch.Generator) -> None:

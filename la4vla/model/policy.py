@@ -99,7 +99,7 @@ def build_policy(config: ModelConfig, seed: int) -> Policy:
         initial.randomise(policy.head, "head", seed)
         weights.load_internvl(policy.backbone.internvl, policy.size, config.weights)
     else:
-        initial.randomise(policy, "policy", seed)
+        initial.randomise(policy, "", seed)
     return policy
 
 

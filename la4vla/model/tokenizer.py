@@ -80,6 +80,9 @@ class Prompter:
             raise UserError(f"{folder}: no {FILE} in it; point model.tokenizer at a folder that has one.")
         return Prompter(Tokenizer.from_file(str(path)), spec)
 
+    def __reduce__(self) -> tuple[type[Prompter], tuple[Tokenizer, InputSpec]]:
+        return Prompter, (self.tokenizer, self.spec)  # the tokenizer's own pickle forgets encode_special_tokens
+
     def _text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 

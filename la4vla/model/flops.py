@@ -1,0 +1,98 @@
+"""Floating point operations of one sample, counted from the sizes: what `benchmarks.throughput` and the trainer's MFU
+divide by.
+
+Counted are matrix products, attention scores and mixtures included (2 operations a multiply-add; causal attention as if
+it were full, as kernels without a causal skip do it). Norms, activations and softmax are not (under 1 %). Matches FACTS
+4.1 "Forward cost per sample" (a test holds it).
+
+The rule for a training step, per module: 1x forward; backward 2x when it trains, 1x when it is frozen but the gradient
+passes through it to something that trains below, else 0; + 1x when it is checkpointed and so runs twice. A frozen tower
+costs 1x. The recomputation is left out of MFU's numerator (it is no progress) and counted in a layout's cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from la4vla.model.presets import ModelSize
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Forward operations of one sample, by module group."""
+
+    vision: float
+    projector: float
+    llm: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.vision + self.projector + self.llm + self.head
+
+
+def forward(size: ModelSize, readout: str, images: int, tokens: int) -> Forward:
+    """images: how many go through the vision tower. tokens: length of the row, image tokens and padding included."""
+    return Forward(
+        vision=images * vision(size),
+        projector=images * 2 * size.image_tokens * (size.vision_width * size.shuffle**2 + size.width) * size.width,
+        llm=llm(size, tokens),
+        head=head_memory(size, tokens) + head_velocity(size, readout, tokens),
+    )
+
+
+def training(cost: Forward, trained: Collection[str], checkpointing: bool = False) -> float:
+    """Operations of forward and backward of one sample; `trained` are names of config.MODULE_GROUPS."""
+    below_projector = "vision" in trained
+    below_llm = below_projector or "projector" in trained or "embeddings" in trained
+    below_head = below_llm or "llm" in trained
+    total = cost.vision * _passes(False, "vision" in trained, checkpointing)
+    total += cost.projector * _passes(below_projector, "projector" in trained, False)
+    total += cost.llm * _passes(below_llm, "llm" in trained, checkpointing)
+    return total + cost.head * _passes(below_head, "head" in trained, False)
+
+
+def chunk(size: ModelSize, readout: str, images: int, tokens: int, steps: int, cached: bool) -> float:
+    """Operations of one sampled chunk; cached: the context is projected once, not once a flow step."""
+    cost = forward(size, readout, images, tokens)
+    memory = head_memory(size, tokens) * (1 if cached else steps)
+    return cost.vision + cost.projector + cost.llm + memory + steps * head_velocity(size, readout, tokens)
+
+
+def vision(size: ModelSize) -> float:
+    """One image through the vision tower: patches, then blocks over patches + CLS."""
+    length, width = size.patches + 1, size.vision_width
+    patch = 2 * size.patches * 3 * size.patch_size**2 * width
+    block = 2 * length * (4 * width**2 + 2 * width * size.vision_mlp) + 4 * length**2 * width
+    return patch + size.vision_layers * block
+
+
+def llm(size: ModelSize, tokens: int) -> float:
+    kv_width = size.width // size.llm_heads * size.kv_heads
+    matrices = 2 * size.width**2 + 2 * size.width * kv_width + 3 * size.width * size.llm_mlp
+    return size.llm_layers * (2 * tokens * matrices + 4 * tokens**2 * size.width)
+
+
+def head_memory(size: ModelSize, tokens: int) -> float:
+    """The state token, and keys and values of every block for the context and it."""
+    state = 2 * (size.state_dim + size.width) * size.head_hidden
+    return state + size.head_blocks * 2 * (tokens + 1) * 2 * size.width**2
+
+
+def head_velocity(size: ModelSize, readout: str, tokens: int) -> float:
+    """One evaluation of the velocity over a remembered context."""
+    steps, width = size.horizon, size.width
+    encoder = 2 * steps * (size.action_dim + 2 * width) * width
+    block = 2 * steps * (2 * width**2 + 2 * width * size.head_mlp) + 4 * steps * (tokens + 1) * width
+    if readout == "per_token":
+        block += 2 * steps * 4 * width**2 + 4 * steps**2 * width
+        out = 2 * steps * (width + size.action_dim) * width
+    else:
+        out = 2 * (steps * width**2 + width * size.head_hidden + size.head_hidden * steps * size.action_dim)
+    return encoder + size.head_blocks * block + out
+
+
+def _passes(gradient_below: bool, trained: bool, checkpointed: bool) -> int:
+    backward = 2 if trained else int(gradient_below)
+    return 1 + backward + int(checkpointed and backward > 0)

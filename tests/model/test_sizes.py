@@ -1,0 +1,120 @@
+"""Why: the sizes are the published model's, so parameter and operation counts must come out as in FACTS 4.1."""
+
+import pytest
+import torch
+
+from la4vla.config import MODULE_GROUPS, ModelConfig
+from la4vla.model import flops, freeze
+from la4vla.model.policy import Policy, build_policy
+from la4vla.model.presets import LA4VLA_1B, PRESETS, ModelSize, preset
+from la4vla.types import UserError
+
+EVERYTHING = MODULE_GROUPS
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    with torch.device("meta"):
+        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2)
+
+
+def test_parameters_by_module(full_size):
+    counts = {
+        group: sum(p.numel() for p in parameters.values())
+        for group, parameters in freeze.group_parameters(full_size).items()
+    }
+    assert counts == {
+        "vision": 304_012_288,
+        "projector": 4_482_816,
+        "embeddings": 135_899_904,
+        "llm": 344_674_176 - 135_899_904,
+        "head": 122_029_360,
+    }
+    assert sum(counts.values()) == sum(p.numel() for p in full_size.parameters()) == 775_198_640
+
+
+@pytest.mark.parametrize(
+    ("groups", "trainable"),
+    [(("head",), 122_029_360), (("llm", "head"), 330_803_632), (EVERYTHING, 775_198_640)],
+)
+def test_trainable_counts_of_the_stages(full_size, groups, trainable):
+    freeze.set_trainable(full_size, groups)
+    assert sum(p.numel() for p in full_size.parameters() if p.requires_grad) == trainable
+    assert f"{trainable:,} train" in freeze.table(full_size)
+
+
+def test_tiny_is_tiny():
+    assert 2.5e6 < sum(p.numel() for p in build_policy(ModelConfig(), 0).parameters()) < 4e6
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_spec_and_dict(name):
+    size = preset(name)
+    assert size.image_tokens == {"tiny": 16, "la4vla_1b": 256}[name]
+    assert size.spec.max_tokens >= 3 * (size.image_tokens + 8) + 40
+    assert ModelSize.from_dict(size.to_dict()) == size
+
+
+def test_a_missing_size_is_an_error():
+    raw = LA4VLA_1B.to_dict()
+    del raw["horizon"]
+    with pytest.raises(UserError, match="horizon"):
+        ModelSize.from_dict(raw)
+
+
+TF = 1e12
+
+
+def test_forward_operations():
+    assert flops.vision(LA4VLA_1B) == pytest.approx(0.723 * TF, rel=0.01)
+    assert flops.llm(LA4VLA_1B, 1024) == pytest.approx(0.480 * TF, rel=0.01)
+    head = flops.head_memory(LA4VLA_1B, 1024) + flops.head_velocity(LA4VLA_1B, "flatten", 1024)
+    assert head == pytest.approx(0.034 * TF, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("images", "trained", "published"),
+    [
+        (3, ("llm", "head"), 4.19),
+        (3, ("head",), 2.75),
+        (3, EVERYTHING, 10.70),
+    ],
+)
+def test_training_operations_of_the_released_layout(images, trained, published):
+    """With gradient checkpointing, as the release trains."""
+    cost = flops.forward(LA4VLA_1B, "flatten", images, 1024)
+    assert flops.training(cost, trained, checkpointing=True) == pytest.approx(published * TF, rel=0.01)
+
+
+def test_dropping_image_tokens_saves_what_facts_say():
+    trained = ("llm", "head")
+    released = flops.training(flops.forward(LA4VLA_1B, "flatten", 3, 1024), trained, checkpointing=True)
+    ours = flops.training(flops.forward(LA4VLA_1B, "flatten", 0, 36), trained, checkpointing=True)
+    assert ours == pytest.approx(0.080 * TF, rel=0.1)
+    assert released / ours == pytest.approx(52, rel=0.1)
+
+
+def test_a_frozen_tower_costs_its_forward_only():
+    cost = flops.forward(LA4VLA_1B, "per_token", 1, 300)
+    assert flops.training(cost, ("head",)) == cost.vision + cost.projector + cost.llm + 3 * cost.head
+    assert flops.training(cost, ("projector",)) == cost.vision + 3 * cost.projector + 2 * cost.llm + 2 * cost.head
+    assert flops.training(cost, EVERYTHING) == 3 * cost.total
+
+
+def test_caching_the_context_saves_the_projections():
+    sizes = (LA4VLA_1B, "flatten", 1, 300, 10)
+    saved = flops.chunk(*sizes, cached=False) - flops.chunk(*sizes, cached=True)
+    assert saved == pytest.approx(9 * flops.head_memory(LA4VLA_1B, 300))
+
+
+def test_counts_match_torchs_counter(make_batch):
+    """torch counts what really runs; the analytic count has to be that, image slots and all."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for readout in ("per_token", "flatten"):
+        policy = build_policy(ModelConfig(readout=readout, attention="eager"), 0).eval()
+        batch = make_batch(policy.spec, "vla", rows=1, views=(2,))
+        with FlopCounterMode(display=False) as counter:
+            policy(batch)
+        expected = flops.forward(policy.size, readout, 2, batch.input_ids_BL.shape[1]).total
+        assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
