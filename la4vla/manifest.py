@@ -3,7 +3,7 @@
 A checkpoint folder holds
     manifest.json           this
     model.safetensors       every weight of the policy in fp32, loads without DeepSpeed
-    training.safetensors    fp32 masters and AdamW moments by parameter name, free of the world size
+    training.safetensors    AdamW moments by parameter name, free of the world size (the fp32 masters are the weights)
     tokenizer/              the tokenizer's files
     COMPLETE                written last; a folder without it is a wreck and is never read
 """
@@ -83,5 +83,5 @@ def resolve(path: str | Path) -> Path:
 
 def newest(run_dir: str | Path) -> Path | None:
     """The complete checkpoint with the highest step below `run_dir/checkpoints`, or None."""
-    folders = sorted(Path(run_dir).glob("checkpoints/step_*/" + COMPLETE), reverse=True)
+    folders = sorted(Path(run_dir).glob("checkpoints/step_" + "[0-9]" * 8 + "/" + COMPLETE), reverse=True)
     return folders[0].parent if folders else None

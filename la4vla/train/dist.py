@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -88,9 +88,11 @@ def from_main(value: T) -> T:
     return box[0]
 
 
-def barrier() -> None:
-    """Wait on the host (gloo) until every rank is here."""
-    from_main(None)
+def gathered(value: T) -> list[T]:
+    """Every rank's value, in rank order, on every rank (picklable)."""
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
 
 
 def log0(world: World, text: str) -> None:

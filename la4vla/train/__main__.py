@@ -1,0 +1,59 @@
+"""Train a config, alone or under torchrun. What the user can mend is one sentence on stderr and exit status 2.
+
+python -m la4vla.train configs/tiny/mixpt.yaml stages.pretrain.steps=100
+torchrun --standalone --nproc-per-node 2 -m la4vla.train configs/tiny/mixpt.yaml
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from la4vla.config import TrainConfig, load
+from la4vla.types import UserError
+
+USAGE = "usage: [torchrun ... -m | python -m] la4vla.train CONFIG.yaml [key=value ...]"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0 trained, finished before, or stopped by SIGTERM and saved; 2 for bad input."""
+    alone = os.environ.get("RANK", "0") == "0"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if alone:
+            print(USAGE, file=sys.stderr)
+        return 2 if not arguments else 0
+    try:
+        config = load(arguments[0], arguments[1:])
+        if not isinstance(config, TrainConfig):
+            raise UserError(f"{arguments[0]} is not a config for training; give one without `schema:`.")
+    except UserError as error:
+        if alone:  # every process reads the same file and fails alike
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _run(config)
+
+
+def _run(config: TrainConfig) -> int:
+    # After the config is known to be good: importing torch.distributed and the model costs seconds.
+    from la4vla.train import dist
+    from la4vla.train.loop import train
+
+    world = dist.start()
+    try:
+        train(config, world)
+    except UserError as error:
+        if dist.first_to_fail(world):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except RuntimeError:
+        # A collective breaks when its peer has gone. If the peer said why, this rank has nothing to add.
+        if dist.error_was_said(world):
+            return 2
+        raise
+    dist.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,295 @@
+"""Checkpoints: written so that no moment of a crash can hurt, read so that any number of ranks can go on.
+
+`save` writes `checkpoints/step_XXXXXXXX.tmp`, syncs it to disk, marks it COMPLETE and renames it; only then are old
+ones pruned. All ranks take part in gathering, rank 0 writes, and what goes wrong there is an error on every rank.
+The files are those of manifest.py and know neither ranks nor engines: whole fp32 tensors by parameter name. The
+masters are the weights (both engines train fp32 parameters), so training.safetensors holds only AdamW's moments and
+its count of updates.
+Refuses: reading anything without COMPLETE, loading weights that do not fit, resuming under another config.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from la4vla import manifest
+from la4vla.config import CheckpointConfig, TrainConfig
+from la4vla.manifest import Manifest
+from la4vla.train.dist import World, from_main
+from la4vla.train.engine import Engine
+from la4vla.train.optim import MOMENTS
+from la4vla.types import UserError
+
+MAY_CHANGE = (
+    "run.dir",
+    "run.resume",
+    "run.init_from",
+    "engine",
+    "checkpoint",
+    "log",
+    "data.decode_threads",
+    "data.read_ahead",
+    "data.max_bad_samples",
+)
+"""Keys, or beginnings of keys, that a resumed run may change: they change no sample and no update."""
+
+UPDATES = "updates"
+SPARE = 1.05  # free disk asked for, over the size of the tensors
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint says beside its weights, so that it can be served: manifest entries, the tokenizer's writer.
+
+    save_tokenizer: writes the tokenizer's files into a folder that it makes.
+    """
+
+    model: dict[str, Any]
+    input_spec: dict[str, Any]
+    transforms: list[dict[str, Any]]
+    embodiment: dict[str, Any]
+    views: list[str]
+    save_tokenizer: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Finished steps: of the stage, and of the run."""
+
+    stage: str
+    stage_step: int
+    step: int
+
+
+def save(config: TrainConfig, engine: Engine, identity: Identity, position: Position, world: World) -> None:
+    """Write a checkpoint and prune old ones. All ranks call it. Raises UserError (on all) when the disk is full."""
+    weights = {name: _host(tensor) for name, tensor in engine.weights() if _kept(world)}
+    training = {key: _host(tensor) for key, tensor in _moments(engine) if _kept(world)}
+    problem = ""
+    if world.is_main:
+        try:
+            _write(config, weights, training, engine.updates(), identity, position, world)
+        except UserError as error:
+            problem = str(error)
+    problem = from_main(problem)
+    if problem:
+        raise UserError(problem)
+
+
+def start_clean(run_dir: Path) -> None:
+    """Remove what a crash may have left half-written or half-deleted."""
+    for wreck in run_dir.glob("checkpoints/*.tmp"):
+        shutil.rmtree(wreck)
+
+
+def load_weights(policy: nn.Module, folder: Path) -> None:
+    """A checkpoint's weights into a policy of the same sizes. Raises UserError naming what is missing or left over."""
+    try:
+        stored = load_file(folder / manifest.WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(f"{folder}: {manifest.WEIGHTS} is damaged ({error}); use another checkpoint.") from error
+    wanted = policy.state_dict()
+    fits = {name for name in stored.keys() & wanted.keys() if stored[name].shape == wanted[name].shape}
+    if fits != stored.keys() or fits != wanted.keys():
+        raise UserError(
+            f"{folder}: its weights do not fit this model: missing {_some(wanted.keys() - fits)}, unexpected "
+            f"{_some(stored.keys() - fits)}; use the model settings it was trained with."
+        )
+    policy.load_state_dict(stored, strict=True)
+
+
+def load_training(engine: Engine, folder: Path) -> None:
+    """A checkpoint's optimizer state into an engine with the same trainable parameters, on any number of ranks."""
+    with safe_open(folder / manifest.TRAINING, framework="pt") as file:
+        names = {key.split("/", 1)[1] for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+        wanted = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+        if names != wanted:
+            raise UserError(
+                f"{folder}: its optimizer state is for other parameters: missing {_some(wanted - names)}, unexpected "
+                f"{_some(names - wanted)}; set run.resume=never and run.init_from to start from its weights."
+            )
+
+        def read(name: str) -> tuple[Tensor, Tensor]:
+            first, second = (file.get_tensor(f"{key}/{name}") for key in MOMENTS)
+            return first, second
+
+        engine.load_moments(read, int(file.metadata()[UPDATES]))
+
+
+def check_resumable(folder: Path, found: Manifest, config: TrainConfig) -> None:
+    """Raises UserError naming the first setting that differs from the run that wrote the checkpoint."""
+    then, now = _flat(found.config), _flat(asdict(config))
+    for key in [*then, *(now.keys() - then.keys())]:
+        if _may_change(key) or then.get(key) == now.get(key):
+            continue
+        raise UserError(
+            f"{key} is {now.get(key, 'absent')}, the run in {folder.parent.parent} has {then.get(key, 'absent')}; set "
+            "it back, or start a new run.dir (run.init_from takes over the weights)."
+        )
+    if list(found.config["stages"]) != list(config.stages):
+        raise UserError(f"stages are in another order than in {folder.parent.parent}; put them back.")
+
+
+def _moments(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    for name, *values in engine.moments():
+        for key, value in zip(MOMENTS, values, strict=True):
+            yield f"{key}/{name}", value
+
+
+def _kept(world: World) -> bool:
+    """Only rank 0 holds what it gathers; the others only take part in gathering."""
+    return world.is_main
+
+
+def _host(tensor: Tensor) -> Tensor:
+    """A private contiguous copy: ties become two tensors, which safetensors demands."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+
+
+def _write(
+    config: TrainConfig,
+    weights: dict[str, Tensor],
+    training: dict[str, Tensor],
+    updates: int,
+    identity: Identity,
+    position: Position,
+    world: World,
+) -> None:
+    parent = Path(config.run.dir) / "checkpoints"
+    final = parent / f"step_{position.step:08d}"
+    folder = parent / (final.name + ".tmp")
+    if final.is_dir():
+        return  # a run is deterministic: what this step looks like is saved already
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    needed = SPARE * sum(tensor.nbytes for tensors in (weights, training) for tensor in tensors.values())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        shutil.rmtree(folder)
+        raise UserError(
+            f"{parent}: a checkpoint needs {needed / GB:.3f} GB and {free / GB:.3f} GB are free; free some space or "
+            "lower checkpoint.keep_last, then start again: the run resumes from its last checkpoint."
+        )
+    try:
+        save_file(weights, folder / manifest.WEIGHTS)
+        save_file(training, folder / manifest.TRAINING, metadata={UPDATES: str(updates)})
+        identity.save_tokenizer(folder / manifest.TOKENIZER)
+        _manifest(config, folder, identity, position, world).write(folder)
+        _sync(folder)
+        (folder / manifest.COMPLETE).touch()
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not _is_disk_full(error):
+            raise
+        raise UserError(
+            f"{parent}: the disk became full while a checkpoint was written; free {needed / GB:.3f} GB and start "
+            "again: the run resumes from its last checkpoint."
+        ) from error
+    folder.rename(final)
+    _sync_folder(parent)
+    prune(parent, config.checkpoint)
+
+
+def prune(parent: Path, config: CheckpointConfig) -> None:
+    """Delete all but the newest `keep_last` and every `keep_every`-th. A kill leaves a .tmp, never half of one."""
+    folders = sorted(parent.glob("step_" + "[0-9]" * 8))
+    for folder in folders[: -config.keep_last]:
+        step = int(folder.name.removeprefix("step_"))
+        if config.keep_every and step % config.keep_every == 0:
+            continue
+        doomed = folder.rename(parent / (folder.name + ".tmp"))
+        shutil.rmtree(doomed)
+
+
+def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: Position, world: World) -> Manifest:
+    with (folder / manifest.WEIGHTS).open("rb") as file:
+        weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Manifest(
+        schema=manifest.SCHEMA_VERSION,
+        stage=position.stage,
+        stage_step=position.stage_step,
+        step=position.step,
+        config=asdict(config),
+        model=identity.model,
+        input_spec=identity.input_spec,
+        transforms=identity.transforms,
+        embodiment=identity.embodiment,
+        views=identity.views,
+        weights_sha256=weights_sha256,
+        git_sha=_git_sha(),
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("la4vla", "torch", "transformers", "deepspeed")},
+        },
+        world_size=world.size,
+    )
+
+
+def _git_sha() -> str:
+    """Commit of the installed code, or `unknown` outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_disk_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, name + ".") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def _may_change(key: str) -> bool:
+    if key.startswith("stages.") and key.endswith(".micro_batch"):
+        return True
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return f"{len(listed)} ({', '.join(listed[:3])}{', ...' if len(listed) > 3 else ''})" if listed else "none"

@@ -1,0 +1,92 @@
+"""What can end a run before its last step: a signal, or too many steps in a row without a finite gradient.
+
+Both are known on the device of every rank after a step; the host reads them one step later, so that it never waits for
+the step it has just queued, and all ranks read the same numbers at the same step.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from la4vla.train.dist import World, gathered
+from la4vla.types import UserError
+
+KEYS_NAMED = 8
+
+
+class StopSignal:
+    """Remembers SIGTERM (a scheduler's warning). More of them change nothing: launchers repeat what they are sent."""
+
+    def __init__(self) -> None:
+        self.received = False
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One step's outcome on its way to the host. losses: one a micro-batch, with the keys of its samples."""
+
+    step: int
+    numbers: Tensor
+    copied: torch.cuda.Event | None
+    losses: tuple[tuple[Tensor, tuple[str, ...]], ...]
+
+
+class Watch:
+    def __init__(self, world: World, max_skipped_steps: int) -> None:
+        self._world = world
+        self._max = max_skipped_steps
+        self._streak = torch.zeros((), device=world.device)
+        self._pending: Trace | None = None
+
+    def read(self, step: int, norm: Tensor, votes: Tensor, losses: tuple[tuple[Tensor, tuple[str, ...]], ...]) -> bool:
+        """Take in a step; say whether a rank had asked to stop by the step before it.
+
+        norm: global gradient norm. votes: ranks that ask. Both 0-d, on the device, equal on all ranks. Raises UserError
+        naming samples when the step before was the last of too many without a finite norm.
+        """
+        self._streak = torch.where(torch.isfinite(norm), 0.0, self._streak + 1.0)
+        numbers = torch.stack([self._streak, votes.float()])
+        if numbers.is_cuda:
+            host = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            trace = Trace(step, host, copied, losses)
+        else:
+            trace = Trace(step, numbers, None, losses)
+        before, self._pending = self._pending, trace
+        return before is not None and self._judge(before)
+
+    def settle(self) -> bool:
+        """The same for the last step read, now; before a run or a stage may count as done."""
+        before, self._pending = self._pending, None
+        return before is not None and self._judge(before)
+
+    def _judge(self, trace: Trace) -> bool:
+        if trace.copied is not None:
+            trace.copied.synchronize()
+        streak, votes = trace.numbers.tolist()
+        if streak >= self._max:
+            raise UserError(self._blame(trace))
+        return votes > 0
+
+    def _blame(self, trace: Trace) -> str:
+        """The sentence that ends the run; the same on every rank. Collective."""
+        mine = [key for loss, keys in trace.losses if not torch.isfinite(loss) for key in keys]
+        keys = [key for keys in gathered(mine) for key in keys]
+        where = "whose loss is not finite" if keys else "all with finite losses"
+        if not keys:
+            keys = [key for keys in gathered([key for _, keys in trace.losses for key in keys]) for key in keys]
+        named = ", ".join(keys[:KEYS_NAMED]) + (", ..." if len(keys) > KEYS_NAMED else "")
+        return (
+            f"{self._max} steps in a row had no finite gradient and were skipped, the last one step {trace.step}; look "
+            f"at its samples {named} ({len(keys)} {where}), or lower the learning rate, and resume."
+        )

@@ -1,0 +1,157 @@
+"""What a run says about itself: meters that wait on the device, and sinks that write one record now and then.
+
+A meter adds without a host sync; `Meters.collect` does one reduction over ranks and one sync, when a line is logged.
+`metrics.jsonl` is always written and a resumed run cuts it back to its step, so that no step appears twice. TensorBoard
+and W&B are imported here only, when asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from la4vla.config import TrainConfig
+from la4vla.train.dist import World, max_over_ranks, sum_over_ranks
+from la4vla.types import UserError
+
+METRICS = "metrics.jsonl"
+Reduce = Literal["mean", "sum", "max"]
+Record = dict[str, Any]
+
+
+class Meters:
+    """Named numbers gathered between two log lines. reductions: how ranks and additions become one number.
+
+    mean: sum of values / sum of weights, over ranks and additions. sum: over both. max: the largest rank's sum
+    (timings: the straggler counts).
+    """
+
+    def __init__(self, world: World, reductions: dict[str, Reduce]) -> None:
+        self._world = world
+        self._reductions = reductions
+        self._names = list(reductions)
+        self._reset()
+
+    def add(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
+        row = self._totals[self._names.index(name)]
+        row[0] += value
+        row[1] += weight
+
+    def collect(self) -> dict[str, float]:
+        """The numbers since the last call, over all ranks; starts anew. Collective; the only host sync. A mean of
+        nothing is NaN."""
+        sums = sum_over_ranks(self._totals.clone())
+        largest = max_over_ranks(self._totals)
+        result = {}
+        for name, (value, weight), (top, _) in zip(self._names, sums.tolist(), largest.tolist(), strict=True):
+            reduce = self._reductions[name]
+            if reduce == "mean":
+                result[name] = value / weight if weight else math.nan
+            else:
+                result[name] = value if reduce == "sum" else top
+        self._reset()
+        return result
+
+    def _reset(self) -> None:
+        self._totals = torch.zeros(len(self._names), 2, dtype=torch.float64, device=self._world.device)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process since its start: of the GPU if there is one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+class Sink(Protocol):
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_sinks(config: TrainConfig, resumed_step: int) -> list[Sink]:
+    """The sinks a config asks for; rank 0 only. Raises UserError when a package is missing."""
+    sinks: list[Sink] = [JsonLines(Path(config.run.dir) / METRICS, resumed_step)]
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(config, resumed_step))
+    if config.log.wandb_project:
+        sinks.append(WandB(config))
+    return sinks
+
+
+class JsonLines:
+    """One JSON object a line, flushed line by line. Numbers that are not finite are written as null."""
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step]
+        new = path.with_suffix(".new")
+        new.write_text("".join(line + "\n" for line in kept))
+        os.replace(new, path)
+        self._file = path.open("a")
+
+    def write(self, record: Record) -> None:
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines only: a kill may have cut the last one."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text().split("\n")[:-1] if line]
+
+
+class TensorBoard:
+    def __init__(self, config: TrainConfig, resumed_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise UserError("log.tensorboard needs tensorboard; run: pip install 'la4vla[tensorboard]'.") from error
+        self._writer = SummaryWriter(str(Path(config.run.dir) / "tensorboard"), purge_step=resumed_step + 1)
+
+    def write(self, record: Record) -> None:
+        for key, value in record.items():
+            if isinstance(value, float | int) and key != "step":
+                self._writer.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    def __init__(self, config: TrainConfig) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            raise UserError("log.wandb_project needs wandb; run: pip install 'la4vla[wandb]'.") from error
+        identity = Path(config.run.dir) / "wandb_id"
+        if not identity.is_file():
+            identity.write_text(wandb.util.generate_id())
+        self._run = wandb.init(
+            project=config.log.wandb_project,
+            dir=config.run.dir,
+            id=identity.read_text(),
+            resume="allow",
+            config=asdict(config),
+        )
+
+    def write(self, record: Record) -> None:
+        self._run.log(record, step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()

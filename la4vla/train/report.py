@@ -1,0 +1,159 @@
+"""One log line: what is measured between two of them, and how it is told (metrics.jsonl, other sinks, progress bar)."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from la4vla.config import TrainConfig
+from la4vla.data.mixture import Schedule
+from la4vla.data.reader import StepData
+from la4vla.model import flops
+from la4vla.model.policy import Policy
+from la4vla.train.checkpoint import Position
+from la4vla.train.dist import World
+from la4vla.train.engine import Engine
+from la4vla.train.metrics import Meters, Record, Reduce, Sink, open_sinks, peak_memory_gb
+from la4vla.types import KINDS, Kind
+
+REDUCTIONS: dict[str, Reduce] = {
+    "loss": "mean",
+    **{f"loss/{kind}": "mean" for kind in KINDS},
+    "grad_norm": "mean",
+    "wait_s": "max",
+    "memory_gb": "max",
+    "bad_samples": "sum",
+}
+
+PEAK_FLOPS = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H200": 989e12}
+"""Dense bf16 operations a second by GPU name (NVIDIA's data sheets, SXM parts, without sparsity)."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves on the device, all 0-d and unread.
+
+    losses: kind, weight in the step's loss, and this rank's part of the kind's mean squared error, a micro-batch each
+    (over micro-batches and ranks they add up to it). norm: global gradient norm before clipping. votes: ranks that
+    ask to stop.
+    """
+
+    losses: tuple[tuple[Kind, float, Tensor], ...]
+    norm: Tensor
+    votes: Tensor
+    lr: float
+
+
+class Report:
+    def __init__(self, config: TrainConfig, world: World, position: Position) -> None:
+        self._config, self._world = config, world
+        self._meters = Meters(world, REDUCTIONS)
+        self._sinks: list[Sink] = open_sinks(config, position.step) if world.is_main else []
+        self._samples = _samples_before(config, position)
+        self._bar = tqdm(
+            total=sum(stage.steps for stage in config.stages.values()),
+            initial=position.step,
+            unit="step",
+            disable=not world.is_main,
+            dynamic_ncols=True,
+        )
+        self._peak = _peak_flops(world.device, config.engine.precision)
+        self._lr = 0.0
+        self._fresh()
+
+    def add(self, data: StepData, result: StepResult, policy: Policy) -> None:
+        """Take in one step, without a sync. Skipped steps count in no loss and no norm."""
+        finite = torch.isfinite(result.norm)
+        once = finite / self._world.size  # a mean over ranks' sums: every step weighs 1 in total
+        loss = torch.zeros((), device=self._world.device)
+        per_kind: dict[str, Tensor] = {}
+        for kind, weight, value in result.losses:
+            loss = loss + weight * value
+            per_kind[kind] = per_kind.get(kind, torch.zeros_like(loss)) + value
+        for name, value in [("loss", loss), *((f"loss/{kind}", value) for kind, value in per_kind.items())]:
+            self._meters.add(name, torch.where(finite, value, 0.0), once)
+        self._meters.add("grad_norm", torch.where(finite, result.norm, 0.0), finite)
+        self._meters.add("wait_s", data.wait_s)
+        self._samples.update(data.samples)
+        self._bad_samples = data.bad_samples
+        self._steps_samples += sum(data.samples.values())
+        if self._peak:
+            self._flops += self._world.size * step_flops(policy, data, self._config)
+        self._lr = result.lr
+        self._bar.update()
+
+    def write(self, position: Position, engine: Engine) -> None:
+        """Reduce over ranks (one sync) and tell everybody. Collective."""
+        self._meters.add("memory_gb", peak_memory_gb(self._world.device))
+        self._meters.add("bad_samples", self._bad_samples)
+        numbers = self._meters.collect()
+        seconds = time.perf_counter() - self._since
+        record: Record = {
+            "step": position.step,
+            "stage": position.stage,
+            "stage_step": position.stage_step,
+            **{name: numbers[name] for name in REDUCTIONS if name.startswith("loss") or name == "grad_norm"},
+            "lr": self._lr,
+            "samples_per_s": self._steps_samples / seconds,
+            "data_wait_ratio": numbers["wait_s"] / seconds,
+            "memory_gb": numbers["memory_gb"],
+            "skipped_steps": position.stage_step - engine.updates(),
+            "bad_samples": int(numbers["bad_samples"]),
+            **{f"samples/{source}": count for source, count in sorted(self._samples.items())},
+        }
+        if self._peak:
+            record["mfu"] = self._flops / seconds / (self._peak * self._world.size)
+        for sink in self._sinks:
+            sink.write(record)
+        self._bar.set_postfix_str(
+            f"{position.stage} loss {record['loss']:.4f} {record['samples_per_s']:.0f} samples/s "
+            f"wait {100 * record['data_wait_ratio']:.0f}%"
+        )
+        self._fresh()
+
+    def close(self) -> None:
+        self._bar.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def _fresh(self) -> None:
+        self._since = time.perf_counter()
+        self._steps_samples = 0
+        self._bad_samples = 0
+        self._flops = 0.0
+
+
+def step_flops(policy: Policy, data: StepData, config: TrainConfig) -> float:
+    """Useful operations of this rank in a step (recomputation of checkpointed blocks is not progress)."""
+    total = 0.0
+    for batch in data.batches:
+        images = 0 if batch.images_NCHW is None else batch.images_NCHW.shape[0]
+        tokens = batch.input_ids_BL.shape[1]
+        for_one = flops.forward(policy.size, config.model.readout, 0, tokens)
+        for_images = flops.forward(policy.size, config.model.readout, images, tokens)
+        trained = config.stages[data.stage].train
+        total += (batch.rows - 1) * flops.training(for_one, trained) + flops.training(for_images, trained)
+    return total
+
+
+def _samples_before(config: TrainConfig, position: Position) -> Counter[str]:
+    """source -> samples that the run took before a position."""
+    seen: Counter[str] = Counter()
+    for draw in Schedule(config).draws(next(iter(config.stages)), 0):
+        if draw.step >= position.step:
+            break
+        seen.update({source: count for source, (_, count) in draw.takes.items()})
+    return seen
+
+
+def _peak_flops(device: torch.device, precision: str) -> float:
+    """0 where the hardware or its peak in this precision is not known: no MFU is better than a wrong one."""
+    if device.type != "cuda" or precision != "bf16":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)

@@ -1,0 +1,121 @@
+"""The state of a run between two steps; what happens to it in between: a stage begins, a checkpoint is written."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from la4vla import manifest
+from la4vla.config import TrainConfig
+from la4vla.data.loader import Loader
+from la4vla.data.setup import Setup, explain
+from la4vla.data.transforms import chain_to_dicts
+from la4vla.model.freeze import table
+from la4vla.model.policy import Policy
+from la4vla.model.presets import preset
+from la4vla.model.tokenizer import Prompter, build_prompter
+from la4vla.train import checkpoint, engine, start
+from la4vla.train.checkpoint import Identity, Position
+from la4vla.train.dist import World, from_main, log0
+from la4vla.train.engine import Engine
+from la4vla.train.health import Watch
+from la4vla.train.report import Report
+from la4vla.train.start import Start
+
+
+@dataclass
+class Run:
+    """position: finished steps. engine, policy: of the present stage. identity: what every checkpoint says."""
+
+    config: TrainConfig
+    world: World
+    loader: Loader
+    identity: Identity
+    position: Position
+    policy: Policy
+    engine: Engine
+    watch: Watch
+    report: Report
+
+    def enter_stage(self, name: str) -> None:
+        """A new stage: the weights of the checkpoint that ended the last one, other frozen parts, a new optimizer."""
+        self.engine.close()
+        del self.engine, self.policy
+        gc.collect()
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.position = Position(name, 0, self.position.step)
+        begin = Start(self.position, manifest.newest(self.config.run.dir), own=True)
+        self.policy, self.engine = build_engine(self.config, begin, self.world)
+
+    def save(self) -> None:
+        checkpoint.save(self.config, self.engine, self.identity, self.position, self.world)
+
+
+def begin(config: TrainConfig, world: World) -> Run | None:
+    """Everything up to the first step; None if the run is finished already. Raises UserError for what does not fit."""
+    run_dir = Path(config.run.dir)
+    if world.is_main:
+        checkpoint.start_clean(run_dir)
+    from_main(None)  # nobody looks for checkpoints before the wrecks are gone
+    found = start.find_start(config)
+    if start.is_finished(config, found.position):
+        log0(world, f"{run_dir} is finished at step {found.position.step}; nothing to do")
+        return None
+    spec = preset(config.model.preset).spec
+    prompter = build_prompter(config.model)
+    where = (found.position.stage, found.position.stage_step)
+    loader = Loader(config, spec, prompter.encode, world.rank, world.size, where)
+    if world.is_main:
+        start.write_config(config)
+    report = Report(config, world, found.position)
+    policy, run_engine = build_engine(config, found, world)
+    _announce(config, found, loader.setup, world)
+    watch = Watch(world, config.engine.max_skipped_steps)
+    identity = _identity(policy, loader.setup, prompter)
+    return Run(config, world, loader, identity, found.position, policy, run_engine, watch, report)
+
+
+def build_engine(config: TrainConfig, begin: Start, world: World) -> tuple[Policy, Engine]:
+    """The one builder: load, freeze, optimizer, wrap, and the optimizer's state where the stage goes on."""
+    stage = config.stages[begin.position.stage]
+    policy = start.make_policy(config, begin)
+    log0(world, f"stage {begin.position.stage}, {config.engine.name}, {config.engine.precision}:\n{table(policy)}")
+    built = engine.build(policy, config, stage.weight_decay, world)
+    if begin.inside_stage:
+        assert begin.weights is not None
+        checkpoint.load_training(built, begin.weights)
+    return policy, built
+
+
+def _identity(policy: Policy, setup: Setup, prompter: Prompter) -> Identity:
+    return Identity(
+        model=policy.description,
+        input_spec=asdict(policy.spec),
+        transforms=chain_to_dicts(setup.chain),
+        embodiment=setup.embodiment.to_dict(),
+        views=list(setup.chain.views),
+        save_tokenizer=prompter.save,
+    )
+
+
+def _announce(config: TrainConfig, begin: Start, setup: Setup, world: World) -> None:
+    body = setup.embodiment
+    log0(world, explain(config, setup, world.size))
+    log0(world, f"embodiment {body.name}, {body.control_hz:g} Hz")
+    for what, spec in (("state", body.state), ("action", body.action)):
+        log0(
+            world,
+            f"  {what}: {' '.join(spec.names)}; {spec.reference}, frame {spec.frame}, rotation {spec.rotation}, "
+            f"gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}",
+        )
+    log0(world, "transforms: " + " -> ".join(type(item).__name__ for item in setup.chain.transforms))
+    if begin.own and begin.weights is not None:
+        ranks = manifest.read(begin.weights).world_size
+        exact = "exact" if ranks == world.size else f"the same samples on {world.size} instead of {ranks} ranks"
+        log0(world, f"resume: {exact}, from {begin.weights}")
+    elif begin.weights is not None:
+        log0(world, f"weights from {begin.weights}; step and optimizer start fresh")

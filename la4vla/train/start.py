@@ -1,0 +1,96 @@
+"""Before step 0: where a run stands, which weights it starts from, and what it tells the user first.
+
+Order (only the first that applies): the newest complete checkpoint of this run; `run.init_from`; fresh weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from la4vla import manifest
+from la4vla.config import TrainConfig, to_yaml
+from la4vla.model.freeze import set_trainable
+from la4vla.model.policy import Policy, build_policy, rebuild
+from la4vla.train import checkpoint
+from la4vla.train.checkpoint import Position
+from la4vla.types import Batch, UserError
+
+CONFIG = "config.yaml"
+FIRST_BATCH = "first_batch.png"
+
+
+@dataclass(frozen=True)
+class Start:
+    """position: where the run stands, told as the beginning of the next stage where one is finished.
+
+    weights: checkpoint folder that gives the weights, or none. own: it is this run's, not another's.
+    """
+
+    position: Position
+    weights: Path | None
+    own: bool
+
+    @property
+    def inside_stage(self) -> bool:
+        """Whether the checkpoint's optimizer goes on; a stage begins with a new one."""
+        return self.own and self.position.stage_step > 0
+
+
+def find_start(config: TrainConfig) -> Start:
+    """Where the run in `run.dir` stands. Raises UserError when it may not go on from there."""
+    run_dir, first = Path(config.run.dir), next(iter(config.stages))
+    folder = manifest.newest(run_dir)
+    if folder is None:
+        init = Path(config.run.init_from) if config.run.init_from else None
+        return Start(Position(first, 0, 0), init, own=False)
+    if config.run.resume == "never":
+        raise UserError(f"{run_dir} holds checkpoints and run.resume is never; choose another run.dir or resume=auto.")
+    found = manifest.read(folder)
+    checkpoint.check_resumable(folder, found, config)
+    names = list(config.stages)
+    at = names.index(found.stage)
+    if found.stage_step == config.stages[found.stage].steps and at + 1 < len(names):
+        return Start(Position(names[at + 1], 0, found.step), folder, own=True)
+    return Start(Position(found.stage, found.stage_step, found.step), folder, own=True)
+
+
+def is_finished(config: TrainConfig, position: Position) -> bool:
+    return position.step == sum(stage.steps for stage in config.stages.values())
+
+
+def make_policy(config: TrainConfig, start: Start) -> Policy:
+    """The policy on the CPU with its weights, as the current stage trains it (load, then freeze)."""
+    if start.weights is None:
+        policy = build_policy(config.model, config.run.seed)
+    else:
+        found = manifest.read(start.weights)
+        fresh = replace(config.model, weights="")  # their places are all that is needed of fresh weights
+        policy = rebuild(found.model) if start.own else build_policy(fresh, config.run.seed)
+        checkpoint.load_weights(policy, start.weights)
+    policy.train()
+    set_trainable(policy, config.stages[start.position.stage].train)
+    if config.engine.gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
+    return policy
+
+
+def write_config(config: TrainConfig) -> None:
+    run_dir = Path(config.run.dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / CONFIG).write_text(to_yaml(config))
+
+
+def contact_sheet(batches: tuple[Batch, ...], folder: Path, most: int = 32) -> None:
+    """The first images that this rank trains on, side by side, as the model gets them: look at it once a run."""
+    images = [image for batch in batches if batch.images_NCHW is not None for image in batch.images_NCHW[:most]]
+    if not images:
+        return
+    tiles = [image.permute(1, 2, 0).cpu().numpy() for image in images[:most]]
+    blank = np.zeros_like(tiles[0])
+    rows = [tiles[first : first + 8] for first in range(0, len(tiles), 8)]
+    sheet = np.concatenate([np.concatenate(row + [blank] * (8 - len(row)), axis=1) for row in rows])
+    cv2.imwrite(str(folder / FIRST_BATCH), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
