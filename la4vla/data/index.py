@@ -118,9 +118,14 @@ def read_index(folder: str | Path) -> Index:
     location = str(folder)
     data = read_small(location, INDEX)
     try:
-        raw = json.loads(data)
-    except ValueError as error:
+        return _parsed(location, json.loads(data))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{location}: {INDEX} is not JSON ({error}); write the folder again.") from error
+    except KeyError as error:
+        raise UserError(f"{location}: {INDEX} lacks {error}; write the folder again.") from error
+
+
+def _parsed(location: str, raw: Mapping[str, Any]) -> Index:
     if raw["schema"] > SCHEMA_VERSION:
         raise UserError(
             f"{location}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); "

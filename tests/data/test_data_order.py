@@ -1,0 +1,156 @@
+"""Why: the order of samples is the contract that makes resume O(1) and ranks irrelevant (webdataset#177, #234, #271
+refuse both). It is arithmetic, so it is tested as arithmetic, exhaustively on small layouts."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from la4vla.data.index import Index, Shard, starts
+from la4vla.data.mixture import Schedule, plan
+from la4vla.data.order import Stream, cut
+from la4vla.types import UserError
+from tests.fixtures import ARM, train_config
+
+
+def an_index(lengths: list[list[int]], stride: int = 1) -> Index:
+    """Shards that hold clips of these lengths; a shard's bytes are 100 a frame."""
+    shards = tuple(
+        Shard(
+            f"shard-{number}",
+            tuple(f"{number}-{clip}" for clip in range(len(clips))),
+            tuple(clips),
+            sum(starts(length, stride) for length in clips),
+            100 * sum(clips),
+            "",
+        )
+        for number, clips in enumerate(lengths)
+    )
+    return Index("nowhere", ARM, {}, stride, shards)
+
+
+def walk(stream: Stream, first: int, count: int) -> list[tuple[int, int, int]]:
+    """(shard, clip, frame) of stream positions `first` on, each found from scratch."""
+    found = []
+    for position in range(first, first + count):
+        block = stream.block(position)
+        address = stream.shuffled(block)[position - block.first]
+        found.append((address.shard, address.clip, address.frame))
+    return found
+
+
+def everything(index: Index) -> Counter:
+    return Counter(
+        (number, clip, frame)
+        for number, shard in enumerate(index.shards)
+        for clip, length in enumerate(shard.lengths)
+        for frame in range(0, length, index.frame_stride)
+    )
+
+
+LAYOUTS = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LAYOUTS, st.integers(1, 3), st.integers(1, 5), st.integers(0, 2000), st.integers(0, 3))
+def test_a_pass_is_a_partition(lengths, stride, streams, shuffle_bytes, number):
+    index = an_index(lengths, stride)
+    streams = min(streams, len(lengths))
+    cuts = cut(index, "a", streams, seed=3, shuffle_bytes=shuffle_bytes)
+    passes = [walk(stream, number * stream.samples, stream.samples) for stream in cuts]
+    assert Counter(sample for one in passes for sample in one) == everything(index)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LAYOUTS, st.integers(0, 2000), st.integers(0, 30))
+def test_blocks_tile_a_pass_and_fit(lengths, shuffle_bytes, number):
+    stream = cut(an_index(lengths), "a", 1, seed=0, shuffle_bytes=shuffle_bytes)[0]
+    blocks = stream.blocks(number)
+    assert [block.first for block in blocks] == [
+        number * stream.samples + sum(block.samples for block in blocks[:before]) for before in range(len(blocks))
+    ]
+    assert sorted(shard for block in blocks for shard in block.shards) == list(range(len(lengths)))
+    for block in blocks:
+        assert len(block.shards) == 1 or sum(stream.sizes[shard] for shard in block.shards) <= shuffle_bytes
+
+
+def test_order_changes_with_pass_stream_source_and_seed_and_with_nothing_else():
+    index = an_index([[5, 6, 7]] * 8)
+    stream = cut(index, "a", 2, seed=0, shuffle_bytes=10**6)[0]
+    first = walk(stream, 0, 40)
+    assert first == walk(cut(index, "a", 2, seed=0, shuffle_bytes=10**6)[0], 0, 40)
+    others = [
+        walk(stream, stream.samples, 40),
+        walk(cut(index, "b", 2, seed=0, shuffle_bytes=10**6)[0], 0, 40),
+        walk(cut(index, "a", 2, seed=1, shuffle_bytes=10**6)[0], 0, 40),
+        walk(replace(stream, number=1), 0, 40),
+    ]
+    assert all(first != other for other in others)
+    assert first != sorted(first)
+
+
+def test_seeking_far_is_as_cheap_as_seeking_near(monkeypatch):
+    stream = cut(an_index([[50] * 20] * 4), "a", 1, seed=0, shuffle_bytes=10**4)[0]
+    passes = []
+    blocks = Stream.blocks
+    monkeypatch.setattr(Stream, "blocks", lambda self, number: passes.append(number) or blocks(self, number))
+    stream.block(10**12)
+    assert len(passes) == 1
+
+
+def test_too_few_shards_names_the_cure():
+    with pytest.raises(UserError, match=r"20 shards but data.streams=32.*shards=32.*data.streams=16"):
+        cut(an_index([[5]] * 20), "la", 32, 0, 10**6)
+
+
+@pytest.mark.parametrize("lengths", [[], [[]], [[3], []]])
+def test_nothing_to_read_is_an_error(lengths):
+    with pytest.raises(UserError, match="sample"):
+        cut(an_index(lengths), "la", max(1, len(lengths)), 0, 10**6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=5), st.integers(1, 6), st.integers(1, 60))
+def test_mixing_is_exact(shares, units, steps):
+    given_units = plan(shares, units, steps)
+    assert given_units.shape == (steps, len(shares))
+    assert (given_units.sum(1) == units).all() and (given_units >= 0).all()
+    exact = np.outer(np.arange(1, steps + 1) * units, np.asarray(shares) / sum(shares))
+    assert np.abs(given_units.cumsum(0) - exact).max() <= max(1, len(shares) - 1) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("shares", "units", "expected"),
+    [
+        ((0.5, 0.5), 2, [[1, 1]] * 3),
+        ((0.5, 0.5), 1, [[1, 0], [0, 1], [1, 0]]),
+        ((3, 1), 4, [[3, 1]] * 3),
+        ((0.7, 0.3), 10, [[7, 3]] * 3),
+    ],
+)
+def test_mixing_by_example(shares, units, expected):
+    assert plan(shares, units, 3).tolist() == expected
+
+
+def test_positions_go_on_over_stages_and_from_any_step():
+    config = train_config({"a": ("x", "la"), "b": ("y", "vla")}, {"a": 2.0, "b": 1.0}, steps=5, global_batch=8)
+    config.stages["second"] = replace(config.stages["first"], mixture={"b": 1.0}, steps=4)
+    draws = list(Schedule(config).draws("first", 0))
+    assert [(draw.stage, draw.stage_step, draw.step) for draw in draws] == [
+        *(("first", step, step) for step in range(5)),
+        *(("second", step, 5 + step) for step in range(4)),
+    ]
+    position = Counter()
+    for draw in draws:
+        assert sum(count for _, count in draw.takes.values()) == 8
+        for source, (first, count) in draw.takes.items():
+            assert first == position[source] and count > 0
+            position[source] += count
+    assert list(Schedule(config).draws("first", 3)) == draws[3:]
+    assert list(Schedule(config).draws("second", 2)) == draws[7:]
+    assert list(Schedule(config).draws("first", 5)) == draws[5:]
+    with pytest.raises(UserError, match="first, second"):
+        next(Schedule(config).draws("third", 0))
