@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
+from tqdm import tqdm
 
 from la4vla.types import UserError
 
@@ -96,8 +97,9 @@ def gathered(value: T) -> list[T]:
 
 
 def log0(world: World, text: str) -> None:
+    """Print once, to stdout, past a progress bar."""
     if world.is_main:
-        print(text, flush=True)
+        tqdm.write(text)
 
 
 def first_to_fail(world: World) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from la4vla.config import TrainConfig
 from la4vla.train import optim
@@ -98,12 +99,15 @@ class DeepSpeedEngine:
 
     def load_moments(self, read: ReadMoments, updates: int) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state as set_full
+        from deepspeed.utils import safe_set_local_optimizer_state as set_local
 
         for name, parameter in self._parameters.items():
             for key, value in zip(optim.MOMENTS, read(name), strict=True):
                 value = value.to(self._world.device)
                 if self._stage == 0:
                     self._optimizer.state[parameter][key].copy_(value)
+                elif self._stage == 3:
+                    set_local(parameter, self._own_part(parameter, value), key)
                 else:
                     set_full(parameter, value, key)
         optim.set_updates_done(self._optimizer, updates)
@@ -118,11 +122,19 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self._engine.destroy()
 
+    def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
+        """This rank's piece of a whole tensor under stage 3, padded at the end. (DeepSpeed's own setter for whole
+        tensors fails where the ranks do not divide the size.)"""
+        size = parameter.ds_tensor.numel()
+        padded = functional.pad(value.flatten(), (0, size * self._world.size - value.numel()))
+        return padded.narrow(0, size * self._world.rank, size)
+
 
 def deepspeed_config(config: TrainConfig, world_size: int, parameters: int) -> dict[str, Any]:
     """The dict that DeepSpeed gets. Batch sizes are placeholders: the loop owns micro-batches and accumulation."""
     stage = config.engine.zero_stage
-    bucket = min(BUCKET_ELEMENTS, parameters)
+    # No larger than the model (buffers are allocated whole), and aligned: DeepSpeed insists on a multiple of 2.
+    bucket = min(BUCKET_ELEMENTS, -(-parameters // 1024) * 1024)
     return {
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,

@@ -71,9 +71,9 @@ def begin(config: TrainConfig, world: World) -> Run | None:
     loader = Loader(config, spec, prompter.encode, world.rank, world.size, where)
     if world.is_main:
         start.write_config(config)
-    report = Report(config, world, found.position)
     policy, run_engine = build_engine(config, found, world)
     _announce(config, found, loader.setup, world)
+    report = Report(config, world, found.position)
     watch = Watch(world, config.engine.max_skipped_steps)
     identity = _identity(policy, loader.setup, prompter)
     return Run(config, world, loader, identity, found.position, policy, run_engine, watch, report)

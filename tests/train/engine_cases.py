@@ -1,0 +1,201 @@
+"""What the processes of test_engines.py run: every engine on the same mixed steps, against bare torch in one process.
+
+    RANK=... WORLD_SIZE=... python engine_cases.py FOLDER COMMAND
+COMMAND `all`: every engine and precision; `resume`: one rank goes on from what two ranks of each ZeRO stage saved.
+Rank 0 writes FOLDER/COMMAND.json, which holds differences only; the test judges them.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from la4vla.config import EngineConfig, RunConfig, StageConfig, TrainConfig
+from la4vla.train import checkpoint, dist, engine
+from la4vla.train.checkpoint import Identity, Position
+from la4vla.train.dist import World
+from la4vla.types import Batch
+
+STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
+ENGINES = (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3))
+PATTERNS = (("la", "la", "vla"), ("la",), ("vla", "vla"), ("la", "vla"))
+"""Micro-batches of a step, in turn: vision last, vision not at all, only vision, both. The second and third put the
+engines' reductions to the test: what an earlier micro-batch or step left in a buffer must not come back."""
+UNITS = 4  # parts a micro-batch is cut into over the ranks; sums over them must not depend on who had which
+
+
+class Toy(nn.Module):
+    """A shared trunk and head, a vision branch that only `vla` reaches, and something frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.vision = nn.Sequential(nn.Linear(6, 40), nn.GELU(), nn.Linear(40, 8))
+        self.embed = nn.Linear(5, 8)
+        self.trunk = nn.Sequential(nn.Linear(8, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 8))
+        self.head = nn.Linear(8, 3)
+        self.frozen = nn.Linear(8, 8)
+        self.frozen.requires_grad_(False)
+        self.register_buffer("scale", torch.full((8,), 1.5))
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.embed(batch.state_BS)
+        if batch.kind == "vla":
+            x = x + self.vision(batch.noise_BTA)
+        error = self.head(self.trunk(self.frozen(x * self.scale))).float() - batch.actions_BTA
+        return error.square().sum(), torch.tensor(float(error.numel()))
+
+
+def batch(kind: str, seed: int) -> Batch:
+    """Two rows; the fields that the toy reads."""
+    draw = torch.Generator().manual_seed(seed)
+    state, vision, target = (torch.randn(2, width, generator=draw) for width in (5, 6, 3))
+    ids, none = torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+    return Batch(kind, ids, ids > 0, None, None, state, none, 3 * target, none, vision, torch.zeros(2), ("a", "b"))
+
+
+def step_batches(step: int, rank: int, size: int) -> list[Batch]:
+    own = range(rank * UNITS // size, (rank + 1) * UNITS // size)
+    kinds = PATTERNS[step % len(PATTERNS)]
+    return [batch(kind, 1000 * step + 10 * place + unit) for place, kind in enumerate(kinds) for unit in own]
+
+
+def loss_of(squared_error: torch.Tensor, step: int, rank: int) -> torch.Tensor:
+    """One rank alone meets a NaN in step BAD_STEP."""
+    return squared_error / 24 * (float("nan") if step == BAD_STEP and rank == 0 else 1.0)
+
+
+def reference(bf16: bool) -> tuple[dict, dict, list[float]]:
+    """Bare torch, one process, all the data: parameters, moments and norms."""
+    toy = Toy()
+    named = {name: p for name, p in toy.named_parameters() if p.requires_grad}
+    decayed = {name: name.endswith("weight") and p.ndim > 1 for name, p in named.items()}
+    groups = [
+        {"params": [p for name, p in named.items() if decayed[name] == wanted], "weight_decay": DECAY * wanted}
+        for wanted in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.999), eps=1e-8, foreach=False)
+    norms = []
+    for step in range(STEPS):
+        for parameter in named.values():
+            parameter.grad = torch.zeros_like(parameter)
+        for item in step_batches(step, 0, 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                squared_error, _ = toy(item)
+            loss_of(squared_error, step, 0).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(named.values(), CLIP)))
+        if step != BAD_STEP:
+            optimizer.step()
+    moments = {
+        name: [optimizer.state[p][key].clone() for key in ("exp_avg", "exp_avg_sq")] for name, p in named.items()
+    }
+    return {name: value.clone() for name, value in toy.state_dict().items()}, moments, norms
+
+
+def config_of(folder: Path, name: str, stage: int, precision: str) -> TrainConfig:
+    config = TrainConfig(
+        run=RunConfig(dir=str(folder / f"{name}-{stage}-{precision}")),
+        engine=EngineConfig(name=name, zero_stage=stage, precision=precision),
+        stages={"only": StageConfig(steps=STEPS)},
+    )
+    config.optim.clip_norm = CLIP
+    return config
+
+
+def advance(built: engine.Engine, world: World, first: int, last: int) -> list[float]:
+    norms = []
+    for step in range(first, last):
+        items = step_batches(step, world.rank, world.size)
+        for number, item in enumerate(items):
+            squared_error, _ = built.forward(item)
+            built.backward(loss_of(squared_error, step, world.rank), last=number == len(items) - 1)
+        norms.append(float(built.step(LR)))
+    return norms
+
+
+def outcome(built: engine.Engine) -> tuple[dict, dict]:
+    weights = {name: value.detach().clone() for name, value in built.weights()}
+    return weights, {name: [value.clone() for value in values] for name, *values in built.moments()}
+
+
+def differences(found: tuple[dict, dict], wanted: tuple[dict, dict]) -> dict[str, float]:
+    """weights: largest difference. moments: largest difference relative to the largest moment of that tensor."""
+    (weights, moments), (weights_0, moments_0) = found, wanted
+    assert weights.keys() == weights_0.keys()
+    assert moments.keys() == moments_0.keys()
+    return {
+        "weights": max(float((weights[name] - weights_0[name]).abs().max()) for name in weights),
+        "moments": max(
+            float((a - b).abs().max() / b.abs().max())
+            for name in moments
+            for a, b in zip(moments[name], moments_0[name], strict=True)
+        ),
+    }
+
+
+IDENTITY = Identity({}, {}, [], {}, [], lambda folder: folder.mkdir())
+
+
+def all_engines(folder: Path, world: World) -> dict:
+    report = {}
+    for precision in ("fp32", "bf16"):
+        weights, moments, norms_0 = reference(precision == "bf16")
+        saved = []
+        for name, stage in ENGINES:
+            config = config_of(folder, name, stage, precision)
+            built = engine.build(Toy(), config, DECAY, world)
+            norms = advance(built, world, 0, HALF)
+            checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), world)
+            saved.append(Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}")
+            norms += advance(built, world, HALF, STEPS)
+            found = outcome(built)
+            first = next(iter(found[0].values())).double().sum()
+            report[f"{name}-{stage}-{precision}"] = {
+                **differences(found, (weights, moments)),
+                "norms": [norms, norms_0],
+                "updates": built.updates(),
+                "masters": sorted({str(tensor.dtype) for tensor in built.masters()}),
+                "rank_sums": dist.gathered(float(first)),
+            }
+            built.close()
+        # Each engine goes on from what its neighbour in the list saved.
+        for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
+            toy = Toy()
+            checkpoint.load_weights(toy, source)
+            built = engine.build(toy, config_of(folder, name, stage, precision), DECAY, world)
+            checkpoint.load_training(built, source)
+            advance(built, world, HALF, STEPS)
+            report[f"{name}-{stage}-{precision} from {source.parent.parent.name}"] = {
+                **differences(outcome(built), (weights, moments)),
+                "updates": built.updates(),
+            }
+            built.close()
+    return report
+
+
+def resume_on_one_rank(folder: Path, world: World) -> dict:
+    weights, moments, _ = reference(False)
+    report = {}
+    for name, stage in ENGINES:
+        config = config_of(folder, name, stage, "fp32")
+        source = Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}"
+        toy = Toy()
+        checkpoint.load_weights(toy, source)
+        built = engine.build(toy, config, DECAY, world)
+        checkpoint.load_training(built, source)
+        advance(built, world, HALF, STEPS)
+        report[f"{name}-{stage}"] = differences(outcome(built), (weights, moments))
+        built.close()
+    return report
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target, command = Path(sys.argv[1]), sys.argv[2]
+    here = dist.start()
+    result = all_engines(target, here) if command == "all" else resume_on_one_rank(target, here)
+    if here.is_main:
+        (target / f"{command}.json").write_text(json.dumps(result))
+    dist.stop()

@@ -1,0 +1,115 @@
+"""Start real training processes, as torchrun would but without its agent's seconds, and shard folders to train on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+TIMEOUT_S = 180
+
+CONFIG = """
+run: {{dir: {run}, seed: 3}}
+model: {{dropout: 0.0}}
+data:
+  streams: 4
+  decode_threads: 1
+  sources:
+    la: {{path: {data}/la, kind: la}}
+    vla: {{path: {data}/vla, kind: vla}}
+stages:
+  pretrain:
+    mixture: {{la: 0.6, vla: 0.4}}
+    steps: 5
+    global_batch: 8
+    micro_batch: 2
+    train: [vision, projector, embeddings, llm, head]
+    lr: 1.0e-3
+    warmup_steps: 2
+  finetune:
+    mixture: {{la: 1.0}}
+    steps: 5
+    global_batch: 8
+    micro_batch: 4
+    train: [llm, head]
+    lr: 1.0e-3
+    warmup_steps: 1
+checkpoint: {{every_steps: 2, keep_last: 9}}
+log: {{every_steps: 1}}
+"""
+"""Five mixed steps with everything training (8 samples are two units of mixing, so some steps are LA only and some
+have both kinds), then five LA steps with vision frozen. With `finetune` after step 5 every kind of boundary is crossed."""
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Ended:
+    codes: tuple[int, ...]
+    stdout: str
+    stderr: str
+
+
+def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    distributed = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, **alone, **(distributed if ranks > 1 else {})}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(ranks: int, *command: str) -> list[subprocess.Popen[str]]:
+    """`python COMMAND` once a rank."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=environment(rank, ranks, port),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def wait(processes: list[subprocess.Popen[str]]) -> Ended:
+    outputs = []
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = tuple(process.returncode for process in processes)
+    return Ended(codes, "".join(out for out, _ in outputs), "".join(err for _, err in outputs))
+
+
+def train(ranks: int, config: Path, *overrides: str) -> Ended:
+    return wait(start(ranks, "-m", "la4vla.train", str(config), *overrides))
+
+
+def train_killed(ranks: int, step: int, config: Path, *overrides: str) -> Ended:
+    """Rank 0 is killed in the middle of saving `step`, when its files are written and nothing is marked complete."""
+    return wait(start(ranks, str(HERE / "killed.py"), str(step), str(config), *overrides))
+
+
+def write_config(folder: Path, data: Path, name: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(CONFIG.format(run=folder / name, data=data))
+    return path
