@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -91,8 +92,10 @@ class Loader:
         self._pipe, theirs = context.Pipe(duplex=True)
         job = Job(config, self.setup, spec, encode, rank, world_size, start)
         self._process = context.Process(target=_run, args=(theirs, job), name=f"loader-{rank}", daemon=True)
-        # Blocked signals stay blocked in the child. This way there is no moment when a SIGTERM sent to the whole
-        # process group could end the loader under a trainer that wants to save.
+        # Blocked signals stay blocked in the child, until it ignores them. So there is no moment when a SIGTERM sent to
+        # the whole process group could end the loader under a trainer that wants to save. (Starting the resource
+        # tracker unblocks them, so it must be up already.)
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process.start()
@@ -151,6 +154,8 @@ def _obituary(exitcode: int | None) -> str:
 
 def _run(pipe: Connection, job: Job) -> None:
     """The loader process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool's threads are the parallelism; a fork would warn
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
