@@ -263,6 +263,7 @@ def validate(config: TrainConfig) -> None:
     _choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     _choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
     _choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
+    _validate_data(config.data)
     if config.data.stats_source:
         _choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():
@@ -273,6 +274,14 @@ def validate(config: TrainConfig) -> None:
         raise UserError("`stages` is empty; a run needs at least one stage with a mixture and steps.")
     for name, stage in config.stages.items():
         _validate_stage(name, stage, config)
+
+
+def _validate_data(data: DataConfig) -> None:
+    for key in ("streams", "decode_threads", "read_ahead"):
+        if asdict(data)[key] < 1:
+            raise UserError(f"data.{key} is {asdict(data)[key]}; it must be at least 1.")
+    if not 0 <= data.augment <= 1 or data.max_bad_samples < 0 or data.shuffle_bytes < 0:
+        raise UserError("data.augment is a probability, data.max_bad_samples and data.shuffle_bytes are not negative.")
 
 
 def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -33,6 +34,7 @@ from la4vla.types import Batch, InputSpec, UserError
 ALIGNMENT = 64  # bytes; a tensor starts on a cache line
 SHARED_MEMORY = "/dev/shm"
 GO_ON = b"1"
+GONE = (BrokenPipeError, ConnectionResetError, EOFError)  # what the pipe says when the trainer closed it or is no more
 CLOSE_S = 5.0  # what a loader process gets to end by itself
 
 Layout = dict[str, tuple[torch.dtype, torch.Size, tuple[int, ...], int]]
@@ -159,14 +161,27 @@ def _run(pipe: Connection, job: Job) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool's threads are the parallelism; a fork would warn
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    try:
+    with _Boundary(pipe):
         _send_steps(pipe, job)
-    except (BrokenPipeError, ConnectionResetError, EOFError):
-        return  # the trainer closed its end or is gone
-    except UserError as error:
-        _last_words(pipe, Failure(str(error), by_user=True))
-    except Exception:  # noqa: BLE001 - a process boundary: the trainer raises it
-        _last_words(pipe, Failure(f"in the loader process:\n{traceback.format_exc()}", by_user=False))
+
+
+class _Boundary:
+    """The border of the process: whatever error comes this far is raised in the trainer."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, UserError):
+            _last_words(self._pipe, Failure(str(error), by_user=True))
+        elif isinstance(error, Exception) and not isinstance(error, GONE):
+            text = "".join(traceback.format_exception(error))
+            _last_words(self._pipe, Failure(f"in the loader process:\n{text}", by_user=False))
+        return isinstance(error, Exception)
 
 
 def _send_steps(pipe: Connection, job: Job) -> None:
@@ -187,7 +202,7 @@ def _last_words(pipe: Connection, message: Failure | Finished) -> None:
         pipe.send(message)
         while True:
             pipe.recv_bytes()
-    except (BrokenPipeError, ConnectionResetError, EOFError):
+    except GONE:
         return
 
 

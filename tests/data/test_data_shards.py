@@ -105,6 +105,13 @@ def test_writer_keeps_the_old_folder_until_the_new_one_is_whole(folder):
     assert read_index(folder).clips == 1
 
 
+def test_a_full_disk_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="the disk is full"), ShardWriter(tmp_path / "a", ARM, {}, 1, 1) as writer:
+        writer._tars[0].fileobj = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - the writer closes it
+        writer.add(make_clip(0, 5))
+    assert not list(tmp_path.iterdir())
+
+
 def test_newer_schema_is_refused(folder):
     raw = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps({**raw, "schema": 99}))
