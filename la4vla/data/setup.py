@@ -132,13 +132,17 @@ def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]
 
 
 def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, Index]) -> tuple[Stats, Stats]:
-    """(state, action) from `stats_source`, else from `init_from`, else from the first source of the mixture."""
+    """(state, action). A run that goes on keeps those of its own checkpoint, whatever became of the folders since;
+    a new one takes `stats_source`'s, else `init_from`'s, else those of the first source in its mixtures."""
     data = config.data
-    if config.run.init_from and not data.stats_source:
-        chain = chain_from_dicts(manifest.read(config.run.init_from).transforms)
+    own = manifest.newest(config.run.dir) if config.run.resume == "auto" else None
+    inherited = config.run.init_from if not data.stats_source else ""
+    if own or inherited:
+        checkpoint = own or manifest.resolve(inherited)
+        chain = chain_from_dicts(manifest.read(checkpoint).transforms)
         if chain.delta != (data.action == "delta_to_state"):
             raise UserError(
-                f"{config.run.init_from} was trained with other actions than data.action={data.action}; "
+                f"{checkpoint} was trained with other actions than data.action={data.action}; "
                 "change data.action or set data.stats_source to one of this run's sources."
             )
         return chain.normalize.state, chain.normalize.action

@@ -81,6 +81,8 @@ class ResizeImages:
     size: int
 
     def __call__(self, sample: Sample) -> Sample:
+        if not sample.views:
+            return sample
         return sample.but(views={name: self._resized(image) for name, image in sample.views.items()})
 
     def _resized(self, image: np.ndarray) -> np.ndarray:

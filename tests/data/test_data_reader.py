@@ -2,6 +2,7 @@
 (pains 10, 13, 14). And what a rank hands to the model must be masked where nothing is (pain 18)."""
 
 import itertools
+import shutil
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -293,7 +294,7 @@ def test_a_source_outside_every_mixture_is_not_opened(folders):
 
 def write_manifest(folder: Path, config: TrainConfig) -> None:
     setup = prepare(config, SPEC)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     make = partial(manifest.Manifest, schema=1, stage="first", stage_step=1, step=1, config={}, model={}, input_spec={})
     made = make(
         transforms=chain_to_dicts(setup.chain),
@@ -320,6 +321,21 @@ def test_finetuning_keeps_the_statistics_of_the_weights(folders, tmp_path):
     config.data.stats_source, config.data.action = "", "delta_to_state"
     with pytest.raises(UserError, match=r"data\.action=delta_to_state"):
         prepare(config, SPEC)
+
+
+def test_a_run_that_goes_on_keeps_its_statistics(folders, tmp_path):
+    """Even if the folder it took them from was written anew, or the weights it started from are gone."""
+    write_shards(tmp_path / "la", clips=20, shards=5)
+    config = train_config({"la": (tmp_path / "la", "la")})
+    config.run.dir = str(tmp_path / "run")
+    first = prepare(config, SPEC).chain
+    write_manifest(tmp_path / "run" / "checkpoints" / "step_00000001", config)
+    shutil.rmtree(tmp_path / "la")
+    write_shards(tmp_path / "la", clips=40, shards=5)
+    config.run.init_from = str(tmp_path / "gone")
+    assert prepare(config, SPEC).chain == first
+    config.run.resume, config.run.init_from = "never", ""
+    assert prepare(config, SPEC).chain != first
 
 
 def test_augmentation_belongs_to_the_sample_not_to_the_rank(folders):
