@@ -12,6 +12,7 @@ World frame: the robot stands at the origin and faces +y; +x is to its right, +z
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import warnings
@@ -152,6 +153,7 @@ class MetaWorldEnv:
         """Free the renderer before the model, and collect both now: a late collection would black out the next env."""
         if self._renderer is not None:
             self._renderer.close()
+            atexit.unregister(self.close)
         if self._scene is not None:
             self._scene.close()
         self._renderer = self._scene = self._expert = None
@@ -180,6 +182,8 @@ class MetaWorldEnv:
     def _render(self, view: str) -> np.ndarray:
         if self._renderer is None:
             self._renderer = self._new_renderer()
+            # EGL goes down before the interpreter collects what is left; a renderer freed after that prints an error.
+            atexit.register(self.close)
         self._renderer.update_scene(self._scene.data, camera=view)
         image = np.rot90(self._renderer.render(), CAMERA_TURNS[view])
         return check_frame(np.ascontiguousarray(image), f"{self._task}/{view}")

@@ -1,0 +1,202 @@
+"""Recording: scripted MetaWorld experts in spawned workers fill an episode store with successful demonstrations.
+
+Exploration noise goes into the executed translation command only; the stored training action is the expert's own answer
+to the state that the noise led to (DART, Laskey et al. 2017), so that the data shows how to come back. What was
+executed is stored beside it: replaying that repeats the episode exactly.
+
+Which episodes are kept depends on the config alone, not on timing or on interruptions: the first `episodes` successes
+from `first_episode` on. A failed attempt is remembered and not tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import simplejpeg
+from tqdm import tqdm
+
+from la4vla.config import ConstructConfig, RecordConfig
+from la4vla.construct.episodes import (
+    Episode,
+    episode_path,
+    failure_path,
+    list_episodes,
+    list_failures,
+    open_store,
+    write_atomic,
+    write_episode,
+)
+from la4vla.rng import RngUse, generator
+from la4vla.types import Embodiment, UserError
+
+if TYPE_CHECKING:
+    from la4vla.sim.metaworld import MetaWorldEnv
+
+HORIZON = 500
+"""Steps an expert gets: all that MetaWorld allows."""
+
+AFTER_SUCCESS = 5
+"""Steps recorded after the first success, so that a clip's last chunk does not end right at the edge of success."""
+
+ATTEMPTS = 4
+"""A task gives up after this many attempts per wanted episode; the worst scripted expert succeeds in 7 of 10."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt. Travels to a worker, so it holds plain values only."""
+
+    store: str
+    task: str
+    number: int
+    record: RecordConfig
+    jpeg_quality: int
+
+
+def record(config: ConstructConfig) -> dict[str, int]:
+    """Fills `episodes_dir` with `record.episodes` successes of each of `record.tasks`; returns task -> failed attempts.
+
+    Raises UserError for an unknown task or view, where nothing renders, for a store of other settings, and if a task's
+    expert fails too often. Prints kept and failed attempts a task.
+    """
+    from la4vla.sim.metaworld import EMBODIMENT, prompts
+    from la4vla.sim.render import use_backend
+
+    settings, store = config.record, Path(config.episodes_dir)
+    if not settings.tasks or settings.episodes < 1 or settings.processes < 1 or settings.frame_stride < 1:
+        raise UserError("`record` needs tasks, and episodes, processes and frame_stride of at least 1.")
+    for task in settings.tasks:
+        if task not in prompts():
+            raise UserError(f"record.tasks: `{task}` is not a MetaWorld task; names look like `reach-v3`.")
+    backend = use_backend()
+    open_store(store, _identity(config, EMBODIMENT, backend))
+    with tqdm(desc="recording", unit="episode", total=len(settings.tasks) * settings.episodes) as bar:
+        bar.update(sum(len(kept_episodes(store, task, settings)) for task in settings.tasks))
+        if _missing(store, settings):
+            _record_missing(config, store, bar)
+    failed = {task: len(_numbers(list_failures(store, task), settings)) for task in settings.tasks}
+    for task in settings.tasks:
+        kept = len(kept_episodes(store, task, settings))
+        print(f"{task}: {kept} demonstrations kept, {failed[task]} failed attempts dropped")
+    return failed
+
+
+def roll_out(env: MetaWorldEnv, job: Job) -> Episode | None:
+    """One attempt of the scripted expert in `env`; None if it does not succeed within HORIZON steps."""
+    settings = job.record
+    noise = generator(settings.seed, RngUse.RECORD, job.task, job.number)
+    observation = env.reset(job.task, job.number)
+    instruction, state = observation.instruction, observation.state
+    states, actions, executed = [], [], []
+    frames: dict[str, dict[int, bytes]] = {view: {} for view in observation.views}
+    t, stop, succeeded = 0, HORIZON, False
+    while t < stop:
+        if t % settings.frame_stride == 0:
+            for view, image in (observation if t == 0 else env.observe()).views.items():
+                frames[view][t] = simplejpeg.encode_jpeg(image, quality=job.jpeg_quality, colorspace="RGB")
+        action = env.expert_action()
+        sent = action.copy()
+        sent[:3] += noise.normal(0.0, settings.action_noise, 3).astype(np.float32)
+        sent = np.clip(sent, -1.0, 1.0)
+        states.append(state)
+        actions.append(action)
+        executed.append(sent)
+        result = env.step(sent)
+        state = result.state
+        t += 1
+        if result.success and not succeeded:
+            succeeded, stop = True, min(t + AFTER_SUCCESS, HORIZON)
+    if not succeeded:
+        return None
+    return Episode(
+        task=job.task,
+        number=job.number,
+        instruction=instruction,
+        embodiment=env.embodiment,
+        fps=env.embodiment.control_hz,
+        state=np.stack(states),
+        action=np.stack(actions),
+        executed=np.stack(executed),
+        views=tuple(frames),
+        frame_stride=settings.frame_stride,
+        frames=frames.__getitem__,
+    )
+
+
+def attempt(job: Job) -> bool:
+    """Runs in a worker: writes the episode or marks the failure. Returns whether it succeeded."""
+    settings, store = job.record, Path(job.store)
+    episode = roll_out(_env(settings.view, settings.image_size, settings.fast), job)
+    if episode is None:
+        write_atomic(failure_path(store, job.task, job.number), b"")
+        return False
+    write_episode(episode_path(store, job.task, job.number), episode)
+    return True
+
+
+@lru_cache(maxsize=1)
+def _env(view: str, image_size: int, fast: bool) -> MetaWorldEnv:
+    """The worker's only env, kept over its jobs."""
+    from la4vla.sim.metaworld import MetaWorldEnv
+
+    return MetaWorldEnv((view,), image_size, HORIZON, fast)
+
+
+def _record_missing(config: ConstructConfig, store: Path, bar: tqdm) -> None:
+    """Rounds of attempts, each as many as are still missing, until every task is complete."""
+    settings = config.record
+    pool = ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn"))
+    try:
+        while missing := _missing(store, settings):
+            jobs = [
+                Job(str(store), task, number, settings, config.jpeg_quality)
+                for task, numbers in missing.items()
+                for number in numbers
+            ]
+            for future in as_completed([pool.submit(attempt, job) for job in jobs]):
+                bar.update(int(future.result()))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _missing(store: Path, settings: RecordConfig) -> dict[str, list[int]]:
+    """Task -> numbers to try next. Raises UserError for a task whose expert fails too often."""
+    missing = {}
+    for task in settings.tasks:
+        kept, failed = kept_episodes(store, task, settings), _numbers(list_failures(store, task), settings)
+        wanted = settings.episodes - len(kept)
+        if wanted <= 0:
+            continue
+        tried = {*kept, *failed}
+        if len(tried) >= ATTEMPTS * settings.episodes:
+            raise UserError(
+                f"{task}: only {len(kept)} of {len(tried)} attempts succeeded; lower record.action_noise "
+                "or take the task out of record.tasks."
+            )
+        last = settings.first_episode + len(tried) + wanted
+        missing[task] = [number for number in range(settings.first_episode, last) if number not in tried]
+    return missing
+
+
+def kept_episodes(store: Path, task: str, settings: RecordConfig) -> list[int]:
+    """Numbers of the demonstrations of a task that count: the first `episodes` successes, ascending."""
+    return _numbers(list_episodes(store, task), settings)[: settings.episodes]
+
+
+def _numbers(numbers: Iterable[int], settings: RecordConfig) -> list[int]:
+    return [number for number in numbers if number >= settings.first_episode]
+
+
+def _identity(config: ConstructConfig, embodiment: Embodiment, backend: str) -> dict[str, object]:
+    """What must not change within a store. How many episodes, of which tasks, by how many processes may."""
+    settings = asdict(config.record)
+    for name in ("tasks", "episodes", "first_episode", "processes"):
+        del settings[name]
+    return {**settings, "jpeg_quality": config.jpeg_quality, "embodiment": embodiment.name, "gl_backend": backend}
