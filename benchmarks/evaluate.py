@@ -24,7 +24,7 @@ from benchmarks.protocols import Protocol, select
 from benchmarks.results import Results, Row
 from benchmarks.rollout import Job, Suite
 from benchmarks.runner import Finished, Runner, Spent
-from la4vla.serve.policy import ServedPolicy, find_checkpoint
+from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
 
 EXPERT = "scripted expert"
@@ -75,7 +75,7 @@ def evaluate(request: Request) -> results.Summary:
         "versions": versions,
         "gl": gl,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "time": "",
+        "time": results.read_run(request.out)["time"] if stored.rows else "",
     }
     results.write_run(request.out, run)
 
@@ -84,8 +84,9 @@ def evaluate(request: Request) -> results.Summary:
 
     spent = run_jobs(request, policy, stored, [Job(task, episode) for task, episode in missing], row)
     if missing:
-        run["time"] = spent.sentence(request.workers, len(missing))
-        print(run["time"])
+        sentence = spent.sentence(request.workers, len(missing))
+        print(sentence)
+        run["time"] = "; then ".join(part for part in (run["time"], sentence) if part)
         results.write_run(request.out, run)
     summary = results.summarise((stored.rows[job] for job in wanted if job in stored.rows), protocol)
     print(results.table(summary, protocol))
@@ -101,10 +102,9 @@ def load_policy(request: Request) -> ServedPolicy | None:
     if device == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores - request.workers))
-    folder = find_checkpoint(request.checkpoint)
     if request.untrained:
-        return ServedPolicy.untrained(folder, request.protocol.seed, device)
-    return ServedPolicy.load(folder, device)
+        return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device)
+    return ServedPolicy.load(request.checkpoint, device)
 
 
 def run_jobs(
@@ -179,4 +179,5 @@ def make_row(end: Finished, protocol: Protocol, identity: str, step: int, versio
         wall_s=round(outcome.wall_s, 4) if outcome else 0.0,
         seconds={name: round(value, 4) for name, value in seconds.items()},
         latency_ms=round(1000 * seconds["policy"] / queries, 3) if queries else 0.0,
+        final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
     )

@@ -25,11 +25,10 @@ class Row:
     """One episode.
 
     success: None for a crash, then `error` holds its last words. steps: env steps after the wait. queries: chunks
-    asked.
-    attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy: sha256 of
-    the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures. wall_s: whole
-    episode. seconds: the same split into reset, physics, render and policy (waiting for actions). latency_ms: a
-    query's mean.
+    asked. attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy:
+    sha256 of the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures.
+    wall_s: whole episode; seconds: the same split into reset, physics, render and policy (waiting for actions).
+    latency_ms: a query's mean. final_state: raw state [S] at the end, by which two runs of an episode can be compared.
     """
 
     task: str
@@ -50,6 +49,7 @@ class Row:
     wall_s: float
     seconds: Mapping[str, float]
     latency_ms: float
+    final_state: Sequence[float]
 
 
 class Results:

@@ -70,13 +70,14 @@ class Query:
 
 @dataclass(frozen=True)
 class Outcome:
-    """seconds: reset, physics, render, policy; what is missing to wall_s is the rest."""
+    """seconds: reset, physics, render, policy; what is missing to wall_s is the rest. final_state: raw, [S]."""
 
     success: bool
     steps: int
     queries: int
     wall_s: float
     seconds: dict[str, float]
+    final_state: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
         observation = env.reset(job.task, job.episode)
     for _ in range(protocol.wait_steps):
         env.step(np.zeros(len(env.embodiment.action.names), np.float32))
-    success, ended, steps, queries = False, False, 0, 0
+    success, ended, steps, queries, state = False, False, 0, 0, observation.state
     while not ended:
         if steps or protocol.wait_steps:
             with clock("render"):
@@ -127,14 +128,15 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
             with clock("physics"):
                 result = env.step(action)
             steps += 1
-            success = result.success
+            success, state = result.success, result.state
             ended = success or result.truncated or steps >= protocol.horizon
             if ended:
                 break
     if job.video:
         frames.append(env.observe().views[protocol.view])
         video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
-    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds)
+    final = tuple(float(value) for value in state)
+    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, final)
 
 
 def work(

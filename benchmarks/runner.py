@@ -89,7 +89,8 @@ class Spent:
 
 
 class Runner:
-    """Use as a context: workers start at once, end at exit. `policy` is None for the suite's scripted expert.
+    """Use as a context: workers start when there are jobs for them and end at exit. `policy` is None for the suite's
+    scripted expert.
 
     views: cameras the envs render, () for none. logs: folder for the workers' output.
     """
@@ -109,7 +110,6 @@ class Runner:
 
     def __enter__(self) -> Runner:
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._workers = [self._start(number) for number in range(self._count)]
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -119,7 +119,10 @@ class Runner:
     def run(self, jobs: Iterable[Job]) -> Iterator[Finished]:
         """Runs every job and yields each as it finishes. Raises UserError for what no rerun can mend."""
         start = time.perf_counter()
+        jobs = list(jobs)
         self._queue = TaskQueue(jobs)
+        while len(self._workers) < min(self._count, len(jobs)):
+            self._workers.append(self._start(len(self._workers)))
         for worker in self._workers:
             worker.heard = time.monotonic()
             self._give(worker)

@@ -58,23 +58,28 @@ class ServedPolicy:
 
     @staticmethod
     def load(folder: str | Path, device: str | torch.device = "cpu") -> ServedPolicy:
-        """The policy of a checkpoint folder. Raises UserError for one that is incomplete or whose weights changed."""
+        """The policy of a checkpoint folder, or of a run's newest checkpoint.
+
+        Raises UserError for a checkpoint that is incomplete or whose weights are not the manifest's.
+        """
+        folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        path = Path(folder) / manifest.WEIGHTS
+        path = folder / manifest.WEIGHTS
         if file_sha256(path) != description.weights_sha256:
             raise UserError(f"{path}: not the weights its manifest describes; copy the checkpoint again.")
         policy = rebuild(description.model)
         policy.load_state_dict(load_file(path))
-        return _serve(description, policy, Path(folder), description.weights_sha256, description.step, device)
+        return _serve(description, policy, folder, description.weights_sha256, description.step, device)
 
     @staticmethod
     def untrained(folder: str | Path, seed: int, device: str | torch.device = "cpu") -> ServedPolicy:
         """The control arm: a checkpoint's architecture, transforms and tokenizer with random weights."""
+        folder = manifest.resolve(folder)
         description = manifest.read(folder)
         policy = rebuild(description.model)
         randomise(policy, "policy", seed)
         identity = f"untrained, seed {seed}, architecture of {description.weights_sha256[:16]}"
-        return _serve(description, policy, Path(folder), identity, 0, device)
+        return _serve(description, policy, folder, identity, 0, device)
 
     @property
     def spec(self) -> InputSpec:
@@ -134,17 +139,6 @@ class ServedPolicy:
 
     def _encode(self, instruction: str, slots: tuple[int, ...]) -> list[int]:
         return self.prompter.encode(instruction, slots)
-
-
-def find_checkpoint(folder: str | Path) -> Path:
-    """A checkpoint folder as it is; of a run folder, its newest complete checkpoint. Raises UserError for neither."""
-    folder = Path(folder)
-    if (folder / manifest.MANIFEST).is_file():
-        return folder
-    newest = manifest.newest(folder)
-    if newest is None:
-        raise UserError(f"{folder}: neither a checkpoint nor a run with a complete one; check the path.")
-    return newest
 
 
 def file_sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.protocols import Protocol
 from benchmarks.rollout import Suite
+from la4vla.rng import name_id
 from la4vla.sim.env import StepResult
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
@@ -45,7 +46,7 @@ class PointEnv:
             print("the point exploded", file=sys.stderr, flush=True)
             os._exit(3)
         self.task, self.steps = task, 0
-        self.x = np.random.Generator(np.random.Philox(1000 * len(task) + episode)).uniform(-0.5, 0.5)
+        self.x = np.random.Generator(np.random.Philox(name_id(task) + episode)).uniform(-0.5, 0.5)
         return self.observe()
 
     def step(self, action: np.ndarray) -> StepResult:
@@ -100,6 +101,6 @@ class Pusher:
         return [self.chunk(seen, key) for seen, key in zip(observations, noise_keys, strict=True)]
 
     def chunk(self, seen: Observation, key) -> np.ndarray:
-        seed = [key.seed, len(key.task), key.episode, key.query, int(1e6 * (1 + seen.state[0]))]
+        seed = [key.seed, name_id(key.task), key.episode, key.query, int(1e6 * (1 + seen.state[0]))]
         noise = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
         return noise.uniform(-0.4, 1, (self.horizon, 1)).astype(np.float32)

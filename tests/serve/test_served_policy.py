@@ -13,7 +13,7 @@ from la4vla import manifest
 from la4vla.model.policy import rebuild
 from la4vla.model.tokenizer import Prompter
 from la4vla.rng import RngUse, generator
-from la4vla.serve.policy import NoiseKey, ServedPolicy, find_checkpoint
+from la4vla.serve.policy import NoiseKey, ServedPolicy
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import Batch, Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
@@ -169,9 +169,8 @@ def test_changed_weights_are_refused(folder, tmp_path):
         ServedPolicy.load(copy)
 
 
-def test_a_run_folder_gives_its_newest_complete_checkpoint(folder, tmp_path):
-    run = folder.parent.parent
+def test_a_run_folder_means_its_newest_complete_checkpoint(folder, served, tmp_path):
     (folder.parent / "step_00000009").mkdir(exist_ok=True)
-    assert find_checkpoint(run) == folder == find_checkpoint(folder)
-    with pytest.raises(UserError, match=r"neither a checkpoint nor a run"):
-        find_checkpoint(tmp_path)
+    assert ServedPolicy.load(folder.parent.parent).identity == served.identity
+    with pytest.raises(UserError, match=r"not a complete checkpoint"):
+        ServedPolicy.load(tmp_path)

@@ -1,0 +1,171 @@
+"""Why: the whole path from a checkpoint folder to a table and a page, with real workers and a real tiny policy on a
+fake simulator; interrupted and resumed, trained and untrained, blind and seeing."""
+
+import base64
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import evaluate, report, results, runner, video
+from benchmarks.evaluate import Request
+from la4vla.types import UserError
+from tests.benchmarks.fake_env import EMBODIMENT, SUITE, protocol
+from tests.hand_checkpoint import write_checkpoint
+
+pytestmark = pytest.mark.slow
+RULES = protocol(episodes=2, horizon=12, replan_every=4)
+CHANGING = ("wall_s", "seconds", "latency_ms", "final_state")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def request_(place):
+    checkpoint = write_checkpoint(place / "run" / "checkpoints" / "step_00000007", EMBODIMENT, ("eye",))
+    return Request(
+        suite=SUITE, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained", workers=2,
+        tasks=(), episodes=None, videos=1, device="cpu", command="python -m benchmarks point",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(request_):
+    return evaluate.evaluate(request_)
+
+
+def stable(rows):
+    return {key: replace(row, **dict.fromkeys(CHANGING)) for key, row in rows.items()}
+
+
+def test_every_episode_has_a_row_that_says_all(finished, request_):
+    rows = results.read_rows(request_.out)
+    assert sorted((row.task, row.episode) for row in rows) == [(t, e) for t in sorted(RULES.tasks) for e in (0, 1)]
+    assert finished.micro.n == 6 and not finished.errors
+    for row in rows:
+        assert row.protocol == "point/test-v1" and row.protocol_hash == RULES.hash
+        assert len(row.policy) == 64 and row.step == 7 and row.gl == "none" and row.queries == -(-row.steps // 4)
+        assert {"numpy", "la4vla", "torch"} <= set(row.versions)
+        assert row.wall_s > 0 and row.latency_ms > 0 and set(row.seconds) == {"reset", "physics", "render", "policy"}
+    run = results.read_run(request_.out)
+    assert run["title"] == "point/test-v1" and "6 episodes in" in run["time"]
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(finished, request_, place):
+    whole = (request_.out / results.EPISODES).read_text()
+    lines = whole.splitlines(keepends=True)
+    resumed = place / "resumed"
+    resumed.mkdir()
+    shutil.copy(request_.out / results.RUN, resumed)
+    (resumed / results.EPISODES).write_text("".join(lines[:3]) + lines[3][:50])
+    evaluate.evaluate(replace(request_, out=resumed, workers=1, videos=0))
+    text = (resumed / results.EPISODES).read_text()
+    assert text.startswith("".join(lines[:3])) and text.count("\n") == 6
+    first, second = keyed(request_.out), keyed(resumed)
+    assert stable(first) == stable(second)
+    for key, row in first.items():  # to fp32 rounding: the batches were others
+        assert second[key].final_state == pytest.approx(row.final_state, abs=1e-4)
+
+
+def keyed(folder):
+    return {(row.task, row.episode): row for row in results.read_rows(folder)}
+
+
+def test_a_finished_evaluation_starts_no_worker_again(finished, request_, monkeypatch, capsys):
+    before = (request_.out / results.EPISODES).read_text()
+    monkeypatch.delattr(runner.Runner, "_start")
+    evaluate.evaluate(request_)
+    assert (request_.out / results.EPISODES).read_text() == before
+    assert "6 episodes in" in results.read_run(request_.out)["time"]
+    assert "6 already there" in capsys.readouterr().out
+
+
+def test_videos_of_counted_episodes_decode(finished, request_):
+    paths = sorted((request_.out / "videos").glob("*.mp4"))
+    rows = {(row.task, row.episode): row for row in results.read_rows(request_.out)}
+    assert len(paths) == len(RULES.tasks)
+    for path in paths:
+        match = report.VIDEO_NAME.fullmatch(path.name)
+        row = rows[match["task"], int(match["episode"])]
+        assert (match["outcome"] == "success") is row.success
+        assert len(video.read(path)) == -(-row.steps // 4) + 1
+
+
+def test_the_page_holds_the_numbers_and_the_videos_and_needs_nothing_else(finished, request_, place, tmp_path):
+    evaluate.evaluate(replace(request_, untrained=True, out=place / "eval" / "untrained", videos=0))
+    with pytest.raises(UserError, match=r"another --out"):
+        evaluate.evaluate(replace(request_, untrained=True))
+    run = place / "run"
+    (run / "metrics.jsonl").write_text(
+        '{"step": 10, "stage": "pretrain", "loss": 1.25, "loss/la": 1.5, "loss/vla": null, "lr": 1e-5, "grad_norm": 2, '
+        '"samples_per_s": 40, "data_wait_ratio": 0.01}\n'
+        '{"step": 20, "stage": "finetune", "loss": 0.75, "loss/la": null, "loss/vla": 0.5, "lr": 2e-5, "grad_norm": 1, '
+        '"samples_per_s": 60, "data_wait_ratio": 0.03}\n{"step": 3'
+    )
+    (run / "config.yaml").write_text("model: {preset: tiny}\ndata: {sources: {gone: {path: /nowhere, kind: la}}}\n")
+    page = report.write([run, place / "eval"], tmp_path / "page.html").read_text()
+    rates = finished.micro
+    assert f"{rates.successes} of {rates.n} episodes [{100 * rates.low:.1f}, {100 * rates.high:.1f}]" in page
+    for text in ("point/test-v1", RULES.hash, "untrained", "All columns ran the same initial states", "preset: tiny"):
+        assert text in page
+    assert "Fewer than 50 episodes a task" in page and "final loss 1" in page and "samples a second 50" in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page), "the page fetches something"
+    embedded = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
+    assert len(embedded) == len(RULES.tasks)
+    for number, content in enumerate(embedded):
+        clip = tmp_path / f"{number}.mp4"
+        clip.write_bytes(base64.b64decode(content))
+        assert video.read(clip)[0].shape == (16, 16, 3)
+    (picture,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert b"<svg" in base64.b64decode(picture)
+
+
+def test_a_policy_without_views_renders_nothing(request_, place):
+    blind = write_checkpoint(place / "blind", EMBODIMENT, ())
+    summary = evaluate.evaluate(
+        replace(request_, checkpoint=blind, out=place / "of_blind", videos=0, tasks=("hard-c",), episodes=1, workers=1)
+    )
+    assert summary.micro.n == 1
+
+
+def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
+    (row, *_) = results.read_rows(request_.out)
+    rows = [replace(row, episode=e, success=s) for e, s in enumerate([True, True, None, False, True])]
+    jobs = evaluate.video_jobs(rows, tmp_path, 3)
+    assert [job.episode for job in jobs] == [0, 3, 1]
+    (tmp_path / evaluate.video_name(rows[0])).touch()
+    assert [job.episode for job in evaluate.video_jobs(rows, tmp_path, 3)] == [3, 1]
+    assert evaluate.video_jobs(rows, tmp_path, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": protocol(suite="metaworld")}, r"is for `metaworld`, not for `point`"),
+        ({"workers": 0}, r"--workers must be at least 1"),
+        ({"protocol": protocol(view="ear")}, r"trained with the view `eye`, the env shows ear"),
+        ({"protocol": protocol(replan_every=17)}, r"executes 17 actions of a chunk, but the policy gives 16"),
+    ],
+)
+def test_requests_that_cannot_be_run_say_the_cure(request_, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(replace(request_, out=tmp_path, tasks=("hard-c",), episodes=1, **{"workers": 1, **changes}))
+
+
+def test_an_empty_folder_makes_no_page(tmp_path):
+    with pytest.raises(UserError, match=r"holds neither"):
+        report.write([tmp_path], tmp_path / "page.html")
+    with pytest.raises(UserError, match=r"no such folder"):
+        report.write([tmp_path / "nowhere"], tmp_path / "page.html")
+
+
+def test_a_video_keeps_its_frames_in_order(tmp_path):
+    frames = [np.full((16, 32, 3), 8 * number, np.uint8) for number in range(9)]
+    video.write(tmp_path / "v.mp4", frames, 20.0)
+    back = video.read(tmp_path / "v.mp4")
+    assert len(back) == 9 and all(abs(int(b.mean()) - 8 * n) < 6 for n, b in enumerate(back))
