@@ -57,7 +57,8 @@ def apply_look(look: Look, image: np.ndarray) -> np.ndarray:
     turn = cv2.getRotationMatrix2D(centre, look.degrees, 1.0)
     scale = np.diag([width / crop_w, height / crop_h, 1.0])
     shift = np.array([[1, 0, crop_w / 2 - centre[0]], [0, 1, crop_h / 2 - centre[1]], [0, 0, 1]])
-    matrix = (scale @ shift @ np.vstack([turn, [0, 0, 1]]))[:2]
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from the centre of the first pixel
+    matrix = (np.linalg.inv(half) @ scale @ shift @ np.vstack([turn, [0, 0, 1]]) @ half)[:2]
     warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     grey = float(LUMA @ np.asarray(cv2.mean(warped)[:3]))
     return cv2.transform(warped, _colour_matrix(look, grey))

@@ -2,6 +2,7 @@
 Ctrl-C that reaches only one of them. Whatever happens, the trainer gets the steps or one sentence, within seconds."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from la4vla.config import TrainConfig
+from la4vla.data import loader as loader_module
 from la4vla.data.loader import Loader
 from la4vla.data.reader import Reader
 from la4vla.data.setup import prepare
@@ -81,6 +83,16 @@ def test_bad_data_is_the_same_sentence_in_the_trainer(config, tmp_path):
         pytest.raises(UserError, match=r"shard-000002\.tar.*la4vla data verify"),
     ):
         list(loader)
+
+
+def test_too_little_shared_memory_is_said_before_it_kills(config, monkeypatch):
+    """Writing past the end of /dev/shm is a SIGBUS without a word; docker gives it 64 MiB."""
+    with Reader(config, prepare(config, SPEC), SPEC, encode, 0, 1) as reader:
+        step = next(iter(reader.steps("first", 0)))
+    usage = shutil.disk_usage("/dev/shm")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"--shm-size.*data\.read_ahead"):
+        loader_module._packed(step)
 
 
 def broken_encode(instruction: str, slots: tuple[int, ...]) -> list[int]:

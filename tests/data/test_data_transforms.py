@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from la4vla.config import DataConfig, FlowConfig
-from la4vla.data.augment import augment, draw_look
+from la4vla.data.augment import Look, apply_look, augment, draw_look
 from la4vla.data.collate import collate, draw_flow
 from la4vla.data.normalize import NEAR_CONSTANT, Normalize, compute_stats, near_constant
 from la4vla.data.transforms import (
@@ -240,6 +240,14 @@ def test_augmentation_is_one_look_for_all_views_and_leaves_no_black_corner():
     assert len({int(look["a"][0, 0, 0]) for look in looks}) > 5
     assert np.array_equal(augment(raw, draw(3), 1.0).views["a"], looks[3]["a"])
     assert draw_look(draw(1)) == draw_look(draw(1)) != draw_look(draw(2))
+
+
+def test_a_neutral_look_changes_nothing_and_a_crop_is_exact():
+    neutral = Look((1.0, 1.0), (0.5, 0.5), 0.0, 1.0, 1.0, 1.0, 0.0)
+    picture = np.random.Generator(np.random.Philox(1)).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    assert np.array_equal(apply_look(neutral, picture), picture)
+    quarter = apply_look(replace(neutral, crop=(0.5, 0.5), centre=(0.0, 0.0)), image(3, 40, 40))
+    assert quarter[:38, :38].max() == 0, "the upper left quarter of the picture is dark"
 
 
 def test_rows_longer_than_the_model_takes_are_refused():
