@@ -44,7 +44,8 @@ def _run(config: TrainConfig) -> int:
         train(config, world)
     except UserError as error:
         if dist.first_to_fail(world):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            fresh_line = "" if world.is_main else "\n"  # rank 0's progress bar may stand in this one
+            print(f"{fresh_line}error: {error}", file=sys.stderr, flush=True)
         return 2
     except RuntimeError:
         # A collective breaks when its peer has gone. If the peer said why, this rank has nothing to add.

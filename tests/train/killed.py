@@ -1,4 +1,4 @@
-"""`la4vla.train` that SIGKILLs itself in the middle of saving one step: no handler runs, nothing is flushed or closed."""
+"""`la4vla.train` that SIGKILLs itself in the middle of saving one step: no handler runs, nothing is flushed."""
 
 import os
 import signal

@@ -43,7 +43,7 @@ checkpoint: {{every_steps: 2, keep_last: 9}}
 log: {{every_steps: 1}}
 """
 """Five mixed steps with everything training (8 samples are two units of mixing, so some steps are LA only and some
-have both kinds), then five LA steps with vision frozen. With `finetune` after step 5 every kind of boundary is crossed."""
+have both kinds), then five LA steps with vision frozen."""
 STEPS = 10
 
 

@@ -1,0 +1,265 @@
+"""Why: a half-written checkpoint that is read, an old one that is gone before the new one is there, and weights loaded
+"as far as they fit" are found out days later (PAINS 22, FACTS 5.2 B11). One process, no data."""
+
+import errno
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from la4vla import manifest
+from la4vla.config import CheckpointConfig, EngineConfig, RunConfig, StageConfig, TrainConfig
+from la4vla.train import checkpoint, start
+from la4vla.train.checkpoint import Identity, Position
+from la4vla.train.dist import World
+from la4vla.train.engine_plain import PlainEngine
+from la4vla.types import UserError
+
+IDENTITY = Identity({"size": 1}, {}, [], {}, ["front"], lambda folder: (folder.mkdir(), (folder / "t").touch()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group(tmp_path_factory):
+    """checkpoint.save agrees over ranks: a group of one."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/store", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def world() -> World:
+    return World(0, 0, 1, torch.device("cpu"), torch.distributed.HashStore())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        run=RunConfig(dir=str(tmp_path / "run"), seed=1),
+        stages={"one": StageConfig(steps=10), "two": StageConfig(steps=10)},
+        checkpoint=CheckpointConfig(every_steps=1, keep_last=2),
+    )
+
+
+def tied() -> nn.Module:
+    """Two names for one tensor, something frozen, a buffer: what savers lose."""
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "frozen": nn.BatchNorm1d(4)})
+    module["b"].weight = module["a"].weight
+    for parameter in module["frozen"].parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def trained(config: TrainConfig, world: World, steps: int = 2) -> PlainEngine:
+    built = PlainEngine(tied(), config, 0.1, world)
+    for _ in range(steps):
+        module = built.module
+        built.backward((module["a"].weight.square().sum() + module["b"].bias.sum()), last=True)
+        built.step(0.1)
+    return built
+
+
+def save(config: TrainConfig, world: World, step: int, stage: str = "one") -> Path:
+    checkpoint.save(config, trained(config, world), IDENTITY, Position(stage, step, step), world)
+    return Path(config.run.dir) / "checkpoints" / f"step_{step:08d}"
+
+
+def names(config: TrainConfig) -> list[str]:
+    return sorted(path.name for path in (Path(config.run.dir) / "checkpoints").iterdir())
+
+
+def test_everything_comes_back(config, world):
+    engine = trained(config, world)
+    checkpoint.save(config, engine, IDENTITY, Position("one", 3, 3), world)
+    folder = Path(config.run.dir) / "checkpoints" / "step_00000003"
+    assert {path.name for path in folder.iterdir()} == {
+        manifest.MANIFEST,
+        manifest.WEIGHTS,
+        manifest.TRAINING,
+        manifest.TOKENIZER,
+        manifest.COMPLETE,
+    }
+    fresh = tied()
+    with torch.no_grad():
+        for tensor in fresh.state_dict().values():
+            tensor.zero_()
+    checkpoint.load_weights(fresh, folder)
+    again = PlainEngine(fresh, config, 0.1, world)
+    checkpoint.load_training(again, folder)
+    for mine, theirs in zip(again.weights(), engine.weights(), strict=True):
+        assert mine[0] == theirs[0] and torch.equal(mine[1], theirs[1])
+    for mine, theirs in zip(again.moments(), engine.moments(), strict=True):
+        assert mine[0] == theirs[0] and all(torch.equal(a, b) for a, b in zip(mine[1:], theirs[1:], strict=True))
+    assert again.updates() == engine.updates() == 2
+    assert fresh["a"].weight is fresh["b"].weight
+    found = manifest.read(folder)
+    assert (found.stage, found.stage_step, found.step, found.views) == ("one", 3, 3, ["front"])
+
+
+def test_newest_complete_one_is_found_and_wrecks_are_not(config, world):
+    save(config, world, 1)
+    second = save(config, world, 2)
+    (save(config, world, 3) / manifest.COMPLETE).unlink()
+    shutil.copytree(second, second.with_name("step_00000009.tmp"))
+    assert manifest.newest(config.run.dir) == second
+    found = start.find_start(config)
+    assert (found.weights, found.position, found.inside_stage) == (second, Position("one", 2, 2), True)
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        manifest.read(second.with_name("step_00000003"))
+    checkpoint.start_clean(Path(config.run.dir))
+    assert not list(second.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("last", "every", "kept"),
+    [(1, 0, [6]), (2, 0, [5, 6]), (1, 3, [3, 6]), (2, 2, [2, 4, 5, 6]), (9, 0, [1, 2, 3, 4, 5, 6])],
+)
+def test_pruning_keeps_the_last_and_every_so_many(config, world, last, every, kept):
+    config.checkpoint = CheckpointConfig(every_steps=1, keep_last=last, keep_every=every)
+    for step in range(1, 7):
+        save(config, world, step)
+    assert names(config) == [f"step_{step:08d}" for step in kept]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_disk_that_fills_up_is_one_sentence_and_harms_nothing(config, world, monkeypatch, error):
+    first = save(config, world, 1)
+
+    def full(tensors, path, metadata=None):
+        Path(path).write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(UserError, match=r"the disk became full .* free .* GB and start again"):
+            save(config, world, 2)
+    assert names(config) == ["step_00000001"]
+    assert manifest.newest(config.run.dir) == first
+    assert save(config, world, 2).is_dir()
+
+
+def test_too_little_disk_is_said_before_anything_is_written(config, world, monkeypatch):
+    save(config, world, 1)
+    usage = shutil.disk_usage(config.run.dir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(UserError, match=r"needs .* GB and 0.000 GB are free"):
+        save(config, world, 2)
+    assert names(config) == ["step_00000001"]
+
+
+def test_a_really_full_disk(config, world, tmp_path, monkeypatch):
+    """On a file system of its own that is too small, with the early check switched off."""
+    small = tmp_path / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    try:
+        config.run.dir = str(small)
+        first = save(config, world, 1)
+        monkeypatch.setattr(checkpoint, "SPARE", 0.0)
+        (small / "other").write_bytes(bytes(shutil.disk_usage(small).free - 8192))
+        with pytest.raises(UserError, match="the disk became full"):
+            save(config, world, 2)
+        assert manifest.newest(small) == first
+        assert names(config) == ["step_00000001"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_manifest_from_the_future_is_refused(config, world):
+    folder = save(config, world, 1)
+    raw = json.loads((folder / manifest.MANIFEST).read_text())
+    (folder / manifest.MANIFEST).write_text(json.dumps({**raw, "schema": 99, "new_field": 1}))
+    with pytest.raises(UserError, match=r"newer la4vla .* upgrade"):
+        start.find_start(config)
+
+
+def test_damaged_weights_are_named(config, world):
+    folder = save(config, world, 1)
+    data = (folder / manifest.WEIGHTS).read_bytes()
+    (folder / manifest.WEIGHTS).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"damaged .* use another checkpoint"):
+        checkpoint.load_weights(tied(), folder)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(config, world):
+    folder = save(config, world, 1)
+    other = nn.ModuleDict({"a": nn.Linear(4, 5), "c": nn.Linear(4, 4)})
+    with pytest.raises(UserError, match=r"missing 4 \(a.bias, a.weight, c.bias, ...\), unexpected .*a.bias"):
+        checkpoint.load_weights(other, folder)
+
+
+def test_optimizer_state_for_other_parameters_is_refused(config, world):
+    folder = save(config, world, 1)
+    module = tied()
+    module["a"].bias.requires_grad_(False)
+    with pytest.raises(UserError, match=r"unexpected 1 \(a.bias\)"):
+        checkpoint.load_training(PlainEngine(module, config, 0.1, world), folder)
+
+
+CHANGES = {
+    "run.seed": lambda config: setattr(config.run, "seed", 2),
+    "stages.one.lr": lambda config: setattr(config.stages["one"], "lr", 0.5),
+    "stages.two.steps": lambda config: setattr(config.stages["two"], "steps", 11),
+    "model.dropout": lambda config: setattr(config.model, "dropout", 0.5),
+    "data.streams": lambda config: setattr(config.data, "streams", 8),
+    "optim.clip_norm": lambda config: setattr(config.optim, "clip_norm", 2.0),
+    "stages.three.": lambda config: config.stages.update(three=StageConfig(steps=1)),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_another_config_does_not_resume(config, world, key):
+    save(config, world, 1)
+    CHANGES[key](config)
+    with pytest.raises(UserError, match=rf"^{key}.* set it back, or start a new run.dir"):
+        start.find_start(config)
+
+
+def test_stages_in_another_order_do_not_resume(config, world):
+    save(config, world, 1)
+    config.stages = dict(reversed(config.stages.items()))
+    with pytest.raises(UserError, match="another order"):
+        start.find_start(config)
+
+
+def test_what_changes_no_result_may_change(config, world):
+    save(config, world, 1)
+    config.engine = EngineConfig(name="deepspeed", zero_stage=3)
+    config.log.every_steps, config.checkpoint.every_steps, config.data.decode_threads = 1, 7, 9
+    config.stages["one"].micro_batch = 1
+    assert start.find_start(config).position.step == 1
+
+
+def test_resume_never_refuses_an_old_run_and_init_from_is_no_resume(config, world, tmp_path):
+    folder = save(config, world, 1)
+    config.run.resume = "never"
+    with pytest.raises(UserError, match="resume is never"):
+        start.find_start(config)
+    config.run = replace(config.run, dir=str(tmp_path / "other"), init_from=str(folder))
+    found = start.find_start(config)
+    assert (found.weights, found.own, found.position) == (folder, False, Position("one", 0, 0))
+
+
+def test_the_end_of_a_stage_is_the_beginning_of_the_next(config, world):
+    save(config, world, 10)
+    found = start.find_start(config)
+    assert (found.position, found.inside_stage) == (Position("two", 0, 10), False)
+    assert not start.is_finished(config, found.position)
+    checkpoint.save(config, trained(config, world), IDENTITY, Position("two", 10, 20), world)
+    assert start.is_finished(config, start.find_start(config).position)

@@ -1,0 +1,65 @@
+"""Why: a curve with a step twice, a mean that depends on the number of ranks, or a run that dies after an hour because
+a logger is not installed (PAINS 17, STYLE Metrics)."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from la4vla.config import RunConfig, TrainConfig
+from la4vla.train.dist import World
+from la4vla.train.metrics import JsonLines, Meters, open_sinks
+from la4vla.types import UserError
+
+
+@pytest.fixture
+def world(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield World(0, 0, 1, torch.device("cpu"), torch.distributed.HashStore())
+    torch.distributed.destroy_process_group()
+
+
+def test_a_resumed_run_cuts_its_lines_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLines(path, 0)
+    for step in (2, 4, 6, 8):
+        sink.write({"step": step, "loss": math.nan if step == 4 else 1.0})
+    sink.close()
+    with path.open("a") as file:
+        file.write('{"step": 10, "lo')  # killed in the middle of a line
+    sink = JsonLines(path, 6)
+    sink.write({"step": 8, "loss": 3.0})
+    sink.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert (rows[1]["loss"], rows[3]["loss"]) == (None, 3.0)
+
+
+def test_meters_mean_weighs_and_a_mean_of_nothing_is_nan(world):
+    meters = Meters(world, {"loss": "mean", "count": "sum", "wait": "max", "unused": "mean"})
+    meters.add("loss", torch.tensor(2.0), torch.tensor(1.0))
+    meters.add("loss", 0.0, 0.0)  # a skipped step
+    meters.add("loss", 4.0)
+    meters.add("count", 3)
+    meters.add("count", 4)
+    meters.add("wait", 0.5)
+    meters.add("wait", 0.25)
+    numbers = meters.collect()
+    assert (numbers["loss"], numbers["count"], numbers["wait"]) == (3.0, 7.0, 0.75)
+    assert math.isnan(numbers["unused"])
+    assert math.isnan(meters.collect()["loss"])
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "extra"),
+    [("torch.utils.tensorboard", {"tensorboard": True}, "tensorboard"), ("wandb", {"wandb_project": "p"}, "wandb")],
+)
+def test_a_missing_logger_is_said_with_its_cure(tmp_path, monkeypatch, module, setting, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    config = TrainConfig(run=RunConfig(dir=str(tmp_path)))
+    for key, value in setting.items():
+        setattr(config.log, key, value)
+    with pytest.raises(UserError, match=rf"pip install 'la4vla\[{extra}\]'"):
+        open_sinks(config, 0)
