@@ -15,12 +15,14 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
 
   la4vla construct CONFIG [key=value ...]      demonstrations -> labelled language-action clips -> shards
   la4vla data verify DIR                       compare a shard folder with its index
-  la4vla data stats DIR                        what a shard folder holds
+  la4vla data stats DIR [PRESET]               what a shard folder holds
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator (`la4vla eval --help`)
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
 """
+
+PRESET_IN_MIND = "la4vla_1b"  # whose image tokens `data stats` counts unless told otherwise
 
 Command = Callable[[Sequence[str]], int]
 
@@ -32,9 +34,22 @@ def _construct(arguments: Sequence[str]) -> int:
 
 
 def _data(arguments: Sequence[str]) -> int:
-    from la4vla.data.__main__ import main
+    from la4vla.types import UserError
 
-    return main(arguments)
+    if len(arguments) < 2 or arguments[0] not in ("verify", "stats"):
+        raise UserError("say `la4vla data verify DIR` or `la4vla data stats DIR [PRESET]`.")
+    if arguments[0] == "verify":
+        from la4vla.data.verify import verify
+
+        report = verify(arguments[1])
+        print(report.text())
+        return 0 if report.ok else 1
+    from la4vla.data.describe import describe, estimated_tokens
+    from la4vla.model.presets import preset
+
+    size = preset(arguments[2] if len(arguments) > 2 else PRESET_IN_MIND)
+    print(describe(arguments[1], size.image_tokens, estimated_tokens))
+    return 0
 
 
 def _config(arguments: Sequence[str]) -> int:
@@ -65,7 +80,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0 done, 2 bad input."""
+    """Runs one command. Returns the exit status: 0 done, 1 the data is not what its index says, 2 bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")

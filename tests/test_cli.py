@@ -1,0 +1,51 @@
+"""Why: the command is the first thing a newcomer meets; it must answer at once and turn bad input into one sentence."""
+
+import subprocess
+import sys
+
+import pytest
+
+from la4vla import cli
+from tests.fixtures import write_shards
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom la4vla import cli\nassert cli.main(['--help']) == 0\n"
+        "assert not {'torch', 'numpy', 'omegaconf'} & set(sys.modules), 'help must not wait for torch'"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    for command in cli.COMMANDS:
+        assert f"la4vla {command}" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], "error: `trian` is not a command; `la4vla --help` lists them."),
+        (["config", "configs/nowhere.yaml"], "no such config file"),
+        (["train", "configs/nowhere.yaml"], "no such config file"),
+        (["construct", "configs/nowhere.yaml"], "no such config file"),
+        (["data", "verify"], "la4vla data verify DIR"),
+        (["data", "stats", "nowhere"], "nowhere"),
+        (["eval", "report", "nowhere"], "no such folder"),
+        (["eval", "metaworld", "--expert", "--protocol", "x", "--out", "nowhere"], "protocol `x` does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(words, sentence, capsys):
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err and "Traceback" not in captured.err and captured.err.count("\n") == 1
+
+
+def test_config_and_data_reach_their_rooms(tmp_path, capsys):
+    assert cli.main(["config", "configs/tiny/base.yaml", "run.seed=7"]) == 0
+    assert "seed: 7" in capsys.readouterr().out
+    write_shards(tmp_path / "la")
+    assert cli.main(["data", "verify", str(tmp_path / "la")]) == 0
+    assert cli.main(["data", "stats", str(tmp_path / "la"), "tiny"]) == 0
+    assert "all as the index says" in capsys.readouterr().out
+    shard = next((tmp_path / "la").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:2000])
+    assert cli.main(["data", "verify", str(tmp_path / "la")]) == 1
+    assert shard.name in capsys.readouterr().out
