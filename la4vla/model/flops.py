@@ -17,6 +17,9 @@ from dataclasses import dataclass
 
 from la4vla.model.presets import ModelSize
 
+PEAK_BF16 = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H200": 989e12}
+"""Dense bf16 operations a second by a part of the GPU's name (NVIDIA's data sheets, SXM parts, without sparsity)."""
+
 
 @dataclass(frozen=True)
 class Forward:

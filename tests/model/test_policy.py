@@ -38,20 +38,28 @@ def test_la_never_calls_the_vision_tower_and_gives_it_no_gradient(policy, make_b
         assert (gradient is None) == ("vision_tower" in name or "multi_modal_projector" in name), name
 
 
-def test_la_is_blind(policy, make_batch):
-    """The same rows as a vla batch without any view: pixels exist beside it and cannot be reached."""
+def test_la_batches_cannot_hold_images(policy, make_batch):
+    batch = make_batch(policy.spec, "vla")
+    assert policy.spec.image_token_id not in make_batch(policy.spec, "la").input_ids_BL
+    with pytest.raises(AssertionError):
+        policy(replace(batch, kind="la"))
+    with pytest.raises(AssertionError):
+        policy(replace(batch, images_NCHW=None))
+
+
+def test_a_vla_batch_without_any_view_equals_la_and_still_counts_vision_in(policy, make_batch):
+    """Every image of a micro-batch unreadable: the loss is the text's, and vision has a gradient of zero."""
     batch = make_batch(policy.spec, "la")
-    image_less = replace(
-        batch,
-        kind="vla",
-        images_NCHW=torch.zeros(0, 3, 112, 112, dtype=torch.uint8),
-        image_index=torch.zeros(0, dtype=torch.int64),
-    )
-    assert policy.spec.image_token_id not in batch.input_ids_BL
-    with pytest.raises(AssertionError):
-        policy(replace(image_less, kind="la"))
-    with pytest.raises(AssertionError):
-        policy(replace(batch, kind="vla"))
+    blank = replace(batch, kind="vla")
+    expected, found = loss_and_gradients(policy, batch), loss_and_gradients(policy, blank)
+    assert torch.equal(expected[0], found[0])
+    for name, gradient in found[2].items():
+        if "vision_tower" in name or "multi_modal_projector" in name:
+            assert torch.count_nonzero(gradient) == 0, name
+        else:
+            assert torch.equal(gradient, expected[2][name]), name
+    policy.eval()
+    assert torch.equal(policy.sample(batch, 2), policy.sample(blank, 2))
 
 
 def test_la_does_not_depend_on_the_vision_weights(policy, make_batch):
