@@ -29,7 +29,7 @@ ROOMS = {
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
     "doctor": F0 | F1 | {"sim"},
 }
-"""What each room may import besides itself. `construct` may also import `sim` inside a function, to record."""
+"""What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at import."""
 
 GROUND_THIRD_PARTY = {"numpy", "torch", "omegaconf", "yaml"}  # yaml is what omegaconf reads with
 SIMULATORS = {"mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL"}
@@ -63,15 +63,19 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
+def waits(node: ast.AST) -> bool:
+    """Whether what stands inside this node does not run when the module is imported."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
 def imports(path: Path) -> Iterator[Import]:
     """Every module a file names in an import, `from a import b` as both `a` and `a.b`, relative ones made absolute."""
     file = str(path.relative_to(ROOT))
     package = list(path.relative_to(ROOT).parent.parts)
-    inside_functions = {
-        id(node)
-        for function in ast.walk(tree(path))
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+    not_at_import = {
+        id(node) for outer in ast.walk(tree(path)) if waits(outer) for node in ast.walk(outer) if node is not outer
     }
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -83,7 +87,7 @@ def imports(path: Path) -> Iterator[Import]:
         else:
             continue
         for name in names:
-            yield Import(file, node.lineno, name, id(node) in inside_functions)
+            yield Import(file, node.lineno, name, id(node) in not_at_import)
 
 
 EVERY_IMPORT = [item for path in FILES for item in imports(path)]
