@@ -78,8 +78,8 @@ class Backbone(nn.Module):
         self.explicit_causal_mask = attention == "eager"  # transformers' eager attention is causal by its mask only
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """context_BLE: final-norm hidden states in the dtype of the weights (or of autocast). key_mask_BL: bool, real
-        tokens.
+        """(context_BLE, key_mask_BL): hidden states behind the final norm, in the dtype of the weights or of autocast,
+        and where they are real tokens (bool).
         """
         assert (batch.images_NCHW is None) == (batch.image_index is None)
         assert batch.kind == "vla" or batch.images_NCHW is None
@@ -100,9 +100,7 @@ class Backbone(nn.Module):
         return output.last_hidden_state, batch.text_mask_BL
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute every vision and language block in the backward pass (blocks in eval mode, i.e. frozen, keep as
-        they are).
-        """
+        """Recompute vision and language blocks in the backward pass; frozen ones (eval mode) stay as they are."""
         # The public name of this call changed between transformers releases; this one is below all of them.
         self.internvl._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=_checkpoint)
 
@@ -116,9 +114,11 @@ class Backbone(nn.Module):
         """[N, P, E] from uint8 RGB in 0..255."""
         assert images_NCHW.dtype == torch.uint8
         pixels = images_NCHW.float() / 255.0
-        mean = pixels.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-        std = pixels.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-        tokens = self.internvl.get_image_features((pixels - mean) / std, return_dict=True).pooler_output  # pyright: ignore
+        # Per channel with Python numbers: a constant tensor made here would travel to the device and make the host
+        # wait, and a buffer would be rounded when an engine casts the model to bf16.
+        channels = zip(pixels.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True)
+        pixels = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
+        tokens = self.internvl.get_image_features(pixels, return_dict=True).pooler_output  # pyright: ignore
         return tokens
 
     def _causal_mask(self, embeds_BLE: Tensor) -> Tensor | None:

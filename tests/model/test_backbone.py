@@ -44,6 +44,10 @@ def test_each_image_reaches_its_own_slot(make_batch):
     assert not torch.equal(before[1, first_image], after[1, first_image])
 
 
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "lift_fresh")
+"""lift_fresh: a tensor made of Python numbers, which travels to the device by a copy that waits."""
+
+
 class Reads(TorchDispatchMode):
     """Lists the operations that make the host wait for the device: values read, shapes that depend on values."""
 
@@ -52,7 +56,7 @@ class Reads(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"):
+        if func.overloadpacket.__name__ in WAITS:
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))
 
