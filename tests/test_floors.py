@@ -29,7 +29,8 @@ ROOMS = {
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
     "doctor": F0 | F1 | {"sim"},
 }
-"""What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at import."""
+"""What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at
+import."""
 
 GROUND_THIRD_PARTY = {"numpy", "torch", "omegaconf", "yaml"}  # yaml is what omegaconf reads with
 SIMULATORS = {"mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL"}
