@@ -106,7 +106,7 @@ def read_episode(path: Path) -> Episode:
         with np.load(path) as archive:
             about: dict[str, Any] = json.loads(archive["about"].tobytes())
             state, action, executed = (archive[name] for name in ("state", "action", "executed"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a complete episode ({error}); delete it and record again.") from error
     if about["schema"] > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer la4vla (schema {about['schema']}); upgrade la4vla.")

@@ -1,0 +1,169 @@
+"""Why: la/ and vla/ must be the same clips under the same keys or the paradigms compare different data, and a clip's
+picture t must be the picture of frame start + t or vision is taught a lag that no loss shows. Pictures here carry their
+frame's number as a grey level. Also: a second run does nothing, a changed input is noticed."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from la4vla.config import ConstructConfig, ProposeConfig, RecordConfig
+from la4vla.construct.build import build, cut
+from la4vla.construct.episodes import Episode, episode_path, read_episode, write_episode
+from la4vla.data.shards import read_index
+from la4vla.sim.metaworld import EMBODIMENT
+from la4vla.types import UserError
+
+STRIDE = 3
+FRAMES = 83
+TASK = "pick-place-v3"
+
+
+def grey(level):
+    return simplejpeg.encode_jpeg(np.full((16, 16, 3), level, np.uint8), quality=95)
+
+
+def episode(number):
+    """Forward, down, left; number shifts the bends."""
+    bends = np.array([0, 25 + number % 5, 50, FRAMES])
+    corners = np.array([[0, 0.4, 0.3], [0, 0.6, 0.3], [0, 0.6, 0.1], [-0.2, 0.6, 0.1]])
+    frames = np.arange(FRAMES)
+    position = np.stack([np.interp(frames, bends, corners[:, axis]) for axis in range(3)], axis=1)
+    state = np.concatenate([position, np.ones((FRAMES, 1))], axis=1).astype(np.float32)
+    action = np.full((FRAMES, 4), number % 7 / 10, np.float32)
+    images = {t: grey(2 * t) for t in range(0, FRAMES, STRIDE)}
+    return Episode(
+        TASK, number, "Pick and place a puck to a goal", EMBODIMENT, 80.0, state, action, action, ("corner4",), STRIDE,
+        {"corner4": images}.__getitem__,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    for number in range(1000, 1004):
+        write_episode(episode_path(tmp_path / "episodes", TASK, number), episode(number))
+    return ConstructConfig(
+        episodes_dir=str(tmp_path / "episodes"),
+        out_dir=str(tmp_path / "out"),
+        record=RecordConfig(tasks=[TASK], episodes=4),
+        propose=ProposeConfig(min_clip_frames=8),
+        shards=2,
+    )
+
+
+def members(folder):
+    """Clip key -> {suffix: bytes} of all tars of a folder."""
+    clips = {}
+    for path in sorted(Path(folder).glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, suffix = member.name.split(".", 1)
+                file = tar.extractfile(member)
+                assert file is not None
+                clips.setdefault(key, {})[suffix] = file.read()
+    return clips
+
+
+def test_la_and_vla_are_the_same_clips(config):
+    build(config)
+    la, vla = members(f"{config.out_dir}/la"), members(f"{config.out_dir}/vla")
+    assert len(la) >= 4 * 3
+    assert la.keys() == vla.keys()
+    for key, files in la.items():
+        assert set(files) == {"json", "npz"}
+        assert files["npz"] == vla[key]["npz"]
+        about, shown = (json.loads(clips[key]["json"]) for clips in (la, vla))
+        assert about == {**shown, "views": []}
+        start, end = about["span"]
+        assert key == f"{about['episode']}-{start:05d}"
+        with np.load(io.BytesIO(files["npz"])) as arrays:
+            source = episode(int(about["episode"].rsplit("-", 1)[1]))
+            np.testing.assert_array_equal(arrays["state"], source.state[start:end])
+            np.testing.assert_array_equal(arrays["action"], source.action[start:end])
+    assert (read_index(f"{config.out_dir}/la").frame_stride, read_index(f"{config.out_dir}/vla").frame_stride) == (1, 3)
+
+
+@pytest.mark.parametrize("folder", ["vla", "task"])
+def test_picture_t_of_a_clip_is_the_picture_of_its_frame(config, folder):
+    build(config)
+    seen = 0
+    for files in members(f"{config.out_dir}/{folder}").values():
+        start, end = json.loads(files["json"])["span"]
+        pictures = {int(name.split(".")[1]): data for name, data in files.items() if name.startswith("corner4.")}
+        assert sorted(pictures) == list(range(0, end - start, STRIDE))
+        for t, data in pictures.items():
+            assert abs(simplejpeg.decode_jpeg(data).mean() - 2 * (start + t)) < 1
+            seen += 1
+    assert seen > 4 * 20
+
+
+def test_whole_clips_carry_the_tasks_sentence(config):
+    build(config)
+    clips = members(f"{config.out_dir}/task")
+    assert set(clips) == {f"{TASK}-{number:06d}" for number in range(1000, 1004)}
+    for files in clips.values():
+        about = json.loads(files["json"])
+        assert about["instruction"] == "Pick and place a puck to a goal"
+        assert about["span"] == [0, FRAMES]
+
+
+def test_a_second_build_does_nothing_and_a_changed_input_is_noticed(config, capsys):
+    def stamps():
+        return {path: path.stat().st_mtime_ns for path in Path(config.out_dir).rglob("*.tar")}
+
+    build(config)
+    table = capsys.readouterr().out
+    assert "primitives: move" in table
+    first = stamps()
+    assert len(first) == 6
+    build(config)
+    assert "up to date" in capsys.readouterr().out
+    assert stamps() == first
+
+    config.propose.bend_tolerance = 0.5
+    build(config)
+    second = stamps()
+    assert all(second[path] != first[path] for path in first)
+    write_episode(episode_path(Path(config.episodes_dir), TASK, 1002), episode(1004))
+    build(config)
+    assert all(stamps()[path] != second[path] for path in first)
+
+
+def test_the_same_episodes_give_the_same_bytes(config):
+    build(config)
+    first = {path.name: path.read_bytes() for path in Path(config.out_dir, "vla").glob("*.tar")}
+    Path(config.out_dir, "build.json").unlink()
+    build(config)
+    assert {path.name: path.read_bytes() for path in Path(config.out_dir, "vla").glob("*.tar")} == first
+
+
+def test_missing_and_damaged_episodes_are_errors_and_leave_the_old_shards(config):
+    build(config)
+    config.record.episodes = 5
+    with pytest.raises(UserError, match="4 of 5 episodes"):
+        build(config)
+    config.record.episodes = 4
+    episode_path(Path(config.episodes_dir), TASK, 1001).write_bytes(b"half")
+    with pytest.raises(UserError, match="001001"):
+        build(config)
+    assert read_index(f"{config.out_dir}/vla").clips == read_index(f"{config.out_dir}/la").clips > 0
+
+
+def test_too_many_shards_for_the_clips_is_an_error(config):
+    config.shards = 500
+    with pytest.raises(UserError, match="shards"):
+        build(config)
+
+
+def test_wording_depends_on_the_episode_not_on_its_neighbours(config):
+    path = episode_path(Path(config.episodes_dir), TASK, 1001)
+    alone = [clip.instruction for clip in cut(read_episode(path), config)]
+    build(config)
+    together = members(f"{config.out_dir}/la")
+    assert alone == [
+        json.loads(files["json"])["instruction"] for key, files in sorted(together.items()) if "-001001-" in key
+    ]
