@@ -49,8 +49,6 @@ def start() -> World:
         local_rank = int(os.environ["LOCAL_RANK"])
     else:
         store, rank, size, local_rank = dist.HashStore(), 0, 1, 0  # pyright: ignore[reportPrivateImportUsage]
-        # DeepSpeed reads these names instead of asking the process group.
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     cuda = torch.cuda.is_available()
     if cuda and local_rank >= torch.cuda.device_count():
         raise UserError(

@@ -161,6 +161,9 @@ def _import_deepspeed(world: World) -> Any:
     """DeepSpeed, for the device this run is on, without its hundred lines of INFO."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # It reads these names instead of asking the process group; outside torchrun nobody has set them.
+    for name, value in (("RANK", world.rank), ("LOCAL_RANK", world.local_rank), ("WORLD_SIZE", world.size)):
+        os.environ[name] = str(value)
     logging.disable(logging.INFO)
     import deepspeed
     from deepspeed.utils import logger

@@ -9,7 +9,7 @@ import pytest
 
 from la4vla import manifest
 from la4vla.config import load
-from tests.train.launch import ROOT, TIMEOUT_S, Ended, environment, train, write_config
+from tests.train.launch import ROOT, TIMEOUT_S, Ended, environment, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +74,8 @@ def test_a_bad_shard_on_one_rank_ends_all_with_one_sentence(tmp_path, shards):
         ("run.init_from=/nowhere", "/nowhere: no such checkpoint folder"),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_2(tmp_path, shards, override, sentence):
-    ended = train(1, write_config(tmp_path, shards, "input"), override)
+def test_bad_input_is_one_sentence_and_status_2(tmp_path, shards, in_process, override, sentence):
+    ended = in_process(str(write_config(tmp_path, shards, "input")), override)
     assert ended.codes == (2,)
     assert len(errors(ended)) == 1 and sentence in ended.stderr
     assert "Traceback" not in ended.stderr
