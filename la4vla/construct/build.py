@@ -36,7 +36,7 @@ from la4vla.types import UserError
 FOLDERS = ("la", "vla", "task")
 FINGERPRINT = "build.json"
 
-LABELLER_VERSION = 1
+LABELLER_VERSION = 2
 """Counts changes of what the same episodes and settings are cut and labelled into."""
 
 EXPERT_QUALITY = 3.0

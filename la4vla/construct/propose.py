@@ -7,7 +7,7 @@ Cuts: where a grasp or a release starts and ends; where the path bends (the poin
 while farther than `bend_tolerance`: Ramer-Douglas-Peucker); static keyframes; where a held object is lost. Then
 segments shorter than `min_clip_frames` join a neighbour, cuts snap to frames that have a picture, and each segment is
 labelled by its measured displacement as the robot sees it. Segments that neither move, turn nor grasp are waits and
-are left out.
+are left out. Cuts and displacements are shifted by the arm's lag behind its commands, so that words fit commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 from la4vla.config import ProposeConfig
 from la4vla.construct.keyframes import ROTATION, TRANSLATION, Keyframe, opening
 from la4vla.construct.vocabulary import ObjectStatus, RobotFrame, phrase, robot_frame, way
-from la4vla.types import Embodiment, UserError
+from la4vla.types import Embodiment, UserError, VectorSpec
 
 QUALITY = 2.0
 """What clips of this labeller carry on the annotators' scale of 0..3: `acceptable` (FACTS 1.3.5), unseen."""
@@ -36,7 +36,11 @@ _TEXT_OPENING = 0.25  # change of opening (1 = from closed to open) that an inst
 
 @dataclass(frozen=True)
 class Proposal:
-    """A labelled span [start, end) of an episode. displacement: (forward, left, up) in metres, state to state."""
+    """A labelled span [start, end) of an episode.
+
+    displacement: (forward, left, up) in metres, what its commands brought about: from the state `lag` frames after its
+    start to the state `lag` frames after its end.
+    """
 
     start: int
     end: int
@@ -48,20 +52,29 @@ class Proposal:
 
 @dataclass(frozen=True)
 class _Track:
-    """An episode as the labeller sees it. path_T3: (forward, left, up), m. open_T, command_T: 1 open, 0 closed."""
+    """An episode as the labeller sees it.
+
+    path_T3: (forward, left, up), m. open_T, command_T: gripper, 1 open, 0 closed. lag: frames by which the arm follows
+    its commands.
+    """
 
     path_T3: np.ndarray
     turn_T: Rotation | None
     open_T: np.ndarray
     command_T: np.ndarray
     frame: RobotFrame
+    lag: int
 
     def __len__(self) -> int:
         return len(self.path_T3)
 
     def moved(self, start: int, end: int) -> np.ndarray:
         """Displacement [3] that the actions of [start, end) caused."""
-        return self.path_T3[min(end, len(self) - 1)] - self.path_T3[start]
+        return self.path_T3[self.seen(end)] - self.path_T3[self.seen(start)]
+
+    def seen(self, frame: int) -> int:
+        """The frame whose state shows what was commanded up to `frame`."""
+        return min(frame + self.lag, len(self) - 1)
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,25 @@ def _track(state_TS: np.ndarray, action_TA: np.ndarray, embodiment: Embodiment) 
     open_T, command_T = opening(state_TS, spec), opening(action_TA, embodiment.action)
     if open_T is None or command_T is None:
         open_T = command_T = np.ones(len(state_TS))
-    return _Track(path_T3, turn_T, open_T, command_T, frame)
+    return _Track(path_T3, turn_T, open_T, command_T, frame, _lag(path_T3, action_TA, embodiment.action, frame))
+
+
+def _lag(path_T3: np.ndarray, action_TA: np.ndarray, spec: VectorSpec, frame: RobotFrame) -> int:
+    """Frames after which motion is most like the commands; 0 where commands are not translations in the base frame.
+
+    A clip's words must fit its commands, and a compliant arm shows them late: cut by states alone, the last tenth of a
+    second of `forward` would be commands to go down.
+    """
+    dims = spec.dims(*TRANSLATION)
+    if len(dims) < 3 or spec.reference != "delta" or spec.frame != "base":
+        return 0
+    command_T3 = frame.from_base(action_TA[:, dims].astype(np.float64))
+    velocity_T3 = np.diff(path_T3, axis=0)
+    likeness = [
+        float((command_T3[: len(velocity_T3) - lag] * velocity_T3[lag:]).sum())
+        for lag in range(min(_LEAD_FRAMES + 1, len(velocity_T3)))
+    ]
+    return int(np.argmax(likeness)) if likeness else 0
 
 
 def _gripper_phases(track: _Track, events: Sequence[Keyframe]) -> tuple[list[_Segment], np.ndarray]:
@@ -200,9 +231,10 @@ def _cut(track: _Track, phases: Sequence[_Segment], cuts: Sequence[int], config:
     segments: list[_Segment] = []
     position = 0
     for phase in [*phases, _Segment(len(track), len(track))]:
-        inside = [bend + position for bend in bends(track.path_T3[position : phase.start], config.bend_tolerance)]
-        inside += [cut for cut in cuts if position < cut < phase.start]
-        edges = sorted({position, *inside, phase.start})
+        path_N3 = track.path_T3[track.seen(position) : track.seen(phase.start)]
+        inside = [bend + position for bend in bends(path_N3, config.bend_tolerance)]
+        inside += [cut - track.lag for cut in cuts]
+        edges = sorted({position, *(cut for cut in inside if position < cut < phase.start), phase.start})
         segments += [_Segment(first, last) for first, last in pairwise(edges)]
         if phase.frames:
             segments.append(phase)

@@ -149,6 +149,17 @@ def test_random_paths_never_contradict_themselves():
                 assert clip.status == "HOLDING"
 
 
+@pytest.mark.parametrize("lag", [0, 3, 6])
+def test_cuts_follow_the_commands_when_the_arm_lags(lag):
+    """A compliant arm: what is commanded now is seen `lag` frames later. Words must fit the commands of the clip."""
+    state, action = episode((0.3 * FORWARD, 30, 1.0, -1.0), (-0.3 * UP, 40, 1.0, -1.0))
+    action[:, :3] = np.diff(state[:, :3], axis=0, append=state[-1:, :3]) * 100
+    state[:, :3] = np.concatenate([np.repeat(state[:1, :3], lag, axis=0), state[: len(state) - lag, :3]])
+    first, second = label(state, action)
+    assert abs(second.start - 30) <= 1
+    assert [direction_words(clip.instruction) for clip in (first, second)] == [{"forward"}, {"down"}]
+
+
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_short_episodes_pass(frames):
     state, action = episode((0.1 * FORWARD, frames, 1.0, -1.0))
