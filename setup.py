@@ -23,7 +23,7 @@ setup(
     package_data={
         "la4vla.model": ["assets/*"],
         "la4vla.sim": ["data/*"],
-        "benchmarks": ["protocols/*.yaml", "templates/*"],
+        "benchmarks": ["protocols/*/*.yaml", "templates/*"],
     },
     install_requires=[
         "torch>=2.7",

@@ -131,8 +131,14 @@ def run_jobs(
         spent = copy.deepcopy(runner.spent)
         videos = video_jobs(stored.rows.values(), request.out / "videos", request.videos)
         for end in tqdm(runner.run(videos), total=len(videos), desc="videos", unit="episode", disable=not videos):
+            counted = stored.rows[(end.job.task, end.job.episode)].success
             if end.outcome is None:
                 print(f"no video of {end.job.task} episode {end.job.episode}: {end.error}")
+            elif (
+                end.outcome.success is not counted
+            ):  # other batches, other rounding: rare, but then it is another rollout
+                Path(end.job.video).unlink()
+                print(f"no video of {end.job.task} episode {end.job.episode}: its replay ended differently")
     return spent
 
 

@@ -12,18 +12,20 @@ QUALITY = "26"  # x264 crf; 112 px rollouts come to 10-40 KB
 
 
 def write(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    """frames: uint8 RGB [H, W, 3] of one size, with even H and W (what yuv420p needs)."""
+    """frames: uint8 RGB [H, W, 3] of one size, with even H and W (what yuv420p needs). Renamed when it is whole."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width, _ = frames[0].shape
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    part = path.with_suffix(".part.mp4")
+    with av.open(str(part), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": QUALITY}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+    part.rename(path)
 
 
 def read(path: Path) -> list[np.ndarray]:
