@@ -23,7 +23,7 @@ from la4vla.train.health import StopSignal
 from la4vla.train.optim import lr_at
 from la4vla.train.report import StepResult
 from la4vla.train.run import Position, begin
-from la4vla.types import KINDS
+from la4vla.types import KINDS, Batch
 
 
 def train(config: TrainConfig, world: World) -> None:
@@ -68,13 +68,18 @@ def train_step(engine: Engine, data: StepData, config: TrainConfig, world: World
     rows = {kind: sum(batch.rows for batch in data.batches if batch.kind == kind) for kind in KINDS}
     losses = []
     for number, batch in enumerate(data.batches):
-        squared_error, _ = engine.forward(batch.to(world.device))
+        squared_error, _ = engine.forward(on_device(batch, world))
         mean = squared_error / totals[KINDS.index(batch.kind)].clamp(min=1.0)
         weight = stage.loss_weights[batch.kind] * rows[batch.kind] / sum(rows.values())
         engine.backward(weight * mean, last=number == len(data.batches) - 1)
         losses.append((batch.kind, weight, mean.detach()))
     lr = lr_at(data.stage_step, stage)
     return StepResult(tuple(losses), engine.step(lr), totals[-1], lr)
+
+
+def on_device(batch: Batch, world: World) -> Batch:
+    """The batch where the model is. From pinned memory: a copy from any other waits for the GPU's queue to empty."""
+    return batch.pin().to(world.device) if world.device.type == "cuda" else batch
 
 
 def step_totals(data: StepData, stop: bool) -> Tensor:

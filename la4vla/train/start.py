@@ -45,7 +45,7 @@ def find_start(config: TrainConfig) -> Start:
     run_dir, first = Path(config.run.dir), next(iter(config.stages))
     folder = manifest.newest(run_dir)
     if folder is None:
-        init = Path(config.run.init_from) if config.run.init_from else None
+        init = manifest.resolve(config.run.init_from) if config.run.init_from else None
         return Start(Position(first, 0, 0), init, own=False)
     if config.run.resume == "never":
         raise UserError(f"{run_dir} holds checkpoints and run.resume is never; choose another run.dir or resume=auto.")

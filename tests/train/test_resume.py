@@ -173,7 +173,7 @@ def test_init_from_takes_weights_and_statistics_and_starts_at_step_0(alone, plac
     """With a learning rate of 0 the weights at the end are those of the other run, exactly."""
     config = write_config(place, shards, "initialised")
     still = ["stages.pretrain.lr=0", "stages.pretrain.steps=1", "stages.finetune.lr=0", "stages.finetune.steps=1"]
-    ended = in_process(str(config), f"run.init_from={checkpoint(alone)}", *still)
+    ended = in_process(str(config), f"run.init_from={load(alone).run.dir}", *still)
     assert ended.codes == (0,), ended.stderr
     assert "step and optimizer start fresh" in ended.stdout
     assert digests(checkpoint(config, 2))[manifest.WEIGHTS] == digests(checkpoint(alone))[manifest.WEIGHTS]
