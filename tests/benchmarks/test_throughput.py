@@ -51,5 +51,8 @@ def test_bad_input_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert throughput.main(["--device", "cuda"]) == 2
     assert "use --device cpu" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert throughput.main(["--clock", "cpu"]) == 2
+    assert "OMP_NUM_THREADS=1" in capsys.readouterr().err
     assert throughput.main(["--instruction-tokens", "500"]) == 2
     assert "the preset takes 192" in capsys.readouterr().err

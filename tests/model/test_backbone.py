@@ -87,3 +87,12 @@ def test_pixels_are_normalised_in_fp32_also_in_bf16(make_batch):
     mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     exact = ((batch.images_NCHW.double() / 255 - mean) / std).float()
     assert seen[0].dtype == torch.bfloat16 and torch.equal(seen[0], exact.bfloat16())
+
+
+def test_no_key_value_cache_is_kept(make_batch):
+    """A policy reads a row once; a cache would hold every layer's keys for nothing."""
+    policy = build_policy(ModelConfig(), seed=0).eval()
+    found = []
+    policy.backbone.internvl.language_model.register_forward_hook(lambda *call: found.append(call[2].past_key_values))
+    policy.sample(make_batch(policy.spec, "la"), 1)
+    assert found == [None]
