@@ -151,9 +151,7 @@ class Bench:
     def peak(self) -> float:
         """Operations a second that the device can do; 0 where nobody knows."""
         if self.device == "cuda":
-            name = torch.cuda.get_device_name()
-            known = next((peak for part, peak in flops.PEAK_BF16.items() if part in name), 0.0)
-            return known if self.precision == "bf16" else 0.0
+            return flops.peak_bf16(torch.cuda.get_device_name()) if self.precision == "bf16" else 0.0
         side = 1024
         matrix = torch.ones(side, side, dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32)
         return 2 * side**3 / min(self._once(lambda: matrix @ matrix) for _ in range(8))

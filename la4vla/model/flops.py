@@ -21,6 +21,12 @@ PEAK_BF16 = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H2
 """Dense bf16 operations a second by a part of the GPU's name (NVIDIA's data sheets, SXM parts, without sparsity)."""
 
 
+def peak_bf16(gpu: str) -> float:
+    """Dense bf16 operations a second of a GPU by its name; 0 where they are not known: no MFU is better than a wrong
+    one."""
+    return next((peak for part, peak in PEAK_BF16.items() if part in gpu), 0.0)
+
+
 @dataclass(frozen=True)
 class Forward:
     """Forward operations of one sample, by module group."""

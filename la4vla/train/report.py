@@ -30,10 +30,6 @@ REDUCTIONS: dict[str, Reduce] = {
     "bad_samples": "sum",
 }
 
-PEAK_FLOPS = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H200": 989e12}
-"""Dense bf16 operations a second by GPU name (NVIDIA's data sheets, SXM parts, without sparsity)."""
-
-
 @dataclass(frozen=True)
 class StepResult:
     """What a step leaves on the device, all 0-d and unread.
@@ -152,8 +148,6 @@ def _samples_before(config: TrainConfig, position: Position) -> Counter[str]:
 
 
 def _peak_flops(device: torch.device, precision: str) -> float:
-    """0 where the hardware or its peak in this precision is not known: no MFU is better than a wrong one."""
-    if device.type != "cuda" or precision != "bf16":
-        return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)
+    """0 where it is not known."""
+    on_gpu = device.type == "cuda" and precision == "bf16"
+    return flops.peak_bf16(torch.cuda.get_device_name(device)) if on_gpu else 0.0
