@@ -30,6 +30,7 @@ REDUCTIONS: dict[str, Reduce] = {
     "bad_samples": "sum",
 }
 
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step leaves on the device, all 0-d and unread.
