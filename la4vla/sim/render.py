@@ -3,6 +3,8 @@
 A backend is never switched silently: `MUJOCO_GL`, when set, is the only one tried; otherwise `egl`, then `osmesa`, each
 in a subprocess (a failed GL import cannot be undone in this one), and the choice is printed and put into the
 environment so that spawned workers draw with the same one. `MUJOCO_EGL_DEVICE_ID` is left to the user.
+
+    python -m la4vla.sim.render     says which backend renders here; exit status 2 and the cure where none does
 """
 
 from __future__ import annotations
@@ -89,3 +91,11 @@ def _why_not(name: str) -> str:
         return ""
     lines = [line.strip() for line in probe.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit status {probe.returncode}"
+
+
+if __name__ == "__main__":
+    try:
+        use_backend()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -30,6 +30,14 @@ def test_a_missing_backend_is_one_sentence_with_the_cure(tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+def test_the_probe_that_the_installer_runs_can_fail():
+    def probe(**changes: str) -> int:
+        kept = {name: value for name, value in os.environ.items() if name not in ("LA4VLA_GL_PROBED", "MUJOCO_GL")}
+        return subprocess.run([sys.executable, "-m", "la4vla.sim.render"], env={**kept, **changes}).returncode
+
+    assert (probe(), probe(MUJOCO_GL="garbage")) == (0, 2)
+
+
 def test_an_early_import_is_refused():
     script = (
         "import mujoco\nfrom la4vla.sim.render import use_backend\nfrom la4vla.types import UserError\n"
