@@ -19,7 +19,7 @@ from benchmarks.metaworld import SUITE as METAWORLD
 from la4vla.types import UserError
 
 SUITES = {METAWORLD.name: METAWORLD}
-MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine (PAINS 27)
+MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine
 
 
 def parser() -> argparse.ArgumentParser:

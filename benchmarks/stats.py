@@ -14,7 +14,7 @@ Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
 SMALL_N = 50
-"""Episodes per task below which a rate moves by more than +-14 points (PAINS 9): commands then print one line of
+"""Episodes per task below which a rate moves by more than +-14 points: commands then print one line of
 warning."""
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 Kind = Literal["la", "vla"]
 KINDS: tuple[Kind, ...] = ("la", "vla")
-"""In the order a step runs them: LA micro-batches first, VLA last (DESIGN: the engine's reduction hooks need it)."""
+"""In the order a step runs them: LA micro-batches first, VLA last (the engine's reduction hooks need it)."""
 
 
 class UserError(ValueError):

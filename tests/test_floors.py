@@ -1,4 +1,4 @@
-"""Why: the house stands on who may import whom (DESIGN, Rooms and floors). A wrong import works today and makes the
+"""Why: the house stands on who may import whom. A wrong import works today and makes the
 blind path, the fork-free simulators or the four-rank trainer untestable tomorrow; so the rules are read off the syntax
 trees."""
 

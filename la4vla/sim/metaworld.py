@@ -44,7 +44,7 @@ EMBODIMENT = Embodiment(
 """State: `hand` body (4.5 cm above the fingertips) and finger distance / 0.1 m in [0, 1]. Action: in [-1, 1]."""
 
 CAMERA_TURNS = {
-    "corner": 2,  # these four are mounted upside down in the scene (SIMULATORS B)
+    "corner": 2,  # these four are mounted upside down in the scene
     "corner2": 2,
     "corner3": 2,
     "corner4": 2,
@@ -57,7 +57,7 @@ CAMERA_TURNS = {
 LAYOUT_SEED = 4042
 BLOCK = 50  # layouts one MT1 construction samples
 MAX_STEPS = 500  # MetaWorld itself raises at the 501st step
-SHADOW_MAP = 1024  # pixels; 4096, the default, differs by 0.04 grey levels and costs 1.6x (SIMULATORS B)
+SHADOW_MAP = 1024  # pixels; 4096, the default, differs by 0.04 grey levels and costs 1.6x
 
 
 def task_table() -> dict[str, Any]:

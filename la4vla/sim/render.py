@@ -23,7 +23,7 @@ BACKENDS = ("egl", "osmesa")
 APT_LINE = "apt-get install libegl1 libgl1-mesa-dri libosmesa6"
 
 MIN_FRAME_STD = 2.0
-"""Grey levels. Real frames have 40 and more; a frame of a dead GL context is black (SIMULATORS 0.2)."""
+"""Grey levels. Real frames have 40 and more; a frame of a dead GL context is black."""
 
 _PROBED = "LA4VLA_GL_PROBED"
 _PROBE_TIMEOUT_S = 120

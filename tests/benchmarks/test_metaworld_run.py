@@ -1,5 +1,5 @@
 """Why: the real simulator through the real runner. The expert must win here, or every success rate is suspect; and an
-episode must be the same alone and in a full run (metaworld's own `reset(seed)` would break that silently, PAINS 8)."""
+episode must be the same alone and in a full run (metaworld's own `reset(seed)` would break that silently)."""
 
 from dataclasses import replace
 

@@ -1,5 +1,5 @@
 """Why: how many actions of a chunk are executed is worth 20 points of success, and a chunk that survives its episode
-is a bug that only shows as a worse number (PAINS 7, 8)."""
+is a bug that only shows as a worse number."""
 
 import numpy as np
 import pytest

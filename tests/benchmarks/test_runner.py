@@ -1,5 +1,5 @@
 """Why: parallel workers and batched queries are where episodes start to depend on each other, where crashes turn into
-failures, and where a killed evaluation loses its hours (PAINS 8, 27). Real processes, a fake simulator."""
+failures, and where a killed evaluation loses its hours. Real processes, a fake simulator."""
 
 import os
 

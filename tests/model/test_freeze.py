@@ -1,4 +1,4 @@
-"""Why: frozen things that train, and trainable ones that do not, fail silently (PAINS 12, FACTS 5.1 B7)."""
+"""Why: frozen things that train, and trainable ones that do not, fail silently (FACTS 5.1 B7)."""
 
 import hashlib
 

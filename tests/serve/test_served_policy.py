@@ -1,5 +1,5 @@
 """Why: the policy that is evaluated must be the policy that was trained, and an episode's actions must not depend on
-what else runs. Each of these has cost other projects tens of points without an error (PAINS 4, 5, 8, 27, 32, 35)."""
+what else runs. Each of these has cost other projects tens of points without an error."""
 
 import shutil
 from dataclasses import replace

@@ -1,5 +1,5 @@
 """Why: training and serving each have their own tests; this one holds them together. What the trainer fed the model and
-what the served policy feeds it must be the same numbers, from the files of a finished run alone (PAINS 4, 5)."""
+what the served policy feeds it must be the same numbers, from the files of a finished run alone."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 """Why: a half-written checkpoint that is read, an old one that is gone before the new one is there, and weights loaded
-"as far as they fit" are found out days later (PAINS 22, FACTS 5.2 B11). One process, no data."""
+"as far as they fit" are found out days later (FACTS 5.2 B11). One process, no data."""
 
 import errno
 import json

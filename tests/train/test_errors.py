@@ -1,5 +1,5 @@
 """Why: what goes wrong on one rank must neither hang the others nor be said eight times, and a run of NaNs must stop
-and name the samples (PAINS 19, 21; FACTS 5.2 B12: it never stopped). Real processes under torchrun."""
+and name the samples (FACTS 5.2 B12: it never stopped). Real processes under torchrun."""
 
 import shutil
 import subprocess

@@ -1,5 +1,5 @@
 """Why: a curve with a step twice, a mean that depends on the number of ranks, or a run that dies after an hour because
-a logger is not installed (PAINS 17, STYLE Metrics)."""
+a logger is not installed."""
 
 import json
 import math

@@ -1,5 +1,5 @@
 """Why: a schedule that runs N times too fast, norms that decay and steps that are not skipped never crash; they only
-cost success (PAINS 10, 19). Pure functions, so tables."""
+cost success. Pure functions, so tables."""
 
 import math
 

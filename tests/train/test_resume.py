@@ -1,5 +1,5 @@
 """Why: a run that resumes with other samples, a fresh optimizer or another learning rate does not crash, it is just
-another run (PAINS 14, 15, 22). Real processes, killed with SIGKILL while they save, must end in the bytes of a run that
+another run. Real processes, killed with SIGKILL while they save, must end in the bytes of a run that
 nobody touched; on another number of ranks, within the order of fp32 sums.
 """
 
