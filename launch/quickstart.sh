@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/install.sh metaworld
-export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
+# On the CPU, GPUs or not: two processes on every machine, and numbers that compare.
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 
 run=runs/quickstart
 part() { printf '\n[%s] %s\n' "$1" "$2"; }

@@ -20,7 +20,7 @@ from la4vla.types import UserError
 BACKENDS = ("egl", "osmesa")
 """In the order they are tried: egl uses a GPU where there is one, osmesa always draws on the CPU."""
 
-APT_LINE = "apt-get install libegl1 libgl1-mesa-dri libosmesa6"
+APT_LINE = "apt-get install libegl1 libgl1-mesa-dri"
 
 MIN_FRAME_STD = 2.0
 """Grey levels. Real frames have 40 and more; a frame of a dead GL context is black."""
