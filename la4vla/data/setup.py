@@ -6,6 +6,7 @@ of different embodiments, too few shards for the streams, statistics that do not
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,14 @@ def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
     chain = build_chain(config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes), spec)
     sources = {name: _source(config, name, index, views[name]) for name, index in indexes.items()}
     return Setup(sources, embodiment, chain)
+
+
+def fingerprints(setup: Setup) -> dict[str, str]:
+    """Source name -> sha256 in hex over what its index says: frame_stride, and the shards' names and sha256s.
+
+    No tar is read. A folder that was written again with other clips under a run's feet is noticed by it on resume.
+    """
+    return {name: _fingerprint(source.index) for name, source in setup.sources.items()}
 
 
 def check_world(streams: int, world_size: int) -> None:
@@ -101,6 +110,11 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
         if still:
             lines.append(f"warning: {what} dims {', '.join(still)} hardly move in the data: centred, not scaled")
     return "\n".join(lines)
+
+
+def _fingerprint(index: Index) -> str:
+    lines = [f"{index.frame_stride}", *(f"{shard.name} {shard.sha256}" for shard in index.shards)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _embodiment(indexes: Mapping[str, Index]) -> Embodiment:

@@ -15,7 +15,7 @@ import torch
 from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.reader import Reader, StepData, window
-from la4vla.data.setup import explain, prepare, slot_order
+from la4vla.data.setup import explain, fingerprints, prepare, slot_order
 from la4vla.data.shards import View, read_index
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.types import Batch, UserError
@@ -290,6 +290,20 @@ def test_too_few_shards_for_the_streams(folders):
 def test_a_source_outside_every_mixture_is_not_opened(folders):
     config = train_config({"la": (folders / "la", "la"), "other": ("/nowhere", "la")}, {"la": 1.0})
     assert list(prepare(config, SPEC).sources) == ["la"]
+
+
+def test_a_folder_written_again_with_other_clips_has_another_fingerprint(folders, tmp_path):
+    def written(clips: int, shards: int) -> dict[str, str]:
+        shutil.rmtree(tmp_path / "la", ignore_errors=True)
+        write_shards(tmp_path / "la", clips=clips, shards=shards)
+        sources = {"la": (tmp_path / "la", "la"), "vla": (folders / "vla", "vla")}
+        return fingerprints(prepare(train_config(sources), SPEC))
+
+    first = written(20, 5)
+    assert list(first) == ["la", "vla"] and len(first["la"]) == 64
+    assert written(20, 5) == first
+    assert {written(clips, shards)["la"] for clips, shards in ((19, 5), (20, 4))}.isdisjoint(first.values())
+    assert written(20, 4)["vla"] == first["vla"]
 
 
 def write_manifest(folder: Path, config: TrainConfig) -> None:
