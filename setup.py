@@ -12,7 +12,6 @@ METAWORLD = ["mujoco==3.3.0", "metaworld==3.1.1", "gymnasium==1.4.0", "PyOpenGL=
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
 DEV = [
     "pytest>=8",
-    "pytest-xdist>=3.5",
     "hypothesis>=6",
     "ruff>=0.9",
     "pyright[nodejs]>=1.1.390",

@@ -8,6 +8,7 @@ bash launch/install.sh metaworld
 # On the CPU, GPUs or not: two processes on every machine, and numbers that compare.
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 
+SECONDS=0
 run=runs/quickstart
 part() { printf '\n[%s] %s\n' "$1" "$2"; }
 
@@ -26,3 +27,4 @@ python -m benchmarks metaworld --checkpoint $run/finetune --untrained --protocol
 
 part 5/5 "Report"
 python -m benchmarks report $run
+printf '\ndone in %d min %02d s; open %s/report.html\n' $((SECONDS / 60)) $((SECONDS % 60)) "$run"

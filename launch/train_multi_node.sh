@@ -4,6 +4,7 @@
 # HEAD is one of the machines, reachable from all. Network interfaces are NCCL's choice unless you export your own.
 set -euo pipefail
 : "${NNODES:?how many machines}" "${HEAD:?host:port of one of them}"
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# shellcheck source=launch/environment.sh
+. "$(dirname "$0")/environment.sh"
 exec torchrun --nnodes "$NNODES" --nproc-per-node "${NPROC:-gpu}" \
   --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${RUN_ID:-la4vla}" -m la4vla.train "$@"

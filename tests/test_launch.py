@@ -31,6 +31,7 @@ def test_two_machines_train_one_run(tmp_path):
         "NPROC": "1",
         "HEAD": f"127.0.0.1:{free_port()}",
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     command = ["bash", str(ROOT / "launch" / "train_multi_node.sh"), str(config), "log.every_steps=1"]
     agents = [
