@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from la4vla import manifest
 from la4vla.config import DataConfig, TrainConfig
@@ -150,16 +152,44 @@ def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, In
     a new one takes `stats_source`'s, else `init_from`'s, else those of the first source in its mixtures."""
     data = config.data
     own = manifest.newest(config.run.dir) if config.run.resume == "auto" else None
-    inherited = config.run.init_from if not data.stats_source else ""
-    if own or inherited:
-        checkpoint = own or manifest.resolve(inherited)
-        chain = chain_from_dicts(manifest.read(checkpoint).transforms)
-        if chain.delta != (data.action == "delta_to_state"):
-            raise UserError(
-                f"{checkpoint} was trained with other actions than data.action={data.action}; "
-                "change data.action or set data.stats_source to one of this run's sources."
-            )
-        return chain.normalize.state, chain.normalize.action
+    if own:
+        return _inherited(own, config, embodiment, "set run.dir to a new folder")
+    if config.run.init_from and not data.stats_source:
+        cure = "set data.stats_source to one of this run's sources"
+        return _inherited(manifest.resolve(config.run.init_from), config, embodiment, cure)
     name = data.stats_source or next(iter(indexes))
     stats = read_stats(data.sources[name].path)
     return stats.state, stats.action(data.action)
+
+
+def _inherited(checkpoint: Path, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
+    """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
+    made = manifest.read(checkpoint)
+    of_data, trained = _flat(embodiment.to_dict()), _flat(Embodiment.from_dict(made.embodiment).to_dict())
+    for field, value in of_data.items():
+        if trained[field] != value:
+            raise UserError(
+                f"{checkpoint} was trained on another embodiment than the data's ({field} is {_shown(trained[field])}, "
+                f"the data's is {_shown(value)}), so its statistics do not fit; {cure}."
+            )
+    chain = chain_from_dicts(made.transforms)
+    if chain.delta != (config.data.action == "delta_to_state"):
+        raise UserError(
+            f"{checkpoint} was trained with other actions than data.action={config.data.action}; "
+            f"change data.action or {cure}."
+        )
+    return chain.normalize.state, chain.normalize.action
+
+
+def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of nested dicts: `state.frame` -> its value, in order."""
+    leaves = {}
+    for key, value in raw.items():
+        leaves |= (
+            {f"{key}.{name}": leaf for name, leaf in _flat(value).items()} if isinstance(value, dict) else {key: value}
+        )
+    return leaves
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else f"`{value}`"

@@ -18,8 +18,8 @@ from la4vla.data.reader import Reader, StepData, window
 from la4vla.data.setup import explain, fingerprints, prepare, slot_order
 from la4vla.data.shards import View, read_index
 from la4vla.data.transforms import chain_to_dicts
-from la4vla.types import Batch, UserError
-from tests.fixtures import POSE, SPEC, encode, make_clip, train_config, write_shards
+from la4vla.types import KINDS, Batch, UserError
+from tests.fixtures import ARM, POSE, SPEC, encode, make_clip, train_config, write_shards
 
 FRONT = {"front": View(32, 32)}
 
@@ -145,7 +145,10 @@ def test_memory_knobs_change_no_sample(folders):
     other = replace(config, stages={name: replace(stage, micro_batch=7) for name, stage in config.stages.items()})
     for one, two in zip(steps(config), steps(other), strict=True):
         assert rows(one) == rows(two)
-        assert {batch.rows for batch in two.batches} == {7, 1} or max(batch.rows for batch in two.batches) <= 7
+        cut = {kind: [batch.rows for batch in two.batches if batch.kind == kind] for kind in KINDS}
+        whole = {kind: sum(batch.rows for batch in one.batches if batch.kind == kind) for kind in KINDS}
+        assert cut == {kind: [7] * (count // 7) + [count % 7] * (count % 7 > 0) for kind, count in whole.items()}
+        assert {batch.rows for batch in two.batches} != {batch.rows for batch in one.batches}
 
 
 def test_small_blocks_read_every_sample_too(folders):
@@ -335,6 +338,32 @@ def test_finetuning_keeps_the_statistics_of_the_weights(folders, tmp_path):
     config.data.stats_source, config.data.action = "", "delta_to_state"
     with pytest.raises(UserError, match=r"data\.action=delta_to_state"):
         prepare(config, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "other_arm"}, "name is `other_arm`, the data's is `test_arm`"),
+        ({"control_hz": 20.0}, "control_hz is `20.0`, the data's is `10.0`"),
+        ({"state": replace(ARM.state, frame="tool")}, "state.frame is `tool`"),
+        ({"action": replace(ARM.action, gripper_open=-1.0)}, "action.gripper_open is `-1.0`"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True], ids=["init_from", "resume"])
+def test_statistics_of_another_robot_are_not_inherited(folders, tmp_path, change, words, own):
+    """Same dims, other meaning: the names alone would let a mirrored gripper through."""
+    write_shards(tmp_path / "other", clips=8, embodiment=replace(ARM, **change))
+    config = train_config({"la": (folders / "la", "la")})
+    config.run.dir = str(tmp_path / "run")
+    checkpoint = tmp_path / ("run/checkpoints/step_00000001" if own else "pretrained")
+    write_manifest(checkpoint, train_config({"la": (tmp_path / "other", "la")}))
+    config.run.init_from = "" if own else str(checkpoint)
+    with pytest.raises(UserError) as caught:
+        prepare(config, SPEC)
+    assert words in str(caught.value)
+    assert ("set run.dir to a new folder" if own else "set data.stats_source to") in str(caught.value)
+    config.data.stats_source, config.run.dir = "la", str(tmp_path / "new")
+    assert prepare(config, SPEC).embodiment == ARM
 
 
 def test_a_run_that_goes_on_keeps_its_statistics(folders, tmp_path):
