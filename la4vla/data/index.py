@@ -7,7 +7,8 @@ tar is opened to know what a run will read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,21 @@ def read_small(folder: str, name: str) -> bytes:
 def read_index(folder: str | Path) -> Index:
     """The index of a shard folder (local path, http(s) URL or pipe: command). Raises UserError if it is not one."""
     location = str(folder)
-    data = read_small(location, INDEX)
+    with _complaints(location, INDEX):
+        return _parsed(location, json.loads(read_small(location, INDEX)))
+
+
+@contextmanager
+def _complaints(location: str, name: str) -> Iterator[None]:
+    """What is wrong with a JSON file of a folder, as a UserError."""
     try:
-        return _parsed(location, json.loads(data))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{location}: {INDEX} is not JSON ({error}); write the folder again.") from error
+        yield
+    except UserError:
+        raise
     except KeyError as error:
-        raise UserError(f"{location}: {INDEX} lacks {error}; write the folder again.") from error
+        raise UserError(f"{location}: {name} lacks {error}; write the folder again.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{location}: {name} is damaged ({error}); write the folder again.") from error
 
 
 def _parsed(location: str, raw: Mapping[str, Any]) -> Index:
@@ -135,16 +144,19 @@ def _parsed(location: str, raw: Mapping[str, Any]) -> Index:
         Shard(
             name=shard["name"],
             keys=tuple(clip["key"] for clip in shard["clips"]),
-            lengths=tuple(clip["length"] for clip in shard["clips"]),
-            samples=shard["samples"],
-            size=shard["bytes"],
+            lengths=tuple(int(clip["length"]) for clip in shard["clips"]),
+            samples=int(shard["samples"]),
+            size=int(shard["bytes"]),
             sha256=shard["sha256"],
         )
         for shard in raw["shards"]
     )
     views = {name: View(**view) for name, view in raw["views"].items()}
-    return Index(location, Embodiment.from_dict(raw["embodiment"]), views, raw["frame_stride"], shards)
+    return Index(location, Embodiment.from_dict(raw["embodiment"]), views, int(raw["frame_stride"]), shards)
 
 
 def read_stats(folder: str | Path) -> FolderStats:
-    return FolderStats.from_json(read_small(str(folder), STATS))
+    """The statistics of a shard folder. Raises UserError if they cannot be read or are damaged."""
+    location = str(folder)
+    with _complaints(location, STATS):
+        return FolderStats.from_json(read_small(location, STATS))

@@ -7,7 +7,7 @@ and padding rows with it (FACTS 4.3 describes the released code, which does that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -42,8 +42,13 @@ class Stats:
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Stats:
-        values = {name: tuple(raw[name]) for name in ("names", "mean", "std", "min", "max", "q01", "q99")}
-        return Stats(count=int(raw["count"]), **values)
+        """Raises KeyError for what is missing, TypeError or ValueError for what is not one finite number per name."""
+        names = tuple(raw["names"])
+        values = {key: tuple(float(value) for value in raw[key]) for key in ("mean", "std", "min", "max", "q01", "q99")}
+        for key, row in values.items():
+            if len(row) != len(names) or not np.isfinite(row).all():
+                raise ValueError(f"{key} is not one finite number for each of {' '.join(map(str, names))}")
+        return Stats(names=names, count=int(raw["count"]), **values)
 
 
 def compute_stats(names: tuple[str, ...], values_FD: np.ndarray) -> Stats:
@@ -97,7 +102,11 @@ class FolderStats:
 
 
 def range_of(mode: Mode, stats: Stats) -> tuple[np.ndarray, np.ndarray]:
-    """(offset_D, scale_D) float64 such that (x - offset) / scale is the normalised value."""
+    """(offset_D, scale_D) float64 such that (x - offset) / scale is the normalised value.
+
+    `q01_q99` takes min and max for the `rare_dims`: by their quantiles they would be constant, and clipping would
+    take away the very values that matter, such as a gripper that is closed in fewer than 1 % of the frames.
+    """
     offset, spread = _offset_and_spread(mode, stats)
     return offset, np.where(spread < NEAR_CONSTANT, 1.0, spread)
 
@@ -108,16 +117,35 @@ def near_constant(mode: Mode, stats: Stats) -> list[str]:
     return [name for name, value in zip(stats.names, spread, strict=True) if value < NEAR_CONSTANT]
 
 
+def rare_dims(mode: Mode, stats: Stats) -> list[str]:
+    """Names of the dimensions whose q01 and q99 agree while min and max do not; only `q01_q99` treats them apart."""
+    rare = _is_rare(stats) if mode == "q01_q99" else np.zeros(len(stats.names), bool)
+    return [name for name, flag in zip(stats.names, rare, strict=True) if flag]
+
+
+def _is_rare(stats: Stats) -> np.ndarray:
+    return (_halved(stats.q01, stats.q99)[1] < NEAR_CONSTANT) & (_halved(stats.min, stats.max)[1] >= NEAR_CONSTANT)
+
+
 def _offset_and_spread(mode: Mode, stats: Stats) -> tuple[np.ndarray, np.ndarray]:
     if mode == "mean_std":
         return np.asarray(stats.mean), np.asarray(stats.std)
-    low, high = (stats.q01, stats.q99) if mode == "q01_q99" else (stats.min, stats.max)
+    extremes = _halved(stats.min, stats.max)
+    if mode == "min_max":
+        return extremes
+    quantiles, rare = _halved(stats.q01, stats.q99), _is_rare(stats)
+    return np.where(rare, extremes[0], quantiles[0]), np.where(rare, extremes[1], quantiles[1])
+
+
+def _halved(low: Sequence[float], high: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half the width."""
     return (np.asarray(high) + np.asarray(low)) / 2, (np.asarray(high) - np.asarray(low)) / 2
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """Raw units -> about [-1, 1]. `q01_q99` and `min_max` are clipped to [-1, 1], `mean_std` is not (FACTS 4.3)."""
+    """Raw units -> about [-1, 1]. `q01_q99` and `min_max` are clipped to [-1, 1], `mean_std` is not (FACTS 4.3);
+    `range_of` says where `q01_q99` falls back to min and max."""
 
     mode: Mode
     state: Stats

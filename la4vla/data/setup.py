@@ -16,7 +16,7 @@ from la4vla import manifest
 from la4vla.config import DataConfig, TrainConfig
 from la4vla.data.index import Index, read_index, read_stats
 from la4vla.data.mixture import Schedule
-from la4vla.data.normalize import Stats, near_constant
+from la4vla.data.normalize import Stats, near_constant, rare_dims
 from la4vla.data.order import Stream, cut
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
@@ -111,6 +111,12 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
         still = near_constant(normalize.mode, stats)
         if still:
             lines.append(f"warning: {what} dims {', '.join(still)} hardly move in the data: centred, not scaled")
+        rare = rare_dims(normalize.mode, stats)
+        if rare:
+            lines.append(
+                f"warning: {what} dims {', '.join(rare)} move in hardly any frame (q01 equals q99): "
+                "scaled by min and max instead"
+            )
     return "\n".join(lines)
 
 

@@ -119,11 +119,52 @@ def test_newer_schema_is_refused(folder):
         read_index(folder)
 
 
-@pytest.mark.parametrize("text", ["not json", "{}"])
-def test_broken_index_is_refused(folder, text):
-    (folder / "index.json").write_text(text)
-    with pytest.raises(UserError, match="write the folder again"):
-        read_index(folder)
+@pytest.mark.parametrize("text", [b"not json", b"{}", b"[]", b'{"schema": "one"}', b"\xff\xff"])
+@pytest.mark.parametrize("name", ["index.json", "stats.json"])
+def test_a_broken_json_file_is_refused(folder, name, text):
+    (folder / name).write_bytes(text)
+    with pytest.raises(UserError, match=f"{name} .*; write the folder again") as caught:
+        (read_index if name == "index.json" else read_stats)(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda raw: raw["state"].pop("q01"), "lacks 'q01'"),
+        (lambda raw: raw["state"]["mean"].pop(), "mean is not one finite number for each of x y z gripper"),
+        (lambda raw: raw["actions"]["recorded"]["std"].__setitem__(0, None), "is damaged"),
+        (lambda raw: raw["actions"]["recorded"]["std"].__setitem__(0, float("nan")), "std is not one finite"),
+        (lambda raw: raw.update(actions=[]), "is damaged"),
+    ],
+    ids=["missing", "short", "null", "nan", "list"],
+)
+def test_damaged_statistics_are_named_by_reader_and_verify(folder, damage, words):
+    raw = json.loads((folder / "stats.json").read_text())
+    damage(raw)
+    (folder / "stats.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=words):
+        read_stats(folder)
+    report = verify(folder)
+    assert not report.ok and words in report.text()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw["shards"][0].update(clips=3),
+        lambda raw: raw["shards"][0]["clips"][0].update(length="many"),
+        lambda raw: raw["views"]["front"].update(depth=3),
+        lambda raw: raw["embodiment"].update(state=None),
+    ],
+    ids=["clips", "length", "view", "embodiment"],
+)
+def test_an_index_of_wrong_types_is_refused(folder, damage):
+    raw = json.loads((folder / "index.json").read_text())
+    damage(raw)
+    (folder / "index.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"index\.json is damaged .*; write the folder again"):
+        verify(folder)
 
 
 def test_missing_folder_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from la4vla.config import DataConfig, FlowConfig
 from la4vla.data.augment import Look, apply_look, augment, draw_look
 from la4vla.data.collate import collate, draw_flow
-from la4vla.data.normalize import NEAR_CONSTANT, Normalize, compute_stats, near_constant
+from la4vla.data.normalize import NEAR_CONSTANT, Normalize, compute_stats, near_constant, rare_dims
 from la4vla.data.transforms import (
     CleanInstruction,
     ResizeImages,
@@ -159,6 +159,25 @@ def test_near_constant_dims_do_not_explode(mode):
     state = np.array([0.0, 0.6], np.float32)
     out = normalize(replace(sample_of(state, None, None), state=state))
     assert abs(out.state[1]) < 0.2
+
+
+@pytest.mark.parametrize("mode", ["q01_q99", "min_max", "mean_std"])
+def test_a_gripper_that_closes_in_few_frames_still_closes(mode):
+    """Its quantiles are both `open`: scaled by them, the command to close is clipped away and no policy ever grasps."""
+    values = np.zeros((1000, 2), np.float32)
+    values[:, 0] = np.linspace(-1, 1, 1000)
+    values[:, 1] = -1.0
+    values[500:505, 1] = 1.0
+    stats = compute_stats(("x", "gripper"), values)
+    assert stats.q01[1] == stats.q99[1] == -1
+    assert rare_dims(mode, stats) == (["gripper"] if mode == "q01_q99" else []) and not near_constant(mode, stats)
+    normalize = Normalize(mode, stats, stats)
+    action = np.array([[0.5, -1.0], [0.5, 1.0]], np.float32)
+    out = normalize(replace(sample_of(action[0], action, action, np.ones(2, bool)), action_mask=np.ones(2, bool)))
+    assert out.action is not None
+    np.testing.assert_allclose(normalize.inverse(out.action, action[0]), action, atol=1e-5)
+    if mode != "mean_std":
+        assert out.action[:, 1].tolist() == [-1, 1] and out.state[1] == -1
 
 
 def test_statistics_that_are_not_of_this_data_are_refused():
