@@ -10,9 +10,8 @@ An unknown key is an error that names the nearest one. `validate` runs before an
 from __future__ import annotations
 
 import difflib
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class FlowConfig:
 
 @dataclass
 class SourceConfig:
-    path: str = MISSING  # folder with index.json and tars: local path or http(s) URL
+    path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
     kind: str = MISSING  # la | vla; a folder with images may serve as la, its images are then never read
     views: list[str] = field(default_factory=list)  # views a vla source shows, in slot order; empty: all of the index
 
@@ -71,12 +70,12 @@ class DataConfig:
     normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
     stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
     augment: float = 0.0  # probability that a training image is cropped, turned and jittered (FACTS 1.7)
-    max_bad_samples: int = 0  # unreadable images tolerated (each is logged and masked) before the run stops
+    max_bad_samples: int = 0  # unreadable images tolerated a rank and start (logged and masked) before the run stops
 
 
 @dataclass
 class StageConfig:
-    mixture: dict[str, float] = field(default_factory=dict)  # source -> share of samples (normalised to sum 1)
+    mixture: dict[str, float] = field(default_factory=dict)  # source -> share, any sum; 0 takes out a source of `base:`
     steps: int = MISSING
     global_batch: int = 128  # samples an optimizer step, over all ranks; a multiple of data.streams
     micro_batch: int = 16  # samples that go through the model at once on one rank; changes memory, not results
@@ -190,6 +189,17 @@ class ConstructConfig:
     jpeg_quality: int = 95
 
 
+INTERVALS = {
+    **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "max_skipped_steps", "keep_every"), "[0, inf)"),
+    **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
+    **dict.fromkeys(("time_alpha", "time_beta", "eps"), "(0, inf)"),
+    **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
+    **dict.fromkeys(("steps", "global_batch", "micro_batch"), "[1, inf)"),
+    **{"augment": "[0, 1]", "clip_norm": "(0, inf]"},
+}
+"""Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
+
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "construct": ConstructConfig}
 
 
@@ -201,14 +211,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     """
     layers = _layers(Path(path))
     name = next((layer.schema for layer in reversed(layers) if "schema" in layer), "train")
-    if schema is None and name not in SCHEMAS:
+    if schema is None and str(name) not in SCHEMAS:
         raise UserError(f"{path}: schema `{name}` does not exist; use one of {', '.join(SCHEMAS)}.")
     merged: Any = OmegaConf.structured(schema or SCHEMAS[name])
     try:
         for layer in layers:
             merged = OmegaConf.merge(merged, {key: layer[key] for key in layer if key not in ("schema", "base")})
         for override in overrides:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([_checked(override)]))
+            merged = _overridden(merged, override)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{path}: `{missing[0]}` has no value; set it in the file or as key=value.")
@@ -216,9 +226,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     except ConfigKeyError as error:
         raise UserError(f"{path}: {_unknown_key(error)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: `{error.full_key}`: {str(error).splitlines()[0]}") from error
+        where = f"`{error.full_key}`: " if error.full_key else ""
+        raise UserError(f"{path}: {where}{str(error).splitlines()[0]}") from error
+    except TypeError as error:  # OmegaConf's own complaint about a list where a mapping belongs, or the reverse
+        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({error}).") from error
     if isinstance(config, TrainConfig):
         validate(config)
+        for stage in config.stages.values():
+            stage.mixture = {source: share for source, share in stage.mixture.items() if share}
     return config
 
 
@@ -226,23 +241,29 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
-def _layers(path: Path) -> list[DictConfig]:
-    """The YAML and the files its `base:` leads to, farthest first."""
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[DictConfig]:
+    """The YAML and the files its `base:` leads to, farthest first. above: the files that led here."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file; look into configs/.")
+    if path.resolve() in above:
+        raise UserError(f"{path}: its `base:` leads back to itself; name another file there.")
     try:
         layer = OmegaConf.load(path)
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError, OSError) as error:  # OSError: OmegaConf's word for a lone number
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(layer, DictConfig):
         raise UserError(f"{path}: a config is a mapping of keys to values.")
-    return [*(_layers(path.parent / layer.base) if "base" in layer else []), layer]
+    return [*(_layers(path.parent / str(layer.base), (*above, path.resolve())) if "base" in layer else []), layer]
 
 
-def _checked(override: str) -> str:
+def _overridden(config: Any, override: str) -> Any:
+    """`config` with a key=value of the command line merged into it."""
     if "=" not in override:
         raise UserError(f"`{override}` is not of the form key=value.")
-    return override
+    try:
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except YAMLError as error:
+        raise UserError(f"`{override}`: not valid YAML ({' '.join(str(error).split())}); close or quote it.") from error
 
 
 def _unknown_key(error: ConfigKeyError) -> str:
@@ -263,46 +284,48 @@ def validate(config: TrainConfig) -> None:
     _choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     _choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
     _choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
-    _validate_data(config.data)
+    for group in ("model", "flow", "data", "optim", "engine", "checkpoint", "log"):
+        _within(f"{group}.", asdict(config)[group], INTERVALS)
     if config.data.stats_source:
         _choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():
         _choice(f"data.sources.{name}.kind", source.kind, KINDS)
-    if config.checkpoint.keep_last < 1 or config.checkpoint.every_steps < 1 or config.log.every_steps < 1:
-        raise UserError("checkpoint.keep_last, checkpoint.every_steps and log.every_steps must be at least 1.")
     if not config.stages:
         raise UserError("`stages` is empty; a run needs at least one stage with a mixture and steps.")
     for name, stage in config.stages.items():
         _validate_stage(name, stage, config)
 
 
-def _validate_data(data: DataConfig) -> None:
-    for key in ("streams", "decode_threads", "read_ahead"):
-        if asdict(data)[key] < 1:
-            raise UserError(f"data.{key} is {asdict(data)[key]}; it must be at least 1.")
-    if not 0 <= data.augment <= 1 or data.max_bad_samples < 0 or data.shuffle_bytes < 0:
-        raise UserError("data.augment is a probability, data.max_bad_samples and data.shuffle_bytes are not negative.")
-
-
 def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
-    for source, share in stage.mixture.items():
+    for source in stage.mixture:
         _choice(f"stages.{name}.mixture", source, tuple(config.data.sources))
-        if not (math.isfinite(share) and share > 0):
-            raise UserError(f"stages.{name}.mixture.{source} is {share}; a share is a positive number.")
     for group in stage.train:
         _choice(f"stages.{name}.train", group, MODULE_GROUPS)
     for kind in stage.loss_weights:
         _choice(f"stages.{name}.loss_weights", kind, KINDS)
-    if not stage.mixture or not stage.train or stage.steps < 1 or stage.micro_batch < 1:
-        raise UserError(f"stages.{name} needs a mixture, groups to train, and steps and micro_batch of at least 1.")
-    if stage.global_batch < 1 or stage.global_batch % config.data.streams:
+    _within(f"stages.{name}.", asdict(stage), INTERVALS)
+    _within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
+    _within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(KINDS, "[0, inf)"))
+    used = [source for source, share in stage.mixture.items() if share]
+    if not used or not stage.train:
+        raise UserError(f"stages.{name} needs a mixture with a share above 0 and module groups to `train`.")
+    if stage.global_batch % config.data.streams:
         raise UserError(
             f"stages.{name}.global_batch is {stage.global_batch}; it must be a multiple of data.streams "
             f"({config.data.streams}), the unit of exact mixing."
         )
-    kinds = {config.data.sources[source].kind for source in stage.mixture}
+    kinds = {config.data.sources[source].kind for source in used}
     if "vla" not in kinds and {"vision", "projector"} & set(stage.train):
         raise UserError(f"stages.{name} trains vision without a vla source; take vision and projector out of `train`.")
+
+
+def _within(prefix: str, values: Mapping[str, Any], intervals: Mapping[str, str]) -> None:
+    """Those of `values` that have an interval must lie in it; NaN lies nowhere."""
+    for key in (key for key in values if key in intervals):
+        value, interval = values[key], intervals[key]
+        low, high = map(float, interval[1:-1].split(","))
+        if not (low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")):
+            raise UserError(f"{prefix}{key} is {value}; it must be in {interval}.")
 
 
 def _choice(key: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ RECIPES = [path for path in CONFIGS if path.name != "common.yaml"]
 def test_every_recipe_resolves_and_says_what_it_costs(path):
     config.load(path, ["run.init_from=somewhere"] if path.name == "finetune_metaworld.yaml" else [])
     header = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
-    assert "Expected result" in header and "Hardware" in header
+    assert "Expected result" in header and "Hardware" in header and "Cost" in header
 
 
 @pytest.mark.parametrize("preset", ["tiny", "la4vla_1b"])
@@ -51,10 +51,32 @@ def test_precedence_is_defaults_then_base_then_file_then_command_line(recipe):
         ("stages.pretrain.lrr=1", "nearest key is `lr`"),
         ("stages.pretrain.steps=many", "`stages.pretrain.steps`"),
         ("stages.pretrain.mixture.droid=1", "is not one of la, vla"),
-        ("stages.pretrain.mixture.la=-1", "positive"),
+        ("stages.pretrain.mixture.la=-1", "must be in [0, inf)"),
+        ("stages.pretrain.mixture.la=nan", "must be in [0, inf)"),
+        ("stages.pretrain.mixture.la=0", "a share above 0"),
+        ("stages.pretrain.mixture.droid=0", "is not one of la, vla"),
+        ("stages.pretrain.mixture={la", "`stages.pretrain.mixture={la`: not valid YAML"),
+        ("data.sources.la.views=[1,2", "not valid YAML"),
+        ("run.dir='", "not valid YAML"),
+        ("run.dir=@", "close or quote it"),
+        ("data.sources=[1]", "a list stands where"),
+        ("run=x", "not a subclass of RunConfig"),
         ("stages.pretrain.train=[visoin]", "nearest is `vision`"),
         ("stages.pretrain.train=[vision,head]", "without a vla source"),
         ("stages.pretrain.global_batch=33", "multiple of data.streams"),
+        ("stages.pretrain.lr=-1e-5", "stages.pretrain.lr is -1e-05; it must be in [0, inf)"),
+        ("stages.pretrain.lr=inf", "lr is inf"),
+        ("stages.pretrain.warmup_steps=-1", "warmup_steps"),
+        ("stages.pretrain.steps=0", "must be in [1, inf)"),
+        ("stages.pretrain.loss_weights.la=-1", "loss_weights.la"),
+        ("flow.steps=0", "flow.steps is 0; it must be in [1, inf)"),
+        ("flow.time_alpha=0", "must be in (0, inf)"),
+        ("flow.time_beta=nan", "flow.time_beta is nan"),
+        ("optim.clip_norm=0", "must be in (0, inf]"),
+        ("model.dropout=1", "must be in [0, 1)"),
+        ("data.augment=1.5", "must be in [0, 1]"),
+        ("checkpoint.every_steps=0", "checkpoint.every_steps"),
+        ("log.every_steps=-3", "log.every_steps"),
         ("model.readout=pertoken", "nearest is `per_token`"),
         ("steps", "key=value"),
     ],
@@ -65,16 +87,42 @@ def test_a_slip_is_one_sentence_with_the_cure(recipe, override, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("override", ["optim.clip_norm=inf", "data.augment=1", "stages.pretrain.lr=0"])
+def test_the_ends_of_intervals_are_allowed(recipe, override):
+    config.load(recipe, [override])
+
+
+def test_a_share_of_0_takes_a_source_out(recipe):
+    """Layers are merged, so there is no other way to drop what a `base:` mixes."""
+    child = recipe.with_name("child.yaml")
+    child.write_text("base: recipe.yaml\nstages: {pretrain: {mixture: {la: 0, vla: 2}}}\n")
+    assert config.load(child).stages["pretrain"].mixture == {"vla": 2.0}
+    overrides = ["stages.pretrain.mixture.la=1", "stages.pretrain.mixture.vla=0"]
+    assert config.load(child, overrides).stages["pretrain"].mixture == {"la": 1.0}
+    with pytest.raises(UserError, match="without a vla source"):
+        config.load(child, [*overrides, "stages.pretrain.train=[vision]"])
+
+
+def test_a_base_that_leads_back_is_refused(recipe):
+    recipe.write_text("base: recipe.yaml\n" + recipe.read_text())
+    with pytest.raises(UserError, match="leads back to itself"):
+        config.load(recipe)
+
+
 def test_a_value_that_must_be_given_is_named(recipe):
     recipe.write_text(recipe.read_text().replace("run: {dir: runs/x}\n", ""))
     with pytest.raises(UserError, match=r"`run\.dir` has no value"):
         config.load(recipe)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "schema: trian\n", "- 1\n"], ids=["syntax", "schema", "list"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "schema: trian\n", "schema: [a]\n", "- 1\n", "3\n", "base: 3\n"],
+    ids=["syntax", "schema", "schema-list", "list", "number", "base"],
+)
 def test_a_file_that_is_no_config_is_refused(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"bad\.yaml"):
+    with pytest.raises(UserError, match=r"bad\.yaml|no such config file"):
         config.load(tmp_path / "bad.yaml")
 
 
