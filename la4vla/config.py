@@ -199,7 +199,6 @@ INTERVALS = {
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]"},
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
-
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "construct": ConstructConfig}
 
 

@@ -61,7 +61,8 @@ def build(config: ConstructConfig) -> None:
 
 
 def cut(episode: Episode, config: ConstructConfig) -> list[Clip]:
-    """The atomic clips of an episode, without pictures. Drops none silently: what is left out are waits (propose)."""
+    """The atomic clips of an episode, without pictures. Waits and what is shorter than `min_clip_frames` are in none of
+    them (propose); `table` says how many frames that is."""
     spec = episode.embodiment.state
     proposals = propose(
         episode.state,
@@ -121,10 +122,10 @@ def with_frames(clip: Clip, frames: dict[str, Frames]) -> Clip:
 
 
 def table(out: Path) -> str:
-    """What the three folders hold, as text."""
+    """What the three folders hold, and how much of the demonstrations is in no atomic clip, as text."""
+    indexes = {name: read_index(out / name) for name in FOLDERS}
     lines = [f"{'folder':8}{'episodes':>9}{'clips':>8}{'frames':>9}{'frames/clip':>13}{'samples':>9}{'MB':>8}"]
-    for name in FOLDERS:
-        index = read_index(out / name)
+    for name, index in indexes.items():
         keys = [key for shard in index.shards for key in shard.keys]
         episodes = len({key if name == "task" else key.rsplit("-", 1)[0] for key in keys})
         size_mb = sum(shard.size for shard in index.shards) / 1e6
@@ -132,6 +133,9 @@ def table(out: Path) -> str:
             f"{name:8}{episodes:>9}{index.clips:>8}{index.frames:>9}{index.frames / index.clips:>13.1f}"
             f"{index.samples:>9}{size_mb:>8.1f}"
         )
+    total = indexes["task"].frames
+    left = total - indexes["la"].frames
+    lines.append(f"in no clip: {left} of {total} frames ({left / total:.1%}), waits and segments too short for one")
     counts = json.loads((out / FINGERPRINT).read_text())["primitives"]
     lines.append("primitives: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     return "\n".join(lines)

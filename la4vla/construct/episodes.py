@@ -138,13 +138,20 @@ def read_episode(path: Path) -> Episode:
 def open_store(store: Path, settings: Mapping[str, Any]) -> None:
     """Creates a store, or checks that the one there was recorded with the same settings. Raises UserError if not."""
     path = store / SETTINGS
-    wanted = {"schema": SCHEMA_VERSION, **settings}
+    if path.is_file():
+        check_store(store, settings)
+        return
+    store.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"schema": SCHEMA_VERSION, **settings}, indent=1).encode())
+
+
+def check_store(store: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UserError if a store is there and was recorded with other `settings`, which may be some of its own."""
+    path = store / SETTINGS
     if not path.is_file():
-        store.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(wanted, indent=1).encode())
         return
     there = json.loads(path.read_text())
-    for name, value in wanted.items():
+    for name, value in {"schema": SCHEMA_VERSION, **settings}.items():
         if there.get(name) != value:
             raise UserError(
                 f"{store}: its episodes were recorded with {name}={there.get(name)}, not {value}; "

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from la4vla.config import ConstructConfig, RecordConfig
 from la4vla.construct.episodes import (
     Episode,
+    check_store,
     episode_path,
     failure_path,
     list_episodes,
@@ -63,8 +64,9 @@ class Job:
 def record(config: ConstructConfig) -> dict[str, int]:
     """Fills `episodes_dir` with `record.episodes` successes of each of `record.tasks`; returns task -> failed attempts.
 
-    Raises UserError for an unknown task or view, where nothing renders, for a store of other settings, and if a task's
-    expert fails too often. Prints kept and failed attempts a task.
+    Raises UserError for an unknown task or view, for a store of other settings, and if a task's expert fails too often;
+    where nothing renders only if an episode is missing, so that a recorded store can be cut anew on a machine without
+    GL. Prints kept and failed attempts a task.
     """
     from la4vla.sim.metaworld import EMBODIMENT, prompts
     from la4vla.sim.render import use_backend
@@ -75,11 +77,12 @@ def record(config: ConstructConfig) -> dict[str, int]:
     for task in settings.tasks:
         if task not in prompts():
             raise UserError(f"record.tasks: `{task}` is not a MetaWorld task; names look like `reach-v3`.")
-    backend = use_backend()
-    open_store(store, _identity(config, EMBODIMENT, backend))
-    with tqdm(desc="recording", unit="episode", total=len(settings.tasks) * settings.episodes) as bar:
-        bar.update(sum(len(kept_episodes(store, task, settings)) for task in settings.tasks))
-        if _missing(store, settings):
+    identity = _identity(config, EMBODIMENT)
+    check_store(store, identity)
+    if _missing(store, settings):
+        open_store(store, {**identity, "gl_backend": use_backend()})
+        with tqdm(desc="recording", unit="episode", total=len(settings.tasks) * settings.episodes) as bar:
+            bar.update(sum(len(kept_episodes(store, task, settings)) for task in settings.tasks))
             _record_missing(config, store, bar)
     failed = {task: len(_numbers(list_failures(store, task), settings)) for task in settings.tasks}
     for task in settings.tasks:
@@ -194,9 +197,10 @@ def _numbers(numbers: Iterable[int], settings: RecordConfig) -> list[int]:
     return [number for number in numbers if number >= settings.first_episode]
 
 
-def _identity(config: ConstructConfig, embodiment: Embodiment, backend: str) -> dict[str, object]:
-    """What must not change within a store. How many episodes, of which tasks, by how many processes may."""
+def _identity(config: ConstructConfig, embodiment: Embodiment) -> dict[str, object]:
+    """What must not change within a store, with the GL backend. How many episodes, of which tasks, by how many
+    processes may."""
     settings = asdict(config.record)
     for name in ("tasks", "episodes", "first_episode", "processes"):
         del settings[name]
-    return {**settings, "jpeg_quality": config.jpeg_quality, "embodiment": embodiment.name, "gl_backend": backend}
+    return {**settings, "jpeg_quality": config.jpeg_quality, "embodiment": embodiment.name}

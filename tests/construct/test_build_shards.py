@@ -118,6 +118,8 @@ def test_a_second_build_does_nothing_and_a_changed_input_is_noticed(config, caps
     build(config)
     table = capsys.readouterr().out
     assert "primitives: move" in table
+    clips, whole = (read_index(f"{config.out_dir}/{name}").frames for name in ("la", "task"))
+    assert f"in no clip: {whole - clips} of {4 * FRAMES} frames" in table
     first = stamps()
     assert len(first) == 6
     build(config)

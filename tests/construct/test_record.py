@@ -25,7 +25,7 @@ from la4vla.construct.episodes import (
     read_episode,
     write_episode,
 )
-from la4vla.construct.record import Job, _missing, kept_episodes, record, roll_out
+from la4vla.construct.record import Job, _identity, _missing, kept_episodes, record, roll_out
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv
 from la4vla.types import UserError
 
@@ -82,6 +82,31 @@ def test_a_store_has_one_setting(tmp_path):
     open_store(tmp_path / "e", {"image_size": 112})
     with pytest.raises(UserError, match="image_size=112, not 224"):
         open_store(tmp_path / "e", {"image_size": 224})
+
+
+def test_a_recorded_store_needs_no_gl(tmp_path, monkeypatch, capsys):
+    """It can be cut anew on a machine that cannot draw; only what is missing must be rendered."""
+
+    def nothing_renders():
+        raise UserError("no GL backend renders here")
+
+    monkeypatch.setattr("la4vla.sim.render.use_backend", nothing_renders)
+    wanted, store = config(tmp_path), tmp_path / "episodes"
+    open_store(store, {**_identity(wanted, EMBODIMENT), "gl_backend": "egl"})
+    touch(store, TASK, [1000, 1002, 1003], [1001])
+    assert record(wanted) == {TASK: 1}
+    assert "3 demonstrations kept, 1 failed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="image_size=32, not 64"):
+        record(config(tmp_path, image_size=64))
+    with pytest.raises(UserError, match="no GL backend"):
+        record(config(tmp_path, episodes=4))
+
+
+def test_a_store_of_another_gl_backend_gets_no_new_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr("la4vla.sim.render.use_backend", lambda: "osmesa")
+    open_store(tmp_path / "episodes", {**_identity(config(tmp_path), EMBODIMENT), "gl_backend": "egl"})
+    with pytest.raises(UserError, match="gl_backend=egl, not osmesa"):
+        record(config(tmp_path))
 
 
 def made_up(frames=7, stride=3):
