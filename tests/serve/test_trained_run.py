@@ -40,21 +40,39 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def fresh(run, tmp_path_factory):
+    """The same config for a run that has no checkpoint yet: what it knows, it knows from the shards."""
+    return replace(run, run=config.RunConfig(dir=str(tmp_path_factory.mktemp("fresh") / "run")))
+
+
+@pytest.fixture(scope="module")
 def served(run):
     return ServedPolicy.load(run.run.dir)
 
 
-def test_the_served_chain_is_the_trained_chain(run, served):
-    trained = chain_to_dicts(prepare(run, served.spec).chain)
+def test_the_served_statistics_are_those_of_the_clips(served):
+    """Computed here from the clips themselves, so that a wrong stats.json or a stale checkpoint shows."""
+    clips = [make_clip(number, *length_and_views(number)) for number in range(16)]
+    for stats, rows in (
+        (served.chain.normalize.state, np.concatenate([clip.state for clip in clips])),
+        (served.chain.normalize.action, np.concatenate([clip.action for clip in clips])),
+    ):
+        assert stats.count == len(rows)
+        np.testing.assert_allclose([stats.q01, stats.q99], np.quantile(rows, [0.01, 0.99], axis=0), rtol=1e-5)
+        np.testing.assert_allclose([stats.min, stats.max], [rows.min(0), rows.max(0)], rtol=1e-6)
+
+
+def test_the_served_chain_is_the_trained_chain(fresh, served):
+    trained = chain_to_dicts(prepare(fresh, served.spec).chain)
     assert json.loads(json.dumps(chain_to_dicts(served.chain))) == json.loads(json.dumps(trained))
     assert served.views == ("front", "wrist") and served.embodiment == ARM and served.step == 2
 
 
-def test_a_training_row_and_the_same_moment_served_are_the_same_numbers(run, served, monkeypatch):
+def test_a_training_row_and_the_same_moment_served_are_the_same_numbers(fresh, served, monkeypatch):
     """One row of the trainer's first batch, found in the shards by its key, asked of the served policy."""
-    setup = prepare(run, served.spec)
-    encode = build_prompter(run.model).encode
-    with Reader(run, setup, served.spec, encode, rank=0, world_size=1) as reader:
+    setup = prepare(fresh, served.spec)
+    encode = build_prompter(fresh.model).encode
+    with Reader(fresh, setup, served.spec, encode, rank=0, world_size=1) as reader:
         batch = next(iter(reader.steps("first", 0))).batches[0]
     asked = []
     monkeypatch.setattr(served.policy, "sample", lambda batch, steps: asked.append(batch) or batch.noise_BTA)
