@@ -1,7 +1,11 @@
 """Why: the real simulator through the real runner. The expert must win here, or every success rate is suspect; and an
 episode must be the same alone and in a full run (metaworld's own `reset(seed)` would break that silently)."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +16,32 @@ from la4vla.sim.metaworld import EMBODIMENT, buckets
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
-TASKS = ("reach-v3", "window-open-v3")
+ROOT = Path(__file__).parents[2]
+
+GUARD = """
+import os, sys
+
+def guard(event, arguments):
+    if event not in ("socket.connect", "socket.getaddrinfo"):
+        return
+    address = arguments[1] if event == "socket.connect" else arguments[:1]
+    if isinstance(address, tuple) and address[0] not in (None, "localhost", "127.0.0.1", "::1"):
+        with open(os.environ["CALLS_OUTSIDE"], "a") as calls:
+            print(event, address, file=calls)
+        raise OSError(f"there is no network here, {address} was called")
+
+sys.addaudithook(guard)
+"""
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import benchmarks, la4vla
+for package in (la4vla, benchmarks):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+assert sys.stdin is None, "standard input is open after all"
+"""
+CALL_OUT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
 
 
 def request_(out, **changes) -> Request:
@@ -46,6 +75,32 @@ def test_an_episode_alone_is_the_episode_of_a_full_run(tmp_path):
     assert (alone.success, alone.steps) == (whole.success, whole.steps)
     assert alone.final_state == pytest.approx(whole.final_state, abs=1e-4)
     assert alone.final_state != pytest.approx(full["window-open-v3", 1].final_state, abs=1e-4)
+
+
+def test_import_and_an_episode_without_stdin_display_and_network(tmp_path):
+    """As on a cluster node. A prompt, a window or a download would hang there for hours before anybody looks."""
+    (tmp_path / "sitecustomize.py").write_text(GUARD)
+    calls = tmp_path / "calls"
+    kept = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    path = os.pathsep.join([str(tmp_path), *filter(None, [kept.get("PYTHONPATH")])])
+    environment = {**kept, "PYTHONPATH": path, "CALLS_OUTSIDE": str(calls), "HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, *map(str, arguments)]
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+    refused = run("-c", CALL_OUT)
+    assert "there is no network here" in refused.stderr and "192.0.2.1" in calls.read_text()
+    calls.unlink()
+    imported = run("-c", IMPORT_ALL)
+    assert imported.returncode == 0, imported.stderr
+    checkpoint, out = write_checkpoint(tmp_path / "checkpoint", EMBODIMENT, ("corner4",)), tmp_path / "out"
+    options = ("--checkpoint", checkpoint, "--protocol", "metaworld/quickstart-v1", "--out", out, "--workers", 1)
+    done = run("-m", "benchmarks", "metaworld", "horizon=16", *options, "--tasks", "window-open-v3", "--episodes", 1)
+    assert done.returncode == 0, done.stderr
+    (row,) = results.read_rows(out)
+    assert (row.task, row.episode, row.steps, row.queries, row.error) == ("window-open-v3", 0, 16, 2, "")
+    assert not calls.exists(), calls.read_text()
 
 
 def test_groups_are_the_simulators_buckets():
