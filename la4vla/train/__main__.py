@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from la4vla.config import TrainConfig, load
 from la4vla.types import UserError
+
+if TYPE_CHECKING:
+    from la4vla.train.dist import World
 
 USAGE = "usage: [torchrun ... -m | python -m] la4vla.train CONFIG.yaml [key=value ...]"
 
@@ -28,8 +32,9 @@ def main(arguments: Sequence[str]) -> int:
         if not isinstance(config, TrainConfig):
             raise UserError(f"{arguments[0]} is not a config for training; give one without `schema:`.")
     except UserError as error:
-        if alone:  # every process reads the same file and fails alike
-            print(f"error: {error}", file=sys.stderr)
+        if "RANK" in os.environ:
+            return _failed_before_start(error)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return _run(config)
 
@@ -39,13 +44,12 @@ def _run(config: TrainConfig) -> int:
     from la4vla.train import dist
     from la4vla.train.loop import train
 
-    world = dist.start()
+    world = dist.connect()
     try:
+        dist.join(world)
         train(config, world)
     except UserError as error:
-        if dist.first_to_fail(world):
-            fresh_line = "" if world.is_main else "\n"  # rank 0's progress bar may stand in this one
-            print(f"{fresh_line}error: {error}", file=sys.stderr, flush=True)
+        _say_once(error, world)
         return 2
     except RuntimeError:
         # A collective breaks when its peer has gone. If the peer said why, this rank has nothing to add.
@@ -54,6 +58,22 @@ def _run(config: TrainConfig) -> int:
         raise
     dist.stop()
     return 0
+
+
+def _failed_before_start(error: UserError) -> int:
+    """Every process reads the same file and fails alike. Whoever is first says so: torchrun ends the others then."""
+    from la4vla.train import dist
+
+    _say_once(error, dist.connect())
+    return 2
+
+
+def _say_once(error: UserError, world: World) -> None:
+    from la4vla.train import dist
+
+    if dist.first_to_fail(world):
+        fresh_line = "" if world.is_main else "\n"  # rank 0's progress bar may stand in this one
+        print(f"{fresh_line}error: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

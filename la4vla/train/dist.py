@@ -7,8 +7,10 @@ A collective is called by every rank or by none, so none of these functions may 
 from __future__ import annotations
 
 import os
+import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -39,28 +41,41 @@ class World:
 
 
 def start() -> World:
-    """Join the run that torchrun describes in the environment, or be a run of one process.
+    """`connect` and `join`."""
+    world = connect()
+    join(world)
+    return world
 
-    The group speaks gloo for host tensors and nccl for device tensors. Raises UserError when a machine has fewer
-    GPUs than processes.
-    """
+
+def connect() -> World:
+    """The run that torchrun describes in the environment, or a run of one process. Not yet a group: no collectives."""
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://"))
         local_rank = int(os.environ["LOCAL_RANK"])
     else:
         store, rank, size, local_rank = dist.HashStore(), 0, 1, 0  # pyright: ignore[reportPrivateImportUsage]
-    cuda = torch.cuda.is_available()
-    if cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} exist); "
-            "start as many processes a machine as it has GPUs."
-        )
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     return World(rank, local_rank, size, device, store)
+
+
+def join(world: World) -> None:
+    """Make the process group. It speaks gloo for host tensors and nccl for device tensors.
+
+    Raises UserError, on every rank of a machine, when the machine has fewer GPUs than processes.
+    """
+    backend = "gloo"
+    if world.device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        # torchrun tells; a run of one process, or ranks started by hand, at least know of those before them.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.local_rank + 1))
+        if processes > gpus:
+            raise UserError(
+                f"{processes} processes were started on {platform.node()}, which has {gpus} GPUs; start as many "
+                "processes a machine as it has GPUs (--nproc-per-node)."
+            )
+        torch.cuda.set_device(world.device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=world.store, rank=world.rank, world_size=world.size)
 
 
 def stop() -> None:
@@ -85,6 +100,21 @@ def from_main(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0 (picklable), on every rank; the others wait. Its UserError is raised on all."""
+    result: T | None = None
+    problem = ""
+    if world.is_main:
+        try:
+            result = work()
+        except UserError as error:
+            problem = str(error)
+    problem, result = from_main((problem, result))
+    if problem:
+        raise UserError(problem)
+    return cast(T, result)
 
 
 def gathered(value: T) -> list[T]:
