@@ -88,5 +88,6 @@ class Watch:
         named = ", ".join(keys[:KEYS_NAMED]) + (", ..." if len(keys) > KEYS_NAMED else "")
         return (
             f"{self._max} steps in a row had no finite gradient and were skipped, the last one step {trace.step}; look "
-            f"at its samples {named} ({len(keys)} {where}), or lower the learning rate, and resume."
+            f"at its samples {named} ({len(keys)} {where}), then start a new run.dir with run.init_from set to this "
+            "run's folder, and with a lower lr or without the samples that are bad."
         )
