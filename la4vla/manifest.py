@@ -11,13 +11,13 @@ A checkpoint folder holds
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from la4vla.types import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
     "manifest.json",
     "model.safetensors",
@@ -32,7 +32,8 @@ class Manifest:
     """stage, stage_step, step: where the run stood (step counts optimizer steps over all stages).
 
     config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that `serve`
-    rebuilds. views: names in slot order. weights_sha256: of model.safetensors, the identity in result files.
+    rebuilds. views: names in slot order. sources: of each source that the run mixes, sha256 hex of what its data is
+    (empty in schema 1, which did not tell). weights_sha256: of model.safetensors, the identity in result files.
     """
 
     schema: int
@@ -45,6 +46,7 @@ class Manifest:
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
+    sources: dict[str, str]
     weights_sha256: str
     git_sha: str
     versions: dict[str, str]
@@ -55,17 +57,28 @@ class Manifest:
 
 
 def read(folder: str | Path) -> Manifest:
-    """The manifest of a complete checkpoint. Raises UserError for a missing, half-written or newer one."""
+    """The manifest of a complete checkpoint. Raises UserError for a missing, half-written, damaged or newer
+    one."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder.")
     if not (folder / COMPLETE).is_file():
         raise UserError(f"{folder}: not a complete checkpoint (no {COMPLETE} in it); use an earlier step of the run.")
-    raw = json.loads((folder / MANIFEST).read_text())
+    try:
+        raw = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, ValueError) as error:  # ValueError: no JSON, or no text at all
+        raise UserError(_damaged(folder, str(error))) from error
+    if not (isinstance(raw, dict) and isinstance(raw.get("schema"), int)):
+        raise UserError(_damaged(folder, "it has no schema"))
     if raw["schema"] > SCHEMA_VERSION:
         raise UserError(
             f"{folder}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); upgrade."
         )
+    if raw["schema"] == 1:
+        raw["sources"] = {}
+    wrong = raw.keys() ^ {field.name for field in fields(Manifest)}
+    if wrong:
+        raise UserError(_damaged(folder, f"missing or unexpected: {', '.join(sorted(wrong))}"))
     return Manifest(**raw)
 
 
@@ -85,3 +98,7 @@ def newest(run_dir: str | Path) -> Path | None:
     """The complete checkpoint with the highest step below `run_dir/checkpoints`, or None."""
     folders = sorted(Path(run_dir).glob("checkpoints/step_" + "[0-9]" * 8 + "/" + COMPLETE), reverse=True)
     return folders[0].parent if folders else None
+
+
+def _damaged(folder: Path, why: str) -> str:
+    return f"{folder}: its {MANIFEST} is damaged ({why}); delete the folder and use an earlier step of the run."

@@ -44,6 +44,7 @@ def write_checkpoint(folder: Path, embodiment: Embodiment, views: tuple[str, ...
         transforms=chain_to_dicts(chain),
         embodiment=embodiment.to_dict(),
         views=list(views),
+        sources={},
         weights_sha256=file_sha256(folder / manifest.WEIGHTS),
         git_sha="",
         versions={},

@@ -2,6 +2,7 @@
 
 `save` writes `checkpoints/step_XXXXXXXX.tmp`, syncs it to disk, marks it COMPLETE and renames it; only then are old
 ones pruned. All ranks take part in gathering, rank 0 writes, and what goes wrong there is an error on every rank.
+A folder without COMPLETE is a wreck: nobody reads or counts it, the next save or start removes it.
 The files are those of manifest.py and know neither ranks nor engines: whole fp32 tensors by parameter name. The
 masters are the weights (both engines train fp32 parameters), so training.safetensors holds only AdamW's moments and
 its count of updates.
@@ -10,13 +11,12 @@ Refuses: reading anything without COMPLETE, loading weights that do not fit, res
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from la4vla import manifest
 from la4vla.config import CheckpointConfig, TrainConfig
 from la4vla.manifest import Manifest
-from la4vla.train.dist import World, from_main
+from la4vla.train import disk
+from la4vla.train.dist import World, log0, on_main
 from la4vla.train.engine import Engine
 from la4vla.train.optim import MOMENTS
 from la4vla.types import UserError
@@ -39,25 +40,31 @@ MAY_CHANGE = (
     "run.dir",
     "run.resume",
     "run.init_from",
-    "engine",
+    "model.weights",
+    "model.tokenizer",
+    "engine.name",
+    "engine.zero_stage",
+    "engine.gradient_checkpointing",
+    "engine.max_skipped_steps",
     "checkpoint",
     "log",
     "data.decode_threads",
     "data.read_ahead",
     "data.max_bad_samples",
 )
-"""Keys, or beginnings of keys, that a resumed run may change: they change no sample and no update."""
+"""Keys, or beginnings of keys, that a resumed run may change: they change no sample and no update. Besides them the
+micro-batches of stages, and the paths of sources: folders move, and `check_data` looks at what is in them. Weights and
+tokenizer come from the checkpoint."""
 
 UPDATES = "updates"
-SPARE = 1.05  # free disk asked for, over the size of the tensors
-GB = 1e9
+FOLDERS = "checkpoints/step_" + "[0-9]" * 8  # below run.dir
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint says beside its weights, so that it can be served: manifest entries, the tokenizer's writer.
+    """What a checkpoint says beside its weights, so that it can be served: manifest entries, the tokenizer's files.
 
-    save_tokenizer: writes the tokenizer's files into a folder that it makes.
+    sources: fingerprints of the data by source. tokenizer: file name -> content.
     """
 
     model: dict[str, Any]
@@ -65,7 +72,8 @@ class Identity:
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
-    save_tokenizer: Callable[[Path], None]
+    sources: dict[str, str]
+    tokenizer: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -81,19 +89,14 @@ def save(config: TrainConfig, engine: Engine, identity: Identity, position: Posi
     """Write a checkpoint and prune old ones. All ranks call it. Raises UserError (on all) when the disk is full."""
     weights = {name: _host(tensor) for name, tensor in engine.weights() if _kept(world)}
     training = {key: _host(tensor) for key, tensor in _moments(engine) if _kept(world)}
-    problem = ""
-    if world.is_main:
-        try:
-            _write(config, weights, training, engine.updates(), identity, position, world)
-        except UserError as error:
-            problem = str(error)
-    problem = from_main(problem)
-    if problem:
-        raise UserError(problem)
+    updates = engine.updates()
+    on_main(world, lambda: _write(config, weights, training, updates, identity, position, world))
 
 
-def start_clean(run_dir: Path) -> None:
-    """Remove what a crash may have left half-written or half-deleted."""
+def start_clean(run_dir: Path, world: World) -> None:
+    """Remove what a crash, or a hand, has left half-written or half-deleted. Rank 0 only."""
+    for folder in sorted(run_dir.glob(FOLDERS)):
+        _remove_wreck(folder, world)
     for wreck in run_dir.glob("checkpoints/*.tmp"):
         shutil.rmtree(wreck)
 
@@ -115,7 +118,20 @@ def load_weights(policy: nn.Module, folder: Path) -> None:
 
 
 def load_training(engine: Engine, folder: Path) -> None:
-    """A checkpoint's optimizer state into an engine with the same trainable parameters, on any number of ranks."""
+    """A checkpoint's optimizer state into an engine with the same trainable parameters, on any number of ranks.
+
+    Raises UserError for state of other parameters and for a damaged file.
+    """
+    try:
+        _load_training(engine, folder)
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder}: {manifest.TRAINING} is damaged ({error}); delete the folder, and the run resumes from the "
+            "checkpoint before it."
+        ) from error
+
+
+def _load_training(engine: Engine, folder: Path) -> None:
     with safe_open(folder / manifest.TRAINING, framework="pt") as file:
         names = {key.split("/", 1)[1] for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
         wanted = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
@@ -146,6 +162,16 @@ def check_resumable(folder: Path, found: Manifest, config: TrainConfig) -> None:
         raise UserError(f"stages are in another order than in {folder.parent.parent}; put them back.")
 
 
+def check_data(folder: Path, found: Manifest, sources: Mapping[str, str]) -> None:
+    """Raises UserError naming the first source whose fingerprint is not that of the run that wrote the checkpoint."""
+    for name, then in found.sources.items():
+        if sources.get(name) != then:
+            raise UserError(
+                f"data.sources.{name} holds other data than the run in {folder.parent.parent} began with; put it back "
+                "or start a new run.dir."
+            )
+
+
 def _moments(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     for name, *values in engine.moments():
         for key, value in zip(MOMENTS, values, strict=True):
@@ -173,49 +199,56 @@ def _write(
 ) -> None:
     parent = Path(config.run.dir) / "checkpoints"
     final = parent / f"step_{position.step:08d}"
-    folder = parent / (final.name + ".tmp")
-    if final.is_dir():
+    folder = _tmp(final)
+    if (final / manifest.COMPLETE).is_file():
         return  # a run is deterministic: what this step looks like is saved already
+    if final.is_dir():
+        _remove_wreck(final, world)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    needed = SPARE * sum(tensor.nbytes for tensors in (weights, training) for tensor in tensors.values())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        shutil.rmtree(folder)
-        raise UserError(
-            f"{parent}: a checkpoint needs {needed / GB:.3f} GB and {free / GB:.3f} GB are free; free some space or "
-            "lower checkpoint.keep_last, then start again: the run resumes from its last checkpoint."
-        )
+    needed = sum(tensor.nbytes for tensors in (weights, training) for tensor in tensors.values())
+    needed += sum(len(data) for data in identity.tokenizer.values())
     try:
-        save_file(weights, folder / manifest.WEIGHTS)
-        save_file(training, folder / manifest.TRAINING, metadata={UPDATES: str(updates)})
-        identity.save_tokenizer(folder / manifest.TOKENIZER)
-        _manifest(config, folder, identity, position, world).write(folder)
-        _sync(folder)
-        (folder / manifest.COMPLETE).touch()
-        _sync(folder)
-    except (OSError, SafetensorError) as error:
+        with disk.guarded(parent, f"a checkpoint of {needed / disk.GB:.3f} GB"):
+            (folder / manifest.TOKENIZER).mkdir(parents=True)
+            disk.check_room(parent, needed)
+            save_file(weights, folder / manifest.WEIGHTS)
+            save_file(training, folder / manifest.TRAINING, metadata={UPDATES: str(updates)})
+            for name, data in identity.tokenizer.items():
+                (folder / manifest.TOKENIZER / name).write_bytes(data)
+            _manifest(config, folder, identity, position, world).write(folder)
+            _sync(folder)
+            (folder / manifest.COMPLETE).touch()
+            _sync(folder)
+    except (OSError, SafetensorError, UserError):
         shutil.rmtree(folder, ignore_errors=True)
-        if not _is_disk_full(error):
-            raise
-        raise UserError(
-            f"{parent}: the disk became full while a checkpoint was written; free {needed / GB:.3f} GB and start "
-            "again: the run resumes from its last checkpoint."
-        ) from error
+        raise
     folder.rename(final)
     _sync_folder(parent)
     prune(parent, config.checkpoint)
 
 
 def prune(parent: Path, config: CheckpointConfig) -> None:
-    """Delete all but the newest `keep_last` and every `keep_every`-th. A kill leaves a .tmp, never half of one."""
-    folders = sorted(parent.glob("step_" + "[0-9]" * 8))
+    """Delete all but the newest `keep_last` complete ones and every `keep_every`-th. A kill leaves a .tmp, never half
+    of one."""
+    folders = sorted(path.parent for path in parent.parent.glob(f"{FOLDERS}/{manifest.COMPLETE}"))
     for folder in folders[: -config.keep_last]:
         step = int(folder.name.removeprefix("step_"))
         if config.keep_every and step % config.keep_every == 0:
             continue
-        doomed = folder.rename(parent / (folder.name + ".tmp"))
-        shutil.rmtree(doomed)
+        shutil.rmtree(folder.rename(_tmp(folder)))
+
+
+def _remove_wreck(folder: Path, world: World) -> None:
+    """Remove a checkpoint's folder unless it is complete."""
+    if (folder / manifest.COMPLETE).is_file():
+        return
+    log0(world, f"{folder}: not complete (no {manifest.COMPLETE} in it), removed")
+    shutil.rmtree(_tmp(folder), ignore_errors=True)
+    shutil.rmtree(folder.rename(_tmp(folder)))
+
+
+def _tmp(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".tmp")
 
 
 def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: Position, world: World) -> Manifest:
@@ -232,6 +265,7 @@ def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: P
         transforms=identity.transforms,
         embodiment=identity.embodiment,
         views=identity.views,
+        sources=identity.sources,
         weights_sha256=weights_sha256,
         git_sha=_git_sha(),
         versions={
@@ -269,12 +303,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is_disk_full(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"os error {errno.ENOSPC}" in str(error)
-
-
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     flat: dict[str, Any] = {}
@@ -286,6 +314,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _may_change(key: str) -> bool:
     if key.startswith("stages.") and key.endswith(".micro_batch"):
+        return True
+    if key.startswith("data.sources.") and key.endswith(".path"):
         return True
     return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
 

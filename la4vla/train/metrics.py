@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from la4vla.config import TrainConfig
+from la4vla.train import disk
 from la4vla.train.dist import World, max_over_ranks, sum_over_ranks
 from la4vla.types import UserError
 
@@ -88,22 +89,26 @@ def open_sinks(config: TrainConfig, resumed_step: int) -> list[Sink]:
 
 
 class JsonLines:
-    """One JSON object a line, flushed line by line. Numbers that are not finite are written as null."""
+    """One JSON object a line, unbuffered. Numbers that are not finite are written as null."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step]
         new = path.with_suffix(".new")
-        new.write_text("".join(line + "\n" for line in kept))
-        os.replace(new, path)
-        self._file = path.open("a")
+        self._path = path
+        with disk.guarded(path, "a metric"):
+            new.write_text("".join(line + "\n" for line in kept))
+            os.replace(new, path)
+        self._file = path.open("ab", buffering=0)  # a buffer that a full disk did not take fails once more at close
 
     def write(self, record: Record) -> None:
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        line = (json.dumps(finite) + "\n").encode()
+        with disk.guarded(self._path, "a metric"):
+            while line:
+                line = line[self._file.write(line) :]
 
     def close(self) -> None:
         self._file.close()
@@ -141,7 +146,8 @@ class WandB:
             raise UserError("log.wandb_project needs wandb; run: pip install 'la4vla[wandb]'.") from error
         identity = Path(config.run.dir) / "wandb_id"
         if not identity.is_file():
-            identity.write_text(wandb.util.generate_id())
+            with disk.guarded(identity, "the id of the W&B run"):
+                identity.write_text(wandb.util.generate_id())
         self._run = wandb.init(
             project=config.log.wandb_project,
             dir=config.run.dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.loader import Loader
-from la4vla.data.setup import Setup, explain
+from la4vla.data.setup import Setup, explain, fingerprints
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model.freeze import table
 from la4vla.model.policy import Policy
@@ -19,7 +20,7 @@ from la4vla.model.presets import preset
 from la4vla.model.tokenizer import Prompter, build_prompter
 from la4vla.train import checkpoint, engine, start
 from la4vla.train.checkpoint import Identity, Position
-from la4vla.train.dist import World, from_main, log0
+from la4vla.train.dist import World, log0, on_main
 from la4vla.train.engine import Engine
 from la4vla.train.health import Watch
 from la4vla.train.report import Report
@@ -48,8 +49,8 @@ class Run:
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         self.position = Position(name, 0, self.position.step)
-        begin = Start(self.position, manifest.newest(self.config.run.dir), own=True)
-        self.policy, self.engine = build_engine(self.config, begin, self.world)
+        found = start.begin_stage(self.config, self.position, self.world)
+        self.policy, self.engine = build_engine(self.config, found, self.world)
 
     def save(self) -> None:
         checkpoint.save(self.config, self.engine, self.identity, self.position, self.world)
@@ -58,19 +59,18 @@ class Run:
 def begin(config: TrainConfig, world: World) -> Run | None:
     """Everything up to the first step; None if the run is finished already. Raises UserError for what does not fit."""
     run_dir = Path(config.run.dir)
-    if world.is_main:
-        checkpoint.start_clean(run_dir)
-    from_main(None)  # nobody looks for checkpoints before the wrecks are gone
-    found = start.find_start(config)
+    found = start.begin_run(config, world)
     if start.is_finished(config, found.position):
         log0(world, f"{run_dir} is finished at step {found.position.step}; nothing to do")
         return None
     spec = preset(config.model.preset).spec
-    prompter = build_prompter(config.model)
+    prompter = _prompter(config, found)
     where = (found.position.stage, found.position.stage_step)
     loader = Loader(config, spec, prompter.encode, world.rank, world.size, where)
-    if world.is_main:
-        start.write_config(config)
+    if found.own:
+        assert found.weights is not None
+        checkpoint.check_data(found.weights, manifest.read(found.weights), fingerprints(loader.setup))
+    on_main(world, lambda: start.write_config(config))
     policy, run_engine = build_engine(config, found, world)
     _announce(config, found, loader.setup, world)
     report = Report(config, world, found.position)
@@ -91,14 +91,27 @@ def build_engine(config: TrainConfig, begin: Start, world: World) -> tuple[Polic
     return policy, built
 
 
+def _prompter(config: TrainConfig, begin: Start) -> Prompter:
+    """The tokenizer; a run that goes on keeps that of its own checkpoint, whatever became of its folder since."""
+    if not begin.own:
+        return build_prompter(config.model)
+    assert begin.weights is not None
+    return Prompter.load(begin.weights / manifest.TOKENIZER, preset(config.model.preset).spec)
+
+
 def _identity(policy: Policy, setup: Setup, prompter: Prompter) -> Identity:
+    with tempfile.TemporaryDirectory() as folder:
+        # Kept in memory: tokenizers raises a bare Exception when the disk is full.
+        prompter.save(folder)
+        tokenizer = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     return Identity(
         model=policy.description,
         input_spec=asdict(policy.spec),
         transforms=chain_to_dicts(setup.chain),
         embodiment=setup.embodiment.to_dict(),
         views=list(setup.chain.views),
-        save_tokenizer=prompter.save,
+        sources=fingerprints(setup),
+        tokenizer=tokenizer,
     )
 
 

@@ -1,6 +1,7 @@
 """Before step 0: where a run stands, which weights it starts from, and what it tells the user first.
 
 Order (only the first that applies): the newest complete checkpoint of this run; `run.init_from`; fresh weights.
+Rank 0 looks and decides; the others go along, or say that they see another file system.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from la4vla import manifest
 from la4vla.config import TrainConfig, to_yaml
 from la4vla.model.freeze import set_trainable
 from la4vla.model.policy import Policy, build_policy, rebuild
-from la4vla.train import checkpoint
+from la4vla.train import checkpoint, disk
 from la4vla.train.checkpoint import Position
+from la4vla.train.dist import World, gathered, on_main
 from la4vla.types import Batch, UserError
 
 CONFIG = "config.yaml"
@@ -38,6 +40,48 @@ class Start:
     def inside_stage(self) -> bool:
         """Whether the checkpoint's optimizer goes on; a stage begins with a new one."""
         return self.own and self.position.stage_step > 0
+
+
+def begin_run(config: TrainConfig, world: World) -> Start:
+    """Where the run stands, agreed upon by all ranks; removes what a crash has left. Raises UserError (on all)."""
+
+    def look() -> Start:
+        checkpoint.start_clean(Path(config.run.dir), world)
+        return find_start(config)
+
+    return _agreed(config, on_main(world, look))
+
+
+def begin_stage(config: TrainConfig, position: Position, world: World) -> Start:
+    """From the checkpoint that ended the stage before, agreed upon by all ranks. Raises UserError (on all)."""
+
+    def look() -> Start:
+        folder = manifest.newest(config.run.dir)
+        if folder is None or manifest.read(folder).step != position.step:
+            raise UserError(
+                f"{config.run.dir}: the checkpoint of step {position.step}, which ended a stage just now, is gone; "
+                "leave checkpoints of a running run alone, and start again: the run resumes from its newest one."
+            )
+        return Start(position, folder, own=True)
+
+    return _agreed(config, on_main(world, look))
+
+
+def _agreed(config: TrainConfig, start: Start) -> Start:
+    """`start` if every rank sees the checkpoint that rank 0 chose (and no other where it found none). Collective."""
+    seen = ""
+    if start.weights is not None and (start.weights / manifest.COMPLETE).is_file():
+        seen = manifest.read(start.weights).weights_sha256
+    # Looked up by name where rank 0 has one: a network file system may list a folder's old contents for a while.
+    fresh = start.own or manifest.newest(config.run.dir) is None
+    views = gathered((seen, fresh))
+    others = [rank for rank, view in enumerate(views) if view != views[0]]
+    if others:
+        raise UserError(
+            f"rank {others[0]} does not see the same {start.weights or config.run.dir} as rank 0; put run.dir (and "
+            "run.init_from) on a file system that all ranks share."
+        )
+    return start
 
 
 def find_start(config: TrainConfig) -> Start:
@@ -80,8 +124,9 @@ def make_policy(config: TrainConfig, start: Start) -> Policy:
 
 def write_config(config: TrainConfig) -> None:
     run_dir = Path(config.run.dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / CONFIG).write_text(to_yaml(config))
+    with disk.guarded(run_dir, CONFIG):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG).write_text(to_yaml(config))
 
 
 def contact_sheet(batches: tuple[Batch, ...], folder: Path, most: int = 32) -> None:

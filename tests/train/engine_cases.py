@@ -135,7 +135,7 @@ def differences(found: tuple[dict, dict], wanted: tuple[dict, dict]) -> dict[str
     }
 
 
-IDENTITY = Identity({}, {}, [], {}, [], lambda folder: folder.mkdir())
+IDENTITY = Identity({}, {}, [], {}, [], {}, {})
 
 
 def all_engines(folder: Path, world: World) -> dict:

@@ -2,7 +2,6 @@
 "as far as they fit" are found out days later (FACTS 5.2 B11). One process, no data."""
 
 import errno
-import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -14,14 +13,22 @@ from safetensors import SafetensorError
 from torch import nn
 
 from la4vla import manifest
-from la4vla.config import CheckpointConfig, EngineConfig, RunConfig, StageConfig, TrainConfig
-from la4vla.train import checkpoint, start
+from la4vla.config import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+)
+from la4vla.train import checkpoint, disk, metrics, start
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
 from la4vla.train.engine_plain import PlainEngine
 from la4vla.types import UserError
 
-IDENTITY = Identity({"size": 1}, {}, [], {}, ["front"], lambda folder: (folder.mkdir(), (folder / "t").touch()))
+IDENTITY = Identity({"size": 1}, {}, [], {}, ["front"], {"a": "1f", "b": "2e"}, {"tokenizer.json": b"{}"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,6 +50,7 @@ def world() -> World:
 def config(tmp_path: Path) -> TrainConfig:
     return TrainConfig(
         run=RunConfig(dir=str(tmp_path / "run"), seed=1),
+        data=DataConfig(sources={"a": SourceConfig(path="a", kind="vla")}),
         stages={"one": StageConfig(steps=10), "two": StageConfig(steps=10)},
         checkpoint=CheckpointConfig(every_steps=1, keep_last=2),
     )
@@ -102,9 +110,10 @@ def test_everything_comes_back(config, world):
     assert fresh["a"].weight is fresh["b"].weight
     found = manifest.read(folder)
     assert (found.stage, found.stage_step, found.step, found.views) == ("one", 3, 3, ["front"])
+    assert (folder / manifest.TOKENIZER / "tokenizer.json").read_bytes() == b"{}"
 
 
-def test_newest_complete_one_is_found_and_wrecks_are_not(config, world):
+def test_newest_complete_one_is_found_and_wrecks_are_not(config, world, capsys):
     save(config, world, 1)
     second = save(config, world, 2)
     (save(config, world, 3) / manifest.COMPLETE).unlink()
@@ -114,8 +123,22 @@ def test_newest_complete_one_is_found_and_wrecks_are_not(config, world):
     assert (found.weights, found.position, found.inside_stage) == (second, Position("one", 2, 2), True)
     with pytest.raises(UserError, match="not a complete checkpoint"):
         manifest.read(second.with_name("step_00000003"))
-    checkpoint.start_clean(Path(config.run.dir))
-    assert not list(second.parent.glob("*.tmp"))
+    checkpoint.start_clean(Path(config.run.dir), world)
+    assert names(config) == ["step_00000002"]
+    assert "step_00000003: not complete" in capsys.readouterr().out
+
+
+def test_a_folder_without_complete_is_no_checkpoint_when_saving(config, world, capsys):
+    """It is neither taken for the step's checkpoint nor counted among the ones that are kept."""
+    for step in (1, 2):
+        (save(config, world, step) / manifest.COMPLETE).unlink()
+    save(config, world, 3)
+    assert names(config) == ["step_00000001", "step_00000002", "step_00000003"]
+    second = save(config, world, 2)
+    assert "step_00000002: not complete" in capsys.readouterr().out
+    manifest.read(second)
+    save(config, world, 4)
+    assert names(config) == ["step_00000001", "step_00000003", "step_00000004"]
 
 
 @pytest.mark.parametrize(
@@ -145,11 +168,32 @@ def test_a_disk_that_fills_up_is_one_sentence_and_harms_nothing(config, world, m
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(UserError, match=r"the disk became full .* free .* GB and start again"):
+        with pytest.raises(UserError, match=r"disk became full while a checkpoint of .* GB .* start again"):
             save(config, world, 2)
     assert names(config) == ["step_00000001"]
     assert manifest.newest(config.run.dir) == first
     assert save(config, world, 2).is_dir()
+
+
+def no_room(path: Path, *_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+@pytest.mark.parametrize("function", ["mkdir", "write_bytes", "write_text", "touch"])
+def test_whatever_part_of_a_checkpoint_finds_no_room_it_is_one_sentence(config, world, monkeypatch, function):
+    """The folder, the tokenizer's files, the manifest, the mark."""
+    first = save(config, world, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, function, no_room)
+        with pytest.raises(UserError, match=r"disk became full while a checkpoint"):
+            save(config, world, 2)
+    assert names(config) == [first.name]
+
+
+def test_a_config_that_finds_no_room_is_one_sentence(config, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", no_room)
+    with pytest.raises(UserError, match=r"disk became full while config.yaml"):
+        start.write_config(config)
 
 
 def test_too_little_disk_is_said_before_anything_is_written(config, world, monkeypatch):
@@ -171,22 +215,27 @@ def test_a_really_full_disk(config, world, tmp_path, monkeypatch):
     try:
         config.run.dir = str(small)
         first = save(config, world, 1)
-        monkeypatch.setattr(checkpoint, "SPARE", 0.0)
+        monkeypatch.setattr(disk, "SPARE", 0.0)
         (small / "other").write_bytes(bytes(shutil.disk_usage(small).free - 8192))
         with pytest.raises(UserError, match="the disk became full"):
             save(config, world, 2)
+        sink = metrics.JsonLines(small / metrics.METRICS, 1)
+        (small / "rest").write_bytes(bytes(shutil.disk_usage(small).free))
+        with pytest.raises(UserError, match=r"metrics.jsonl: the disk became full while a metric was written"):
+            for step in range(2, 1000):
+                sink.write({"step": step, "loss": 1.0})
+        sink.close()
         assert manifest.newest(small) == first
         assert names(config) == ["step_00000001"]
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_manifest_from_the_future_is_refused(config, world):
-    folder = save(config, world, 1)
-    raw = json.loads((folder / manifest.MANIFEST).read_text())
-    (folder / manifest.MANIFEST).write_text(json.dumps({**raw, "schema": 99, "new_field": 1}))
-    with pytest.raises(UserError, match=r"newer la4vla .* upgrade"):
-        start.find_start(config)
+def test_damaged_optimizer_state_is_named(config, world):
+    path = save(config, world, 1) / manifest.TRAINING
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"training.safetensors is damaged .* resumes from the checkpoint before it"):
+        checkpoint.load_training(PlainEngine(tied(), config, 0.1, world), path.parent)
 
 
 def test_damaged_weights_are_named(config, world):
@@ -218,6 +267,8 @@ CHANGES = {
     "stages.two.steps": lambda config: setattr(config.stages["two"], "steps", 11),
     "model.dropout": lambda config: setattr(config.model, "dropout", 0.5),
     "data.streams": lambda config: setattr(config.data, "streams", 8),
+    "engine.precision": lambda config: setattr(config.engine, "precision", "bf16"),
+    "data.sources.a.views": lambda config: setattr(config.data.sources["a"], "views", ["front"]),
     "optim.clip_norm": lambda config: setattr(config.optim, "clip_norm", 2.0),
     "stages.three.": lambda config: config.stages.update(three=StageConfig(steps=1)),
 }
@@ -243,7 +294,40 @@ def test_what_changes_no_result_may_change(config, world):
     config.engine = EngineConfig(name="deepspeed", zero_stage=3)
     config.log.every_steps, config.checkpoint.every_steps, config.data.decode_threads = 1, 7, 9
     config.stages["one"].micro_batch = 1
+    config.data.sources["a"].path = config.model.weights = config.model.tokenizer = "moved"
     assert start.find_start(config).position.step == 1
+
+
+@pytest.mark.parametrize("now", [{"a": "1f", "b": "0"}, {"a": "1f"}])
+def test_other_data_does_not_resume(config, world, now):
+    folder = save(config, world, 1)
+    checkpoint.check_data(folder, manifest.read(folder), {"b": "2e", "a": "1f"})
+    with pytest.raises(UserError, match=r"^data.sources.b holds other data than .* put it back or start a new run.dir"):
+        checkpoint.check_data(folder, manifest.read(folder), now)
+
+
+def test_a_rank_that_sees_other_files_than_rank_0_is_an_error(config, world, monkeypatch):
+    """As with a run.dir on each machine's own disk: another machine has no checkpoint, or an old one."""
+    own = save(config, world, 1)
+    for theirs in (("", True), ("0" * 64, True)):
+        monkeypatch.setattr(start, "gathered", lambda mine, theirs=theirs: [mine, mine, theirs])
+        with pytest.raises(UserError, match=rf"^rank 2 does not see the same {own} .* that all ranks share"):
+            start.begin_run(config, world)
+    config.run.dir += "-other"
+    monkeypatch.setattr(start, "gathered", lambda mine: [mine, ("", False)])
+    with pytest.raises(UserError, match=r"^rank 1 does not see the same .*-other as rank 0"):
+        start.begin_run(config, world)
+
+
+def test_a_stage_never_begins_with_fresh_weights_because_a_checkpoint_is_gone(config, world):
+    save(config, world, 8)
+    with pytest.raises(UserError, match=r"checkpoint of step 10, which ended a stage just now, is gone"):
+        start.begin_stage(config, Position("two", 0, 10), world)
+    last = save(config, world, 10)
+    assert start.begin_stage(config, Position("two", 0, 10), world).weights == last
+    shutil.rmtree(last.parent)
+    with pytest.raises(UserError, match="is gone"):
+        start.begin_stage(config, Position("two", 0, 10), world)
 
 
 def test_resume_never_refuses_an_old_run_and_init_from_is_no_resume(config, world, tmp_path):

@@ -1,0 +1,71 @@
+"""Why: the manifest is what every room believes a checkpoint to be; a damaged or strange one must be a sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from la4vla import manifest
+from la4vla.manifest import Manifest
+from la4vla.types import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Manifest(
+        schema=manifest.SCHEMA_VERSION,
+        stage="one",
+        stage_step=1,
+        step=1,
+        config={},
+        model={},
+        input_spec={},
+        transforms=[],
+        embodiment={},
+        views=["front"],
+        sources={"a": "1f"},
+        weights_sha256="",
+        git_sha="",
+        versions={},
+        world_size=1,
+    ).write(tmp_path)
+    (tmp_path / manifest.COMPLETE).touch()
+    return tmp_path
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    raw = json.loads((folder / manifest.MANIFEST).read_text()) | changes
+    kept = {key: value for key, value in raw.items() if value is not None}
+    (folder / manifest.MANIFEST).write_text(json.dumps(kept))
+
+
+def test_it_comes_back(folder):
+    found = manifest.read(folder)
+    assert (found.stage, found.views, found.sources) == ("one", ["front"], {"a": "1f"})
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b'{"schema": 2, "sta', b"[]", b"{}", b'{"schema": 2, "stage": "one"}', b"\xff", None]
+)
+def test_a_damaged_one_is_one_sentence(folder, text):
+    path = folder / manifest.MANIFEST
+    path.unlink() if text is None else path.write_bytes(text)
+    with pytest.raises(UserError, match=r"its manifest.json is damaged .* use an earlier step"):
+        manifest.read(folder)
+
+
+def test_one_from_the_future_is_refused(folder):
+    rewrite(folder, schema=99, new_field=1)
+    with pytest.raises(UserError, match=r"newer la4vla .* upgrade"):
+        manifest.read(folder)
+
+
+def test_one_of_schema_1_has_no_fingerprints(folder):
+    rewrite(folder, schema=1, sources=None)
+    assert manifest.read(folder).sources == {}
+
+
+def test_one_that_is_not_complete_is_not_read(folder):
+    (folder / manifest.COMPLETE).unlink()
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        manifest.read(folder)
