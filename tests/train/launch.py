@@ -106,7 +106,25 @@ def train(ranks: int, config: Path, *overrides: str) -> Ended:
 
 def train_killed(ranks: int, step: int, config: Path, *overrides: str) -> Ended:
     """Rank 0 is killed in the middle of saving `step`, when its files are written and nothing is marked complete."""
-    return wait(start(ranks, str(HERE / "killed.py"), str(step), str(config), *overrides))
+    return wait(start(ranks, str(HERE / "killed.py"), "saving", str(step), str(config), *overrides))
+
+
+def train_killed_between(step: int, seconds: float, config: Path) -> Ended:
+    """One rank, killed `seconds` after it has saved `step`, but not while it saves another."""
+    return wait(start(1, str(HERE / "killed.py"), "between", str(step), str(seconds), str(config)))
+
+
+def start_torchrun(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+    """`torchrun -m la4vla.train ARGUMENTS` with its agent."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.Popen(
+        [*command, "-m", "la4vla.train", *arguments],
+        env={**environment(0, 1, 0), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"},  # as the launchers
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def write_config(folder: Path, data: Path, name: str) -> Path:

@@ -1,31 +1,23 @@
 """Why: what goes wrong on one rank must neither hang the others nor be said eight times, and a run of NaNs must stop
 and name the samples (FACTS 5.2 B12: it never stopped). Real processes under torchrun."""
 
+import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from la4vla import manifest
 from la4vla.config import load
-from tests.train.launch import ROOT, TIMEOUT_S, Ended, environment, write_config
+from la4vla.train import __main__ as command
+from la4vla.train import dist
+from tests.fixtures import write_shards
+from tests.train.launch import Ended, start_torchrun, wait, write_config
 
 pytestmark = pytest.mark.slow
 
 
 def torchrun(*arguments: str) -> Ended:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "la4vla.train", *arguments],
-        env=environment(0, 1, 0),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    return Ended((done.returncode,), done.stdout, done.stderr)
+    return wait([start_torchrun(2, *arguments)])
 
 
 def errors(ended: Ended) -> list[str]:
@@ -48,6 +40,7 @@ def test_steps_that_are_not_finite_stop_the_run_with_their_samples(tmp_path, sha
     assert (
         "last one step 4; look at its samples la/clip-" in said or "last one step 4; look at its samples vla/" in said
     )
+    assert "start a new run.dir with run.init_from" in said, "a resumed run may not change its lr"
     saved = manifest.newest(load(config).run.dir)
     assert saved is not None and manifest.read(saved).step in (2, 4)
     assert "Traceback" not in ended.stderr.split("error:")[0]
@@ -79,3 +72,44 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, shards, in_process, ov
     assert ended.codes == (2,)
     assert len(errors(ended)) == 1 and sentence in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_more_processes_than_gpus_is_one_sentence(tmp_path, shards, monkeypatch, capfd):
+    """On every rank of the machine, or one would wait for ever; said by one of them. (No GPU is needed: torch is told
+    that there is one.)"""
+    config = write_config(tmp_path, shards, "gpus")
+    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    store = dist.dist.HashStore()
+    monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(store, int(os.environ["RANK"]), 2)]))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert command.main([str(config)]) == 2
+    said = capfd.readouterr().err
+    assert said.count("error:") == 1 and "which has 1 GPUs; start as many processes" in said
+
+
+def test_a_wrong_config_is_said_once_under_torchrun(tmp_path, shards):
+    ended = torchrun(str(write_config(tmp_path, shards, "typo")), "run.sede=1")
+    assert ended.codes != (0,)
+    (said,) = errors(ended)
+    assert "unknown key `run.sede`" in said
+
+
+def test_other_data_in_the_same_folder_is_one_sentence(tmp_path, shards, in_process):
+    """Resumed where the folder holds something else; where it has only moved it resumes (and is finished)."""
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    config = write_config(tmp_path, copy, "swapped")
+    short = ["stages.pretrain.steps=1", "stages.finetune.steps=1"]
+    assert in_process(str(config), *short).codes == (0,)
+    shutil.rmtree(manifest.newest(load(config).run.dir))
+    moved = in_process(str(config), *short, f"data.sources.la.path={shards}/la")
+    assert moved.codes == (0,) and "resume: exact" in moved.stdout
+    shutil.rmtree(manifest.newest(load(config).run.dir))
+    write_shards(copy / "other", 25, 4)
+    ended = in_process(str(config), *short, f"data.sources.la.path={copy}/other")
+    assert ended.codes == (2,)
+    assert "data.sources.la holds other data than" in ended.stderr and len(errors(ended)) == 1

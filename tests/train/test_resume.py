@@ -7,9 +7,11 @@ import hashlib
 import json
 import math
 import signal
+import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +20,16 @@ from la4vla import manifest
 from la4vla.config import TrainConfig, load
 from la4vla.model.freeze import group_parameters
 from la4vla.model.policy import build_policy
-from tests.train.launch import STEPS, start, train, train_killed, wait, write_config
+from tests.train.launch import (
+    STEPS,
+    start,
+    start_torchrun,
+    train,
+    train_killed,
+    train_killed_between,
+    wait,
+    write_config,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +134,33 @@ def test_two_ranks_then_one_then_two_equals_one(alone, place, shards):
     assert metrics(config)[-1]["loss"] == pytest.approx(metrics(alone)[-1]["loss"], rel=1e-4)
 
 
+def test_four_ranks_equal_one_and_the_lr_is_the_same_on_any_number(straight, alone, place, shards):
+    config = write_config(place, shards, "four")
+    ended = train(4, config)
+    assert ended.codes == (0,) * 4, ended.stderr
+    for step in (4, STEPS):  # in the mixed stage and at the end
+        difference = relative_difference(checkpoint(config, step), checkpoint(alone, step), load(alone))
+        print(f"\n4 ranks against one at step {step}: {difference:.1e} of the way")
+        assert difference < RELATIVE
+    one, two, four = ([row["lr"] for row in metrics(run)] for run in (alone, straight, config))
+    assert one == two == four and len(set(one)) > 4
+
+
+def test_killed_at_a_moment_of_no_save_and_resumed_equals_straight(alone, place, shards):
+    """At a seeded time after step 2 was saved: in a forward, an update, a log line, or the beginning of a stage."""
+    config = write_config(place, shards, "anytime")
+    seconds = np.random.Generator(np.random.Philox(11)).uniform(0.0, 0.1)
+    ended = train_killed_between(2, seconds, config)
+    assert ended.codes == (-signal.SIGKILL,), ended.stderr
+    assert 2 <= step_saved(config) < STEPS
+    assert not list(checkpoint(config).parent.glob("*.tmp")), "it was saving"
+    ended = train(1, config)
+    assert ended.codes == (0,), ended.stderr
+    assert "resume: exact" in ended.stdout
+    assert digests(checkpoint(config)) == digests(checkpoint(alone))
+    assert [row["loss"] for row in metrics(config)] == [row["loss"] for row in metrics(alone)]
+
+
 def test_deepspeed_zero_3_on_the_real_policy_equals_plain(alone, place, shards):
     config = write_config(place, shards, "zero3")
     ended = train(2, config, "engine.name=deepspeed", "engine.zero_stage=3", "engine.gradient_checkpointing=true")
@@ -145,21 +183,42 @@ def test_frozen_parts_keep_their_bytes_and_all_others_move(straight):
             assert torch.equal(middle[name], end[name]) == (group not in ("llm", "head")), name
 
 
-def test_sigterm_saves_and_ends_well(place, shards):
-    config = write_config(place, shards, "stopped")
-    far = ["stages.pretrain.steps=4000", "checkpoint.every_steps=4000"]
-    processes = start(1, "-m", "la4vla.train", str(config), *far)
+def until_logged(process: subprocess.Popen[str], config: Path, step: int) -> None:
     lines = Path(load(config).run.dir) / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (lines.is_file() and lines.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline and processes[0].poll() is None
+    while not (lines.is_file() and lines.read_text().count("\n") >= step):
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
-    processes[0].send_signal(signal.SIGTERM)
-    ended = wait(processes)
-    assert ended.codes == (0,), ended.stderr
+
+
+def step_saved(config: Path) -> int:
     saved = manifest.newest(Path(load(config).run.dir))
-    assert saved is not None and manifest.read(saved).step == metrics(config)[-1]["step"] >= 3
+    assert saved is not None
+    return manifest.read(saved).step
+
+
+def test_sigterm_saves_and_ends_well(place, shards):
+    """To all ranks, then, resumed from what they saved, to torchrun."""
+    config = write_config(place, shards, "stopped")
+    far = ["stages.pretrain.steps=4000", "checkpoint.every_steps=4000"]
+    processes = start(2, "-m", "la4vla.train", str(config), *far)
+    until_logged(processes[0], config, 3)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    ended = wait(processes)
+    assert ended.codes == (0, 0), ended.stderr
+    stopped = step_saved(config)
+    assert stopped == metrics(config)[-1]["step"] >= 3
     assert "start again to resume" in ended.stdout
+
+    agent = start_torchrun(2, str(config), *far)
+    until_logged(agent, config, stopped + 3)
+    agent.send_signal(signal.SIGTERM)
+    # Its own status is not 0, it was told to die; it passes the signal on and waits for the ranks, which save.
+    ended = wait([agent])
+    assert "resume: exact" in ended.stdout and "start again to resume" in ended.stdout, ended.stderr
+    assert step_saved(config) == metrics(config)[-1]["step"] >= stopped + 3
+    assert not list(checkpoint(config).parent.glob("*.tmp"))
 
 
 def test_a_finished_run_has_nothing_to_do(alone, in_process):
