@@ -5,7 +5,6 @@ import itertools
 import shutil
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -312,11 +311,18 @@ def test_a_folder_written_again_with_other_clips_has_another_fingerprint(folders
 def write_manifest(folder: Path, config: TrainConfig) -> None:
     setup = prepare(config, SPEC)
     folder.mkdir(parents=True)
-    make = partial(manifest.Manifest, schema=1, stage="first", stage_step=1, step=1, config={}, model={}, input_spec={})
-    made = make(
+    made = manifest.Manifest(
+        schema=manifest.SCHEMA_VERSION,
+        stage="first",
+        stage_step=1,
+        step=1,
+        config={},
+        model={},
+        input_spec={},
         transforms=chain_to_dicts(setup.chain),
         embodiment=setup.embodiment.to_dict(),
         views=list(setup.chain.views),
+        sources=fingerprints(setup),
         weights_sha256="",
         git_sha="",
         versions={},
