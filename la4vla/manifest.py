@@ -17,7 +17,7 @@ from typing import Any
 
 from la4vla.types import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
     "manifest.json",
     "model.safetensors",
@@ -32,8 +32,8 @@ class Manifest:
     """stage, stage_step, step: where the run stood (step counts optimizer steps over all stages).
 
     config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that `serve`
-    rebuilds. views: names in slot order. sources: of each source that the run mixes, sha256 hex of what its data is
-    (empty in schema 1, which did not tell). weights_sha256: of model.safetensors, the identity in result files.
+    rebuilds. views: names in slot order. sources: of each source that the run mixes, sha256 hex of what its data is.
+    weights_sha256: of model.safetensors, the identity in result files.
     """
 
     schema: int
@@ -74,8 +74,6 @@ def read(folder: str | Path) -> Manifest:
         raise UserError(
             f"{folder}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); upgrade."
         )
-    if raw["schema"] == 1:
-        raw["sources"] = {}
     wrong = raw.keys() ^ {field.name for field in fields(Manifest)}
     if wrong:
         raise UserError(_damaged(folder, f"missing or unexpected: {', '.join(sorted(wrong))}"))

@@ -71,7 +71,8 @@ class Prompter:
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json, all that `load` needs beside the checkpoint's input spec."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(Path(folder) / FILE))
+        # Written here: the library's own writer tells a full disk by a bare Exception.
+        (Path(folder) / FILE).write_text(self.tokenizer.to_str(pretty=True))
 
     @staticmethod
     def load(folder: str | Path, spec: InputSpec) -> Prompter:

@@ -45,7 +45,7 @@ def test_it_comes_back(folder):
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b'{"schema": 2, "sta', b"[]", b"{}", b'{"schema": 2, "stage": "one"}', b"\xff", None]
+    "text", [b"", b'{"schema": 1, "sta', b"[]", b"{}", b'{"schema": 1, "stage": "one"}', b"\xff", None]
 )
 def test_a_damaged_one_is_one_sentence(folder, text):
     path = folder / manifest.MANIFEST
@@ -58,11 +58,6 @@ def test_one_from_the_future_is_refused(folder):
     rewrite(folder, schema=99, new_field=1)
     with pytest.raises(UserError, match=r"newer la4vla .* upgrade"):
         manifest.read(folder)
-
-
-def test_one_of_schema_1_has_no_fingerprints(folder):
-    rewrite(folder, schema=1, sources=None)
-    assert manifest.read(folder).sources == {}
 
 
 def test_one_that_is_not_complete_is_not_read(folder):
