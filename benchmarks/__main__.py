@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import protocols
 from benchmarks.metaworld import SUITE as METAWORLD
-from la4vla.types import UserError
+from la4vla.types import UserError, exit_status
 
 SUITES = {METAWORLD.name: METAWORLD}
 MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine
@@ -77,13 +77,5 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def guarded(arguments: Sequence[str]) -> int:
-    try:
-        return main(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(guarded(sys.argv[1:]))
+    sys.exit(exit_status(main, sys.argv[1:]))

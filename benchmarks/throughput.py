@@ -38,7 +38,7 @@ from la4vla.config import MODULE_GROUPS, FlowConfig, ModelConfig
 from la4vla.model import flops, flow, freeze
 from la4vla.model.policy import Policy, build_policy
 from la4vla.model.presets import PRESETS, ModelSize
-from la4vla.types import Batch, UserError
+from la4vla.types import Batch, UserError, exit_status
 
 RELEASED_SLOTS = 3
 LA_GROUPS = ("llm", "head")
@@ -326,11 +326,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(list(arguments))
-    try:
-        result = measure(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = measure(options)
     print(table(result))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -339,4 +335,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(main, sys.argv[1:]))

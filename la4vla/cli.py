@@ -91,17 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: `{words[0]}` is not a command; `la4vla --help` lists them.", file=sys.stderr)
         return 2
-    return _guarded(COMMANDS[words[0]], words[1:])
+    from la4vla.types import exit_status
 
-
-def _guarded(command: Command, arguments: Sequence[str]) -> int:
-    from la4vla.types import UserError
-
-    try:
-        return command(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(COMMANDS[words[0]], words[1:])
 
 
 if __name__ == "__main__":

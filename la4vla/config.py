@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from la4vla.types import KINDS, UserError
+from la4vla.types import KINDS, UserError, exit_status
 
 MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 """What a stage can train; together they hold every parameter of the policy (model/freeze.py maps names to them)."""
@@ -338,13 +338,9 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         print("usage: python -m la4vla.config CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
-    try:
-        print(to_yaml(load(arguments[0], arguments[1:])), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(to_yaml(load(arguments[0], arguments[1:])), end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(main, sys.argv[1:]))

@@ -22,7 +22,8 @@ Shape letters
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -37,6 +38,15 @@ KINDS: tuple[Kind, ...] = ("la", "vla")
 
 class UserError(ValueError):
     """Bad input, said in one sentence with its cure. Commands print it without a traceback and exit with status 2."""
+
+
+def exit_status(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """What a command returns to the shell: its own status, or 2 after a UserError, said in one line on stderr."""
+    try:
+        return main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-from la4vla.types import UserError
+from la4vla.types import UserError, exit_status
 
 BACKENDS = ("egl", "osmesa")
 """In the order they are tried: egl uses a GPU where there is one, osmesa always draws on the CPU."""
@@ -94,8 +94,4 @@ def _why_not(name: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        use_backend()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(lambda _: int(not use_backend()), sys.argv[1:]))

@@ -9,6 +9,7 @@ from benchmarks import throughput
 from la4vla.config import MODULE_GROUPS, ModelConfig
 from la4vla.model.policy import build_policy
 from la4vla.model.presets import LA4VLA_1B, TINY
+from la4vla.types import exit_status
 
 
 def test_the_released_layout_is_three_images_and_1024_positions():
@@ -49,10 +50,10 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 
 def test_bad_input_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert throughput.main(["--device", "cuda"]) == 2
+    assert exit_status(throughput.main, ["--device", "cuda"]) == 2
     assert "use --device cpu" in capsys.readouterr().err
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert throughput.main(["--clock", "cpu"]) == 2
+    assert exit_status(throughput.main, ["--clock", "cpu"]) == 2
     assert "OMP_NUM_THREADS=1" in capsys.readouterr().err
-    assert throughput.main(["--instruction-tokens", "500"]) == 2
+    assert exit_status(throughput.main, ["--instruction-tokens", "500"]) == 2
     assert "the preset takes 192" in capsys.readouterr().err
