@@ -63,3 +63,16 @@ def test_a_missing_logger_is_said_with_its_cure(tmp_path, monkeypatch, module, s
         setattr(config.log, key, value)
     with pytest.raises(UserError, match=rf"pip install 'la4vla\[{extra}\]'"):
         open_sinks(config, 0)
+
+
+def test_tensorboard_holds_what_is_written(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = TrainConfig(run=RunConfig(dir=str(tmp_path)))
+    config.log.tensorboard = True
+    sinks = open_sinks(config, 0)
+    for sink in sinks:
+        sink.write({"step": 3, "stage": "pretrain", "loss": 0.5})
+        sink.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
