@@ -256,11 +256,11 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[DictConfig]:
 
 
 def _overridden(config: Any, override: str) -> Any:
-    """`config` with a key=value of the command line merged into it."""
+    """`config` with a key=value of the command line merged into it; `key=` is the empty string."""
     if "=" not in override:
         raise UserError(f"`{override}` is not of the form key=value.")
     try:
-        return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([override + '""' * override.endswith("=")]))
     except YAMLError as error:
         raise UserError(f"`{override}`: not valid YAML ({' '.join(str(error).split())}); close or quote it.") from error
 

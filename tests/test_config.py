@@ -112,6 +112,11 @@ def test_a_base_that_leads_back_is_refused(recipe):
         config.load(recipe)
 
 
+def test_nothing_behind_the_equals_sign_is_the_empty_string(recipe):
+    recipe.write_text(recipe.read_text() + "model: {weights: somewhere}\n")
+    assert config.load(recipe, ["model.weights="]).model.weights == ""
+
+
 def test_a_value_that_must_be_given_is_named(recipe):
     recipe.write_text(recipe.read_text().replace("run: {dir: runs/x}\n", ""))
     with pytest.raises(UserError, match=r"`run\.dir` has no value"):
