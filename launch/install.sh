@@ -28,7 +28,8 @@ stamp=".venv/installed-$extras"
 if [ ! -e "$stamp" ] || [ setup.py -nt "$stamp" ]; then
   [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
   .venv/bin/pip install --quiet --upgrade pip
-  .venv/bin/pip install --quiet --editable ".[$extras]"
+  # setuptools warns at length about editable installs in general
+  PYTHONWARNINGS=ignore .venv/bin/pip install --quiet --editable ".[$extras]"
   touch "$stamp"
 fi
 
