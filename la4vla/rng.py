@@ -24,9 +24,6 @@ class RngUse(IntEnum):
     DROPOUT = 6  # dropout, per rank and step
     SERVE = 7  # noise of a served chunk
     RECORD = 8  # action noise of a scripted expert
-    PERTURB = 9  # visual perturbation of an episode
-    BOOTSTRAP = 10  # resampled intervals
-    CASES = 11  # choice of diagnostic cases
     WORDING = 12  # choice among the phrasings of an instruction
 
 

@@ -68,11 +68,15 @@ class Prompter:
             )
         return ids
 
+    def files(self) -> dict[str, bytes]:
+        """File name -> content: all that `load` needs beside the checkpoint's input spec."""
+        return {FILE: self.tokenizer.to_str(pretty=True).encode()}
+
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, all that `load` needs beside the checkpoint's input spec."""
+        """Writes `files`. Not by the library, whose writer tells a full disk by a bare Exception."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # Written here: the library's own writer tells a full disk by a bare Exception.
-        (Path(folder) / FILE).write_text(self.tokenizer.to_str(pretty=True))
+        for name, content in self.files().items():
+            (Path(folder) / name).write_bytes(content)
 
     @staticmethod
     def load(folder: str | Path, spec: InputSpec) -> Prompter:

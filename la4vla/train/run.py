@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,10 +99,6 @@ def _prompter(config: TrainConfig, begin: Start) -> Prompter:
 
 
 def _identity(policy: Policy, setup: Setup, prompter: Prompter) -> Identity:
-    with tempfile.TemporaryDirectory() as folder:
-        # Kept in memory: tokenizers raises a bare Exception when the disk is full.
-        prompter.save(folder)
-        tokenizer = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     return Identity(
         model=policy.description,
         input_spec=asdict(policy.spec),
@@ -111,7 +106,7 @@ def _identity(policy: Policy, setup: Setup, prompter: Prompter) -> Identity:
         embodiment=setup.embodiment.to_dict(),
         views=list(setup.chain.views),
         sources=fingerprints(setup),
-        tokenizer=tokenizer,
+        tokenizer=prompter.files(),
     )
 
 
