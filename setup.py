@@ -10,8 +10,12 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "la4vla" / "__init__.py").r
 
 METAWORLD = ["mujoco==3.3.0", "metaworld==3.1.1", "gymnasium==1.4.0", "PyOpenGL==3.1.10"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
+CONSTRUCT = ["pyarrow>=15", "h5py>=3.10", "openai>=1.60", "krippendorff>=0.8", "fastapi>=0.110", "uvicorn>=0.30", *REPORT]
 DEV = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
+    "httpx>=0.27",
+    "playwright>=1.50",
     "hypothesis>=6",
     "ruff>=0.9",
     "pyright[nodejs]>=1.1.390",
@@ -29,6 +33,7 @@ setup(
     package_data={
         "la4vla.model": ["assets/*"],
         "la4vla.sim": ["data/*"],
+        "la4vla.construct": ["robots/*"],
         "benchmarks": ["protocols/*/*.yaml", "templates/*"],
     },
     install_requires=[
@@ -49,9 +54,10 @@ setup(
     ],
     extras_require={
         "metaworld": METAWORLD + REPORT,
+        "construct": CONSTRUCT,
         "tensorboard": ["tensorboard>=2.18"],
         "wandb": ["wandb>=0.19"],
-        "dev": METAWORLD + REPORT + DEV + ["tensorboard>=2.18"],
+        "dev": METAWORLD + CONSTRUCT + DEV + ["tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["la4vla=la4vla.cli:main"]},
 )

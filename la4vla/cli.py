@@ -53,7 +53,7 @@ def _data(arguments: Sequence[str]) -> int:
 
 
 def _config(arguments: Sequence[str]) -> int:
-    from la4vla.config import main
+    from la4vla.config.__main__ import main
 
     return main(arguments)
 

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from la4vla import config
+from la4vla.config.__main__ import main as config_main
 from la4vla.types import UserError, exit_status
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
@@ -135,7 +136,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
 
 
 def test_the_command_prints_the_resolved_config_and_fails_on_a_typo(recipe, capsys):
-    assert exit_status(config.main, [str(recipe), "run.seed=7"]) == 0
+    assert exit_status(config_main, [str(recipe), "run.seed=7"]) == 0
     assert "seed: 7" in capsys.readouterr().out
-    assert exit_status(config.main, [str(recipe), "run.sed=7"]) == 2
+    assert exit_status(config_main, [str(recipe), "run.sed=7"]) == 2
     assert "nearest key is `seed`" in capsys.readouterr().err

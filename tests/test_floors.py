@@ -33,7 +33,7 @@ ROOMS = {
 import."""
 
 GROUND_THIRD_PARTY = {"numpy", "torch", "omegaconf", "yaml"}  # yaml is what omegaconf reads with
-SIMULATORS = {"mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL"}
+SIMULATORS = ("mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL")
 CONFINED = {
     "torch.distributed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
     "deepspeed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
@@ -153,7 +153,7 @@ def test_importing_the_packages_loads_no_simulator_and_no_trainer():
     printed = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    assert not (SIMULATORS | {"deepspeed", "wandb", "tensorboard"}) & set(ast.literal_eval(printed))
+    assert not {*SIMULATORS, "deepspeed", "wandb", "tensorboard"} & set(ast.literal_eval(printed))
 
 
 def broad_excepts(path: Path) -> Iterator[str]:

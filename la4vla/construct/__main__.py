@@ -1,4 +1,12 @@
-"""`python -m la4vla.construct CONFIG.yaml [key=value ...]`: record what is missing, then build what is out of date."""
+"""`python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]`: all steps, or one and those it needs.
+
+record       demonstrations of MetaWorld's scripted experts, if record.tasks are named
+read         every episode once, with its faults
+keyframes    moments of low motion and gripper transitions
+propose      labelled spans, judged
+filter       those good enough
+shards       la/, vla/ and task/
+"""
 
 from __future__ import annotations
 
@@ -6,21 +14,44 @@ import sys
 from collections.abc import Sequence
 
 from la4vla.config import ConstructConfig, load
+from la4vla.construct import steps
 from la4vla.construct.build import build
+from la4vla.construct.readers import open_source
 from la4vla.construct.record import record
 from la4vla.types import UserError, exit_status
+
+STEPS = ("record", "read", "keyframes", "propose", "filter", "shards")
+
+
+def run(config: ConstructConfig, last: str) -> None:
+    """Brings every step up to `last` up to date. Raises UserError."""
+    wanted = STEPS[: STEPS.index(last) + 1]
+    if config.read.format == "recorded":
+        record(config)
+    source = open_source(config)
+    if "read" in wanted:
+        ledger = steps.read(config, source)
+    if "keyframes" in wanted:
+        ledger = steps.detect_keyframes(config, source, ledger)
+    if "propose" in wanted:
+        ledger = steps.propose(config, source, ledger)
+    if "filter" in wanted:
+        ledger = steps.filter_candidates(config, source, ledger)
+    if "shards" in wanted:
+        build(config, source, ledger)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 done, 2 called without a config. Raises UserError."""
-    if not arguments:
-        print("usage: python -m la4vla.construct CONFIG.yaml [key=value ...]", file=sys.stderr)
+    words = list(arguments)
+    last = words.pop(0) if words and words[0] in STEPS else STEPS[-1]
+    if not words:
+        print("usage: python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
-    config = load(arguments[0], arguments[1:])
+    config = load(words[0], words[1:])
     if not isinstance(config, ConstructConfig):
-        raise UserError(f"{arguments[0]}: not a construct config; its first line must be `schema: construct`.")
-    record(config)
-    build(config)
+        raise UserError(f"{words[0]}: not a construct config; its first line must be `schema: construct`.")
+    run(config, last)
     return 0
 
 

@@ -1,170 +1,77 @@
-"""Episodes: one demonstration each, and their store on disk.
-
-A store is a folder: `store.json` (what all its episodes were recorded with), `{task}/{number:06d}.npz` per episode, and
-an empty `{task}/{number:06d}.failed` for a demonstration that was tried and did not succeed. Files are written under
-another name, fsynced and renamed, so what is there is complete and an interrupted recording goes on where it stopped.
-"""
+"""Episodes: one demonstration each, whatever it was read from, and what a dataset of them must be able to say."""
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from la4vla.construct.robot import Robot
 from la4vla.types import Embodiment, UserError
-
-SCHEMA_VERSION = 1
-SETTINGS = "store.json"
 
 Frames = Mapping[int, bytes]
 """Frame number -> JPEG bytes, upright RGB."""
+
+
+class BadEpisode(UserError):
+    """This one episode cannot be read; the others may."""
 
 
 @dataclass(frozen=True)
 class Episode:
     """One demonstration.
 
-    number: its initial state (Env.reset's `episode`). state: float32 [T, S], raw units, before each action.
-    action: float32 [T, A], what the expert wanted at that state, the training target. executed: float32 [T, A], what
-    was sent to the env: `action` plus exploration noise, clipped; replaying it repeats the episode.
-    views: camera names. frame_stride: frames 0, stride, 2 * stride ... have pictures. frames: reads one view's.
+    key: unique in its dataset; ASCII letters, digits, `-` and `_`, at most 60 characters. number: its initial state
+    (Env.reset's `episode`), or its index in the dataset. state: float32 [T, S], before each action. action: float32
+    [T, A], what the expert wanted at that state, the training target. Both in the units of `robot.embodiment`.
+    executed: float32 [T, A], what was sent to the env, known of recorded episodes only: `action` plus exploration
+    noise, clipped; replaying it repeats the episode. views: camera names. frame_stride: frames 0, stride, 2 * stride
+    ... have pictures. frames: (view, frame numbers that have pictures) -> those pictures, read when asked for; raises
+    BadEpisode.
     """
 
+    key: str
     task: str
     number: int
     instruction: str
-    embodiment: Embodiment
+    robot: Robot
     fps: float
     state: np.ndarray
     action: np.ndarray
-    executed: np.ndarray
     views: tuple[str, ...]
     frame_stride: int
-    frames: Callable[[str], Frames]
+    frames: Callable[[str, Sequence[int]], Frames]
+    executed: np.ndarray | None = None
 
     @property
-    def key(self) -> str:
-        return f"{self.task}-{self.number:06d}"
+    def embodiment(self) -> Embodiment:
+        return self.robot.embodiment
 
     def __len__(self) -> int:
         return len(self.state)
 
 
-def episode_path(store: Path, task: str, number: int) -> Path:
-    return store / task / f"{number:06d}.npz"
+class Source(Protocol):
+    """A dataset of one robot's demonstrations, all with the same views and frame_stride."""
 
+    @property
+    def keys(self) -> Sequence[str]:
+        """Of all episodes, in the dataset's order."""
+        ...
 
-def failure_path(store: Path, task: str, number: int) -> Path:
-    return store / task / f"{number:06d}.failed"
+    def stamp(self, key: str) -> str:
+        """Changes whenever the episode may have changed (sizes and times of its files, settings of the reader)."""
+        ...
 
+    def read(self, key: str) -> Episode:
+        """Raises BadEpisode."""
+        ...
 
-def list_episodes(store: Path, task: str) -> list[int]:
-    """Numbers of the complete episodes of a task, ascending."""
-    return sorted(int(path.stem) for path in (store / task).glob("*.npz"))
+    def video_faults(self, episode: Episode, decode: bool) -> list[str]:
+        """How the pictures disagree with the table: frame counts, time stamps, frames that do not decode.
 
-
-def list_failures(store: Path, task: str) -> list[int]:
-    """Numbers of the demonstrations that were tried and failed, ascending."""
-    return sorted(int(path.stem) for path in (store / task).glob("*.failed"))
-
-
-def write_episode(path: Path, episode: Episode) -> None:
-    """Writes `path` atomically. Bytes depend on the episode only."""
-    about = {
-        "schema": SCHEMA_VERSION,
-        "task": episode.task,
-        "number": episode.number,
-        "instruction": episode.instruction,
-        "embodiment": episode.embodiment.to_dict(),
-        "fps": episode.fps,
-        "views": list(episode.views),
-        "frame_stride": episode.frame_stride,
-    }
-    arrays = {"state": episode.state, "action": episode.action, "executed": episode.executed}
-    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    for view in episode.views:
-        frames = episode.frames(view)
-        numbers = sorted(frames)
-        arrays[f"{view}/frame"] = np.array(numbers, np.int64)
-        arrays[f"{view}/size"] = np.array([len(frames[number]) for number in numbers], np.int64)
-        arrays[f"{view}/jpeg"] = np.frombuffer(b"".join(frames[number] for number in numbers), np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    write_atomic(path, buffer.getvalue())
-
-
-def read_episode(path: Path) -> Episode:
-    """An episode of a store; its pictures are read when asked for. Raises UserError for a file that is not one."""
-    try:
-        with np.load(path) as archive:
-            about: dict[str, Any] = json.loads(archive["about"].tobytes())
-            state, action, executed = (archive[name] for name in ("state", "action", "executed"))
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a complete episode ({error}); delete it and record again.") from error
-    if about["schema"] > SCHEMA_VERSION:
-        raise UserError(f"{path}: written by a newer la4vla (schema {about['schema']}); upgrade la4vla.")
-
-    def frames(view: str) -> Frames:
-        with np.load(path) as archive:
-            numbers, sizes, data = (archive[f"{view}/{name}"] for name in ("frame", "size", "jpeg"))
-        ends = np.cumsum(sizes)
-        return {
-            int(number): data[end - size : end].tobytes()
-            for number, size, end in zip(numbers, sizes, ends, strict=True)
-        }
-
-    return Episode(
-        task=about["task"],
-        number=about["number"],
-        instruction=about["instruction"],
-        embodiment=Embodiment.from_dict(about["embodiment"]),
-        fps=about["fps"],
-        state=state,
-        action=action,
-        executed=executed,
-        views=tuple(about["views"]),
-        frame_stride=about["frame_stride"],
-        frames=frames,
-    )
-
-
-def open_store(store: Path, settings: Mapping[str, Any]) -> None:
-    """Creates a store, or checks that the one there was recorded with the same settings. Raises UserError if not."""
-    path = store / SETTINGS
-    if path.is_file():
-        check_store(store, settings)
-        return
-    store.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"schema": SCHEMA_VERSION, **settings}, indent=1).encode())
-
-
-def check_store(store: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError if a store is there and was recorded with other `settings`, which may be some of its own."""
-    path = store / SETTINGS
-    if not path.is_file():
-        return
-    there = json.loads(path.read_text())
-    for name, value in {"schema": SCHEMA_VERSION, **settings}.items():
-        if there.get(name) != value:
-            raise UserError(
-                f"{store}: its episodes were recorded with {name}={there.get(name)}, not {value}; "
-                "set another episodes_dir or remove this one."
-            )
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """All of `data` under `path`, or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+        decode: decode every frame, otherwise only what containers say is compared.
+        """
+        ...

@@ -19,6 +19,9 @@ from la4vla.config import KeyframeConfig
 from la4vla.types import VectorSpec
 
 KeyframeKind = Literal["static", "gripper_open", "gripper_close"]
+VERSION = 1
+"""Counts changes of what the same states and settings give."""
+
 TRANSLATION = ("x", "y", "z")
 ROTATION = ("rx", "ry", "rz")
 

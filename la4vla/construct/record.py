@@ -10,7 +10,6 @@ from `first_episode` on. A failed attempt is remembered and not tried again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,13 +22,15 @@ import simplejpeg
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig, RecordConfig
-from la4vla.construct.episodes import (
-    Episode,
+from la4vla.construct.episodes import Episode
+from la4vla.construct.robot import Robot, robot_frame
+from la4vla.construct.store import (
     check_store,
     episode_path,
     failure_path,
-    list_episodes,
+    kept_episodes,
     list_failures,
+    numbers_from,
     open_store,
     write_atomic,
     write_episode,
@@ -62,7 +63,7 @@ class Job:
 
 
 def record(config: ConstructConfig) -> dict[str, int]:
-    """Fills `episodes_dir` with `record.episodes` successes of each of `record.tasks`; returns task -> failed attempts.
+    """Fills `read.path` with `record.episodes` successes of each of `record.tasks`; returns task -> failed attempts.
 
     Raises UserError for an unknown task or view, for a store of other settings, and if a task's expert fails too often;
     where nothing renders only if an episode is missing, so that a recorded store can be cut anew on a machine without
@@ -71,7 +72,7 @@ def record(config: ConstructConfig) -> dict[str, int]:
     from la4vla.sim.metaworld import EMBODIMENT, prompts
     from la4vla.sim.render import use_backend
 
-    settings, store = config.record, Path(config.episodes_dir)
+    settings, store = config.record, Path(config.read.path)
     if not settings.tasks or settings.episodes < 1 or settings.processes < 1 or settings.frame_stride < 1:
         raise UserError("`record` needs tasks, and episodes, processes and frame_stride of at least 1.")
     for task in settings.tasks:
@@ -84,7 +85,7 @@ def record(config: ConstructConfig) -> dict[str, int]:
         with tqdm(desc="recording", unit="episode", total=len(settings.tasks) * settings.episodes) as bar:
             bar.update(sum(len(kept_episodes(store, task, settings)) for task in settings.tasks))
             _record_missing(config, store, bar)
-    failed = {task: len(_numbers(list_failures(store, task), settings)) for task in settings.tasks}
+    failed = {task: len(numbers_from(list_failures(store, task), settings)) for task in settings.tasks}
     for task in settings.tasks:
         kept = len(kept_episodes(store, task, settings))
         print(f"{task}: {kept} demonstrations kept, {failed[task]} failed attempts dropped")
@@ -119,17 +120,18 @@ def roll_out(env: MetaWorldEnv, job: Job) -> Episode | None:
     if not succeeded:
         return None
     return Episode(
+        key=f"{job.task}-{job.number:06d}",
         task=job.task,
         number=job.number,
         instruction=instruction,
-        embodiment=env.embodiment,
+        robot=Robot(env.embodiment, robot_frame(env.embodiment.name)),
         fps=env.embodiment.control_hz,
         state=np.stack(states),
         action=np.stack(actions),
         executed=np.stack(executed),
         views=tuple(frames),
         frame_stride=settings.frame_stride,
-        frames=frames.__getitem__,
+        frames=lambda view, numbers: {number: frames[view][number] for number in numbers},
     )
 
 
@@ -173,7 +175,7 @@ def _missing(store: Path, settings: RecordConfig) -> dict[str, list[int]]:
     """Task -> numbers to try next. Raises UserError for a task whose expert fails too often."""
     missing = {}
     for task in settings.tasks:
-        kept, failed = kept_episodes(store, task, settings), _numbers(list_failures(store, task), settings)
+        kept, failed = kept_episodes(store, task, settings), numbers_from(list_failures(store, task), settings)
         wanted = settings.episodes - len(kept)
         if wanted <= 0:
             continue
@@ -186,15 +188,6 @@ def _missing(store: Path, settings: RecordConfig) -> dict[str, list[int]]:
         last = settings.first_episode + len(tried) + wanted
         missing[task] = [number for number in range(settings.first_episode, last) if number not in tried]
     return missing
-
-
-def kept_episodes(store: Path, task: str, settings: RecordConfig) -> list[int]:
-    """Numbers of the demonstrations of a task that count: the first `episodes` successes, ascending."""
-    return _numbers(list_episodes(store, task), settings)[: settings.episodes]
-
-
-def _numbers(numbers: Iterable[int], settings: RecordConfig) -> list[int]:
-    return [number for number in numbers if number >= settings.first_episode]
 
 
 def _identity(config: ConstructConfig, embodiment: Embodiment) -> dict[str, object]:

@@ -64,47 +64,6 @@ def canonical(name: str, status: ObjectStatus) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class RobotFrame:
-    """How the numbers of an embodiment map to words.
-
-    forward, left, up: signed base-frame axes such as `+y`. closed_on_nothing: opening (1 open, 0 closed) at which an
-    empty gripper comes to rest under a closing command. hold_margin: rest openings this much above it mean that
-    something is in between. open_from: openings from here on are called open.
-    """
-
-    forward: str
-    left: str
-    up: str
-    closed_on_nothing: float
-    hold_margin: float
-    open_from: float
-
-    def from_base(self, vector_D3: np.ndarray) -> np.ndarray:
-        """Base-frame vectors [..., 3] as (forward, left, up), same unit."""
-        signed = [
-            (-1.0 if axis[0] == "-" else 1.0, "xyz".index(axis[1])) for axis in (self.forward, self.left, self.up)
-        ]
-        return np.stack([sign * vector_D3[..., index] for sign, index in signed], axis=-1)
-
-
-ROBOT_FRAMES = {
-    # The Sawyer stands at the origin and faces +y, +x is to its right (measured: table at y 0.4 .. 1.0, base at 0).
-    # Fingers closed on nothing rest at 0.30 after an overshoot to 0.26; the thinnest held stick rests at 0.34.
-    "metaworld_sawyer": RobotFrame("+y", "-x", "+z", closed_on_nothing=0.30, hold_margin=0.03, open_from=0.8),
-}
-"""Embodiment name -> frame. A new robot gets its row here; there is no default, wrong axes would teach wrong words."""
-
-
-def robot_frame(embodiment: str) -> RobotFrame:
-    if embodiment not in ROBOT_FRAMES:
-        raise UserError(
-            f"no direction words are known for embodiment `{embodiment}`; add its axes to ROBOT_FRAMES "
-            "in la4vla/construct/vocabulary.py."
-        )
-    return ROBOT_FRAMES[embodiment]
-
-
 DIRECTIONS = (("forward", "backward"), ("left", "right"), ("up", "down"))
 """Canonical words of the positive and negative ends of (forward, left, up)."""
 

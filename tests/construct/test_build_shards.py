@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from la4vla.config import ConstructConfig, ProposeConfig, RecordConfig
-from la4vla.construct.build import build, cut
-from la4vla.construct.episodes import Episode, episode_path, read_episode, write_episode
+from la4vla.config import ConstructConfig, ProposeConfig, ReadConfig, RecordConfig
+from la4vla.construct.__main__ import run
+from la4vla.construct.episodes import Episode
+from la4vla.construct.keyframes import detect
+from la4vla.construct.kinematic import Kinematic
+from la4vla.construct.readers import open_source
+from la4vla.construct.robot import Robot, robot_frame
+from la4vla.construct.store import episode_path, read_episode, write_episode
 from la4vla.data.shards import read_index
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
@@ -21,6 +26,7 @@ from la4vla.types import UserError
 STRIDE = 3
 FRAMES = 83
 TASK = "pick-place-v3"
+ROBOT = Robot(EMBODIMENT, robot_frame(EMBODIMENT.name))
 
 
 def grey(level):
@@ -37,8 +43,8 @@ def episode(number):
     action = np.full((FRAMES, 4), number % 7 / 10, np.float32)
     images = {t: grey(2 * t) for t in range(0, FRAMES, STRIDE)}
     return Episode(
-        TASK, number, "Pick and place a puck to a goal", EMBODIMENT, 80.0, state, action, action, ("corner4",), STRIDE,
-        {"corner4": images}.__getitem__,
+        f"{TASK}-{number:06d}", TASK, number, "Pick and place a puck to a goal", ROBOT, 80.0, state, action,
+        ("corner4",), STRIDE, lambda view, numbers: {t: images[t] for t in numbers}, action,
     )  # fmt: skip
 
 
@@ -47,12 +53,17 @@ def config(tmp_path):
     for number in range(1000, 1004):
         write_episode(episode_path(tmp_path / "episodes", TASK, number), episode(number))
     return ConstructConfig(
-        episodes_dir=str(tmp_path / "episodes"),
+        read=ReadConfig(path=str(tmp_path / "episodes")),
         out_dir=str(tmp_path / "out"),
         record=RecordConfig(tasks=[TASK], episodes=4),
         propose=ProposeConfig(min_clip_frames=8),
         shards=2,
     )
+
+
+def construct(config):
+    """All steps after the recording."""
+    run(config, "shards")
 
 
 def members(folder):
@@ -69,7 +80,7 @@ def members(folder):
 
 
 def test_la_and_vla_are_the_same_clips(config):
-    build(config)
+    construct(config)
     la, vla = members(f"{config.out_dir}/la"), members(f"{config.out_dir}/vla")
     assert len(la) >= 4 * 3
     assert la.keys() == vla.keys()
@@ -89,7 +100,7 @@ def test_la_and_vla_are_the_same_clips(config):
 
 @pytest.mark.parametrize("folder", ["vla", "task"])
 def test_picture_t_of_a_clip_is_the_picture_of_its_frame(config, folder):
-    build(config)
+    construct(config)
     seen = 0
     for files in members(f"{config.out_dir}/{folder}").values():
         start, end = json.loads(files["json"])["span"]
@@ -102,7 +113,7 @@ def test_picture_t_of_a_clip_is_the_picture_of_its_frame(config, folder):
 
 
 def test_whole_clips_carry_the_tasks_sentence(config):
-    build(config)
+    construct(config)
     clips = members(f"{config.out_dir}/task")
     assert set(clips) == {f"{TASK}-{number:06d}" for number in range(1000, 1004)}
     for files in clips.values():
@@ -115,56 +126,58 @@ def test_a_second_build_does_nothing_and_a_changed_input_is_noticed(config, caps
     def stamps():
         return {path: path.stat().st_mtime_ns for path in Path(config.out_dir).rglob("*.tar")}
 
-    build(config)
+    construct(config)
     table = capsys.readouterr().out
     assert "primitives: move" in table
     clips, whole = (read_index(f"{config.out_dir}/{name}").frames for name in ("la", "task"))
     assert f"in no clip: {whole - clips} of {4 * FRAMES} frames" in table
     first = stamps()
     assert len(first) == 6
-    build(config)
+    construct(config)
     assert "up to date" in capsys.readouterr().out
     assert stamps() == first
 
     config.propose.bend_tolerance = 0.5
-    build(config)
+    construct(config)
     second = stamps()
     assert all(second[path] != first[path] for path in first)
-    write_episode(episode_path(Path(config.episodes_dir), TASK, 1002), episode(1004))
-    build(config)
+    write_episode(episode_path(Path(config.read.path), TASK, 1002), episode(1004))
+    construct(config)
     assert all(stamps()[path] != second[path] for path in first)
 
 
 def test_the_same_episodes_give_the_same_bytes(config):
-    build(config)
+    construct(config)
     first = {path.name: path.read_bytes() for path in Path(config.out_dir, "vla").glob("*.tar")}
     Path(config.out_dir, "build.json").unlink()
-    build(config)
+    construct(config)
     assert {path.name: path.read_bytes() for path in Path(config.out_dir, "vla").glob("*.tar")} == first
 
 
 def test_missing_and_damaged_episodes_are_errors_and_leave_the_old_shards(config):
-    build(config)
+    construct(config)
     config.record.episodes = 5
     with pytest.raises(UserError, match="4 of 5 episodes"):
-        build(config)
+        open_source(config)
     config.record.episodes = 4
-    episode_path(Path(config.episodes_dir), TASK, 1001).write_bytes(b"half")
+    episode_path(Path(config.read.path), TASK, 1001).write_bytes(b"half")
     with pytest.raises(UserError, match="001001"):
-        build(config)
+        construct(config)
     assert read_index(f"{config.out_dir}/vla").clips == read_index(f"{config.out_dir}/la").clips > 0
 
 
 def test_too_many_shards_for_the_clips_is_an_error(config):
     config.shards = 500
     with pytest.raises(UserError, match="shards"):
-        build(config)
+        construct(config)
 
 
 def test_wording_depends_on_the_episode_not_on_its_neighbours(config):
-    path = episode_path(Path(config.episodes_dir), TASK, 1001)
-    alone = [clip.instruction for clip in cut(read_episode(path), config)]
-    build(config)
+    path = episode_path(Path(config.read.path), TASK, 1001)
+    episode = read_episode(path)
+    hints = detect(episode.state, EMBODIMENT.state, config.keyframes)
+    alone = [item.instruction for item in Kinematic(config.propose, config.seed).propose(episode, hints).proposals]
+    construct(config)
     together = members(f"{config.out_dir}/la")
     assert alone == [
         json.loads(files["json"])["instruction"] for key, files in sorted(together.items()) if "-001001-" in key

@@ -12,19 +12,23 @@ from scipy.spatial.transform import Rotation
 
 from la4vla.config import KeyframeConfig, ProposeConfig
 from la4vla.construct.keyframes import detect
-from la4vla.construct.propose import bends, propose
-from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, ROBOT_FRAMES, WORD, RobotFrame, contradictions, lint
+from la4vla.construct.kinematic import bends, propose
+from la4vla.construct.robot import Robot, RobotFrame, robot_frame
+from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, WORD, contradictions, lint
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv
-from la4vla.types import Embodiment, UserError, VectorSpec
+from la4vla.types import Embodiment, VectorSpec
 
 CONFIG = ProposeConfig(min_clip_frames=8)
 FORWARD, LEFT, UP = np.array([0, 1, 0]), np.array([-1, 0, 0]), np.array([0, 0, 1])
 """World axes of the Sawyer."""
 
 
-def label(state, action, embodiment=EMBODIMENT, config=CONFIG, stride=1, seed=0):
-    keyframes = detect(state, embodiment.state, KeyframeConfig())
-    return propose(state, action, embodiment, keyframes, config, stride, np.random.default_rng(seed))
+SAWYER = Robot(EMBODIMENT, robot_frame(EMBODIMENT.name))
+
+
+def label(state, action, robot=SAWYER, config=CONFIG, stride=1, seed=0):
+    keyframes = detect(state, robot.embodiment.state, KeyframeConfig())
+    return propose(state, action, robot, keyframes, config, stride, np.random.default_rng(seed))
 
 
 def episode(*phases, open_start=1.0):
@@ -190,19 +194,14 @@ ARM6 = Embodiment(
         ((1.2, 0, 0), "reorient_free", ""),
     ],
 )
-def test_rotations_of_an_empty_gripper(monkeypatch, turn, primitive, word):
-    monkeypatch.setitem(ROBOT_FRAMES, "arm6", RobotFrame("+x", "+y", "+z", 0.0, 0.05, 0.8))
+def test_rotations_of_an_empty_gripper(turn, primitive, word):
+    robot = Robot(ARM6, RobotFrame("+x", "+y", "+z", 0.0, 0.05, 0.8))
     state = np.zeros((40, 7), np.float32)
     state[:, 6] = 1.0
     state[:, 3:6] = Rotation.from_rotvec(np.linspace(0, 1, 40)[:, None] * np.array(turn)).as_euler("xyz")
-    clips = label(state, np.ones((40, 7), np.float32), ARM6)
+    clips = label(state, np.ones((40, 7), np.float32), robot)
     assert {clip.primitive for clip in clips} == {primitive}
     assert all(word in clip.instruction.split() for clip in clips if word)
-
-
-def test_a_robot_nobody_described_is_an_error():
-    with pytest.raises(UserError, match="ROBOT_FRAMES"):
-        label(np.zeros((10, 7), np.float32), np.zeros((10, 7), np.float32), ARM6)
 
 
 EXPECTED = {

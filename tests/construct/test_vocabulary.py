@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from la4vla.construct.robot import robot_frame
 from la4vla.construct.vocabulary import (
     ALIASES,
     DIRECTIONS,
@@ -16,7 +17,6 @@ from la4vla.construct.vocabulary import (
     contradictions,
     lint,
     phrase,
-    robot_frame,
     way,
 )
 from la4vla.types import UserError
@@ -105,7 +105,7 @@ def test_the_sawyer_faces_plus_y():
     """World +x, +y, +z are the robot's right, forward and up."""
     world = np.eye(3)
     np.testing.assert_array_equal(robot_frame("metaworld_sawyer").from_base(world), [[0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    with pytest.raises(UserError, match="ROBOT_FRAMES"):
+    with pytest.raises(UserError, match="no robot file"):
         robot_frame("nobody's robot")
 
 

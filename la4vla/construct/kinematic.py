@@ -13,7 +13,7 @@ are left out. Cuts and displacements are shifted by the arm's lag behind its com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -21,33 +21,22 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from la4vla.config import ProposeConfig
+from la4vla.construct.candidates import Proposal, Proposed
+from la4vla.construct.episodes import Episode
 from la4vla.construct.keyframes import ROTATION, TRANSLATION, Keyframe, opening
-from la4vla.construct.vocabulary import ObjectStatus, RobotFrame, phrase, robot_frame, way
-from la4vla.types import Embodiment, UserError, VectorSpec
+from la4vla.construct.ledger import digest
+from la4vla.construct.robot import Robot, RobotFrame
+from la4vla.construct.vocabulary import ObjectStatus, phrase, way
+from la4vla.rng import RngUse, generator
+from la4vla.types import UserError, VectorSpec
 
-QUALITY = 2.0
-"""What clips of this labeller carry on the annotators' scale of 0..3: `acceptable` (FACTS 1.3.5), unseen."""
+VERSION = 3
+"""Counts changes of what the same episodes and settings are cut and labelled into."""
 
 _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest
 _LEAD_FRAMES = 8  # a command precedes the motion it causes by no more than this (0.1 s at 80 Hz)
 _REST_FRAMES = 10  # frames over which the resting opening is taken
 _TEXT_OPENING = 0.25  # change of opening (1 = from closed to open) that an instruction mentions
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A labelled span [start, end) of an episode.
-
-    displacement: (forward, left, up) in metres, what its commands brought about: from the state `lag` frames after its
-    start to the state `lag` frames after its end.
-    """
-
-    start: int
-    end: int
-    primitive: str
-    status: ObjectStatus
-    instruction: str
-    displacement: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -88,10 +77,30 @@ class _Segment:
         return self.end - self.start
 
 
+@dataclass(frozen=True)
+class Kinematic:
+    """The labeller as a Proposer. seed: of the choice among phrasings."""
+
+    config: ProposeConfig
+    seed: int
+    name: str = "kinematic"
+
+    @property
+    def version(self) -> str:
+        return digest(self.name, VERSION, asdict(self.config), self.seed)
+
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+        draws = generator(self.seed, RngUse.WORDING, episode.key)
+        stride = episode.frame_stride
+        return Proposed(
+            tuple(propose(episode.state, episode.action, episode.robot, keyframes, self.config, stride, draws))
+        )
+
+
 def propose(
     state_TS: np.ndarray,
     action_TA: np.ndarray,
-    embodiment: Embodiment,
+    robot: Robot,
     keyframes: Sequence[Keyframe],
     config: ProposeConfig,
     stride: int,
@@ -99,10 +108,10 @@ def propose(
 ) -> list[Proposal]:
     """Labelled segments in the order of time; they do not overlap and starts are multiples of `stride`.
 
-    state_TS, action_TA: raw units of the embodiment. keyframes: of detect(). generator: chooses among phrasings only.
-    Raises UserError for an embodiment without a position in its state or without a row in ROBOT_FRAMES.
+    state_TS, action_TA: units of the embodiment. keyframes: of detect(). generator: chooses among phrasings only.
+    Raises UserError for an embodiment without a position in its state.
     """
-    track = _track(state_TS, action_TA, embodiment)
+    track = _track(state_TS, action_TA, robot)
     gripper = [item for item in keyframes if item.kind != "static"]
     phases, holding_T = _gripper_phases(track, gripper)
     cuts = [item.frame for item in keyframes if item.kind == "static"]
@@ -131,8 +140,8 @@ def bends(path_N3: np.ndarray, tolerance: float) -> list[int]:
     return sorted(found)
 
 
-def _track(state_TS: np.ndarray, action_TA: np.ndarray, embodiment: Embodiment) -> _Track:
-    spec, frame = embodiment.state, robot_frame(embodiment.name)
+def _track(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> _Track:
+    embodiment, spec, frame = robot.embodiment, robot.embodiment.state, robot.frame
     position, rotation = spec.dims(*TRANSLATION), spec.dims(*ROTATION)
     if len(position) < 3:
         raise UserError(f"embodiment `{embodiment.name}` has no x, y, z in its state; clips are cut by hand position.")

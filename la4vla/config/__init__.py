@@ -1,0 +1,59 @@
+"""Every knob, once: the schemas with their defaults, how YAML and the command line change them, the cross-field checks.
+
+    python -m la4vla.config configs/tiny/mixpt.yaml stages.pretrain.steps=100     prints the resolved config
+
+An unknown key is an error that names the nearest one. Checks run before anything distributed starts.
+"""
+
+from la4vla.config.construct import (
+    ConstructConfig,
+    FilterConfig,
+    KeyframeConfig,
+    ProposeConfig,
+    ReadConfig,
+    RecordConfig,
+    ReviewConfig,
+    VlmConfig,
+)
+from la4vla.config.load import load, to_yaml
+from la4vla.config.train import (
+    MODULE_GROUPS,
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    FlowConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+    validate,
+)
+
+__all__ = [
+    "MODULE_GROUPS",
+    "CheckpointConfig",
+    "ConstructConfig",
+    "DataConfig",
+    "EngineConfig",
+    "FilterConfig",
+    "FlowConfig",
+    "KeyframeConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ProposeConfig",
+    "ReadConfig",
+    "RecordConfig",
+    "ReviewConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StageConfig",
+    "TrainConfig",
+    "VlmConfig",
+    "load",
+    "to_yaml",
+    "validate",
+]

@@ -1,0 +1,151 @@
+"""What `schema: construct` holds: from demonstrations to shards of LA clips, step by step, with every default."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from omegaconf import MISSING
+
+from la4vla.config.checks import choice, within
+
+
+@dataclass
+class ReadConfig:
+    """Where the demonstrations are and what their numbers mean (docs/construction.md, "Reading")."""
+
+    format: str = "recorded"  # recorded (by `record`) | lerobot (v2.0, v2.1, v3.0) | libero (HDF5) | npz
+    path: str = MISSING  # folder of the dataset
+    robot: str = ""  # a file name of la4vla/construct/robots/ without .yaml, or a path; recorded: the simulator's own
+    views: dict[str, str] = field(default_factory=dict)  # our name -> the dataset's; empty: all, under their own names
+    state: str = ""  # column of the state; empty: the format's usual one
+    action: str = ""  # column of the action; empty: the format's usual one
+    frame_stride: int = 1  # pictures are taken at every n-th frame; recorded and npz have their own
+    max_episodes: int = 0  # read the first so many only; 0: all
+    max_bad_episodes: int = 0  # episodes left out for their faults before the step stops; all are listed either way
+    decode: bool = False  # decode every frame of every video while reading, not only count them
+
+
+@dataclass
+class RecordConfig:
+    """Demonstrations from the MetaWorld scripted experts (construct/episodes.py)."""
+
+    tasks: list[str] = field(default_factory=list)  # env names such as reach-v3
+    episodes: int = 25  # successful demonstrations kept a task
+    first_episode: int = 1000  # initial states `first_episode`, +1, ...: apart from the evaluation's 0..49
+    view: str = "corner4"
+    image_size: int = 112
+    frame_stride: int = 2  # every n-th frame is rendered and stored
+    fast: bool = False  # draw without shadows, reflections and anti-aliasing; evaluate with the same setting
+    action_noise: float = 0.1  # std of Gaussian noise on the executed translation command, for coverage
+    seed: int = 0
+    processes: int = 2
+
+
+@dataclass
+class KeyframeConfig:
+    """Keyframe detection of FACTS 1.3.1; the paper lost its numbers, so these are our defaults."""
+
+    smooth_window: int = 11  # frames, Savitzky-Golay; shortened to an odd number <= T for short episodes
+    smooth_order: int = 3
+    rotation_weight: float = 0.5  # weight of a rotation dim in the motion signal, a translation dim has 1
+    scale_floor: float = 0.05  # a dim is scaled by at least this share of the largest of its kind (no amplified noise)
+    threshold: float = 0.5  # static below this fraction of the episode's mean motion
+    static_window: int = 5  # frames
+    static_share: float = 0.8  # of the window's frames that must be below the threshold
+    gripper_threshold: float = 0.5  # of the min-max normalised gripper channel
+    gripper_window: int = 5  # frames on each side
+    gripper_min_range: float = 0.15  # of the open-closed span; an episode whose gripper moves less has no events
+    min_event_distance: int = 10  # frames
+
+
+@dataclass
+class ProposeConfig:
+    """The kinematic labeller (construct/propose.py); no paper has numbers for it, so these are our defaults."""
+
+    min_clip_frames: int = 5  # shorter segments join the neighbour that moves most alike (FACTS 1.3.4)
+    bend_tolerance: float = 0.02  # m the path may leave the straight line of one segment
+    min_move: float = 0.015  # m; a segment that moves and turns less is a wait and makes no clip
+    slight_move: float = 0.04  # m; moves shorter than this are called slight
+    second_axis: float = 0.5  # an axis is named if it moves at least this fraction of the dominant one
+    min_turn: float = 0.3  # rad; a segment is a rotation if it turns more than this
+    turn_arm: float = 0.15  # m; ... and this times the turn in rad exceeds the distance moved
+
+
+@dataclass
+class VlmConfig:
+    """Proposals of a vision-language model behind an OpenAI-compatible endpoint (FACTS 1.3.3, 1.3.4)."""
+
+    model: str = "qwen3-vl-plus"
+    base_url: str = ""  # of the endpoint, with /v1
+    api_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
+    fps: float = 2.0  # frames a second that are shown
+    width: int = 320  # pixels
+    height: int = 240  # pixels
+    temperature: float = 0.1
+    attempts: int = 4  # requests an episode: the first and three retries
+    concurrency: int = 8  # episodes in flight
+    requests_per_minute: int = 300
+    timeout_s: float = 120.0  # of one request
+    max_failed_episodes: int = 0  # episodes without a usable answer before the step stops
+    input_price: float = 0.0  # of a million input tokens, for the estimate of --dry-run
+    output_price: float = 0.0  # of a million output tokens
+
+
+@dataclass
+class ReviewConfig:
+    """The web page where people score candidates (FACTS 1.3.5)."""
+
+    annotators: list[str] = field(default_factory=list)  # names; empty: whoever logs in, and no assignment
+    overlap: float = 0.1  # share of the candidates that two annotators get
+    host: str = "127.0.0.1"  # another one asks for a token, printed at the start
+    port: int = 8321
+
+
+@dataclass
+class FilterConfig:
+    """What becomes a clip (FACTS 1.3.5)."""
+
+    by: str = "automatic"  # automatic: the judge's score | human: the mean of the annotators'; unreviewed are left out
+    min_quality: float = 2.0  # on the scale 0 .. 3
+
+
+@dataclass
+class ConstructConfig:
+    """`la4vla construct`: demonstrations -> LA clips, their twin with images, and whole-task clips."""
+
+    out_dir: str = MISSING  # gets the ledgers of all steps, and la/, vla/ and task/ shard folders
+    proposer: str = "kinematic"  # kinematic | vlm
+    read: ReadConfig = field(default_factory=ReadConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
+    propose: ProposeConfig = field(default_factory=ProposeConfig)
+    vlm: VlmConfig = field(default_factory=VlmConfig)
+    review: ReviewConfig = field(default_factory=ReviewConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    shards: int = 32  # tars a folder: at least data.streams
+    jpeg_quality: int = 95  # of pictures that were not JPEG already
+    seed: int = 0  # of the wording of instructions and the assignment of reviews
+
+
+INTERVALS = {
+    **dict.fromkeys(("frame_stride", "shards", "attempts", "concurrency", "requests_per_minute", "width"), "[1, inf)"),
+    **dict.fromkeys(("height", "min_clip_frames", "smooth_window", "static_window", "gripper_window"), "[1, inf)"),
+    **dict.fromkeys(("image_size", "processes", "episodes"), "[1, inf)"),
+    **dict.fromkeys(("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance"), "[0, inf)"),
+    **dict.fromkeys(("temperature", "action_noise", "rotation_weight", "threshold"), "[0, inf)"),
+    **dict.fromkeys(("fps", "timeout_s", "bend_tolerance"), "(0, inf)"),
+    **dict.fromkeys(("overlap", "static_share", "gripper_threshold"), "[0, 1]"),
+    **{"jpeg_quality": "[1, 100]", "min_quality": "[0, 3]", "port": "[0, 65535]"},
+}
+"""Where the numbers must lie, by the field's name."""
+
+
+def validate_construct(config: ConstructConfig) -> None:
+    """Raises UserError for a value that is not one of its few, or out of its interval."""
+    choice("proposer", config.proposer, ("kinematic", "vlm"))
+    choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz"))
+    choice("filter.by", config.filter.by, ("automatic", "human"))
+    values = asdict(config)
+    within("", values, INTERVALS)
+    for group in ("read", "record", "keyframes", "propose", "vlm", "review", "filter"):
+        within(f"{group}.", values[group], INTERVALS)

@@ -1,0 +1,95 @@
+"""How a YAML file and the command line become a config: layers, merging, and errors that name the nearest key.
+
+Order of precedence: the dataclasses' defaults < the file named by `base:` < the YAML < `key=value` arguments.
+A YAML holds deltas only. Its `schema:` says which dataclass it fills (`train`, the default, or `construct`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from la4vla.config.construct import ConstructConfig, validate_construct
+from la4vla.config.train import TrainConfig, validate
+from la4vla.types import UserError
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "construct": ConstructConfig}
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = None) -> Any:
+    """The config a YAML file describes, as an instance of its schema's dataclass, validated.
+
+    schema: the dataclass to fill; None: the one of SCHEMAS that the file names.
+    Raises UserError for an unknown key, a value of the wrong type, a missing value or settings that contradict.
+    """
+    layers = _layers(Path(path))
+    name = next((layer.schema for layer in reversed(layers) if "schema" in layer), "train")
+    if schema is None and str(name) not in SCHEMAS:
+        raise UserError(f"{path}: schema `{name}` does not exist; use one of {', '.join(SCHEMAS)}.")
+    merged: Any = OmegaConf.structured(schema or SCHEMAS[name])
+    try:
+        for layer in layers:
+            merged = OmegaConf.merge(merged, {key: layer[key] for key in layer if key not in ("schema", "base")})
+        for override in overrides:
+            merged = _overridden(merged, override)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{path}: `{missing[0]}` has no value; set it in the file or as key=value.")
+        config = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise UserError(f"{path}: {_unknown_key(error)}") from error
+    except OmegaConfBaseException as error:
+        where = f"`{error.full_key}`: " if error.full_key else ""
+        raise UserError(f"{path}: {where}{str(error).splitlines()[0]}") from error
+    except TypeError as error:  # OmegaConf's own complaint about a list where a mapping belongs, or the reverse
+        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({error}).") from error
+    if isinstance(config, TrainConfig):
+        validate(config)
+        for stage in config.stages.values():
+            stage.mixture = {source: share for source, share in stage.mixture.items() if share}
+    if isinstance(config, ConstructConfig):
+        validate_construct(config)
+    return config
+
+
+def to_yaml(config: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[DictConfig]:
+    """The YAML and the files its `base:` leads to, farthest first. above: the files that led here."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; look into configs/.")
+    if path.resolve() in above:
+        raise UserError(f"{path}: its `base:` leads back to itself; name another file there.")
+    try:
+        layer = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:  # OSError: OmegaConf's word for a lone number
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(layer, DictConfig):
+        raise UserError(f"{path}: a config is a mapping of keys to values.")
+    return [*(_layers(path.parent / str(layer.base), (*above, path.resolve())) if "base" in layer else []), layer]
+
+
+def _overridden(config: Any, override: str) -> Any:
+    """`config` with a key=value of the command line merged into it; `key=` is the empty string."""
+    if "=" not in override:
+        raise UserError(f"`{override}` is not of the form key=value.")
+    try:
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([override + '""' * override.endswith("=")]))
+    except YAMLError as error:
+        raise UserError(f"`{override}`: not valid YAML ({' '.join(str(error).split())}); close or quote it.") from error
+
+
+def _unknown_key(error: ConfigKeyError) -> str:
+    known = [item.name for item in fields(error.object_type)] if is_dataclass(error.object_type) else []
+    nearest = difflib.get_close_matches(str(error.key), known, n=1, cutoff=0.0)
+    hint = f"; the nearest key is `{nearest[0]}`" if nearest else ""
+    return f"unknown key `{error.full_key}`{hint}."

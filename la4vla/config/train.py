@@ -1,0 +1,175 @@
+"""What `schema: train` holds, with its defaults, and the checks that need more than one field."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from omegaconf import MISSING
+
+from la4vla.config.checks import choice, within
+from la4vla.types import KINDS, UserError
+
+MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
+"""What a stage can train; together they hold every parameter of the policy (model/freeze.py maps names to them)."""
+
+
+@dataclass
+class RunConfig:
+    dir: str = MISSING  # everything the run writes goes here
+    seed: int = 0
+    resume: str = "auto"  # auto: continue from the newest complete checkpoint in `dir`; never: an old one is an error
+    init_from: str = ""  # checkpoint or run folder whose weights and statistics start this run, at step 0
+
+
+@dataclass
+class ModelConfig:
+    preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, la4vla_1b)
+    weights: str = ""  # pretrained InternVL in the native `-hf` layout, local folder or hub id; empty: random
+    tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
+    readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
+    attention: str = "sdpa"  # sdpa | eager | flash_attention_2; an absent backend is an error
+    dropout: float = 0.2  # inside the head's attention (FACTS 1.7)
+
+
+@dataclass
+class FlowConfig:
+    noise: str = "uniform"  # uniform on [-1, 1] (FACTS 4.2) | normal
+    time_alpha: float = 2.0  # flow time ~ Beta(alpha, beta) on (0, 1), fp32, continuous
+    time_beta: float = 2.0
+    steps: int = 10  # Euler steps of the sampler, t = i / steps from 0
+
+
+@dataclass
+class SourceConfig:
+    path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
+    kind: str = MISSING  # la | vla; a folder with images may serve as la, its images are then never read
+    views: list[str] = field(default_factory=list)  # views a vla source shows, in slot order; empty: all of the index
+
+
+@dataclass
+class DataConfig:
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    streams: int = 32  # logical streams a source is cut into; the number of ranks must divide it
+    shuffle_bytes: int = 64 * 2**20  # per stream: shards read together and shuffled sample by sample
+    decode_threads: int = 4  # per rank
+    read_ahead: int = 4  # steps the loader works ahead
+    action: str = "recorded"  # recorded | delta_to_state (each action minus the state of its own frame, wrap-safe)
+    normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
+    stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
+    augment: float = 0.0  # probability that a training image is cropped, turned and jittered (FACTS 1.7)
+    max_bad_samples: int = 0  # unreadable images tolerated a rank and start (logged and masked) before the run stops
+
+
+@dataclass
+class StageConfig:
+    mixture: dict[str, float] = field(default_factory=dict)  # source -> share, any sum; 0 takes out a source of `base:`
+    steps: int = MISSING
+    global_batch: int = 128  # samples an optimizer step, over all ranks; a multiple of data.streams
+    micro_batch: int = 16  # samples that go through the model at once on one rank; changes memory, not results
+    train: list[str] = field(default_factory=lambda: ["llm", "head"])  # module groups; all others are frozen
+    lr: float = 1e-5
+    warmup_steps: int = 1000  # linear from 0, then cosine to 0 at `steps`
+    weight_decay: float = 1e-3  # not on biases, norms and other 1-d tensors
+    loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in KINDS})
+
+
+@dataclass
+class OptimConfig:
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+
+@dataclass
+class EngineConfig:
+    name: str = "plain"  # plain: one process or DDP | deepspeed
+    zero_stage: int = 2  # deepspeed only, 0-3
+    precision: str = "fp32"  # fp32 | bf16 (fp32 master weights, fp32 loss, noise and time)
+    gradient_checkpointing: bool = False
+    max_skipped_steps: int = 5  # consecutive non-finite steps (skipped on all ranks together) before the run stops
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep_last: int = 2
+    keep_every: int = 0  # additionally keep every checkpoint whose step is a multiple of this; 0: none
+
+
+@dataclass
+class LogConfig:
+    every_steps: int = 10
+    tensorboard: bool = False
+    wandb_project: str = ""  # empty: off
+
+
+@dataclass
+class TrainConfig:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # run in the order of the file
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+INTERVALS = {
+    **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "max_skipped_steps", "keep_every"), "[0, inf)"),
+    **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
+    **dict.fromkeys(("time_alpha", "time_beta", "eps"), "(0, inf)"),
+    **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
+    **dict.fromkeys(("steps", "global_batch", "micro_batch"), "[1, inf)"),
+    **{"augment": "[0, 1]", "clip_norm": "(0, inf]"},
+}
+"""Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
+
+
+def validate(config: TrainConfig) -> None:
+    """The checks that need more than one field, but not the data or the world size. Raises UserError."""
+    choice("run.resume", config.run.resume, ("auto", "never"))
+    choice("model.readout", config.model.readout, ("per_token", "flatten"))
+    choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
+    choice("flow.noise", config.flow.noise, ("uniform", "normal"))
+    choice("data.action", config.data.action, ("recorded", "delta_to_state"))
+    choice("data.normalization", config.data.normalization, ("q01_q99", "min_max", "mean_std"))
+    choice("engine.name", config.engine.name, ("plain", "deepspeed"))
+    choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
+    choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
+    for group in ("model", "flow", "data", "optim", "engine", "checkpoint", "log"):
+        within(f"{group}.", asdict(config)[group], INTERVALS)
+    if config.data.stats_source:
+        choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
+    for name, source in config.data.sources.items():
+        choice(f"data.sources.{name}.kind", source.kind, KINDS)
+    if not config.stages:
+        raise UserError("`stages` is empty; a run needs at least one stage with a mixture and steps.")
+    for name, stage in config.stages.items():
+        _validate_stage(name, stage, config)
+
+
+def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
+    for source in stage.mixture:
+        choice(f"stages.{name}.mixture", source, tuple(config.data.sources))
+    for group in stage.train:
+        choice(f"stages.{name}.train", group, MODULE_GROUPS)
+    for kind in stage.loss_weights:
+        choice(f"stages.{name}.loss_weights", kind, KINDS)
+    within(f"stages.{name}.", asdict(stage), INTERVALS)
+    within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
+    within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(KINDS, "[0, inf)"))
+    used = [source for source, share in stage.mixture.items() if share]
+    if not used or not stage.train:
+        raise UserError(f"stages.{name} needs a mixture with a share above 0 and module groups to `train`.")
+    if stage.global_batch % config.data.streams:
+        raise UserError(
+            f"stages.{name}.global_batch is {stage.global_batch}; it must be a multiple of data.streams "
+            f"({config.data.streams}), the unit of exact mixing."
+        )
+    kinds = {config.data.sources[source].kind for source in used}
+    if "vla" not in kinds and {"vision", "projector"} & set(stage.train):
+        raise UserError(f"stages.{name} trains vision without a vla source; take vision and projector out of `train`.")

@@ -1,0 +1,78 @@
+"""Ledgers: what a step of the construction made of each episode, one JSON row an episode, appended as it is made.
+
+A row says what it was made of: `of`, a digest of the step's version, its settings and the row it builds on. A row
+whose `of` is still wanted is used again, any other is made anew, so a step may be interrupted, repeated, given more
+episodes or other settings at any time, and does only the work that is missing. The newest row of an episode counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def digest(*parts: Any) -> str:
+    """A short name of JSON-able values: equal values, equal name."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Ledger:
+    """The rows of one step, in one JSONL file. Opens with what is there; a row cut off by a kill is dropped.
+
+    Use as a context manager while rows are put; reading needs none. One writer at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[str, Row] = {}
+        self._size = 0
+        self._file: Any = None
+        if path.is_file():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                self._rows[row["key"]] = row
+                self._size += len(line)
+
+    def __enter__(self) -> Ledger:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("r+b" if self.path.is_file() else "w+b")
+        self._file.truncate(self._size)
+        self._file.seek(self._size)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+
+    def get(self, key: str, of: str) -> Row | None:
+        """The episode's row if it was made of `of`, else None."""
+        row = self._rows.get(key)
+        return row if row is not None and row["of"] == of else None
+
+    def put(self, key: str, of: str, values: Mapping[str, Any]) -> Row:
+        """Appends a row; it survives a kill of the process from here on."""
+        row = {"key": key, "of": of, **values}
+        self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        self._rows[key] = row
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)

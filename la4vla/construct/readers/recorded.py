@@ -1,0 +1,46 @@
+"""What `record` stored, as a Source. We wrote it whole, so its pictures cannot disagree with the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from la4vla.config import ConstructConfig
+from la4vla.construct.episodes import BadEpisode, Episode
+from la4vla.construct.ledger import digest
+from la4vla.construct.store import episode_path, kept_episodes, read_episode
+from la4vla.types import UserError
+
+
+class Recorded:
+    """The first `record.episodes` successes of each of `record.tasks`. Raises UserError if there are fewer."""
+
+    def __init__(self, config: ConstructConfig) -> None:
+        store, settings = Path(config.read.path), config.record
+        self._paths: dict[str, Path] = {}
+        for task in settings.tasks:
+            numbers = kept_episodes(store, task, settings)
+            if len(numbers) < settings.episodes:
+                raise UserError(
+                    f"{store}: {len(numbers)} of {settings.episodes} episodes of {task}; record the rest first."
+                )
+            self._paths |= {f"{task}-{number:06d}": episode_path(store, task, number) for number in numbers}
+        if not self._paths:
+            raise UserError("record.tasks is empty; name the tasks whose episodes become clips.")
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return list(self._paths)
+
+    def stamp(self, key: str) -> str:
+        about = self._paths[key].stat()
+        return digest(about.st_size, about.st_mtime_ns)
+
+    def read(self, key: str) -> Episode:
+        try:
+            return read_episode(self._paths[key])
+        except UserError as error:
+            raise BadEpisode(str(error)) from error
+
+    def video_faults(self, episode: Episode, decode: bool) -> list[str]:
+        return []

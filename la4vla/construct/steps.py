@@ -1,0 +1,160 @@
+"""The steps of the construction: read -> keyframes -> propose -> review -> filter -> shards.
+
+Each is a function of the config that brings its ledger up to date and returns it; each builds on the ledger of the one
+before, so any of them may be called alone, interrupted and repeated (ledger.py). Shards are build.py's, the web page of
+the review is review's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from la4vla.config import ConstructConfig
+from la4vla.construct import judge, keyframes
+from la4vla.construct.candidates import Candidate, Proposer
+from la4vla.construct.episodes import BadEpisode, Source
+from la4vla.construct.keyframes import Keyframe
+from la4vla.construct.kinematic import Kinematic
+from la4vla.construct.ledger import Ledger, Row, digest
+from la4vla.types import UserError
+
+READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
+"""Ledgers in out_dir. Rows, besides `key` and `of`:
+
+episodes    task, instruction, frames, fps, faults (why it is left out; empty if it is not), notes
+keyframes   keyframes: [[frame, kind] ...]
+candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer
+kept        kept: [{start, end, primitive, status, instruction, quality, scores} ...], in the order of time
+"""
+
+READ_VERSION = 1
+
+
+def read(config: ConstructConfig, source: Source) -> Ledger:
+    """Reads every episode once and writes down what is wrong with it.
+
+    Raises UserError, after all were read, if more than `max_bad_episodes` have faults.
+    """
+
+    def row(key: str) -> dict[str, Any]:
+        try:
+            episode = source.read(key)
+        except BadEpisode as error:
+            return {"task": "", "instruction": "", "frames": 0, "fps": 0.0, "faults": [str(error)], "notes": []}
+        return {
+            "task": episode.task,
+            "instruction": episode.instruction,
+            "frames": len(episode),
+            "fps": episode.fps,
+            "faults": source.video_faults(episode, config.read.decode),
+            "notes": [],
+        }
+
+    settings = asdict(config.read)
+    for name in ("max_episodes", "max_bad_episodes"):
+        del settings[name]
+    wanted = {key: digest(READ_VERSION, settings, source.stamp(key)) for key in source.keys}
+    ledger = _fill("reading", Path(config.out_dir) / READ, wanted, row)
+    bad = [item for item in rows(ledger, source) if item["faults"]]
+    if len(bad) > config.read.max_bad_episodes:
+        raise UserError(
+            f"{len(bad)} of {len(wanted)} episodes have faults, the first is {bad[0]['key']}: {bad[0]['faults'][0]} "
+            f"All are listed in {ledger.path}; repair them, or leave them out with read.max_bad_episodes={len(bad)}."
+        )
+    return ledger
+
+
+def rows(ledger: Ledger, source: Source) -> list[Row]:
+    """The ledger's rows of the source's episodes, in the source's order."""
+    by_key = {row["key"]: row for row in ledger}
+    return [by_key[key] for key in source.keys if key in by_key]
+
+
+def detect_keyframes(config: ConstructConfig, source: Source, episodes: Ledger) -> Ledger:
+    """Keyframes of every episode without faults."""
+
+    def row(key: str) -> dict[str, Any]:
+        episode = source.read(key)
+        found = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes)
+        return {"keyframes": [[item.frame, item.kind] for item in found]}
+
+    wanted = {
+        item["key"]: digest(keyframes.VERSION, asdict(config.keyframes), item["of"])
+        for item in rows(episodes, source)
+        if not item["faults"]
+    }
+    return _fill("finding keyframes", Path(config.out_dir) / KEYFRAMES, wanted, row)
+
+
+def proposer(config: ConstructConfig) -> Proposer:
+    return Kinematic(config.propose, config.seed)
+
+
+def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
+    """Judged candidates of every episode that has keyframes. Raises UserError if the proposer cannot go on."""
+    proposes = proposer(config)
+    hints = {row["key"]: row for row in found}
+
+    def row(key: str) -> dict[str, Any]:
+        episode = source.read(key)
+        answer = proposes.propose(episode, [Keyframe(frame, kind) for frame, kind in hints[key]["keyframes"]])
+        return {
+            "candidates": [judge.judge(item, episode).to_dict() for item in answer.proposals],
+            "rejected": list(answer.rejected),
+            "tokens_in": answer.tokens_in,
+            "tokens_out": answer.tokens_out,
+            "calls": answer.calls,
+            "proposer": proposes.name,
+        }
+
+    wanted = {item["key"]: digest(judge.VERSION, proposes.version, item["of"]) for item in rows(found, source)}
+    at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
+    return _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once)
+
+
+def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledger) -> Ledger:
+    """Keeps the candidates of at least `min_quality`."""
+
+    def row(key: str) -> dict[str, Any]:
+        kept = []
+        for raw in proposed[key]["candidates"]:
+            item = Candidate.from_dict(raw)
+            if item.score >= config.filter.min_quality:
+                about = {name: raw[name] for name in ("start", "end", "primitive", "status", "instruction")}
+                kept.append({**about, "quality": item.score, "scores": []})
+        return {"kept": kept}
+
+    proposed = {item["key"]: item for item in rows(candidates, source)}
+    wanted = {key: digest(asdict(config.filter), item["of"]) for key, item in proposed.items()}
+    return _fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
+
+
+def _fill(
+    what: str, path: Path, wanted: Mapping[str, str], make: Callable[[str], dict[str, Any]], at_once: int = 1
+) -> Ledger:
+    """Brings a ledger up to date: makes the rows (key -> `of`) that it lacks, `at_once` of them in threads."""
+    ledger = Ledger(path)
+    missing = [key for key, of in wanted.items() if ledger.get(key, of) is None]
+    if not missing:
+        return ledger
+    with ledger, tqdm(desc=what, unit="episode", initial=len(wanted) - len(missing), total=len(wanted)) as bar:
+        if at_once == 1:
+            for key in missing:
+                ledger.put(key, wanted[key], make(key))
+                bar.update()
+            return ledger
+        pool = ThreadPoolExecutor(at_once)
+        try:
+            futures = {pool.submit(make, key): key for key in missing}
+            for future in as_completed(futures):
+                ledger.put(futures[future], wanted[futures[future]], future.result())
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return ledger
