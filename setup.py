@@ -10,7 +10,15 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "la4vla" / "__init__.py").r
 
 METAWORLD = ["mujoco==3.3.0", "metaworld==3.1.1", "gymnasium==1.4.0", "PyOpenGL==3.1.10"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
-CONSTRUCT = ["pyarrow>=15", "h5py>=3.10", "openai>=1.60", "krippendorff>=0.8", "fastapi>=0.110", "uvicorn>=0.30", *REPORT]
+CONSTRUCT = [
+    "pyarrow>=15",
+    "h5py>=3.10",
+    "openai>=1.60",
+    "krippendorff>=0.8",
+    "fastapi>=0.110",
+    "uvicorn>=0.30",
+    *REPORT,
+]
 DEV = [
     "pytest>=8",
     "pytest-xdist>=3.6",
