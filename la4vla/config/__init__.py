@@ -8,6 +8,7 @@ An unknown key is an error that names the nearest one. Checks run before anythin
 from la4vla.config.construct import (
     ConstructConfig,
     FilterConfig,
+    JudgeConfig,
     KeyframeConfig,
     ProposeConfig,
     ReadConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",
     "ModelConfig",

@@ -92,6 +92,15 @@ class VlmConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """What a proposal must satisfy by machine before people see it (FACTS 1.3.2, 1.3.4); all numbers are ours."""
+
+    slack_frames: int = (
+        3  # a span may reach so far beyond the episode or into the next (0.2 s at 15 Hz); it is cut back
+    )
+
+
+@dataclass
 class ReviewConfig:
     """The web page where people score candidates (FACTS 1.3.5)."""
 
@@ -120,6 +129,7 @@ class ConstructConfig:
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
     propose: ProposeConfig = field(default_factory=ProposeConfig)
     vlm: VlmConfig = field(default_factory=VlmConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     shards: int = 32  # tars a folder: at least data.streams
@@ -131,7 +141,9 @@ INTERVALS = {
     **dict.fromkeys(("frame_stride", "shards", "attempts", "concurrency", "requests_per_minute", "width"), "[1, inf)"),
     **dict.fromkeys(("height", "min_clip_frames", "smooth_window", "static_window", "gripper_window"), "[1, inf)"),
     **dict.fromkeys(("image_size", "processes", "episodes"), "[1, inf)"),
-    **dict.fromkeys(("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance"), "[0, inf)"),
+    **dict.fromkeys(
+        ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames"), "[0, inf)"
+    ),
     **dict.fromkeys(("temperature", "action_noise", "rotation_weight", "threshold"), "[0, inf)"),
     **dict.fromkeys(("fps", "timeout_s", "bend_tolerance"), "(0, inf)"),
     **dict.fromkeys(("overlap", "static_share", "gripper_threshold"), "[0, 1]"),
@@ -147,5 +159,5 @@ def validate_construct(config: ConstructConfig) -> None:
     choice("filter.by", config.filter.by, ("automatic", "human"))
     values = asdict(config)
     within("", values, INTERVALS)
-    for group in ("read", "record", "keyframes", "propose", "vlm", "review", "filter"):
+    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter"):
         within(f"{group}.", values[group], INTERVALS)
