@@ -40,8 +40,8 @@ _TEXT_OPENING = 0.25  # change of opening (1 = from closed to open) that an inst
 
 
 @dataclass(frozen=True)
-class _Track:
-    """An episode as the labeller sees it.
+class Track:
+    """An episode as the labeller and the judge see it.
 
     path_T3: (forward, left, up), m. open_T, command_T: gripper, 1 open, 0 closed. lag: frames by which the arm follows
     its commands.
@@ -111,7 +111,7 @@ def propose(
     state_TS, action_TA: units of the embodiment. keyframes: of detect(). generator: chooses among phrasings only.
     Raises UserError for an embodiment without a position in its state.
     """
-    track = _track(state_TS, action_TA, robot)
+    track = track_of(state_TS, action_TA, robot)
     gripper = [item for item in keyframes if item.kind != "static"]
     phases, holding_T = _gripper_phases(track, gripper)
     cuts = [item.frame for item in keyframes if item.kind == "static"]
@@ -140,7 +140,8 @@ def bends(path_N3: np.ndarray, tolerance: float) -> list[int]:
     return sorted(found)
 
 
-def _track(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> _Track:
+def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track:
+    """state_TS, action_TA: units of the embodiment. Raises UserError without a position in the state."""
     embodiment, spec, frame = robot.embodiment, robot.embodiment.state, robot.frame
     position, rotation = spec.dims(*TRANSLATION), spec.dims(*ROTATION)
     if len(position) < 3:
@@ -154,7 +155,7 @@ def _track(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> _Track:
     open_T, command_T = opening(state_TS, spec), opening(action_TA, embodiment.action)
     if open_T is None or command_T is None:
         open_T = command_T = np.ones(len(state_TS))
-    return _Track(path_T3, turn_T, open_T, command_T, frame, _lag(path_T3, action_TA, embodiment.action, frame))
+    return Track(path_T3, turn_T, open_T, command_T, frame, _lag(path_T3, action_TA, embodiment.action, frame))
 
 
 def _lag(path_T3: np.ndarray, action_TA: np.ndarray, spec: VectorSpec, frame: RobotFrame) -> int:
@@ -175,7 +176,7 @@ def _lag(path_T3: np.ndarray, action_TA: np.ndarray, spec: VectorSpec, frame: Ro
     return int(np.argmax(likeness)) if likeness else 0
 
 
-def _gripper_phases(track: _Track, events: Sequence[Keyframe]) -> tuple[list[_Segment], np.ndarray]:
+def _gripper_phases(track: Track, events: Sequence[Keyframe]) -> tuple[list[_Segment], np.ndarray]:
     """The grasps and releases among the gripper events, and whether something is held, bool [T].
 
     A closing that ends at rest on nothing and an opening of an empty gripper are no phases of their own.
@@ -199,7 +200,7 @@ def _gripper_phases(track: _Track, events: Sequence[Keyframe]) -> tuple[list[_Se
     return [item for item in phases if item.frames > 0], holding_T
 
 
-def _event_span(track: _Track, event: Keyframe, earliest: int, until: int) -> tuple[int, int]:
+def _event_span(track: Track, event: Keyframe, earliest: int, until: int) -> tuple[int, int]:
     """[start, end) of a gripper motion: from its command, or else its first movement, until it comes to rest."""
     sign = 1.0 if event.kind == "gripper_open" else -1.0
     speed_T = sign * np.diff(track.open_T, append=track.open_T[-1])
@@ -218,7 +219,7 @@ def _event_span(track: _Track, event: Keyframe, earliest: int, until: int) -> tu
     return start, end
 
 
-def _rests_on_something(track: _Track, start: int, until: int) -> bool:
+def _rests_on_something(track: Track, start: int, until: int) -> bool:
     """Whether a closing command comes to rest on something at `start`."""
     rest = slice(start, max(min(start + _REST_FRAMES, until), start + 1))
     if start >= len(track):
@@ -228,7 +229,7 @@ def _rests_on_something(track: _Track, start: int, until: int) -> bool:
     return closing and frame.closed_on_nothing + frame.hold_margin < level < frame.open_from
 
 
-def _lost(track: _Track, start: int, until: int) -> int:
+def _lost(track: Track, start: int, until: int) -> int:
     """First frame from which on a held object is gone because the gripper has closed fully, or `until`."""
     empty_T = track.open_T[start:until] <= track.frame.closed_on_nothing + track.frame.hold_margin
     held = np.flatnonzero(~empty_T)
@@ -236,7 +237,7 @@ def _lost(track: _Track, start: int, until: int) -> int:
     return last if until - last >= _REST_FRAMES // 2 else until
 
 
-def _cut(track: _Track, phases: Sequence[_Segment], cuts: Sequence[int], config: ProposeConfig) -> list[_Segment]:
+def _cut(track: Track, phases: Sequence[_Segment], cuts: Sequence[int], config: ProposeConfig) -> list[_Segment]:
     segments: list[_Segment] = []
     position = 0
     for phase in [*phases, _Segment(len(track), len(track))]:
@@ -251,7 +252,7 @@ def _cut(track: _Track, phases: Sequence[_Segment], cuts: Sequence[int], config:
     return segments
 
 
-def _join_short(segments: list[_Segment], track: _Track, min_frames: int) -> list[_Segment]:
+def _join_short(segments: list[_Segment], track: Track, min_frames: int) -> list[_Segment]:
     """Shortest first, segments below `min_frames` join the neighbour whose motion is most like theirs.
 
     A grasp or release takes up a neighbour but is itself never taken up by a motion.
@@ -272,7 +273,7 @@ def _join_short(segments: list[_Segment], track: _Track, min_frames: int) -> lis
     return segments
 
 
-def _likeness(one: _Segment, other: _Segment, track: _Track) -> float:
+def _likeness(one: _Segment, other: _Segment, track: Track) -> float:
     """Cosine of two displacements."""
     a, b = track.moved(one.start, one.end), track.moved(other.start, other.end)
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
@@ -292,7 +293,7 @@ def _snap(segments: Sequence[_Segment], stride: int) -> list[_Segment]:
 
 
 def _label(
-    segment: _Segment, track: _Track, holding_T: np.ndarray, config: ProposeConfig, generator: np.random.Generator
+    segment: _Segment, track: Track, holding_T: np.ndarray, config: ProposeConfig, generator: np.random.Generator
 ) -> Proposal | None:
     """The proposal for one segment, or None for a wait. Draws twice from the generator, whatever comes out."""
     draw, grip_draw = generator.random(2)
@@ -300,7 +301,7 @@ def _label(
     distance = float(np.linalg.norm(moved_3))
     holding = bool(np.median(holding_T[segment.start : segment.end]))
     fields = {"way": way(moved_3, config.second_axis, config.slight_move)}
-    turned, fields["turn"] = _turn(track, segment)
+    turned, fields["turn"] = turn_of(track, segment.start, segment.end)
     fields["grip"], fields["acting"] = _grip_words(track, segment, grip_draw)
     moves = distance >= config.min_move
     if segment.kind:
@@ -330,12 +331,12 @@ def _label(
     return Proposal(segment.start, segment.end, primitive, status, instruction, displacement)
 
 
-def _turn(track: _Track, segment: _Segment) -> tuple[float, str]:
+def turn_of(track: Track, start: int, end: int) -> tuple[float, str]:
     """Angle in rad, and (counter-)clockwise as seen from above if the axis is within 45 degrees of vertical."""
     if track.turn_T is None:
         return 0.0, ""
-    last = min(segment.end, len(track) - 1)
-    vector = (track.turn_T[last] * track.turn_T[segment.start].inv()).as_rotvec()
+    last = min(end, len(track) - 1)
+    vector = (track.turn_T[last] * track.turn_T[start].inv()).as_rotvec()
     angle = float(np.linalg.norm(vector))
     up = float(track.frame.from_base(vector)[2])
     if angle == 0.0 or abs(up) < angle * np.sqrt(0.5):
@@ -343,7 +344,7 @@ def _turn(track: _Track, segment: _Segment) -> tuple[float, str]:
     return angle, "counter-clockwise" if up > 0 else "clockwise"
 
 
-def _grip_words(track: _Track, segment: _Segment, draw: float) -> tuple[str, str]:
+def _grip_words(track: Track, segment: _Segment, draw: float) -> tuple[str, str]:
     """An adjective for the gripper where it does not change, else what it does meanwhile."""
     last = min(segment.end, len(track) - 1)
     first_open, last_open = float(track.open_T[segment.start]), float(track.open_T[last])
