@@ -41,7 +41,8 @@ setup(
     package_data={
         "la4vla.model": ["assets/*"],
         "la4vla.sim": ["data/*"],
-        "la4vla.construct": ["robots/*"],
+        "la4vla.construct": ["robots/*", "templates/*"],
+        "la4vla.data": ["templates/*"],
         "benchmarks": ["protocols/*/*.yaml", "templates/*"],
     },
     install_requires=[

@@ -73,6 +73,13 @@ class VectorSpec:
         """Indices of the named dimensions that exist, in the order asked."""
         return [self.names.index(name) for name in names if name in self.names]
 
+    def opening(self, values_TD: np.ndarray) -> np.ndarray | None:
+        """Gripper dimension [T] of values [T, D] on a scale where 1 is open and 0 is closed, None without a gripper."""
+        index = self.dims("gripper")
+        if not index:
+            return None
+        return (values_TD[:, index[0]] - self.gripper_closed) / (self.gripper_open - self.gripper_closed)
+
 
 @dataclass(frozen=True)
 class Embodiment:

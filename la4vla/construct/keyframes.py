@@ -50,10 +50,7 @@ def prompt_lines(keyframes: Sequence[Keyframe], fps: float) -> list[str]:
 
 def opening(state_TS: np.ndarray, spec: VectorSpec) -> np.ndarray | None:
     """Gripper channel [T] on a scale where 1 is open and 0 is closed, or None for a robot without one."""
-    index = spec.dims("gripper")
-    if not index:
-        return None
-    return (state_TS[:, index[0]] - spec.gripper_closed) / (spec.gripper_open - spec.gripper_closed)
+    return spec.opening(state_TS)
 
 
 def motion(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> np.ndarray:
