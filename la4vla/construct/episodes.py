@@ -20,6 +20,19 @@ class BadEpisode(UserError):
 
 
 @dataclass(frozen=True)
+class Script:
+    """What a scripted expert had in mind: the truth that labellers are measured by, never what they may look at.
+
+    phase: int32 [T], its own numbers of its phases. target_T3: float32, m, base frame, where it was steering.
+    object_T3: float32, m, base frame, the object that the task is about.
+    """
+
+    phase: np.ndarray
+    target_T3: np.ndarray
+    object_T3: np.ndarray
+
+
+@dataclass(frozen=True)
 class Episode:
     """One demonstration.
 
@@ -27,7 +40,7 @@ class Episode:
     (Env.reset's `episode`), or its index in the dataset. state: float32 [T, S], before each action. action: float32
     [T, A], what the expert wanted at that state, the training target. Both in the units of `robot.embodiment`.
     executed: float32 [T, A], what was sent to the env, known of recorded episodes only: `action` plus exploration
-    noise, clipped; replaying it repeats the episode. views: camera names. frame_stride: frames 0, stride, 2 * stride
+    noise, clipped; replaying it repeats the episode. script: known of recorded episodes only. views: camera names. frame_stride: frames 0, stride, 2 * stride
     ... have pictures. frames: (view, frame numbers that have pictures) -> those pictures, read when asked for; raises
     BadEpisode.
     """
@@ -44,6 +57,7 @@ class Episode:
     frame_stride: int
     frames: Callable[[str, Sequence[int]], Frames]
     executed: np.ndarray | None = None
+    script: Script | None = None
 
     @property
     def embodiment(self) -> Embodiment:

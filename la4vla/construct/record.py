@@ -22,7 +22,7 @@ import simplejpeg
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig, RecordConfig
-from la4vla.construct.episodes import Episode
+from la4vla.construct.episodes import Episode, Script
 from la4vla.construct.robot import Robot, robot_frame
 from la4vla.construct.store import (
     check_store,
@@ -98,19 +98,19 @@ def roll_out(env: MetaWorldEnv, job: Job) -> Episode | None:
     noise = generator(settings.seed, RngUse.RECORD, job.task, job.number)
     observation = env.reset(job.task, job.number)
     instruction, state = observation.instruction, observation.state
-    states, actions, executed = [], [], []
+    states, decisions, executed = [], [], []
     frames: dict[str, dict[int, bytes]] = {view: {} for view in observation.views}
     t, stop, succeeded = 0, HORIZON, False
     while t < stop:
         if t % settings.frame_stride == 0:
             for view, image in (observation if t == 0 else env.observe()).views.items():
                 frames[view][t] = simplejpeg.encode_jpeg(image, quality=job.jpeg_quality, colorspace="RGB")
-        action = env.expert_action()
-        sent = action.copy()
+        decision = env.expert_decision()
+        sent = decision.action.copy()
         sent[:3] += noise.normal(0.0, settings.action_noise, 3).astype(np.float32)
         sent = np.clip(sent, -1.0, 1.0)
         states.append(state)
-        actions.append(action)
+        decisions.append(decision)
         executed.append(sent)
         result = env.step(sent)
         state = result.state
@@ -127,8 +127,13 @@ def roll_out(env: MetaWorldEnv, job: Job) -> Episode | None:
         robot=Robot(env.embodiment, robot_frame(env.embodiment.name)),
         fps=env.embodiment.control_hz,
         state=np.stack(states),
-        action=np.stack(actions),
+        action=np.stack([item.action for item in decisions]),
         executed=np.stack(executed),
+        script=Script(
+            np.array([item.phase for item in decisions], np.int32),
+            np.stack([item.target for item in decisions]),
+            np.stack([item.object for item in decisions]),
+        ),
         views=tuple(frames),
         frame_stride=settings.frame_stride,
         frames=lambda view, numbers: {number: frames[view][number] for number in numbers},

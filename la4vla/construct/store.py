@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from la4vla.config import RecordConfig
-from la4vla.construct.episodes import Episode, Frames
+from la4vla.construct.episodes import Episode, Frames, Script
 from la4vla.construct.robot import Robot, robot_frame
 from la4vla.types import Embodiment, UserError
 
@@ -68,6 +68,9 @@ def write_episode(path: Path, episode: Episode) -> None:
     }
     assert episode.executed is not None, episode.key
     arrays = {"state": episode.state, "action": episode.action, "executed": episode.executed}
+    if episode.script is not None:
+        script = episode.script
+        arrays |= {"phase": script.phase, "target": script.target_T3, "object": script.object_T3}
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     for view in episode.views:
         numbers = range(0, len(episode), episode.frame_stride)
@@ -86,6 +89,9 @@ def read_episode(path: Path) -> Episode:
         with np.load(path) as archive:
             about: dict[str, Any] = json.loads(archive["about"].tobytes())
             state, action, executed = (archive[name] for name in ("state", "action", "executed"))
+            script = None
+            if "phase" in archive:  # not in stores of before it was recorded
+                script = Script(archive["phase"], archive["target"], archive["object"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a complete episode ({error}); delete it and record again.") from error
     if about["schema"] > SCHEMA_VERSION:
@@ -109,6 +115,7 @@ def read_episode(path: Path) -> Episode:
         state=state,
         action=action,
         executed=executed,
+        script=script,
         views=tuple(about["views"]),
         frame_stride=about["frame_stride"],
         frames=frames,

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from la4vla.sim.env import StepResult
+from la4vla.sim.expert import Decision, decide
 from la4vla.sim.render import check_frame, use_backend
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
@@ -138,11 +139,14 @@ class MetaWorldEnv:
 
     def expert_action(self) -> np.ndarray:
         """float32 [4] in [-1, 1]: what the benchmark's scripted policy, which sees object poses, does at this state."""
+        return self.expert_decision().action
+
+    def expert_decision(self) -> Decision:
+        """expert_action with the phase that the policy is in. Call one of both, once a step."""
         with warnings.catch_warnings():
             # The scripted policies warn on every step that their gains saturate; the clip below is what they rely on.
             warnings.filterwarnings("ignore", message="Constant.s. may be too high")
-            action = self._expert.get_action(self._full_observation)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+            return decide(self._expert, self._full_observation)
 
     def physics_state(self) -> np.ndarray:
         """float64: what identifies the simulation's state (positions, velocities, layout); for tests."""
