@@ -25,6 +25,7 @@ class RngUse(IntEnum):
     SERVE = 7  # noise of a served chunk
     RECORD = 8  # action noise of a scripted expert
     WORDING = 12  # choice among the phrasings of an instruction
+    REVIEW = 13  # who reviews a candidate
     EXAMPLES = 13  # clips that a page shows
 
 
