@@ -25,8 +25,8 @@ class RngUse(IntEnum):
     SERVE = 7  # noise of a served chunk
     RECORD = 8  # action noise of a scripted expert
     WORDING = 12  # choice among the phrasings of an instruction
-    REVIEW = 13  # who reviews a candidate
     EXAMPLES = 13  # clips that a page shows
+    REVIEW = 14  # who reviews a candidate
 
 
 def name_id(name: str) -> int:
