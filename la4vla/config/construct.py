@@ -95,9 +95,12 @@ class VlmConfig:
 class JudgeConfig:
     """What a proposal must satisfy by machine before people see it (FACTS 1.3.2, 1.3.4); all numbers are ours."""
 
-    slack_frames: int = (
-        3  # a span may reach so far beyond the episode or into the next (0.2 s at 15 Hz); it is cut back
-    )
+    slack_frames: int = 3  # a span may reach so far past the episode or into the next (0.2 s at 15 Hz); it is cut
+    min_gripper_change: float = 0.1  # of the open-closed span; a grasp or a release moves the gripper at least so far
+    direction_cosine: float = 0.8  # between the motion and the direction named; below it a score of 2
+    straightness: float = 0.8  # distance over path length; below it a score of 2
+    edge_frames: int = 5  # on each side of a boundary, over which the motion must change
+    edge_change: float = 0.3  # of the faster side's motion; less than this on both sides is a score of 2
 
 
 @dataclass
@@ -108,6 +111,7 @@ class ReviewConfig:
     overlap: float = 0.1  # share of the candidates that two annotators get
     host: str = "127.0.0.1"  # another one asks for a token, printed at the start
     port: int = 8321
+    context_s: float = 0.5  # s of the episode shown, dimmed, before and after a candidate; its ends move no further
 
 
 @dataclass
@@ -139,14 +143,16 @@ class ConstructConfig:
 
 INTERVALS = {
     **dict.fromkeys(("frame_stride", "shards", "attempts", "concurrency", "requests_per_minute", "width"), "[1, inf)"),
-    **dict.fromkeys(("height", "min_clip_frames", "smooth_window", "static_window", "gripper_window"), "[1, inf)"),
+    **dict.fromkeys(
+        ("height", "min_clip_frames", "smooth_window", "static_window", "gripper_window", "edge_frames"), "[1, inf)"
+    ),
     **dict.fromkeys(("image_size", "processes", "episodes"), "[1, inf)"),
     **dict.fromkeys(
         ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames"), "[0, inf)"
     ),
-    **dict.fromkeys(("temperature", "action_noise", "rotation_weight", "threshold"), "[0, inf)"),
+    **dict.fromkeys(("temperature", "context_s", "action_noise", "rotation_weight", "threshold"), "[0, inf)"),
     **dict.fromkeys(("fps", "timeout_s", "bend_tolerance"), "(0, inf)"),
-    **dict.fromkeys(("overlap", "static_share", "gripper_threshold"), "[0, 1]"),
+    **dict.fromkeys(("overlap", "static_share", "gripper_threshold", "straightness"), "[0, 1]"),
     **{"jpeg_quality": "[1, 100]", "min_quality": "[0, 3]", "port": "[0, 65535]"},
 }
 """Where the numbers must lie, by the field's name."""
