@@ -37,12 +37,12 @@ class Episode:
     """One demonstration.
 
     key: unique in its dataset; ASCII letters, digits, `-` and `_`, at most 60 characters. number: its initial state
-    (Env.reset's `episode`), or its index in the dataset. state: float32 [T, S], before each action. action: float32
-    [T, A], what the expert wanted at that state, the training target. Both in the units of `robot.embodiment`.
-    executed: float32 [T, A], what was sent to the env, known of recorded episodes only: `action` plus exploration
-    noise, clipped; replaying it repeats the episode. script: known of recorded episodes only. views: camera names. frame_stride: frames 0, stride, 2 * stride
-    ... have pictures. frames: (view, frame numbers that have pictures) -> those pictures, read when asked for; raises
-    BadEpisode.
+    (Env.reset's `episode`), or its index in the dataset. state: float32 [T, S], before each action. action: float32 [T,
+    A], what the expert wanted at that state, the training target. Both in the units of `robot.embodiment`. executed:
+    float32 [T, A], what was sent to the env, known of recorded episodes only: `action` plus exploration noise, clipped;
+    replaying it repeats the episode. script: known of recorded episodes only. views: camera names. frame_stride: frames
+    0, stride, 2 * stride ... have pictures. frames: (view, frame numbers that have pictures) -> those pictures, read
+    when asked for; raises BadEpisode.
     """
 
     key: str
