@@ -27,6 +27,7 @@ class RngUse(IntEnum):
     WORDING = 12  # choice among the phrasings of an instruction
     EXAMPLES = 13  # clips that a page shows
     REVIEW = 14  # who reviews a candidate
+    PERTURB = 15  # what a perturbation does to a picture
 
 
 def name_id(name: str) -> int:
