@@ -44,7 +44,7 @@ PRIMITIVES = {
         Primitive("move", "Move the empty gripper in free space.", "EMPTY"),
         Primitive("rotate_free", "Rotate the empty gripper in free space around its axis.", "EMPTY"),
         Primitive("reorient_free", "Adjust the empty gripper's orientation toward a target state.", "EMPTY"),
-        Primitive("wait", "Neither move nor turn; understood in proposals, dropped from LA data.", ""),
+        Primitive("wait", "Neither move nor turn.", ""),
     )
 }
 """Status is that at the end of the segment. Table 8 has no `wait`, the paper's prompt has (FACTS 1.3.2)."""
@@ -69,8 +69,9 @@ DIRECTIONS = (("forward", "backward"), ("left", "right"), ("up", "down"))
 
 DIRECTION_SPELLINGS = {
     **{word: (axis, 1 - 2 * end) for axis, ends in enumerate(DIRECTIONS) for end, word in enumerate(ends)},
-    **{"forwards": (0, 1), "backwards": (0, -1), "upward": (2, 1), "upwards": (2, 1)},
-    **{"downward": (2, -1), "downwards": (2, -1), "lift": (2, 1), "raise": (2, 1), "lower": (2, -1)},
+    **{"forwards": (0, 1), "backwards": (0, -1), "leftward": (1, 1), "rightward": (1, -1), "upward": (2, 1)},
+    **{"upwards": (2, 1), "downward": (2, -1), "downwards": (2, -1), "lift": (2, 1), "raise": (2, 1)},
+    **{"lower": (2, -1), "ascend": (2, 1), "descend": (2, -1)},
 }
 """Word -> (axis of (forward, left, up), sign), verbs with a direction of their own included."""
 
@@ -122,14 +123,16 @@ def _set(words: str) -> frozenset[str]:
 
 VERBS = _set(
     "move bring grasp close open align release let place lift raise lower transport carry rotate turn reorient tilt "
-    "change push pull press keep hold wait"
+    "change push pull press keep hold wait approach reach adjust slide continue maintain retract ascend descend"
 )
 
 NEUTRAL = _set(
     "the a an it and or to of by with while in from at as its then slightly gripper object wrist held holding empty "
     "closed closing opening opened moving lifting lowering releasing grasping turning rotating pushing pulling "
     "pressing keeping go orientation upright flat vertical horizontal vertically horizontally clockwise "
-    "counter-clockwise straight again back away toward towards end effector arm tool axis"
+    "counter-clockwise counterclockwise straight diagonally again back away toward towards end effector end-effector "
+    "arm tool axis target approaching keeping maintaining slowly gently fully further before after until without "
+    "horizontal vertical position pose around"
 )
 
 APPEARANCE = _set(
@@ -138,19 +141,36 @@ APPEARANCE = _set(
     "rubber cloth fabric steel stone leather"
 )
 
-WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+SCENE = _set(
+    "table desk counter floor wall shelf drawer cabinet cupboard door window sink stove oven basket box tray bin rack "
+    "plate bowl cup mug pan pot bottle can lid button handle knob switch peg hole book block cube ball towel"
+)
+"""Told apart from other strangers for the message only."""
+
+WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+
+
+def words_of(sentence: str) -> list[str]:
+    """Its words in lower case; `object's` is `object`, and numbers are none."""
+    return WORD.findall(re.sub(r"['\u2019]s\b", "", sentence.lower()))
 
 
 def lint(instruction: str) -> list[str]:
     """What is wrong with an instruction for vision-agnostic training: empty if nothing.
 
     Allowed are the verbs, direction words and neutral words above and nothing else, so an object's name cannot slip
-    through by being on nobody's list; colours and materials are only told apart for the message.
+    through by being on nobody's list; colours, materials, objects and places are only told apart for the message.
     """
-    words = WORD.findall(instruction.lower())
-    problems = [f"`{word}` describes appearance" for word in words if word in APPEARANCE]
-    known = VERBS | NEUTRAL | DIRECTION_SPELLINGS.keys() | APPEARANCE
-    problems += [f"`{word}` is outside the vision-agnostic vocabulary" for word in words if word not in known]
+    words = words_of(instruction)
+    known = VERBS | NEUTRAL | DIRECTION_SPELLINGS.keys()
+    problems = []
+    for word in words:
+        if word in APPEARANCE:
+            problems.append(f"`{word}` describes appearance")
+        elif word in SCENE:
+            problems.append(f"`{word}` names an object or a place")
+        elif word not in known:
+            problems.append(f"`{word}` is outside the vision-agnostic vocabulary")
     if not VERBS & set(words):
         problems.append("no verb")
     return problems
@@ -162,7 +182,7 @@ def contradictions(instruction: str, displacement_3: np.ndarray) -> list[str]:
     displacement_3: measured (forward, left, up), metres. `lift`, `raise` and `lower` count as directions.
     """
     found = []
-    for word in WORD.findall(instruction.lower()):
+    for word in words_of(instruction):
         if word in DIRECTION_SPELLINGS:
             axis, sign = DIRECTION_SPELLINGS[word]
             if sign * displacement_3[axis] <= 0:
@@ -170,6 +190,16 @@ def contradictions(instruction: str, displacement_3: np.ndarray) -> list[str]:
                     f"`{word}`, but the measured motion along it is {sign * displacement_3[axis] * 100:.1f} cm"
                 )
     return found
+
+
+def named_direction(instruction: str) -> np.ndarray:
+    """(forward, left, up) of the direction words, each axis -1, 0 or 1; zeros if there are none. float64 [3]."""
+    named_3 = np.zeros(3)
+    for word in words_of(instruction):
+        if word in DIRECTION_SPELLINGS:
+            axis, sign = DIRECTION_SPELLINGS[word]
+            named_3[axis] = sign
+    return named_3
 
 
 def way(displacement_3: np.ndarray, second_axis: float, slight: float) -> str:
