@@ -17,12 +17,13 @@ class ReadConfig:
     path: str = MISSING  # folder of the dataset
     robot: str = ""  # a file name of la4vla/construct/robots/ without .yaml, or a path; recorded: the simulator's own
     views: dict[str, str] = field(default_factory=dict)  # our name -> the dataset's; empty: all, under their own names
-    state: str = ""  # column of the state; empty: the format's usual one
-    action: str = ""  # column of the action; empty: the format's usual one
+    state: list[str] = field(default_factory=list)  # columns of the state, joined in order; empty: the usual ones
+    action: list[str] = field(default_factory=list)  # columns of the action, joined in order; empty: the usual ones
+    pictures: bool = True  # false: leave the pictures alone, for datasets without their videos; only la/ is written
     frame_stride: int = 1  # pictures are taken at every n-th frame; recorded and npz have their own
     max_episodes: int = 0  # read the first so many only; 0: all
     max_bad_episodes: int = 0  # episodes left out for their faults before the step stops; all are listed either way
-    decode: bool = False  # decode every frame of every video while reading, not only count them
+    decode: bool = False  # decode every picture while reading, not only count frames
 
 
 @dataclass

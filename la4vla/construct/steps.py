@@ -22,6 +22,7 @@ from la4vla.construct.episodes import BadEpisode, Source
 from la4vla.construct.keyframes import Keyframe
 from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.ledger import Ledger, Row, digest
+from la4vla.construct.readers.checks import inspect
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
@@ -47,13 +48,14 @@ def read(config: ConstructConfig, source: Source) -> Ledger:
             episode = source.read(key)
         except BadEpisode as error:
             return {"task": "", "instruction": "", "frames": 0, "fps": 0.0, "faults": [str(error)], "notes": []}
+        faults, notes = inspect(source, episode, config.read.decode)
         return {
             "task": episode.task,
             "instruction": episode.instruction,
             "frames": len(episode),
             "fps": episode.fps,
-            "faults": source.video_faults(episode, config.read.decode),
-            "notes": [],
+            "faults": faults,
+            "notes": notes,
         }
 
     settings = asdict(config.read)
@@ -105,7 +107,7 @@ def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
         episode = source.read(key)
         answer = proposes.propose(episode, [Keyframe(frame, kind) for frame, kind in hints[key]["keyframes"]])
         return {
-            "candidates": [judge.judge(item, episode).to_dict() for item in answer.proposals],
+            "candidates": [item.to_dict() for item in judge.judge(answer.proposals, episode, config)],
             "rejected": list(answer.rejected),
             "tokens_in": answer.tokens_in,
             "tokens_out": answer.tokens_out,
@@ -113,7 +115,8 @@ def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
             "proposer": proposes.name,
         }
 
-    wanted = {item["key"]: digest(judge.VERSION, proposes.version, item["of"]) for item in rows(found, source)}
+    made_by = digest(judge.VERSION, asdict(config.judge), asdict(config.propose), proposes.version)
+    wanted = {item["key"]: digest(made_by, item["of"]) for item in rows(found, source)}
     at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
     return _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once)
 
