@@ -83,9 +83,6 @@ class Source(Protocol):
         """Raises BadEpisode."""
         ...
 
-    def video_faults(self, episode: Episode, decode: bool) -> list[str]:
-        """How the pictures disagree with the table: frame counts, time stamps, frames that do not decode.
-
-        decode: decode every frame, otherwise only what containers say is compared.
-        """
+    def video_faults(self, episode: Episode) -> list[str]:
+        """How the pictures disagree with the table, by what their containers say: frame counts, time stamps."""
         ...

@@ -42,5 +42,5 @@ class Recorded:
         except UserError as error:
             raise BadEpisode(str(error)) from error
 
-    def video_faults(self, episode: Episode, decode: bool) -> list[str]:
+    def video_faults(self, episode: Episode) -> list[str]:
         return []

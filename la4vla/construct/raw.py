@@ -1,0 +1,124 @@
+"""Raw vectors: what the numbers of a dataset's state or action mean, and their conversion to ours.
+
+Ours: metres, radians, Euler angles in (-pi, pi], quaternions as axis-angle, one gripper number that is 1 open and 0
+closed. Nothing is guessed: every unit, sign and order is said in the robot's file, and an unknown word is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from la4vla.construct.keyframes import ROTATION, TRANSLATION
+from la4vla.types import UserError, VectorSpec
+
+QUATERNION = ("qx", "qy", "qz", "qw")
+ROTATIONS = ("none", "euler_xyz", "axis_angle", "quaternion")
+ANGLES = {"rad": 1.0, "deg": math.pi / 180}
+DROPPED = "_"
+
+
+@dataclass(frozen=True)
+class RawVector:
+    """The `state:` or `action:` block of a robot's file.
+
+    names: one per column, in the dataset's order. `x y z`, `rx ry rz` or `qx qy qz qw`, and `gripper` are understood,
+    others are handed on. `_` is dropped; a leading minus negates; columns of one name are averaged (`gripper` and
+    `-gripper` for two fingers that move apart). reference: absolute pose or delta command. frame: of translation and
+    rotation. rotation: none | euler_xyz (extrinsic) | axis_angle | quaternion. length_unit: metres that 1.0 is.
+    angle_unit: rad | deg, or the radians that 1.0 is. gripper_open, gripper_closed: raw values.
+    unit: for commands in a unit of their own (`1 cm of target motion`): translation and gripper stay as they are.
+    """
+
+    names: tuple[str, ...]
+    reference: Literal["absolute", "delta"]
+    frame: Literal["base", "tool"] = "base"
+    rotation: Literal["none", "euler_xyz", "axis_angle", "quaternion"] = "none"
+    length_unit: float = 1.0
+    angle_unit: str | float = "rad"
+    gripper_open: float = 1.0
+    gripper_closed: float = 0.0
+    unit: str = ""
+
+    @property
+    def spec(self) -> VectorSpec:
+        """What convert() hands on."""
+        names: list[str] = []
+        for name in _plain(self.names):
+            if name not in QUATERNION:
+                names.append(name)
+            elif "rx" not in names:
+                names += ROTATION
+        rotation = "axis_angle" if self.rotation == "quaternion" else self.rotation
+        opened, closed = (self.gripper_open, self.gripper_closed) if self.unit else (1.0, 0.0)
+        return VectorSpec(tuple(names), self.reference, self.frame, rotation, opened, closed, self.unit or "m")
+
+
+def convert(values_TD: np.ndarray, raw: RawVector) -> tuple[np.ndarray, VectorSpec]:
+    """A dataset's vectors [T, D], D = len(raw.names), as ours: float32 [T, S] and what they mean."""
+    assert values_TD.shape[1:] == (len(raw.names),), (values_TD.shape, raw.names)
+    column = {name: _column(values_TD.astype(np.float64), raw.names, name) for name in _plain(raw.names)}
+    spec = raw.spec
+    length, angle = (1.0 if raw.unit else raw.length_unit), _radians(raw.angle_unit)
+    for name in TRANSLATION:
+        if name in column:
+            column[name] = column[name] * length
+    if raw.rotation == "quaternion":
+        quaternion_T4 = np.stack([column.pop(name) for name in QUATERNION], axis=1)
+        column |= dict(zip(ROTATION, Rotation.from_quat(quaternion_T4).as_rotvec().T, strict=True))
+    elif raw.rotation != "none":
+        column |= {name: column[name] * angle for name in ROTATION}
+    if raw.rotation == "euler_xyz":
+        column |= {name: wrap(column[name]) for name in ROTATION}
+    if "gripper" in column and not raw.unit:
+        column["gripper"] = (column["gripper"] - raw.gripper_closed) / (raw.gripper_open - raw.gripper_closed)
+    return np.stack([column[name] for name in spec.names], axis=1).astype(np.float32), spec
+
+
+def wrap(angle: np.ndarray) -> np.ndarray:
+    """Angles in rad, in (-pi, pi]."""
+    return math.pi - np.mod(math.pi - angle, 2 * math.pi)
+
+
+def raw_vector(values: Mapping[str, Any], where: str) -> RawVector:
+    """A block of a robot's file. where: names it in messages. Raises UserError for a word that is not understood."""
+    known = {item.name for item in fields(RawVector)}
+    if wrong := set(values) - known:
+        raise UserError(f"{where}: `{min(wrong)}` is none of {', '.join(sorted(known))}.")
+    if not values.get("names"):
+        raise UserError(f"{where}: `names` is missing; name every column in order, and those to drop `{DROPPED}`.")
+    ends = {name: float(values[name]) for name in ("gripper_open", "gripper_closed") if name in values}
+    raw = RawVector(**{**values, **ends, "names": tuple(map(str, values["names"]))})
+    plain = _plain(raw.names)
+    needed = {"none": (), "quaternion": QUATERNION}.get(raw.rotation, ROTATION)
+    if raw.reference not in ("absolute", "delta") or raw.frame not in ("base", "tool") or raw.rotation not in ROTATIONS:
+        raise UserError(
+            f"{where}: reference is absolute or delta, frame base or tool, rotation one of {', '.join(ROTATIONS)}."
+        )
+    if set(needed) - set(plain) or (set(plain) & {*ROTATION, *QUATERNION}) - set(needed):
+        named = " ".join(needed) or "no rotation"
+        raise UserError(f"{where}: rotation {raw.rotation} goes with the names {named}, not {' '.join(plain)}.")
+    if not isinstance(raw.angle_unit, float | int) and raw.angle_unit not in ANGLES:
+        raise UserError(f"{where}: angle_unit is rad, deg or the radians that 1.0 is, not `{raw.angle_unit}`.")
+    if raw.gripper_open == raw.gripper_closed:
+        raise UserError(f"{where}: gripper_open and gripper_closed are both {raw.gripper_open}; say the two raw ends.")
+    return raw
+
+
+def _plain(names: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(name.removeprefix("-") for name in names if name != DROPPED))
+
+
+def _column(values_TD: np.ndarray, names: tuple[str, ...], name: str) -> np.ndarray:
+    """The mean of the columns of a name, those with a minus negated."""
+    signed = [(1.0 if item == name else -1.0, index) for index, item in enumerate(names) if item in (name, f"-{name}")]
+    return np.mean([sign * values_TD[:, index] for sign, index in signed], axis=0)
+
+
+def _radians(unit: str | float) -> float:
+    return ANGLES[unit] if isinstance(unit, str) else float(unit)
