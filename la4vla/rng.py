@@ -28,6 +28,7 @@ class RngUse(IntEnum):
     EXAMPLES = 13  # clips that a page shows
     REVIEW = 14  # who reviews a candidate
     PERTURB = 15  # what a perturbation does to a picture
+    BOOTSTRAP = 16  # units of a confidence interval
 
 
 def name_id(name: str) -> int:
