@@ -6,6 +6,7 @@ keyframes    moments of low motion and gripper transitions
 propose      labelled spans, judged
 filter       those good enough
 shards       la/, vla/ and task/
+report       report.html and report.json of what the steps have made so far; also the end of all steps
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from la4vla.config import ConstructConfig, load
-from la4vla.construct import steps
+from la4vla.construct import report, steps
 from la4vla.construct.build import build
 from la4vla.construct.readers import open_source
 from la4vla.construct.record import record
@@ -44,14 +45,17 @@ def run(config: ConstructConfig, last: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 done, 2 called without a config. Raises UserError."""
     words = list(arguments)
-    last = words.pop(0) if words and words[0] in STEPS else STEPS[-1]
+    word = words.pop(0) if words and words[0] in (*STEPS, "report") else ""
     if not words:
         print("usage: python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
     config = load(words[0], words[1:])
     if not isinstance(config, ConstructConfig):
         raise UserError(f"{words[0]}: not a construct config; its first line must be `schema: construct`.")
-    run(config, last)
+    if word != "report":
+        run(config, word or STEPS[-1])
+    if word in ("", "report"):
+        print(f"report: {report.write(config, open_source(config))}")
     return 0
 
 

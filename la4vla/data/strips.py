@@ -15,7 +15,7 @@ import simplejpeg
 from la4vla.data.page import data_uri
 
 PICTURES = 6  # a view
-HEIGHT = 96  # pixels of a picture
+HEIGHT = 112  # pixels of a picture
 QUALITY = 75  # JPEG
 PLOT = (220, 88)  # width and height of a plot, SVG units
 GAP = 4  # above and below the curves
