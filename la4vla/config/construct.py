@@ -64,7 +64,9 @@ class ProposeConfig:
     """The kinematic labeller (construct/propose.py); no paper has numbers for it, so these are our defaults."""
 
     min_clip_frames: int = 5  # shorter segments join the neighbour that moves most alike (FACTS 1.3.4)
+    command_jump: float = 0.3  # of a usual command; a translation command that changes more at once begins a segment
     bend_tolerance: float = 0.02  # m the path may leave the straight line of one segment
+    bend_angle: float = 1.0  # rad; ... and where it turns less all the same is one segment
     min_move: float = 0.015  # m; a segment that moves and turns less is a wait and makes no clip
     slight_move: float = 0.04  # m; moves shorter than this are called slight
     second_axis: float = 0.5  # an axis is named if it moves at least this fraction of the dominant one
@@ -81,9 +83,14 @@ class VlmConfig:
     api_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
     fps: float = 2.0  # frames a second that are shown
     width: int = 320  # pixels
-    height: int = 240  # pixels
+    height: int = 240  # pixels; a picture keeps its proportions and is as large as fits
+    frames_as: str = (
+        "video"  # video: a view is a `video` part, Qwen's own | images: an image_url a frame, at twice the tokens
+    )
+    answer_format: str = "json_schema"  # asked of the endpoint: json_schema | json_object | text; all are read alike
     temperature: float = 0.1
-    attempts: int = 4  # requests an episode: the first and three retries
+    attempts: int = 4  # answers an episode until one is usable: the first and three retries
+    backoff_s: float = 2.0  # before a request that failed is repeated the first time; doubles each time
     concurrency: int = 8  # episodes in flight
     requests_per_minute: int = 300
     timeout_s: float = 120.0  # of one request
@@ -152,7 +159,8 @@ INTERVALS = {
         ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames"), "[0, inf)"
     ),
     **dict.fromkeys(("temperature", "context_s", "action_noise", "rotation_weight", "threshold"), "[0, inf)"),
-    **dict.fromkeys(("fps", "timeout_s", "bend_tolerance"), "(0, inf)"),
+    **dict.fromkeys(("input_price", "output_price"), "[0, inf)"),
+    **dict.fromkeys(("fps", "timeout_s", "backoff_s", "bend_tolerance"), "(0, inf)"),
     **dict.fromkeys(("overlap", "static_share", "gripper_threshold", "straightness"), "[0, 1]"),
     **{"jpeg_quality": "[1, 100]", "min_quality": "[0, 3]", "port": "[0, 65535]"},
 }
@@ -163,6 +171,8 @@ def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
     choice("proposer", config.proposer, ("kinematic", "vlm"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz"))
+    choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
+    choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
     choice("filter.by", config.filter.by, ("automatic", "human"))
     values = asdict(config)
     within("", values, INTERVALS)
