@@ -36,7 +36,8 @@ class Proposed:
     """What a proposer answered for one episode.
 
     rejected: what it said that could not be used, one sentence each. tokens_in, tokens_out: paid for, 0 from a cache.
-    calls: requests made, retries included.
+    calls: requests made, retries included. failed: why there is nothing usable; the episode is asked about again the
+    next time.
     """
 
     proposals: tuple[Proposal, ...]
@@ -44,6 +45,7 @@ class Proposed:
     tokens_in: int = 0
     tokens_out: int = 0
     calls: int = 0
+    failed: str = ""
 
 
 class Proposer(Protocol):

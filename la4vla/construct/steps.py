@@ -23,6 +23,7 @@ from la4vla.construct.keyframes import Keyframe
 from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.ledger import Ledger, Row, digest
 from la4vla.construct.readers.checks import inspect
+from la4vla.construct.vlm import Vlm
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
@@ -30,7 +31,7 @@ READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candid
 
 episodes    task, instruction, frames, fps, faults (why it is left out; empty if it is not), notes
 keyframes   keyframes: [[frame, kind] ...]
-candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer
+candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer, failed (why there are none)
 kept        kept: [{start, end, primitive, status, instruction, quality, scores} ...], in the order of time
 """
 
@@ -95,11 +96,22 @@ def detect_keyframes(config: ConstructConfig, source: Source, episodes: Ledger) 
 
 
 def proposer(config: ConstructConfig) -> Proposer:
-    return Kinematic(config.propose, config.seed)
+    """Raises UserError if it cannot be used."""
+    return Vlm(config) if config.proposer == "vlm" else Kinematic(config.propose, config.seed)
+
+
+def wanted_candidates(config: ConstructConfig, source: Source, found: Ledger, version: str) -> dict[str, str]:
+    """Episode -> `of` of its row of candidates. version: the proposer's."""
+    made_by = digest(judge.VERSION, asdict(config.judge), asdict(config.propose), version)
+    return {item["key"]: digest(made_by, item["of"]) for item in rows(found, source)}
 
 
 def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
-    """Judged candidates of every episode that has keyframes. Raises UserError if the proposer cannot go on."""
+    """Judged candidates of every episode that has keyframes.
+
+    Raises UserError if the proposer cannot go on, or, after all others are done, if it failed on more than
+    `max_failed_episodes`. What is done is kept either way; failed episodes are tried again the next time.
+    """
     proposes = proposer(config)
     hints = {row["key"]: row for row in found}
 
@@ -113,12 +125,21 @@ def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
             "tokens_out": answer.tokens_out,
             "calls": answer.calls,
             "proposer": proposes.name,
+            "failed": answer.failed,
         }
 
-    made_by = digest(judge.VERSION, asdict(config.judge), asdict(config.propose), proposes.version)
-    wanted = {item["key"]: digest(made_by, item["of"]) for item in rows(found, source)}
+    wanted = wanted_candidates(config, source, found, proposes.version)
     at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
-    return _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once)
+    ledger = _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once)
+    failed = [item for item in rows(ledger, source) if item["key"] in wanted and item.get("failed")]
+    if len(failed) > config.vlm.max_failed_episodes:
+        names = ", ".join(item["key"] for item in failed[:10]) + ", ..." * (len(failed) > 10)
+        raise UserError(
+            f"{len(failed)} of {len(wanted)} episodes got no proposals, {names}; of the first: {failed[0]['failed']} "
+            f"All others are done. The same command asks about these again, vlm.max_failed_episodes={len(failed)} goes "
+            f"on without them; {ledger.path} says why for each."
+        )
+    return ledger
 
 
 def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledger) -> Ledger:
@@ -141,23 +162,33 @@ def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledge
 def _fill(
     what: str, path: Path, wanted: Mapping[str, str], make: Callable[[str], dict[str, Any]], at_once: int = 1
 ) -> Ledger:
-    """Brings a ledger up to date: makes the rows (key -> `of`) that it lacks, `at_once` of them in threads."""
+    """Brings a ledger up to date: makes the rows (key -> `of`) that it lacks, `at_once` of them in threads.
+
+    A row that says why it `failed` is made of nothing that can be wanted, so the next time it is made anew. When one
+    raises, no more are begun and those begun are finished and kept.
+    """
     ledger = Ledger(path)
     missing = [key for key, of in wanted.items() if ledger.get(key, of) is None]
     if not missing:
         return ledger
     with ledger, tqdm(desc=what, unit="episode", initial=len(wanted) - len(missing), total=len(wanted)) as bar:
+
+        def put(key: str, values: dict[str, Any]) -> None:
+            ledger.put(key, "" if values.get("failed") else wanted[key], values)
+            bar.update()
+
         if at_once == 1:
             for key in missing:
-                ledger.put(key, wanted[key], make(key))
-                bar.update()
+                put(key, make(key))
             return ledger
         pool = ThreadPoolExecutor(at_once)
+        futures = {pool.submit(make, key): key for key in missing}
         try:
-            futures = {pool.submit(make, key): key for key in missing}
-            for future in as_completed(futures):
-                ledger.put(futures[future], wanted[futures[future]], future.result())
-                bar.update()
+            for future in as_completed(futures.copy()):
+                put(futures.pop(future), future.result())
         finally:
             pool.shutdown(cancel_futures=True)
+            for future, key in futures.items():
+                if not future.cancelled() and future.exception() is None:
+                    put(key, future.result())
     return ledger
