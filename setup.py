@@ -42,6 +42,7 @@ setup(
         "la4vla.model": ["assets/*"],
         "la4vla.sim": ["data/*"],
         "la4vla.construct": ["robots/*", "templates/*"],
+        "la4vla.construct.review": ["static/*"],
         "la4vla.data": ["templates/*"],
         "benchmarks": ["protocols/*/*.yaml", "templates/*"],
     },

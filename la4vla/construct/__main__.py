@@ -4,6 +4,7 @@ record       demonstrations of MetaWorld's scripted experts, if record.tasks are
 read         every episode once, with its faults
 keyframes    moments of low motion and gripper transitions
 propose      labelled spans, judged
+review       how far the annotators are; with --serve the page they work on
 filter       those good enough
 shards       la/, vla/ and task/
 report       report.html and report.json of what the steps have made so far; also the end of all steps
@@ -19,6 +20,7 @@ from la4vla.construct import report, steps
 from la4vla.construct.build import build
 from la4vla.construct.readers import open_source
 from la4vla.construct.record import record
+from la4vla.construct.review.desk import Desk
 from la4vla.types import UserError, exit_status
 
 STEPS = ("record", "read", "keyframes", "propose", "filter", "shards")
@@ -42,17 +44,36 @@ def run(config: ConstructConfig, last: str) -> None:
         build(config, source, ledger)
 
 
+def review(config: ConstructConfig, serve: bool) -> None:
+    """Prints everybody's progress and, if asked, opens the page until interrupted. Raises UserError."""
+    desk = Desk(config, open_source(config))
+    print(desk.table())
+    if serve:
+        try:
+            from la4vla.construct.review import app
+        except ModuleNotFoundError as error:
+            raise UserError(f'the review page needs {error.name}; run: pip install "la4vla[construct]".') from error
+        app.serve(desk)
+    desk.close()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 done, 2 called without a config. Raises UserError."""
     words = list(arguments)
-    word = words.pop(0) if words and words[0] in (*STEPS, "report") else ""
+    word = words.pop(0) if words and words[0] in (*STEPS, "review", "report") else ""
+    serve = word == "review" and "--serve" in words
+    if serve:
+        words.remove("--serve")
     if not words:
         print("usage: python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
     config = load(words[0], words[1:])
     if not isinstance(config, ConstructConfig):
         raise UserError(f"{words[0]}: not a construct config; its first line must be `schema: construct`.")
-    if word != "report":
+    if word == "review":
+        run(config, "propose")
+        review(config, serve)
+    elif word != "report":
         run(config, word or STEPS[-1])
     if word in ("", "report"):
         print(f"report: {report.write(config, open_source(config))}")
