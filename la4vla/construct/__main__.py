@@ -3,7 +3,7 @@
 record       demonstrations of MetaWorld's scripted experts, if record.tasks are named
 read         every episode once, with its faults
 keyframes    moments of low motion and gripper transitions
-propose      labelled spans, judged
+propose      labelled spans, judged; with --dry-run only what it would cost (proposer=vlm)
 review       how far the annotators are; with --serve the page they work on
 filter       those good enough
 shards       la/, vla/ and task/
@@ -18,16 +18,21 @@ from collections.abc import Sequence
 from la4vla.config import ConstructConfig, load
 from la4vla.construct import report, steps
 from la4vla.construct.build import build
+from la4vla.construct.estimate import estimate
 from la4vla.construct.readers import open_source
 from la4vla.construct.record import record
 from la4vla.construct.review.desk import Desk
 from la4vla.types import UserError, exit_status
 
 STEPS = ("record", "read", "keyframes", "propose", "filter", "shards")
+DRY_RUN = "--dry-run"
 
 
-def run(config: ConstructConfig, last: str) -> None:
-    """Brings every step up to `last` up to date. Raises UserError."""
+def run(config: ConstructConfig, last: str, dry_run: bool = False) -> None:
+    """Brings every step up to `last` up to date; a dry run ends before `propose` and prints its cost.
+
+    Raises UserError.
+    """
     wanted = STEPS[: STEPS.index(last) + 1]
     if config.read.format == "recorded":
         record(config)
@@ -36,6 +41,9 @@ def run(config: ConstructConfig, last: str) -> None:
         ledger = steps.read(config, source)
     if "keyframes" in wanted:
         ledger = steps.detect_keyframes(config, source, ledger)
+    if "propose" in wanted and dry_run:
+        print(estimate(config, source, ledger).text(config.vlm))
+        return
     if "propose" in wanted:
         ledger = steps.propose(config, source, ledger)
     if "filter" in wanted:
@@ -59,7 +67,8 @@ def review(config: ConstructConfig, serve: bool) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 done, 2 called without a config. Raises UserError."""
-    words = list(arguments)
+    words = [word for word in arguments if word != DRY_RUN]
+    dry_run = DRY_RUN in arguments
     word = words.pop(0) if words and words[0] in (*STEPS, "review", "report") else ""
     serve = word == "review" and "--serve" in words
     if serve:

@@ -72,8 +72,8 @@ def input_tokens(text: str, shown: int, sizes: Sequence[tuple[int, int]], config
     return round(tokens)
 
 
-def estimate(config: ConstructConfig, source: Source, episodes: Ledger, found: Ledger) -> Estimate:
-    """What is left to ask. episodes, found: of steps.read and steps.detect_keyframes. Raises UserError."""
+def estimate(config: ConstructConfig, source: Source, found: Ledger) -> Estimate:
+    """What is left to ask. found: of steps.detect_keyframes. Raises UserError."""
     if config.proposer != "vlm":
         raise UserError(f"--dry-run tells what proposer=vlm would cost; proposer={config.proposer} costs nothing.")
     wanted = steps.wanted_candidates(config, source, found, version(config))
@@ -83,7 +83,7 @@ def estimate(config: ConstructConfig, source: Source, episodes: Ledger, found: L
         return Estimate(0, len(wanted), 0, 0)
     like = source.read(left[0])
     sizes = [_size(like.frames(view, [0])[0]) for view in like.views]
-    about = {row["key"]: row for row in episodes}
+    about = {row["key"]: row for row in Ledger(Path(config.out_dir) / steps.READ)}
     hints = {row["key"]: row["keyframes"] for row in found}
     frames = tokens = 0
     for key in left:
