@@ -79,11 +79,13 @@ def main(arguments: Sequence[str]) -> int:
     config = load(words[0], words[1:])
     if not isinstance(config, ConstructConfig):
         raise UserError(f"{words[0]}: not a construct config; its first line must be `schema: construct`.")
+    if dry_run and word != "propose":
+        raise UserError(f"{DRY_RUN} belongs to one step: la4vla construct propose {words[0]} {DRY_RUN}.")
     if word == "review":
         run(config, "propose")
         review(config, serve)
     elif word != "report":
-        run(config, word or STEPS[-1])
+        run(config, word or STEPS[-1], dry_run)
     if word in ("", "report"):
         print(f"report: {report.write(config, open_source(config))}")
     return 0
