@@ -11,54 +11,20 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from la4vla.config import ConstructConfig, ProposeConfig, ReadConfig, RecordConfig
 from la4vla.construct.__main__ import run
-from la4vla.construct.episodes import Episode
 from la4vla.construct.keyframes import detect
 from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.readers import open_source
-from la4vla.construct.robot import Robot, robot_frame
 from la4vla.construct.store import episode_path, read_episode, write_episode
 from la4vla.data.shards import read_index
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
-
-STRIDE = 3
-FRAMES = 83
-TASK = "pick-place-v3"
-ROBOT = Robot(EMBODIMENT, robot_frame(EMBODIMENT.name))
-
-
-def grey(level):
-    return simplejpeg.encode_jpeg(np.full((16, 16, 3), level, np.uint8), quality=95)
-
-
-def episode(number):
-    """Forward, down, left; number shifts the bends."""
-    bends = np.array([0, 25 + number % 5, 50, FRAMES])
-    corners = np.array([[0, 0.4, 0.3], [0, 0.6, 0.3], [0, 0.6, 0.1], [-0.2, 0.6, 0.1]])
-    frames = np.arange(FRAMES)
-    position = np.stack([np.interp(frames, bends, corners[:, axis]) for axis in range(3)], axis=1)
-    state = np.concatenate([position, np.ones((FRAMES, 1))], axis=1).astype(np.float32)
-    action = np.full((FRAMES, 4), number % 7 / 10, np.float32)
-    images = {t: grey(2 * t) for t in range(0, FRAMES, STRIDE)}
-    return Episode(
-        f"{TASK}-{number:06d}", TASK, number, "Pick and place a puck to a goal", ROBOT, 80.0, state, action,
-        ("corner4",), STRIDE, lambda view, numbers: {t: images[t] for t in numbers}, action,
-    )  # fmt: skip
+from tests.construct.recorded import FRAMES, STRIDE, TASK, episode, recorded
 
 
 @pytest.fixture
 def config(tmp_path):
-    for number in range(1000, 1004):
-        write_episode(episode_path(tmp_path / "episodes", TASK, number), episode(number))
-    return ConstructConfig(
-        read=ReadConfig(path=str(tmp_path / "episodes")),
-        out_dir=str(tmp_path / "out"),
-        record=RecordConfig(tasks=[TASK], episodes=4),
-        propose=ProposeConfig(min_clip_frames=8),
-        shards=2,
-    )
+    return recorded(tmp_path)
 
 
 def construct(config):
