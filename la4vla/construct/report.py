@@ -44,10 +44,11 @@ def write(config: ConstructConfig, source: Source) -> Path:
         "dataset": out.resolve().name,
         "proposer": config.proposer,
         "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
-        **statistics(rows, read_scores(out / REVIEWS)),
+        **statistics(rows, read_scores(out / REVIEWS), config.seed),
     }
     shown = examples(config, source, rows)
-    named = [item for item in numbers["episodes"] if item["faults"] or item["notes"] or item["rejected"]]
+    told = ("faults", "notes", "failed", "rejected")
+    named = [item for item in numbers["episodes"] if any(item[what] for what in told)]
     about = {"numbers": numbers, "examples": shown, "named": named, "listed": LISTED}
     html = page.render(TEMPLATES, "report.html.j2", {"title": numbers["dataset"], **about})
     page.write(out / NUMBERS, json.dumps(numbers, indent=1) + "\n")

@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from la4vla.construct import steps
+from la4vla.construct import agreement, steps
 from la4vla.construct.candidates import Candidate, candidate_key
 from la4vla.construct.ledger import Row
-from la4vla.construct.reviews import Score, standing
+from la4vla.construct.reviews import QUALITIES, Score, standing
 from la4vla.data.contents import Label, contents, sizes
 
 PAPER = {
@@ -57,8 +57,11 @@ class Rows:
         return Rows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
 
 
-def statistics(rows: Rows, scores: Sequence[Score]) -> dict[str, Any]:
-    """All numbers, JSON-able. scores: of reviews.read_scores."""
+def statistics(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any]:
+    """All numbers, JSON-able. scores: of reviews.read_scores. seed: of the interval of alpha.
+
+    Raises UserError if there are scores and the `krippendorff` library is not installed.
+    """
     candidates, kept = _labels(rows, rows.candidates, "candidates"), _labels(rows, rows.kept, "kept")
     return {
         "phases": _phases(rows, candidates, kept),
@@ -68,7 +71,7 @@ def statistics(rows: Rows, scores: Sequence[Score]) -> dict[str, Any]:
         "frames": _frames(rows),
         "keyframes": _keyframes(rows),
         "automatic": _automatic(rows),
-        "review": _review(rows, scores),
+        "review": _review(rows, scores, seed),
         "tokens": _tokens(rows),
         "tasks": _tasks(rows),
         "episodes": [_episode(rows, key) for key in [*rows.episodes, *rows.faulty]],
@@ -156,8 +159,9 @@ def _automatic(rows: Rows) -> dict[str, Any]:
     return {"reasons": [{"reason": reason, "candidates": count} for reason, count in top]}
 
 
-def _review(rows: Rows, scores: Sequence[Score]) -> dict[str, Any] | None:
-    """Of the scores that still stand; None if there is none. once, twice: candidates with a score, with several."""
+def _review(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any] | None:
+    """Of the scores that still stand; None if there is none. outdated: those that do not. units: candidates with two
+    scores or more."""
     proposed = {
         candidate_key(key, item["start"]): Candidate.from_dict(item)
         for key, row in rows.candidates.items()
@@ -166,22 +170,17 @@ def _review(rows: Rows, scores: Sequence[Score]) -> dict[str, Any] | None:
     current = standing(scores, proposed)
     if not current:
         return None
-    times = Counter(score.candidate for score in current)
-    nudged = {
-        s.candidate for s in current if (s.start, s.end) != (proposed[s.candidate].start, proposed[s.candidate].end)
-    }
+    found = agreement.measure(current, proposed, seed)
+    spans = {key: (item.start, item.end) for key, item in proposed.items()}
     names = sorted({score.annotator for score in current})
     return {
-        "scores": len(current),
+        **asdict(found),
+        "band": found.band,
         "outdated": len(scores) - len(current),
         "candidates": len(proposed),
-        "once": len(times),
-        "twice": sum(count > 1 for count in times.values()),
-        "nudged": len(nudged),
-        "confidence": float(np.mean([score.confidence for score in current])),
-        "quality": [{"quality": q, "scores": sum(score.quality == q for score in current)} for q in range(4)],
+        "nudged": len({score.candidate for score in current if (score.start, score.end) != spans[score.candidate]}),
+        "qualities": [{"quality": q, "scores": sum(score.quality == q for score in current)} for q in QUALITIES],
         "annotators": [_annotator(name, [score for score in current if score.annotator == name]) for name in names],
-        "agreement": _agreement(current),
     }
 
 
@@ -192,10 +191,6 @@ def _annotator(name: str, scores: Sequence[Score]) -> dict[str, Any]:
         "quality": float(np.mean([score.quality for score in scores])),
         "confidence": float(np.mean([score.confidence for score in scores])),
     }
-
-
-def _agreement(scores: Sequence[Score]) -> dict[str, Any] | None:
-    return None
 
 
 def _tokens(rows: Rows) -> dict[str, Any]:
@@ -234,6 +229,7 @@ def _episode(rows: Rows, key: str) -> dict[str, Any]:
         "kept": len(kept),
         "kept_frames": sum(item["end"] - item["start"] for item in kept),
         "rejected": rows.candidates[key]["rejected"] if key in rows.candidates else [],
+        "failed": rows.candidates[key].get("failed", "") if key in rows.candidates else "",
         "faults": read["faults"],
         "notes": read["notes"],
     }
