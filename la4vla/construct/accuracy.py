@@ -30,6 +30,7 @@ from la4vla.types import UserError, exit_status
 
 TOLERANCE = 3  # frames between a boundary and its match
 MIN_FRAMES = 8  # 0.1 s at 80 Hz; the gripper alone takes twice as long to close
+SETTLE = 10  # frames at the start of an episode in which objects drop into place by themselves
 STILL = 0.015  # m; a phase in which the hand moves less is a wait, unless the gripper is at work
 CONTACT = ("push", "pull", "press")
 
@@ -154,7 +155,7 @@ def _name(found: Sequence[Phase], episode: Episode) -> list[Phase]:
     for number, item in enumerate(found):
         last = min(item.end, len(episode) - 1)
         hand.append(hand_T3[last] - hand_T3[item.start])
-        thing.append(object_T3[last] - object_T3[item.start])
+        thing.append(object_T3[last] - object_T3[min(max(item.start, SETTLE), last)])
         moves = float(np.linalg.norm(hand[-1])) >= STILL
         follows = moves and np.linalg.norm(thing[-1] - hand[-1]) < 0.5 * np.linalg.norm(hand[-1])
         opened_before = any(not before.closing for before in found[:number])

@@ -20,7 +20,7 @@ from la4vla.config import ConstructConfig, JudgeConfig, ProposeConfig
 from la4vla.construct.candidates import Candidate, Proposal
 from la4vla.construct.episodes import Episode
 from la4vla.construct.keyframes import TRANSLATION
-from la4vla.construct.kinematic import Track, track_of, turn_of
+from la4vla.construct.track import Track, track_of, turn_of
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction
 from la4vla.types import UserError
 

@@ -12,8 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from la4vla.config import KeyframeConfig, ProposeConfig
 from la4vla.construct.keyframes import detect
-from la4vla.construct.kinematic import bends, propose
+from la4vla.construct.kinematic import propose
 from la4vla.construct.robot import Robot, RobotFrame, robot_frame
+from la4vla.construct.track import bends
 from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, WORD, contradictions, lint
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv
 from la4vla.types import Embodiment, VectorSpec
@@ -172,10 +173,10 @@ def test_short_episodes_pass(frames):
 
 def test_bends_follow_the_path_within_the_tolerance():
     corner = np.concatenate([np.linspace([0, 0, 0], [1, 0, 0], 50), np.linspace([1, 0, 0], [1, 1, 0], 50)])
-    assert len(bends(corner, 0.02)) in (1, 2)
-    assert not bends(np.linspace([0, 0, 0], [1, 2, 3], 30), 1e-6)
-    assert not bends(np.zeros((5, 3)), 0.01)
-    assert bends(np.concatenate([corner, corner[::-1]]), 0.02)
+    assert len(bends(corner, 0.02, 1.0)) in (1, 2)
+    assert not bends(np.linspace([0, 0, 0], [1, 2, 3], 30), 1e-6, 1.0)
+    assert not bends(np.zeros((5, 3)), 0.01, 1.0)
+    assert bends(np.concatenate([corner, corner[::-1]]), 0.02, 1.0)
 
 
 ARM6 = Embodiment(
