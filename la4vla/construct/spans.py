@@ -53,7 +53,7 @@ def coverage(proposals: Sequence[Proposal], frames: int) -> float:
     return sum(item.end - item.start for item in proposals) / frames
 
 
-def snap(frame: int, stride: int) -> int:
+def snap(frame: float, stride: int) -> int:
     """The nearest frame that has a picture: a multiple of `stride`."""
     return round(frame / stride) * stride
 

@@ -7,22 +7,25 @@ the review is review's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
-from la4vla.construct import judge, keyframes
-from la4vla.construct.candidates import Candidate, Proposer
+from la4vla.construct import judge, keep, keyframe_plot, keyframes
+from la4vla.construct.candidates import Candidate, Proposal, Proposer, candidate_key
 from la4vla.construct.episodes import BadEpisode, Source
 from la4vla.construct.keyframes import Keyframe
 from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.ledger import Ledger, Row, digest
 from la4vla.construct.readers.checks import inspect
+from la4vla.construct.reviews import REVIEWS, Reviews, Score, dataset_of, standing
 from la4vla.construct.vlm import Vlm
 from la4vla.types import UserError
 
@@ -32,7 +35,8 @@ READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candid
 episodes    task, instruction, frames, fps, faults (why it is left out; empty if it is not), notes
 keyframes   keyframes: [[frame, kind] ...]
 candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer, failed (why there are none)
-kept        kept: [{start, end, primitive, status, instruction, quality, scores} ...], in the order of time
+kept        kept: [{start, end, primitive, status, instruction, quality, scores} ...], in the order of time, dropped:
+            {low, unreviewed, short: how many others there are, and why}
 """
 
 READ_VERSION = 1
@@ -87,11 +91,15 @@ def detect_keyframes(config: ConstructConfig, source: Source, episodes: Ledger) 
         found = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes)
         return {"keyframes": [[item.frame, item.kind] for item in found]}
 
+    settings = asdict(config.keyframes)
+    del settings["plots"]
     wanted = {
-        item["key"]: digest(keyframes.VERSION, asdict(config.keyframes), item["of"])
+        item["key"]: digest(keyframes.VERSION, settings, item["of"])
         for item in rows(episodes, source)
         if not item["faults"]
     }
+    for key in list(wanted)[: config.keyframes.plots]:
+        keyframe_plot.draw(source.read(key), config.keyframes, Path(config.out_dir) / "plots" / f"{key}.png")
     return _fill("finding keyframes", Path(config.out_dir) / KEYFRAMES, wanted, row)
 
 
@@ -143,20 +151,62 @@ def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
 
 
 def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledger) -> Ledger:
-    """Keeps the candidates of at least `min_quality`."""
+    """Keeps the candidates of at least `min_quality`, by the judge or by people.
+
+    Raises UserError if people are to decide and none has scored any, or their scores are of another dataset.
+    """
+    proposed = {
+        item["key"]: [Candidate.from_dict(raw) for raw in item["candidates"]] for item in rows(candidates, source)
+    }
+    human, least = config.filter.by == "human", config.filter.min_quality
+    scores = _scores(config, proposed) if human else {}
+    frames = {item["key"]: item["frames"] for item in Ledger(Path(config.out_dir) / READ)}
+    stride = source.read(next(iter(proposed))).frame_stride if human else 1
+    shortest = config.propose.min_clip_frames
 
     def row(key: str) -> dict[str, Any]:
-        kept = []
-        for raw in proposed[key]["candidates"]:
-            item = Candidate.from_dict(raw)
-            if item.score >= config.filter.min_quality:
-                about = {name: raw[name] for name in ("start", "end", "primitive", "status", "instruction")}
-                kept.append({**about, "quality": item.score, "scores": []})
-        return {"kept": kept}
+        if not human:
+            return keep.by_judge(proposed[key], least)
+        return keep.by_people(proposed[key], scores, key, frames[key], stride, least, shortest)
 
-    proposed = {item["key"]: item for item in rows(candidates, source)}
-    wanted = {key: digest(asdict(config.filter), item["of"]) for key, item in proposed.items()}
-    return _fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
+    settings = [keep.VERSION, asdict(config.filter), [stride, shortest] if human else []]
+    wanted = {}
+    for item in rows(candidates, source):
+        names = [candidate_key(item["key"], candidate.start) for candidate in proposed[item["key"]]]
+        said = [[astuple(score) for score in scores.get(name, ())] for name in names]
+        wanted[item["key"]] = digest(settings, item["of"], said if human else [])
+    ledger = _fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
+    dropped = sum((Counter(item["dropped"]) for item in rows(ledger, source)), Counter[str]())
+    if dropped["unreviewed"]:
+        print(f"filter: {dropped['unreviewed']} candidates are left out because nobody has scored them")
+    return ledger
+
+
+def reviewed(config: ConstructConfig, candidates: Mapping[str, Proposal]) -> list[Score]:
+    """People's scores of the candidates as they are proposed now. candidates: by candidate_key.
+
+    Raises UserError if the scores are of another dataset.
+    """
+    path = Path(config.out_dir) / REVIEWS
+    if not path.is_file():
+        return []
+    good = (row for row in Ledger(path.with_name(READ)) if not row["faults"])
+    with closing(Reviews.open(path, dataset_of(good))) as reviews:
+        return standing(reviews.scores(), candidates)
+
+
+def _scores(config: ConstructConfig, proposed: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Score]]:
+    """candidate_key -> its scores, in the order of the annotators' names."""
+    by_key = {candidate_key(key, item.start): item for key, items in proposed.items() for item in items}
+    scores: defaultdict[str, list[Score]] = defaultdict(list)
+    for score in sorted(reviewed(config, by_key), key=lambda item: item.annotator):
+        scores[score.candidate].append(score)
+    if not scores:
+        raise UserError(
+            "filter.by=human, but nobody has scored any of these candidates; score some with `la4vla construct review "
+            "CONFIG --serve`, or set filter.by=automatic."
+        )
+    return scores
 
 
 def _fill(
