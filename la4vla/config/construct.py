@@ -44,24 +44,27 @@ class RecordConfig:
 
 @dataclass
 class KeyframeConfig:
-    """Keyframe detection of FACTS 1.3.1; the paper lost its numbers, so these are our defaults."""
+    """Keyframe detection (FACTS 1.3.1): the paper's steps; its numbers were lost in print, so these are ours."""
 
     smooth_window: int = 11  # frames, Savitzky-Golay; shortened to an odd number <= T for short episodes
-    smooth_order: int = 3
-    rotation_weight: float = 0.5  # weight of a rotation dim in the motion signal, a translation dim has 1
+    smooth_order: int = 3  # degree of its polynomial
+    rotation_weight: float = 0.5  # weight of a rotation dim in the motion signal, a translation or joint dim has 1
     scale_floor: float = 0.05  # a dim is scaled by at least this share of the largest of its kind (no amplified noise)
-    threshold: float = 0.5  # static below this fraction of the episode's mean motion
+    rule: str = "mean"  # static below `threshold` of the episode's mean motion | quantile: below its `quantile`
+    threshold: float = 0.5  # of the episode's mean motion
+    quantile: float = 0.2  # share of the episode's frames; at least some are static then, whatever it does
     static_window: int = 5  # frames
     static_share: float = 0.8  # of the window's frames that must be below the threshold
     gripper_threshold: float = 0.5  # of the min-max normalised gripper channel
     gripper_window: int = 5  # frames on each side
     gripper_min_range: float = 0.15  # of the open-closed span; an episode whose gripper moves less has no events
     min_event_distance: int = 10  # frames
+    plots: int = 0  # episodes drawn into out_dir/plots/: signal, threshold, rests, gripper, events
 
 
 @dataclass
 class ProposeConfig:
-    """The kinematic labeller (construct/propose.py); no paper has numbers for it, so these are our defaults."""
+    """The kinematic labeller (construct/kinematic.py); no paper has numbers for it, so these are our defaults."""
 
     min_clip_frames: int = 5  # shorter segments join the neighbour that moves most alike (FACTS 1.3.4)
     command_jump: float = 0.3  # of a usual command; a translation command that changes more at once begins a segment
@@ -156,13 +159,16 @@ INTERVALS = {
     ),
     **dict.fromkeys(("image_size", "processes", "episodes"), "[1, inf)"),
     **dict.fromkeys(
-        ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames"), "[0, inf)"
+        ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames", "plots"),
+        "[0, inf)",
     ),
     **dict.fromkeys(("temperature", "context_s", "action_noise", "rotation_weight", "threshold"), "[0, inf)"),
     **dict.fromkeys(("input_price", "output_price"), "[0, inf)"),
-    **dict.fromkeys(("fps", "timeout_s", "backoff_s", "bend_tolerance"), "(0, inf)"),
-    **dict.fromkeys(("overlap", "static_share", "gripper_threshold", "straightness"), "[0, 1]"),
-    **{"jpeg_quality": "[1, 100]", "min_quality": "[0, 3]", "port": "[0, 65535]"},
+    **dict.fromkeys(("fps", "timeout_s", "backoff_s", "bend_tolerance", "command_jump"), "(0, inf)"),
+    **dict.fromkeys(
+        ("overlap", "static_share", "quantile", "scale_floor", "gripper_threshold", "straightness"), "[0, 1]"
+    ),
+    **{"bend_angle": "[0, 3.1416]", "jpeg_quality": "[1, 100]", "min_quality": "[0, 3]", "port": "[0, 65535]"},
 }
 """Where the numbers must lie, by the field's name."""
 
@@ -171,6 +177,7 @@ def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
     choice("proposer", config.proposer, ("kinematic", "vlm"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz"))
+    choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
     choice("filter.by", config.filter.by, ("automatic", "human"))

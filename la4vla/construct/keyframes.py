@@ -48,17 +48,12 @@ def prompt_lines(keyframes: Sequence[Keyframe], fps: float) -> list[str]:
     return [f"- {item.frame / fps:.2f}s: {item.kind}" for item in keyframes]
 
 
-def opening(state_TS: np.ndarray, spec: VectorSpec) -> np.ndarray | None:
-    """Gripper channel [T] on a scale where 1 is open and 0 is closed, or None for a robot without one."""
-    return spec.opening(state_TS)
-
-
 def motion(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> np.ndarray:
     """Scalar motion between adjacent frames, float64 [T - 1], each in [0, 1].
 
-    Differences without the gripper, wrap-safe for rotations; Savitzky-Golay; each dim divided by its own largest
-    magnitude (symmetric min-max), but by no less than `scale_floor` of the largest of its kind, so that a dim that
-    stands still does not become noise of full size; weighted mean of magnitudes. Constant dims count as 0.
+    Differences without the gripper and a contact flag, wrap-safe for rotations; Savitzky-Golay; each dim divided by its
+    own largest magnitude (symmetric min-max), but by no less than `scale_floor` of the largest of its kind, so that a
+    dim that stands still does not become noise of full size; weighted mean of magnitudes. Constant dims count as 0.
     """
     change_TD, weight_D, kind_D = _differences(state_TS, spec, config)
     steps, dims = change_TD.shape
@@ -74,18 +69,32 @@ def motion(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> np
     return relative_TD @ (weight_D / weight_D.sum())
 
 
-def static_frames(motion_T: np.ndarray, config: KeyframeConfig) -> list[int]:
-    """Midpoints of the runs of low motion: below `threshold` of the mean, in a window mostly below it."""
+def threshold(motion_T: np.ndarray, config: KeyframeConfig) -> float:
+    """Motion below which a frame is at rest, of this episode: a fraction of the mean, or a quantile (FACTS 1.3.1)."""
+    if len(motion_T) == 0:
+        return 0.0
+    if config.rule == "quantile":
+        return float(np.quantile(motion_T, config.quantile))
+    return config.threshold * float(motion_T.mean())
+
+
+def static_runs(motion_T: np.ndarray, config: KeyframeConfig) -> list[tuple[int, int]]:
+    """First and last index of the runs of low motion: below the threshold, in a window mostly below it."""
     if len(motion_T) == 0:
         return []
-    low_T = motion_T < config.threshold * motion_T.mean()
+    low_T = motion_T < threshold(motion_T, config)
     low_share_T = _window_mean(low_T.astype(np.float64), config.static_window)
-    return [(first + last) // 2 for first, last in runs(low_T & (low_share_T >= config.static_share))]
+    return runs(low_T & (low_share_T >= config.static_share))
+
+
+def static_frames(motion_T: np.ndarray, config: KeyframeConfig) -> list[int]:
+    """Midpoints of static_runs."""
+    return [(first + last) // 2 for first, last in static_runs(motion_T, config)]
 
 
 def gripper_events(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> list[Keyframe]:
     """Frames where the mean opening before and after straddle the threshold, at least `min_event_distance` apart."""
-    opening_T = opening(state_TS, spec)
+    opening_T = spec.opening(state_TS)
     if opening_T is None or len(opening_T) < 2 or np.ptp(opening_T) < config.gripper_min_range:
         return []
     level_T = (opening_T - opening_T.min()) / np.ptp(opening_T)
@@ -114,7 +123,7 @@ def _differences(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Change [T - 1, D] of the arm dims, their weights [D] and kinds [D] (0 translation, 1 rotation, 2 other)."""
     rotation = spec.dims(*ROTATION)
-    kinds = {"gripper": -1, **dict.fromkeys(TRANSLATION, 0), **dict.fromkeys(ROTATION, 1)}
+    kinds = {"gripper": -1, "contact": -1, **dict.fromkeys(TRANSLATION, 0), **dict.fromkeys(ROTATION, 1)}
     kind_S = np.array([kinds.get(name, 2) for name in spec.names])
     values_TS = state_TS.astype(np.float64)
     if spec.rotation == "euler_xyz":
