@@ -6,7 +6,6 @@ Owns what a model may wrap its JSON in and how seconds become frames. Which span
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from la4vla.construct.spans import snap, validate
 from la4vla.construct.vocabulary import ALIASES, PRIMITIVES, ObjectStatus
 
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)  # some servers cut the opening tag off
+_FOREVER_S = 1e6  # no demonstration is so long, and numbers that overflow are far beyond
 _EITHER = ("reorient", "rotate")  # labels that mean another primitive when something is held
 
 
@@ -52,7 +52,7 @@ def segments(text: str) -> list[dict[str, Any]] | None:
         position = bracket.start() + 1
         try:
             value, end = decoder.raw_decode(text, bracket.start())
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of a model that repeats brackets for ever
             continue
         values = [value] if isinstance(value, list) else list(value.values())
         lists = [item for item in values if isinstance(item, list) and all(isinstance(entry, dict) for entry in item)]
@@ -100,7 +100,7 @@ def _seconds(value: Any) -> float | None:
             value = float(value.strip().removesuffix("s"))
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _FOREVER_S:
         return None
     return float(value)
 
