@@ -1,6 +1,8 @@
 """Success rates and reports on the command line.
 
     python -m benchmarks metaworld --checkpoint runs/quickstart/finetune --protocol metaworld/mt50-v1 --out runs/eval
+    python -m benchmarks metaworld ... --perturb gaussian_noise:1,3,5 --perturb fog:3
+    python -m benchmarks compare runs/a/eval runs/b/eval
     python -m benchmarks report runs/quickstart
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import protocols
 from benchmarks.metaworld import SUITE as METAWORLD
+from benchmarks.perturb import PERTURBATIONS, parse
 from la4vla.types import UserError, exit_status
 
 SUITES = {METAWORLD.name: METAWORLD}
@@ -40,9 +43,21 @@ def parser() -> argparse.ArgumentParser:
         suite.add_argument("--episodes", type=int, help="only the first N initial states of each task")
         suite.add_argument("--videos", type=int, default=0, help="record N episodes a task afterwards")
         suite.add_argument("--device", default="", help="of the policy (default: cuda where there is one, else cpu)")
+        suite.add_argument(
+            "--perturb",
+            action="append",
+            default=[],
+            metavar="NAME:SEVERITIES",
+            help=f"run clean and under these, each into its folder below --out; names: {', '.join(PERTURBATIONS)}",
+        )
         suite.add_argument("overrides", nargs="*", help="key=value changes of the protocol; the result is `custom`")
+    paired = commands.add_parser("compare", help="two evaluations, episode by episode", allow_abbrev=False)
+    paired.add_argument("a", type=Path, help="a result folder")
+    paired.add_argument("b", type=Path, help="another one of the same protocol")
+    paired.add_argument("--json", type=Path, help="write the numbers there as well")
     report = commands.add_parser("report", help="one HTML page of training runs and evaluations", allow_abbrev=False)
     report.add_argument("folders", nargs="+", type=Path, help="folders that hold runs or results, at any depth")
+    report.add_argument("--curves", type=Path, help="success by severity as one more file, .svg or .png")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first folder)")
     return top
 
@@ -52,8 +67,16 @@ def main(arguments: Sequence[str]) -> int:
     if options.command == "report":
         from benchmarks import report
 
-        path = report.write(options.folders, options.out or options.folders[0] / "report.html")
+        path = report.write(options.folders, options.out or options.folders[0] / "report.html", options.curves)
         print(f"report: {path}")
+        return 0
+    if options.command == "compare":
+        from benchmarks import compare
+
+        compared = compare.folders(options.a, options.b)
+        print(compared.table())
+        if options.json:
+            options.json.write_text(compared.to_json())
         return 0
     from benchmarks import evaluate
 
@@ -70,6 +93,7 @@ def main(arguments: Sequence[str]) -> int:
         tasks=tuple(options.tasks),
         episodes=options.episodes,
         videos=options.videos,
+        variants=parse(options.perturb),
         device=options.device,
         command=" ".join(["python -m benchmarks", *arguments]),
     )

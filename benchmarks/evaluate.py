@@ -1,7 +1,8 @@
 """One evaluation from request to table: policy, runner, rows on disk, videos, and what is printed.
 
-Everything that decides a number is in the protocol and the checkpoint; a request adds only how much of it to run now,
-on how many processes, and where to put it.
+Everything that decides a number is in the protocol, the perturbation and the checkpoint; a request adds only how much
+of it to run now, on how many processes, and where to put it. A perturbed arm never comes without its clean one, on the
+same initial states and with the same flow noise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 import la4vla
-from benchmarks import results
+from benchmarks import compare, results
+from benchmarks.perturb import CLEAN, Variant
 from benchmarks.protocols import Protocol, select
 from benchmarks.results import Results, Row
 from benchmarks.rollout import Job, Suite
@@ -32,7 +34,11 @@ EXPERT = "scripted expert"
 
 @dataclass(frozen=True)
 class Request:
-    """checkpoint: None for the scripted expert. episodes: None for all of the protocol. device: empty for the best."""
+    """checkpoint: None for the scripted expert. episodes: None for all of the protocol. device: empty for the best.
+
+    variants: perturbations to run beside the clean pictures, each and the clean arm in a folder of its own below `out`;
+    none: the clean arm alone, in `out` itself.
+    """
 
     suite: Suite
     protocol: Protocol
@@ -45,10 +51,27 @@ class Request:
     videos: int
     device: str
     command: str
+    variants: Sequence[Variant]
 
 
-def evaluate(request: Request) -> results.Summary:
-    """Runs what is missing in `request.out`, prints the table and returns it. Raises UserError for bad input."""
+@dataclass(frozen=True)
+class Arm:
+    """One variant of a request, with what every one of its rows says. identity: of the policy."""
+
+    variant: Variant
+    folder: Path
+    stored: Results
+    identity: str
+    step: int
+    versions: dict[str, str]
+    gl: str
+
+
+def evaluate(request: Request) -> dict[Variant, results.Summary]:
+    """Runs what is missing in `request.out`, prints and returns the tables, the clean one first.
+
+    Raises UserError for bad input.
+    """
     protocol, suite = request.protocol, request.suite
     if protocol.suite != suite.name:
         raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{suite.name}`.")
@@ -56,38 +79,64 @@ def evaluate(request: Request) -> results.Summary:
         raise UserError("--workers must be at least 1 and --videos at least 0.")
     wanted = select(protocol, request.tasks, request.episodes)
     policy = load_policy(request)
+    if request.variants and not (policy and policy.views):
+        raise UserError("--perturb changes pictures, and this policy sees none; evaluate it without --perturb.")
+    arms = open_arms(request, policy)
+    seen = (protocol.view,) if request.videos or (policy and policy.views) else ()
+    with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
+        summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
+    if request.variants:
+        print(compare.against_clean({arm.variant: arm.stored.rows.values() for arm in arms}))
+    return summaries
+
+
+def open_arms(request: Request, policy: ServedPolicy | None) -> list[Arm]:
+    """The clean arm and one for each variant. Raises UserError where a folder holds another evaluation's rows."""
+    if request.variants and (request.out / results.EPISODES).exists():
+        raise UserError(
+            f"{request.out}: is itself the folder of one evaluation; give --perturb another --out, or, if that one is "
+            f"the clean arm, move its files to {request.out / CLEAN.folder}."
+        )
     identity, step = (policy.identity, policy.step) if policy else (EXPERT, 0)
-    stored = Results(request.out, protocol.hash, identity)
-    gl = suite.prepare()
-    versions = {name: importlib.metadata.version(name) for name in suite.packages}
+    gl = request.suite.prepare()
+    versions = {name: importlib.metadata.version(name) for name in request.suite.packages}
     versions |= {"la4vla": la4vla.__version__, "torch": torch.__version__}
+    arms = []
+    for variant in dict.fromkeys([CLEAN, *request.variants]):
+        folder = request.out / variant.folder if request.variants else request.out
+        stored = Results(folder, request.protocol.hash, identity, variant.identity)
+        arms.append(Arm(variant, folder, stored, identity, step, versions, gl))
+    return arms
+
+
+def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runner: Runner) -> results.Summary:
+    """Runs the episodes that an arm lacks, writes its run.json, prints its table and returns it."""
+    protocol, stored = request.protocol, arm.stored
     missing = stored.missing(wanted)
-    print(f"{protocol.title} ({protocol.hash}), replan_every {protocol.replan_every}, {len(wanted)} episodes", end="")
-    print(f", {len(wanted) - len(missing)} already there" if len(missing) < len(wanted) else "")
+    print(f"{protocol.title} ({protocol.hash}), {arm.variant.identity}, replan_every {protocol.replan_every}", end="")
+    there = f", {len(wanted) - len(missing)} already there" if len(missing) < len(wanted) else ""
+    print(f", {len(wanted)} episodes{there}")
     run = {
         "protocol": asdict(protocol),
         "title": protocol.title,
-        "policy": identity,
+        "policy": arm.identity,
+        "perturbation": asdict(arm.variant),
         "untrained": request.untrained,
         "checkpoint": str(request.checkpoint or EXPERT),
-        "step": step,
+        "step": arm.step,
         "command": request.command,
-        "versions": versions,
-        "gl": gl,
+        "versions": arm.versions,
+        "gl": arm.gl,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "time": results.read_run(request.out)["time"] if stored.rows else "",
+        "time": results.read_run(arm.folder)["time"] if stored.rows else "",
     }
-    results.write_run(request.out, run)
-
-    def row(end: Finished) -> Row:
-        return make_row(end, protocol, identity, step, versions, gl)
-
-    spent = run_jobs(request, policy, stored, [Job(task, episode) for task, episode in missing], row)
+    results.write_run(arm.folder, run)
+    spent = run_jobs(request, arm, missing, runner)
     if missing:
         sentence = spent.sentence(request.workers, len(missing))
         print(sentence)
         run["time"] = "; then ".join(part for part in (run["time"], sentence) if part)
-        results.write_run(request.out, run)
+        results.write_run(arm.folder, run)
     summary = results.summarise((stored.rows[job] for job in wanted if job in stored.rows), protocol)
     print(results.table(summary, protocol))
     print(f"rows: {stored.path}")
@@ -107,42 +156,31 @@ def load_policy(request: Request) -> ServedPolicy | None:
     return ServedPolicy.load(request.checkpoint, device)
 
 
-def run_jobs(
-    request: Request,
-    policy: ServedPolicy | None,
-    stored: Results,
-    jobs: Sequence[Job],
-    row: Callable[[Finished], Row],
-) -> Spent:
-    """Runs the jobs, one progress bar, and stores a row for each; then replays the chosen ones for their videos."""
-    protocol = request.protocol
-    seen = (protocol.view,) if request.videos or (policy and policy.views) else ()
-    logs = request.out / "logs"
-    episodes = 0
-    with Runner(request.suite, protocol, policy, seen, request.workers, logs) as runner:
-        with tqdm(total=len(jobs), desc=protocol.title, unit="episode", disable=not jobs) as bar:
-            successes = 0
-            for end in runner.run(jobs):
-                stored.append(row(end))
-                episodes += 1
-                successes += bool(end.outcome and end.outcome.success)
-                bar.set_postfix_str(f"{successes}/{episodes} successes", refresh=False)
-                bar.update()
-        spent = copy.deepcopy(runner.spent)
-        videos = video_jobs(stored.rows.values(), request.out / "videos", request.videos)
-        for end in tqdm(runner.run(videos), total=len(videos), desc="videos", unit="episode", disable=not videos):
-            counted = stored.rows[(end.job.task, end.job.episode)].success
-            if end.outcome is None:
-                print(f"no video of {end.job.task} episode {end.job.episode}: {end.error}")
-            elif (
-                end.outcome.success is not counted
-            ):  # other batches, other rounding: rare, but then it is another rollout
-                Path(end.job.video).unlink()
-                print(f"no video of {end.job.task} episode {end.job.episode}: its replay ended differently")
+def run_jobs(request: Request, arm: Arm, missing: Sequence[tuple[str, int]], runner: Runner) -> Spent:
+    """Runs the episodes, one progress bar, and stores a row for each; then replays the chosen ones for their videos."""
+    runner.spent = Spent()
+    stored, title = arm.stored, f"{request.protocol.title} {arm.variant.title}"
+    jobs = [Job(task, episode, variant=arm.variant) for task, episode in missing]
+    with tqdm(total=len(jobs), desc=title, unit="episode", disable=not jobs) as bar:
+        successes = 0
+        for episodes, end in enumerate(runner.run(jobs), start=1):
+            stored.append(make_row(end, request.protocol, arm))
+            successes += bool(end.outcome and end.outcome.success)
+            bar.set_postfix_str(f"{successes}/{episodes} successes", refresh=False)
+            bar.update()
+    spent = copy.deepcopy(runner.spent)
+    videos = video_jobs(stored.rows.values(), arm.folder / "videos", request.videos, arm.variant)
+    for end in tqdm(runner.run(videos), total=len(videos), desc="videos", unit="episode", disable=not videos):
+        counted = stored.rows[(end.job.task, end.job.episode)].success
+        if end.outcome is None:
+            print(f"no video of {end.job.task} episode {end.job.episode}: {end.error}")
+        elif end.outcome.success is not counted:  # other batches, other rounding: rare, but then it is another rollout
+            Path(end.job.video).unlink()
+            print(f"no video of {end.job.task} episode {end.job.episode}: its replay ended differently")
     return spent
 
 
-def video_jobs(rows: Iterable[Row], folder: Path, per_task: int) -> list[Job]:
+def video_jobs(rows: Iterable[Row], folder: Path, per_task: int, variant: Variant) -> list[Job]:
     """Up to `per_task` episodes of each task to replay: successes and failures in turn, in the order of the episodes.
 
     Episodes are reproducible, so recording afterwards shows what was counted. Videos that exist are kept.
@@ -153,7 +191,7 @@ def video_jobs(rows: Iterable[Row], folder: Path, per_task: int) -> list[Job]:
         kinds = [[row for row in ordered if row.task == task and row.success is kind] for kind in (True, False)]
         turns = [row for pair in zip_longest(*kinds) for row in pair if row is not None]
         jobs += [(row, folder / video_name(row)) for row in turns[:per_task]]
-    return [Job(row.task, row.episode, str(path)) for row, path in jobs if not path.exists()]
+    return [Job(row.task, row.episode, str(path), variant) for row, path in jobs if not path.exists()]
 
 
 def video_name(row: Row) -> str:
@@ -161,11 +199,9 @@ def video_name(row: Row) -> str:
     return f"{row.task}_{row.episode:04d}_{'success' if row.success else 'failure'}.mp4"
 
 
-def make_row(end: Finished, protocol: Protocol, identity: str, step: int, versions: dict[str, str], gl: str) -> Row:
+def make_row(end: Finished, protocol: Protocol, arm: Arm) -> Row:
     """A finished or lost episode as a row."""
     outcome = end.outcome
-    seconds = outcome.seconds if outcome else {}
-    queries = outcome.queries if outcome else 0
     return Row(
         task=end.job.task,
         group=protocol.group_of(end.job.task),
@@ -174,16 +210,17 @@ def make_row(end: Finished, protocol: Protocol, identity: str, step: int, versio
         success=outcome.success if outcome else None,
         error=end.error,
         steps=outcome.steps if outcome else 0,
-        queries=queries,
+        queries=outcome.queries if outcome else 0,
         attempts=end.attempts,
         protocol=protocol.title,
         protocol_hash=protocol.hash,
-        policy=identity,
-        step=step,
-        versions=versions,
-        gl=gl,
+        policy=arm.identity,
+        perturbation=arm.variant.identity,
+        step=arm.step,
+        versions=arm.versions,
+        gl=arm.gl,
         wall_s=round(outcome.wall_s, 4) if outcome else 0.0,
-        seconds={name: round(value, 4) for name, value in seconds.items()},
-        latency_ms=round(1000 * seconds["policy"] / queries, 3) if queries else 0.0,
+        seconds={name: round(value, 4) for name, value in outcome.seconds.items()} if outcome else {},
+        latencies_ms=[round(1000 * value, 2) for value in outcome.latencies_s] if outcome else [],
         final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
     )

@@ -2,7 +2,7 @@
 
 It walks the given folders: whatever holds `episodes.jsonl` is an evaluation, whatever holds `metrics.jsonl` a training
 run. Evaluations of one protocol (one hash) share a table; different protocols never do. Every rate has its n and
-interval.
+interval. Arms under a perturbation stand apart from the clean ones, each against the clean arm of its own policy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from benchmarks import curves, protocols, results
+from benchmarks import curves, protocols, results, robustness
+from benchmarks.perturb import CLEAN, Variant
 from benchmarks.protocols import Protocol
 from benchmarks.results import Row, Summary
 from la4vla.data import describe, index
@@ -51,21 +52,32 @@ class Arm:
     videos: Sequence[Video]
 
     @property
+    def variant(self) -> Variant:
+        return Variant(**self.run["perturbation"])
+
+    @property
     def label(self) -> str:
         return f"{self.name} (untrained)" if self.run["untrained"] and "untrained" not in self.name else self.name
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The evaluations of one protocol. paired: all cover the same initial states."""
+    """The evaluations of one protocol. arms: the clean ones. perturbed: the others. paired: all clean ones cover the
+    same initial states."""
 
     protocol: Protocol
     title: str
     arms: Sequence[Arm]
+    perturbed: Sequence[Arm]
+    robustness: Sequence[robustness.Series]
 
     @property
     def paired(self) -> bool:
         return len({frozenset((row.task, row.episode) for row in arm.rows) for arm in self.arms}) == 1
+
+    @property
+    def every(self) -> list[Arm]:
+        return [*self.arms, *self.perturbed]
 
     @property
     def small(self) -> bool:
@@ -95,8 +107,11 @@ class Source:
     text: str
 
 
-def write(folders: Sequence[Path], out: Path) -> Path:
-    """Writes the page and returns its path. Raises UserError where the folders hold nothing to show."""
+def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) -> Path:
+    """Writes the page and returns its path; curves_out: a file for the curves of success by severity alone.
+
+    Raises UserError where the folders hold nothing to show.
+    """
     import jinja2
 
     for folder in folders:
@@ -116,10 +131,14 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "-" if math.isnan(value) else f"{100 * value:.1f}"
+    comparisons = compare(evaluations)
+    if curves_out:
+        robustness.write([series for comparison in comparisons for series in comparison.robustness], curves_out)
+    environment.filters["picture"] = lambda series: data_uri("image/svg+xml", robustness.svg(series))
     page = environment.get_template("report.html.j2").render(
         title=" + ".join(folder.resolve().name for folder in folders),
         date=time.strftime("%Y-%m-%d %H:%M"),
-        comparisons=compare(evaluations),
+        comparisons=comparisons,
         trainings=[training(name, path) for name, path in runs],
         sources=sources([path for _, path in runs]),
     )
@@ -147,10 +166,16 @@ def compare(evaluations: Sequence[tuple[str, Path]]) -> list[Comparison]:
                 videos.append(Video(match["task"], int(match["episode"]), match["outcome"] == "success", uri))
         arm = Arm(name, run, rows, results.summarise(rows, protocol), videos)
         by_hash.setdefault(protocol.hash, []).append(arm)
-    return [
-        Comparison(protocols.from_dict(arms[0].run["protocol"]), arms[0].run["title"], sorted(arms, key=_order))
-        for arms in by_hash.values()
-    ]
+    return [comparison(sorted(arms, key=_order)) for arms in by_hash.values()]
+
+
+def comparison(arms: Sequence[Arm]) -> Comparison:
+    """The arms of one protocol."""
+    clean = [arm for arm in arms if arm.variant == CLEAN]
+    perturbed = [arm for arm in arms if arm.variant != CLEAN]
+    series = robustness.series([robustness.Arm(a.name, a.run["policy"], a.variant, a.rows) for a in arms])
+    run = arms[0].run
+    return Comparison(protocols.from_dict(run["protocol"]), run["title"], clean, perturbed, series)
 
 
 def training(name: str, run: Path) -> Training:

@@ -1,8 +1,9 @@
 """A result folder: `run.json` says what ran, `episodes.jsonl` has one row an episode, appended as episodes finish.
 
-Owns the format, resuming, and the table of rates. Rows of another protocol or policy in the same folder are refused.
-A crash is a row with `success: null` and an `error`: it is in no rate, it is reported on its own, and it is run again
-when the evaluation is resumed. The last row of an episode is the one that counts.
+Owns the format, resuming, and the table of rates. Rows of another protocol, policy or
+perturbation in the same folder are refused. A crash is a row with `success: null` and an `error`: it is in no rate, it
+is reported on its own, and it is run again when the evaluation is resumed. The last row of an episode is the one that
+counts.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import stats
 from benchmarks.protocols import Protocol
 from la4vla.types import UserError
 
 EPISODES, RUN = "episodes.jsonl", "run.json"
+PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class Row:
     success: None for a crash, then `error` holds its last words. steps: env steps after the wait. queries: chunks
     asked. attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy:
     sha256 of the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures.
+    perturbation: `clean`, or name, severity and parameter, `fog:3=2.0`.
     wall_s: whole episode; seconds: the same split into reset, physics, render and policy (waiting for actions).
-    latency_ms: a query's mean. final_state: raw state [S] at the end, by which two runs of an episode can be compared.
+    latencies_ms: of every query. final_state: raw state [S] at the end, by which two runs of an episode are compared.
     """
 
     task: str
@@ -43,29 +48,31 @@ class Row:
     protocol: str
     protocol_hash: str
     policy: str
+    perturbation: str
     step: int
     versions: Mapping[str, str]
     gl: str
     wall_s: float
     seconds: Mapping[str, float]
-    latency_ms: float
+    latencies_ms: Sequence[float]
     final_state: Sequence[float]
 
 
 class Results:
     """The rows of one folder, on disk and in `rows`, keyed by (task, episode)."""
 
-    def __init__(self, folder: Path, protocol_hash: str, policy: str) -> None:
-        """Opens or creates the folder. Raises UserError where its rows belong to another protocol or policy."""
+    def __init__(self, folder: Path, protocol_hash: str, policy: str, perturbation: str) -> None:
+        """Opens or creates the folder. Raises UserError where its rows belong to another protocol, policy or
+        perturbation."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / EPISODES
         _drop_torn_line(self.path)
         self.rows = {(row.task, row.episode): row for row in read_rows(folder)} if self.path.exists() else {}
         for row in self.rows.values():
-            if (row.protocol_hash, row.policy) != (protocol_hash, policy):
+            if (row.protocol_hash, row.policy, row.perturbation) != (protocol_hash, policy, perturbation):
                 raise UserError(
-                    f"{folder}: already holds episodes of protocol {row.protocol} ({row.protocol_hash}) and policy "
-                    f"{row.policy[:24]}; give this evaluation another --out."
+                    f"{folder}: already holds episodes of protocol {row.protocol} ({row.protocol_hash}), policy "
+                    f"{row.policy[:24]}, {row.perturbation}; give this evaluation another --out."
                 )
 
     def missing(self, jobs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -114,12 +121,14 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rates by task and by group, in the protocol's order, and the two means. errors: episodes that crashed twice."""
+    """Rates by task and by group, in the protocol's order, and the two means. latency_ms: p50, p95 and p99 over all
+    queries, empty without one. errors: episodes that crashed twice."""
 
     tasks: Mapping[str, stats.Rate]
     groups: Mapping[str, stats.Rate]
     macro: stats.Rate
     micro: stats.Rate
+    latency_ms: Mapping[str, float]
     errors: Sequence[Row]
 
 
@@ -131,7 +140,9 @@ def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
     groups = {group: stats.micro([tasks[task] for task in members]) for group, members in protocol.groups.items()}
     by_group = list(groups.values())
     errors = [row for row in rows if row.success is None]
-    return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), errors)
+    waits = [latency for row in counted for latency in row.latencies_ms]
+    latency_ms = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if waits else {}
+    return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), latency_ms, errors)
 
 
 def table(summary: Summary, protocol: Protocol) -> str:
@@ -148,6 +159,9 @@ def table(summary: Summary, protocol: Protocol) -> str:
         lines += [line(group, summary.groups[group])] if shown else []
     lines.append(line("macro (mean of groups)", summary.macro))
     lines.append(line("micro (all episodes)", summary.micro))
+    if summary.latency_ms:
+        waits = ", ".join(f"{name} {value:.1f} ms" for name, value in summary.latency_ms.items())
+        lines.append(f"action latency, question to actions: {waits}")
     for row in summary.errors:
         lines.append(f"crashed, in no rate: {row.task} episode {row.episode}: {row.error}")
     counts = [rate.n for rate in summary.tasks.values() if rate.n]

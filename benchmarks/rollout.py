@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import video
+from benchmarks.perturb import CLEAN, Variant, perturb
 from benchmarks.protocols import Protocol
 from la4vla.sim.env import Env
 from la4vla.types import Embodiment, Observation, UserError
@@ -48,11 +49,12 @@ class Suite:
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to run. video: file to record it to; empty: none."""
+    """One episode to run. video: file to record it to; empty: none. variant: what its pictures go through."""
 
     task: str
     episode: int
     video: str = ""
+    variant: Variant = CLEAN
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,18 @@ class Query:
 
 @dataclass(frozen=True)
 class Outcome:
-    """seconds: reset, physics, render, policy; what is missing to wall_s is the rest. final_state: raw, [S]."""
+    """seconds: reset, physics, render (perturbing included), policy; what is missing to wall_s is the rest.
+
+    latencies_s: of every query, from the question to its actions, waiting for other episodes' batches included.
+    final_state: raw, [S].
+    """
 
     success: bool
     steps: int
     queries: int
     wall_s: float
     seconds: dict[str, float]
+    latencies_s: tuple[float, ...]
     final_state: tuple[float, ...]
 
 
@@ -89,26 +96,34 @@ class Refusal:
 
 @dataclass
 class Clock:
-    """Seconds by activity."""
+    """Seconds by activity; last: of the activity that ended last."""
 
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("reset", "physics", "render", "policy"), 0.0)
     )
 
+    last: float = 0.0
+
     @contextmanager
     def __call__(self, activity: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[activity] += time.perf_counter() - start
+        self.last = time.perf_counter() - start
+        self.seconds[activity] += self.last
 
 
 def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
     """Runs one episode: the first `replan_every` actions of a chunk are executed, then the policy is asked again.
 
-    Pictures are rendered when the policy is asked (and for a video). A success ends the episode at its step. What is
-    left of a chunk at the end of an episode is gone: no action outlives its episode.
+    Pictures are rendered when the policy is asked (and for a video, which shows what the policy sees). A success ends
+    the episode at its step. What is left of a chunk at the end of an episode is gone: no action outlives its episode.
     """
+
+    def shown(observation: Observation) -> Observation:
+        return perturb(observation, job.variant, protocol.seed, protocol.suite, job.task, job.episode, steps)
+
     clock, start = Clock(), time.perf_counter()
+    latencies: list[float] = []
     frames: list[np.ndarray] = []
     with clock("reset"):
         observation = env.reset(job.task, job.episode)
@@ -119,12 +134,15 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
         if steps or protocol.wait_steps:
             with clock("render"):
                 observation = env.observe()
+        with clock("render"):
+            observation = shown(observation)
         with clock("policy"):
             chunk = ask(observation, queries)
+        latencies.append(clock.last)
         queries += 1
         for action in chunk[: protocol.replan_every]:
             if job.video and steps % VIDEO_STRIDE == 0:
-                frames.append(env.observe().views[protocol.view])
+                frames.append(shown(env.observe()).views[protocol.view])
             with clock("physics"):
                 result = env.step(action)
             steps += 1
@@ -133,10 +151,10 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
             if ended:
                 break
     if job.video:
-        frames.append(env.observe().views[protocol.view])
+        frames.append(shown(env.observe()).views[protocol.view])
         video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
     final = tuple(float(value) for value in state)
-    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, final)
+    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
 
 
 def work(

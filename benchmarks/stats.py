@@ -1,13 +1,14 @@
-"""Success rates with their uncertainty: Wilson intervals, the mean over groups (macro) and over episodes (micro).
+"""Success rates with their uncertainty: Wilson intervals, the mean over groups (macro) and over episodes (micro), and
+the difference of two runs of the same episodes.
 
-Owns the arithmetic only: it never reads a file and never sees a policy. Comparison of two runs is paired and lives
-elsewhere.
+Owns the arithmetic only: it never reads a file and never sees a policy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Z95 = 1.959963984540054
@@ -78,3 +79,65 @@ def macro(groups: Sequence[Rate]) -> Rate:
     above = weight * math.sqrt(sum((group.high - group.value) ** 2 for group in present))
     successes, n = sum(group.successes for group in present), sum(group.n for group in present)
     return Rate(successes, n, value, max(0.0, value - below), min(1.0, value + above))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Outcomes of the same episodes in two runs, A and B: how many both solved, only one of them, and neither."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def rate_a(self) -> float:
+        return (self.both + self.only_a) / self.n
+
+    @property
+    def rate_b(self) -> float:
+        return (self.both + self.only_b) / self.n
+
+    @property
+    def difference(self) -> float:
+        """Rate of B minus rate of A."""
+        return (self.only_b - self.only_a) / self.n
+
+    @property
+    def p_value(self) -> float:
+        """Exact two-sided McNemar: how likely discordant pairs are to split so unevenly if A and B are equally good.
+        1 where none is discordant."""
+        from scipy.stats import binomtest
+
+        discordant = self.only_a + self.only_b
+        return float(binomtest(self.only_a, discordant, 0.5).pvalue) if discordant else 1.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of `difference`: Newcombe's square-and-add of the two Wilson intervals, with the correlation of the
+        pairs, corrected for continuity (Newcombe 1998, Statistics in Medicine 17:2635, method 10)."""
+        low_a, high_a = wilson(self.both + self.only_a, self.n)
+        low_b, high_b = wilson(self.both + self.only_b, self.n)
+        below_a, above_a = self.rate_a - low_a, high_a - self.rate_a
+        below_b, above_b = self.rate_b - low_b, high_b - self.rate_b
+        phi = self._correlation()
+        down = math.sqrt(max(0.0, below_b**2 - 2 * phi * below_b * above_a + above_a**2))
+        up = math.sqrt(max(0.0, above_b**2 - 2 * phi * above_b * below_a + below_a**2))
+        return max(-1.0, self.difference - down), min(1.0, self.difference + up)
+
+    def _correlation(self) -> float:
+        margins = (self.both + self.only_a) * (self.only_b + self.neither)
+        margins *= (self.both + self.only_b) * (self.only_a + self.neither)
+        product = self.both * self.neither - self.only_a * self.only_b
+        corrected = max(product - self.n / 2, 0.0) if product > 0 else product
+        return corrected / math.sqrt(margins) if margins else 0.0
+
+
+def pairs(outcomes: Iterable[tuple[bool, bool]]) -> Pairs:
+    """(success in A, success in B) of every episode that both ran."""
+    counts = Counter(outcomes)
+    return Pairs(counts[True, True], counts[True, False], counts[False, True], counts[False, False])

@@ -11,13 +11,14 @@ import pytest
 
 from benchmarks import evaluate, report, results, runner, video
 from benchmarks.evaluate import Request
+from benchmarks.perturb import CLEAN, Variant
 from la4vla.types import UserError
 from tests.benchmarks.fake_env import EMBODIMENT, SUITE, protocol
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.slow
 RULES = protocol(episodes=2, horizon=12, replan_every=4)
-CHANGING = ("wall_s", "seconds", "latency_ms", "final_state")
+CHANGING = ("wall_s", "seconds", "latencies_ms", "final_state")
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,13 @@ def request_(place):
     checkpoint = write_checkpoint(place / "run" / "checkpoints" / "step_00000007", EMBODIMENT, ("eye",))
     return Request(
         suite=SUITE, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained", workers=2,
-        tasks=(), episodes=None, videos=1, device="cpu", command="python -m benchmarks point",
+        tasks=(), episodes=None, videos=1, device="cpu", command="python -m benchmarks point", variants=(),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(request_):
-    return evaluate.evaluate(request_)
+    return evaluate.evaluate(request_)[CLEAN]
 
 
 def stable(rows):
@@ -51,7 +52,8 @@ def test_every_episode_has_a_row_that_says_all(finished, request_):
         assert row.protocol == "point/test-v1" and row.protocol_hash == RULES.hash
         assert len(row.policy) == 64 and row.step == 7 and row.gl == "none" and row.queries == -(-row.steps // 4)
         assert {"numpy", "la4vla", "torch"} <= set(row.versions)
-        assert row.wall_s > 0 and row.latency_ms > 0 and set(row.seconds) == {"reset", "physics", "render", "policy"}
+        assert row.wall_s > 0 and len(row.latencies_ms) == row.queries and min(row.latencies_ms) > 0
+        assert row.perturbation == "clean" and set(row.seconds) == {"reset", "physics", "render", "policy"}
     run = results.read_run(request_.out)
     assert run["title"] == "point/test-v1" and "6 episodes in" in run["time"]
 
@@ -127,20 +129,20 @@ def test_the_page_holds_the_numbers_and_the_videos_and_needs_nothing_else(finish
 
 def test_a_policy_without_views_renders_nothing(request_, place):
     blind = write_checkpoint(place / "blind", EMBODIMENT, ())
-    summary = evaluate.evaluate(
-        replace(request_, checkpoint=blind, out=place / "of_blind", videos=0, tasks=("hard-c",), episodes=1, workers=1)
-    )
-    assert summary.micro.n == 1
+    asked = replace(request_, checkpoint=blind, out=place / "of_blind", videos=0, tasks=("hard-c",), episodes=1)
+    assert evaluate.evaluate(replace(asked, workers=1))[CLEAN].micro.n == 1
+    with pytest.raises(UserError, match=r"this policy sees none; evaluate it without --perturb"):
+        evaluate.evaluate(replace(asked, variants=(Variant("fog", 1),)))
 
 
 def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
     (row, *_) = results.read_rows(request_.out)
     rows = [replace(row, episode=e, success=s) for e, s in enumerate([True, True, None, False, True])]
-    jobs = evaluate.video_jobs(rows, tmp_path, 3)
+    jobs = evaluate.video_jobs(rows, tmp_path, 3, CLEAN)
     assert [job.episode for job in jobs] == [0, 3, 1]
     (tmp_path / evaluate.video_name(rows[0])).touch()
-    assert [job.episode for job in evaluate.video_jobs(rows, tmp_path, 3)] == [3, 1]
-    assert evaluate.video_jobs(rows, tmp_path, 0) == []
+    assert [job.episode for job in evaluate.video_jobs(rows, tmp_path, 3, CLEAN)] == [3, 1]
+    assert evaluate.video_jobs(rows, tmp_path, 0, CLEAN) == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import evaluate, protocols, results
 from benchmarks.evaluate import Request
 from benchmarks.metaworld import SUITE
+from benchmarks.perturb import CLEAN
 from la4vla.sim.metaworld import EMBODIMENT, buckets
 from tests.hand_checkpoint import write_checkpoint
 
@@ -48,7 +49,7 @@ def request_(out, **changes) -> Request:
     protocol = protocols.load("metaworld/quickstart-v1", ["groups={easy: [reach-v3, window-open-v3]}", "horizon=100"])
     base = Request(
         suite=SUITE, protocol=protocol, checkpoint=None, untrained=False, out=out, workers=2, tasks=(), episodes=2,
-        videos=0, device="cpu", command="",
+        videos=0, device="cpu", command="", variants=(),
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -58,7 +59,7 @@ def keyed(folder):
 
 
 def test_the_expert_succeeds_through_the_runner(tmp_path):
-    summary = evaluate.evaluate(request_(tmp_path))
+    summary = evaluate.evaluate(request_(tmp_path))[CLEAN]
     assert (summary.micro.successes, summary.micro.n) == (4, 4)
     assert all(row.gl in ("egl", "osmesa", "glfw") for row in results.read_rows(tmp_path))
 

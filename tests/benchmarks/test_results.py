@@ -18,14 +18,14 @@ def row(task="easy-a", episode=0, success: bool | None = True, **changes) -> Row
     base = Row(
         task=task, group=RULES.group_of(task), episode=episode, seed=0, success=success,
         error="" if success is not None else "it exploded", steps=5, queries=2, attempts=1, protocol=RULES.title,
-        protocol_hash=RULES.hash, policy="abc", step=7, versions={"numpy": "2"}, gl="none", wall_s=0.1,
-        seconds={"physics": 0.1}, latency_ms=1.0, final_state=[0.5],
+        protocol_hash=RULES.hash, policy="abc", perturbation="clean", step=7, versions={"numpy": "2"}, gl="none",
+        wall_s=0.1, seconds={"physics": 0.1}, latencies_ms=[1.0, 3.0], final_state=[0.5],
     )  # fmt: skip
     return replace(base, **changes)
 
 
 def opened(folder) -> Results:
-    return Results(folder, RULES.hash, "abc")
+    return Results(folder, RULES.hash, "abc", "clean")
 
 
 def test_rows_come_back_and_crashes_are_run_again(tmp_path):
@@ -51,8 +51,8 @@ def test_a_line_torn_by_a_kill_is_dropped_and_nothing_else(tmp_path):
     assert [item.episode for item in results.read_rows(tmp_path)] == [0, 1]
 
 
-@pytest.mark.parametrize("changes", [{"policy": "other"}, {"protocol_hash": "other"}])
-def test_a_folder_never_mixes_policies_or_protocols(tmp_path, changes):
+@pytest.mark.parametrize("changes", [{"policy": "other"}, {"protocol_hash": "other"}, {"perturbation": "fog:3=2.0"}])
+def test_a_folder_never_mixes_policies_protocols_or_perturbations(tmp_path, changes):
     opened(tmp_path).append(row(**changes))
     with pytest.raises(UserError, match=r"already holds episodes of protocol.*another --out"):
         opened(tmp_path)
