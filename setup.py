@@ -19,6 +19,7 @@ CONSTRUCT = [
     "uvicorn>=0.30",
     *REPORT,
 ]
+SERVE = ["websockets>=15", "msgpack>=1.0"]
 DEV = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -65,9 +66,10 @@ setup(
     extras_require={
         "metaworld": METAWORLD + REPORT,
         "construct": CONSTRUCT,
+        "serve": SERVE,
         "tensorboard": ["tensorboard>=2.18"],
         "wandb": ["wandb>=0.19"],
-        "dev": METAWORLD + CONSTRUCT + DEV + ["tensorboard>=2.18"],
+        "dev": METAWORLD + CONSTRUCT + SERVE + DEV + ["tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["la4vla=la4vla.cli:main"]},
 )

@@ -21,6 +21,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator (`la4vla eval --help`)
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
+  la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
 """
 
 PRESET_IN_MIND = "la4vla_1b"  # whose image tokens `data stats` counts unless told otherwise
@@ -76,12 +77,44 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _serve(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    from la4vla.types import UserError
+
+    parser = argparse.ArgumentParser("la4vla serve", argument_default=argparse.SUPPRESS)
+    parser.add_argument("folder", type=Path, help="a checkpoint, or a run (then its newest one)")
+    parser.add_argument("--dialect", help="la4vla (default), openpi or evo1")
+    parser.add_argument("--host", help="127.0.0.1 unless given; elsewhere clients need a token")
+    parser.add_argument("--port", type=int, help="0 for any free one")
+    parser.add_argument("--token", help="asked of every client")
+    parser.add_argument("--seed", type=int, help="of the noise of clients that send none")
+    parser.add_argument("--device", help="the best there is unless given")
+    parser.add_argument("--max-batch", type=int, help="chunks computed together at most")
+    parser.add_argument("--max-bytes", type=int, help="size of a message at most")
+    parser.add_argument("--view", action="append", dest="views", metavar="KEY=VIEW", help="openpi, evo1: client's key")
+    parser.add_argument("--channels", choices=("bgr", "rgb"), help="evo1: order in the client's pictures")
+    parser.add_argument("--gripper", choices=("raw", "opening"), help="evo1: as trained, or 1 = open and 0 = closed")
+    parser.add_argument("--trim-state", action="store_true", help="evo1: ignore the end of a state that is too long")
+    given = vars(parser.parse_args(arguments))
+    evo1 = {name: given.pop(name) for name in ("channels", "gripper", "trim_state") if name in given}
+    try:
+        from la4vla.serve.server import Settings, serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("msgpack", "websockets"):
+            raise
+        raise UserError('serving needs msgpack and websockets: pip install "la4vla[serve]".') from error
+    return serve(Settings(**given, evo1=evo1))
+
+
 COMMANDS: dict[str, Command] = {
     "construct": _construct,
     "data": _data,
     "config": _config,
     "train": _train,
     "eval": _evaluate,
+    "serve": _serve,
 }
 
 

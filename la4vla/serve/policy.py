@@ -87,11 +87,7 @@ class ServedPolicy:
 
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
-        if difference := _difference(self.embodiment.to_dict(), embodiment.to_dict()):
-            raise UserError(
-                f"the checkpoint was trained for another embodiment: {difference}; evaluate it on its own env."
-            )
-        self._require(views)
+        require_match(self.embodiment, self.views, embodiment, views)
 
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
         """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
@@ -109,7 +105,7 @@ class ServedPolicy:
         ]
 
     def _query(self, seen: Observation, key: NoiseKey) -> Sample:
-        self._require(tuple(seen.views))
+        _require_views(self.views, tuple(seen.views))
         dims = len(self.embodiment.state.names)
         if seen.state.shape != (dims,):
             raise UserError(f"the state has shape {list(seen.state.shape)}; this policy's embodiment has {dims} dims.")
@@ -125,20 +121,19 @@ class ServedPolicy:
             views={name: seen.views[name] for name in self.views},
         )
 
-    def _require(self, views: Sequence[str]) -> None:
-        for name in self.views:
-            if name not in views:
-                raise UserError(
-                    f"the policy was trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; "
-                    "choose a protocol with that view."
-                )
-
     def _noise(self, key: NoiseKey) -> np.ndarray:
         draws = generator(key.seed, RngUse.SERVE, key.task, key.episode, key.query)
         return draw_flow(draws, self.spec.horizon, self.spec.action_dim, self.flow)[0]
 
     def _encode(self, instruction: str, slots: tuple[int, ...]) -> list[int]:
         return self.prompter.encode(instruction, slots)
+
+
+def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodiment, views: Sequence[str]) -> None:
+    """Raises UserError where a policy of `mine` and `needed` cannot drive an env of `embodiment` and `views`."""
+    if difference := _difference(mine.to_dict(), embodiment.to_dict()):
+        raise UserError(f"the checkpoint was trained for another embodiment: {difference}; evaluate it on its own env.")
+    _require_views(needed, views)
 
 
 def file_sha256(path: Path) -> str:
@@ -164,6 +159,15 @@ def _serve(
         prompter=Prompter.load(folder / manifest.TOKENIZER, policy.spec),
         device=place,
     )
+
+
+def _require_views(needed: Sequence[str], views: Sequence[str]) -> None:
+    for name in needed:
+        if name not in views:
+            raise UserError(
+                f"the policy was trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; "
+                "choose a protocol with that view."
+            )
 
 
 def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> str:

@@ -1,0 +1,114 @@
+"""The other end of `la4vla serve`: a policy on another machine, asked like the one in process.
+
+One connection, one question at a time. Refuses, with a UserError of one sentence: a server that is not there, asks for
+another token or talks another dialect; and it passes on what the server refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.sync.client import connect
+
+from la4vla.serve import wire
+from la4vla.serve.dialects import SCHEMA
+from la4vla.serve.policy import NoiseKey, require_match
+from la4vla.types import Embodiment, Observation, UserError
+
+MAX_REPLY = 2**24  # bytes: a batch of 64 chunks of 50 x 24 takes a third of a megabyte
+
+
+class RemotePolicy:
+    """A served policy with the questions of `ServedPolicy`: identity, step, embodiment, views, check, infer.
+
+    timing: of the last answer, as the server measured it (queue_ms, infer_ms, batch). Close it, or use it in `with`.
+    """
+
+    def __init__(self, url: str, token: str = "", timeout_s: float = 60.0) -> None:
+        """url: `ws://host:port`. timeout_s: for the connection and for each answer."""
+        self.url = url
+        self.timeout_s = timeout_s
+        self.timing: dict[str, Any] = {}
+        self._closing = ExitStack()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            self._socket = self._closing.enter_context(
+                connect(
+                    url,
+                    additional_headers=headers,
+                    compression=None,
+                    open_timeout=timeout_s,
+                    max_size=MAX_REPLY,
+                    ping_interval=None,
+                    proxy=None,
+                )
+            )
+        except (OSError, InvalidHandshake, InvalidURI) as error:
+            raise UserError(f"{url}: no policy server answers there ({error}); start `la4vla serve`.") from error
+        self.contract = self._receive("hello")
+        if self.contract["schema"] != SCHEMA:
+            raise UserError(
+                f"{url}: the server speaks schema {self.contract['schema']}, this client {SCHEMA}; upgrade."
+            )
+        self.identity: str = self.contract["identity"]
+        self.step: int = self.contract["step"]
+        self.views: tuple[str, ...] = tuple(self.contract["views"])
+        self.embodiment = Embodiment.from_dict(self.contract["embodiment"])
+
+    def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
+        """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
+        require_match(self.embodiment, self.views, embodiment, views)
+
+    def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
+        """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
+
+        Raises UserError for what the server refuses, and where the connection is lost.
+        """
+        queries = [
+            {
+                "views": {name: seen.views[name] for name in self.views if name in seen.views},
+                "state": np.asarray(seen.state, np.float32),
+                "instruction": seen.instruction,
+                **key._asdict(),
+            }
+            for seen, key in zip(observations, noise_keys, strict=True)
+        ]
+        answer = self._ask({"type": "infer", "queries": queries}, "actions")
+        self.timing = answer["timing"]
+        return list(answer["actions"])
+
+    def close(self) -> None:
+        self._closing.close()
+
+    def __enter__(self) -> RemotePolicy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _ask(self, message: dict[str, Any], kind: str) -> dict[str, Any]:
+        try:
+            self._socket.send(wire.pack(message))
+        except ConnectionClosed as error:
+            raise self._lost(error) from error
+        return self._receive(kind)
+
+    def _receive(self, kind: str) -> dict[str, Any]:
+        try:
+            answer = wire.unpack(self._socket.recv(self.timeout_s))
+        except TimeoutError as error:
+            raise UserError(f"{self.url}: no answer in {self.timeout_s:g} s; is it a server of our dialect?") from error
+        except ConnectionClosed as error:
+            raise self._lost(error) from error
+        if answer.get("type") == "error":
+            raise UserError(f"{self.url} refuses: {answer['error']}")
+        if answer.get("type") != kind:
+            raise UserError(f"{self.url} does not speak our dialect; serve with --dialect la4vla.")
+        return answer
+
+    def _lost(self, error: ConnectionClosed) -> UserError:
+        return UserError(f"{self.url}: the connection is lost ({error}); connect again.")

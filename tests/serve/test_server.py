@@ -1,0 +1,270 @@
+"""Why: a policy behind a server has scored 0 of 5 where the same one in process scored 5 of 5, because a seed never
+crossed the wire. What is served must be the policy, bit for bit, for every client, and only for those let in."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from la4vla import cli
+from la4vla.serve import wire
+from la4vla.serve.client import RemotePolicy
+from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.types import Observation, UserError
+from tests.hand_checkpoint import write_checkpoint
+from tests.serve.serving import ARM, VIEWS, picture, serving
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "arm", ARM, VIEWS)
+
+
+@pytest.fixture(scope="module")
+def policy(folder):
+    return ServedPolicy.load(folder)
+
+
+@pytest.fixture(scope="module")
+def url(policy):
+    with serving(policy) as (url, _):
+        yield url
+
+
+def observation(number: int, instruction: str = "Lift the bowl.") -> Observation:
+    state = np.random.Generator(np.random.Philox(number)).uniform(-0.5, 0.5, 8).astype(np.float32)
+    return Observation({"agentview": picture(number), "wrist": picture(number + 100)}, state, instruction)
+
+
+SEEN = [observation(0), observation(1, "push the plate to the left"), observation(2)]
+KEYS = [NoiseKey(3, "lift", 4, 0), NoiseKey(3, "push", 0, 7), NoiseKey(0, "lift", 4, 0)]
+
+
+def spoken(**changes) -> dict:
+    """One query of our dialect without a noise key."""
+    seen = SEEN[0]
+    return {"views": dict(seen.views), "state": seen.state, "instruction": seen.instruction} | changes
+
+
+def ask(connection, **message) -> dict:
+    connection.send(wire.pack(message))
+    return wire.unpack(connection.recv(20))
+
+
+def test_served_is_in_process_bit_for_bit(policy, url):
+    with RemotePolicy(url) as remote:
+        for seen, key in zip(SEEN, KEYS, strict=True):
+            assert np.array_equal(remote.infer([seen], [key])[0], policy.infer([seen], [key])[0])
+            assert remote.timing["batch"] == 1 and remote.timing["infer_ms"] > 0 <= remote.timing["queue_ms"]
+        together = remote.infer(SEEN, KEYS)
+        assert remote.timing["batch"] == 3
+        for mine, theirs in zip(policy.infer(SEEN, KEYS), together, strict=True):
+            assert np.array_equal(mine, theirs) and theirs.dtype == np.float32
+
+
+def test_the_handshake_is_the_policys_contract(policy, url):
+    with RemotePolicy(url) as remote:
+        assert (remote.identity, remote.step, remote.views) == (policy.identity, 7, VIEWS)
+        assert remote.embodiment == policy.embodiment
+        assert remote.contract["horizon"] == 16 and remote.contract["control_hz"] == 20.0
+        remote.check(ARM, VIEWS)
+        with pytest.raises(UserError, match=r"control_hz is 20.0 in the checkpoint and 80.0"):
+            remote.check(replace(ARM, control_hz=80.0), VIEWS)
+        with pytest.raises(UserError, match=r"view `wrist`"):
+            remote.check(ARM, ("agentview",))
+
+
+def test_questions_without_a_key_are_counted_from_the_last_reset(policy, url):
+    with connect(f"{url}/rig%201") as connection:
+        wire.unpack(connection.recv())
+        for key in (NoiseKey(0, "rig 1", 0, 0), NoiseKey(0, "rig 1", 0, 1)):
+            answer = ask(connection, type="infer", queries=[spoken()])
+            assert np.array_equal(answer["actions"][0], policy.infer(SEEN[:1], [key])[0])
+        assert ask(connection, type="reset", seed=5, task="lift", episode=2)["query"] == 0
+        answer = ask(connection, type="infer", queries=[spoken()])
+        assert np.array_equal(answer["actions"][0], policy.infer(SEEN[:1], [NoiseKey(5, "lift", 2, 0)])[0])
+        assert answer["identity"] == policy.identity
+
+
+def test_clients_are_batched_and_do_not_see_each_other(policy):
+    entered, gate, sizes = threading.Event(), threading.Event(), []
+
+    class Gated(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            sizes.append(len(noise_keys))
+            entered.set()
+            assert gate.wait(20)
+            return super().infer(observations, noise_keys)
+
+    answers = {}
+
+    def client(url, number, seen):
+        with RemotePolicy(url) as remote:
+            try:
+                answers[number] = remote.infer([seen], [KEYS[number]])[0]
+            except UserError as error:
+                answers[number] = str(error)
+
+    with serving(Gated(**vars(policy)), max_batch=3) as (url, server):
+        cases = [SEEN[0], SEEN[1], observation(2, "word " * 3000)]
+        threads = [threading.Thread(target=client, args=(url, *case)) for case in enumerate(cases)]
+        threads[0].start()
+        assert entered.wait(20)
+        for thread in threads[1:]:
+            thread.start()
+        while server.batcher._waiting.qsize() < 2:
+            threading.Event().wait(0.01)
+        gate.set()
+        for thread in threads:
+            thread.join(20)
+    assert sizes == [1, 2, 1, 1], "what waits goes together; the two are asked again one by one after the refusal"
+    for number in (0, 1):
+        assert np.array_equal(answers[number], policy.infer([SEEN[number]], [KEYS[number]])[0])
+    assert "shorten the instruction" in answers[2]
+
+
+def test_what_was_batched_is_close_to_what_was_not(policy, url):
+    alone = [policy.infer([seen], [key])[0] for seen, key in zip(SEEN, KEYS, strict=True)]
+    with RemotePolicy(url) as remote:
+        np.testing.assert_allclose(np.stack(remote.infer(SEEN, KEYS)), np.stack(alone), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"type": "infer"}, "no `queries`"),
+        ({"type": "infer", "queries": []}, "at least one"),
+        ({"type": "stop"}, "`infer` or `reset`"),
+        ({"type": "infer", "queries": [spoken(views={"agentview": picture(0)})]}, "no `wrist`"),
+        ({"type": "infer", "queries": [spoken(state=np.zeros(4, np.float32))]}, "embodiment has 8 dims"),
+        ({"type": "infer", "queries": [spoken(state=np.full(8, np.nan, np.float32))]}, "not finite"),
+        ({"type": "infer", "queries": [spoken(state=[[1.0] * 8])]}, "one row"),
+        ({"type": "infer", "queries": [spoken(views={v: picture(0).astype(np.float32) for v in VIEWS})]}, "uint8"),
+        ({"type": "infer", "queries": [spoken(views={v: picture(0)[None] for v in VIEWS})]}, "[H, W, 3]"),
+        ({"type": "infer", "queries": [spoken(seed=1)]}, "no `task`"),
+        ({"type": "infer", "queries": [spoken(), spoken()]}, "no `seed`"),
+        ({"type": "infer", "queries": [spoken(seed=-1, task="a", episode=0, query=0)]}, "`seed` must be an integer"),
+        ({"type": "infer", "queries": [spoken(seed=True, task="a", episode=0, query=0)]}, "`seed` must be an integer"),
+        ({"type": "infer", "queries": [spoken(seed=1, task="a", episode=0, query=0)] * 17}, "--max-batch is 16"),
+        ({"type": "infer", "queries": [spoken(instruction="x" * 20_000)]}, "not msgpack that is read here"),
+        ({"type": "reset", "seed": 1, "task": "a"}, "no `episode`"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence_and_the_next_is_served(url, message, sentence):
+    with connect(url) as connection:
+        wire.unpack(connection.recv())
+        answer = ask(connection, **message)
+        assert answer["type"] == "error" and sentence in answer["error"] and "\n" not in answer["error"]
+        assert ask(connection, type="infer", queries=[spoken()])["type"] == "actions"
+
+
+def test_too_large_a_message_closes_its_connection_only(policy):
+    with serving(policy, max_bytes=40_000) as (url, _), connect(url) as small, connect(url) as large:
+        for connection in (small, large):
+            assert wire.unpack(connection.recv())["max_bytes"] == 40_000
+        large.send(b"x" * 40_001)
+        with pytest.raises(ConnectionClosed, match="1009"):
+            large.recv(20)
+        seen = {"views": {view: picture(0, 32) for view in VIEWS}}
+        assert ask(small, type="infer", queries=[spoken(**seen)])["type"] == "actions"
+
+
+def test_the_token_opens_and_nothing_else_does(policy):
+    with serving(policy, token="s3cret") as (url, _):
+        with RemotePolicy(url, token="s3cret") as remote:
+            assert remote.identity == policy.identity
+        with connect(url, additional_headers={"Authorization": "Api-Key s3cret"}) as connection:
+            assert wire.unpack(connection.recv())["type"] == "hello"
+        with connect(url.replace("//", "//any:s3cret@")) as connection:
+            assert wire.unpack(connection.recv())["type"] == "hello"
+        for headers in (
+            {},
+            {"Authorization": "Bearer s3cre"},
+            {"Authorization": "Basic ***"},
+            {"Authorization": "Bearer"},
+        ):
+            with pytest.raises(InvalidStatus, match="401"):
+                connect(url, additional_headers=headers)
+        with pytest.raises(UserError, match="401"):
+            RemotePolicy(url, token="other")
+        assert healthy(url), "the health check needs no token"
+
+
+def test_without_a_token_only_this_machine_is_let_in(policy):
+    with serving(policy) as (url, server):
+        assert not server.token and url.startswith("ws://127.0.0.1:")
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(url, origin="http://a-page-in-the-users-browser.example")
+    with serving(policy, host="0.0.0.0") as (_, server):
+        assert len(server.token) >= 32
+
+
+def test_a_server_that_breaks_says_so_to_who_waits_and_ends(policy):
+    class Broken(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            raise ZeroDivisionError("a bug")
+
+    with (
+        pytest.raises(ZeroDivisionError),
+        serving(Broken(**vars(policy))) as (url, _),
+        RemotePolicy(url) as remote,
+        pytest.raises(UserError, match=r"stopped|lost"),
+    ):
+        remote.infer(SEEN[:1], KEYS[:1])
+
+
+def test_no_server_and_a_taken_port_are_one_sentence(policy, folder, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match="no policy server answers there"):
+            RemotePolicy(f"ws://127.0.0.1:{port}")
+        taken.listen()
+        assert cli.main(["serve", str(folder), "--port", str(port), "--device", "cpu"]) == 2
+    assert cli.main(["serve", str(folder / "nowhere")]) == 2
+    assert cli.main(["serve", str(folder), "--device", "abacus"]) == 2
+    assert cli.main(["serve", str(folder), "--device", "cpu", "--dialect", "klingon"]) == 2
+    assert cli.main(["serve", str(folder), "--device", "cpu", "--channels", "rgb"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    expected = ("choose --port", "no such checkpoint folder", "no such device", "choose one of la4vla", "evo1 has")
+    assert len(errors) == len(expected)
+    for line, words in zip(errors, expected, strict=True):
+        assert words in line
+
+
+def test_the_command_serves_and_ends_cleanly(policy, folder):
+    command = [sys.executable, "-m", "la4vla.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        said = []
+        while not said or not (found := re.search(r"ws://\S+", said[-1])):
+            said.append(process.stdout.readline())
+            assert said[-1], process.stderr.read()
+        assert healthy(found[0])
+        with RemotePolicy(found[0]) as remote:
+            assert np.array_equal(remote.infer(SEEN[:1], KEYS[:1])[0], policy.infer(SEEN[:1], KEYS[:1])[0])
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            with pytest.raises(UserError, match="the connection is lost"):
+                remote.infer(SEEN[:1], KEYS[:1])
+        assert process.stderr.read() == ""
+
+
+def healthy(url: str) -> bool:
+    with urllib.request.urlopen(url.replace("ws://", "http://") + "/healthz", timeout=20) as answer:
+        return answer.status == 200 and answer.read() == b"OK\n"
