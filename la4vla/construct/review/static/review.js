@@ -12,8 +12,9 @@ const $ = (id) => document.getElementById(id);
 
 const state = {
   annotator: "", queue: [], at: 0, clip: null, pictures: new Map(), answer: null,
-  frame: 0, speed: 0, paused: false, context: true, busy: false, ticket: 0,
+  frame: 0, speed: 0, paused: false, context: true, busy: false,
 };
+const waiting = []; // keys pressed while the server was at work
 const loaded = new Map(); // candidate -> promise of {clip, pictures}
 const signals = new Signals($("signals"), (frame) => { pause(true); state.frame = frame; });
 
@@ -70,18 +71,20 @@ function attempt(action) {
       say(error.message, true);
     } finally {
       state.busy = false;
+      while (!state.busy && waiting.length) KEYS[waiting.shift()]();
     }
   };
 }
 
 async function show(at, answer) {
   if (at < 0 || at >= state.queue.length) return say(at < 0 ? "This is the first clip." : "This is the last clip.");
-  const ticket = ++state.ticket;
+  Object.assign(state, { at, clip: null });
   $("work").classList.add("loading");
+  $("place").textContent = `${at + 1} of ${state.queue.length}`;
+  $("key").textContent = state.queue[at];
   const { clip, pictures } = await load(state.queue[at]);
-  if (ticket !== state.ticket) return;
   const before = answer ?? clip.answer ?? { quality: null, confidence: null, start: clip.start, end: clip.end, comment: "" };
-  Object.assign(state, { at, clip, pictures, frame: clip.first, answer: { ...before } });
+  Object.assign(state, { clip, pictures, frame: clip.first, answer: { ...before } });
   $("work").classList.remove("loading");
   describe(clip);
   show_views();
@@ -92,8 +95,6 @@ async function show(at, answer) {
 }
 
 function describe(clip) {
-  $("place").textContent = `${state.at + 1} of ${state.queue.length}`;
-  $("key").textContent = clip.key;
   $("instruction").textContent = clip.instruction;
   $("primitive").textContent = clip.primitive;
   $("status").textContent = clip.status;
@@ -169,6 +170,7 @@ function draw_frame(frame) {
 // -- answering
 
 function choose(name, value) {
+  if (!state.clip) return;
   state.answer[name] = value;
   say("");
   show_answer();
@@ -177,6 +179,7 @@ function choose(name, value) {
 function nudge(name, direction) {
   // By whole pictures: a clip starts where one is. Never out of what is shown, never past the other end.
   const { clip, answer } = state;
+  if (!clip) return;
   const step = clip.stride;
   const to = direction < 0 ? Math.ceil(answer[name] / step) * step - step : Math.floor(answer[name] / step) * step + step;
   if (name === "start" && to >= clip.first && to < answer.end) answer.start = to;
@@ -186,6 +189,7 @@ function nudge(name, direction) {
 
 const save = attempt(async () => {
   const { clip, answer } = state;
+  if (!clip) return;
   if (answer.quality === null) return say("Choose a quality first: 0, 1, 2 or 3.", true);
   if (answer.confidence === null) return say("Choose how sure you are first: q, w or e.", true);
   const { quality, confidence, start, end } = answer;
@@ -227,6 +231,8 @@ function toggle_context() {
 }
 
 const KEYS = {
+  ...Object.fromEntries([...QUALITY_KEYS].map((key, value) => [key, () => choose("quality", value)])),
+  ...Object.fromEntries([...CONFIDENCE_KEYS].map((key, value) => [key, () => choose("confidence", value)])),
   Enter: save, " ": save, u: undo, "?": () => $("help").showModal(),
   j: () => go(1), ArrowRight: () => go(1), ArrowDown: () => go(1),
   k: () => go(-1), ArrowLeft: () => go(-1), ArrowUp: () => go(-1),
@@ -242,13 +248,10 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (target.tagName === "BUTTON" && (event.key === "Enter" || event.key === " ")) return; // presses that button
-  const quality = QUALITY_KEYS.indexOf(event.key), confidence = CONFIDENCE_KEYS.indexOf(event.key);
-  if (!state.clip && event.key !== "?") return;
-  if (quality >= 0) choose("quality", quality);
-  else if (confidence >= 0) choose("confidence", confidence);
-  else if (Object.hasOwn(KEYS, event.key)) KEYS[event.key]();
-  else return;
+  if (!Object.hasOwn(KEYS, event.key)) return;
   event.preventDefault();
+  if (state.busy) waiting.push(event.key);
+  else KEYS[event.key]();
 });
 
 document.addEventListener("click", (event) => {
@@ -278,7 +281,7 @@ function add_actions() {
     const [name, direction] = button.dataset.nudge.split(" ");
     button.addEventListener("click", () => nudge(name, Number(direction)));
   }
-  $("comment").addEventListener("input", () => { state.answer.comment = $("comment").value; });
+  $("comment").addEventListener("input", () => { if (state.answer) state.answer.comment = $("comment").value; });
   window.addEventListener("resize", () => { if (state.clip) signals.draw(state.clip, state.answer); });
 }
 
@@ -294,8 +297,10 @@ async function enter(name) {
   show_progress(progress);
   if (!queue.length) return say("Nothing is assigned to you yet.");
   if (progress.mine.done === progress.mine.total) say("All of yours are reviewed; look through them again, or close the page.");
-  await show(0);
+  await first();
 }
+
+const first = attempt(() => show(0));
 
 function leave() {
   localStorage.removeItem("annotator");

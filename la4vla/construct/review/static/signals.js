@@ -2,9 +2,11 @@
 // Pure drawing; it knows nothing of answers or servers.
 
 const SVG = "http://www.w3.org/2000/svg";
-const GUTTER = 52, RIGHT = 12, TOP = 18, HEIGHT = 66, GAP = 22;
+const GUTTER = 52, RIGHT = 12, TOP = 18, GAP = 24, HEIGHT = 200; // pixels; HEIGHT is shared by the plots
 const COLOURS = ["#2f6db5", "#c8682f", "#3b8f62", "#8a5fb0", "#b0486d", "#5d7a8c", "#9b8a2f"];
-const MARKS = { static: "M -4 0 A 4 4 0 1 0 4 0 A 4 4 0 1 0 -4 0", gripper_open: "M -5 4 L 5 4 L 0 -5 Z", gripper_close: "M -5 -4 L 5 -4 L 0 5 Z" };
+const MARKS = {
+  static: "M -4 0 A 4 4 0 1 0 4 0 A 4 4 0 1 0 -4 0", gripper_open: "M -5 4 L 5 4 L 0 -5 Z", gripper_close: "M -5 -4 L 5 -4 L 0 5 Z",
+};
 
 function element(name, attributes, text) {
   const made = document.createElementNS(SVG, name);
@@ -36,9 +38,12 @@ export class Signals {
   draw(clip, span) {
     this.clip = clip;
     this.width = Math.max(this.place.clientWidth, 200);
-    const height = TOP + clip.signals.length * (HEIGHT + GAP) + 4;
+    this.plot_height = HEIGHT / Math.max(clip.signals.length, 2);
+    const row_height = this.plot_height + GAP;
+    const height = TOP + clip.signals.length * row_height + 4;
     const svg = element("svg", { width: this.width, height, role: "img", "aria-label": "state of the robot over time" });
-    clip.signals.forEach((plot, row) => svg.append(...this.plot(plot, TOP + GAP - 6 + row * (HEIGHT + GAP))));
+    const tops = clip.signals.map((_, row) => TOP + GAP - 6 + row * row_height);
+    clip.signals.forEach((plot, row) => svg.append(...this.curves(plot, tops[row])));
     const span_top = TOP - 6;
     this.before = element("rect", { class: "outside", x: GUTTER, y: span_top, height: height - span_top });
     this.after = element("rect", { class: "outside", y: span_top, height: height - span_top });
@@ -47,29 +52,35 @@ export class Signals {
     this.head = element("line", { class: "head", y1: span_top, y2: height });
     svg.append(this.before, this.after);
     for (const [frame, kind] of clip.keyframes) svg.append(...this.keyframe(frame, kind, height));
+    clip.signals.forEach((plot, row) => svg.append(this.caption(plot, tops[row])));
     svg.append(this.start, this.end, this.head);
     this.place.replaceChildren(svg);
     this.move_span(span);
   }
 
-  plot(plot, top) {
-    const y = (value) => top + HEIGHT * (1 - (value - plot.low) / (plot.high - plot.low));
-    const right = this.width - RIGHT;
+  curves(plot, top) {
+    const bottom = top + this.plot_height, right = this.width - RIGHT;
+    const y = (value) => bottom - (this.plot_height * (value - plot.low)) / (plot.high - plot.low);
     const drawn = [
-      element("rect", { class: "plot", x: GUTTER, y: top, width: right - GUTTER, height: HEIGHT }),
+      element("rect", { class: "plot", x: GUTTER, y: top, width: right - GUTTER, height: this.plot_height }),
       element("text", { class: "tick", x: GUTTER - 5, y: top + 9, "text-anchor": "end" }, plot.high.toFixed(2)),
-      element("text", { class: "tick", x: GUTTER - 5, y: top + HEIGHT, "text-anchor": "end" }, plot.low.toFixed(2)),
+      element("text", { class: "tick", x: GUTTER - 5, y: bottom, "text-anchor": "end" }, plot.low.toFixed(2)),
     ];
     if (plot.low < 0 && plot.high > 0) drawn.push(element("line", { class: "zero", x1: GUTTER, x2: right, y1: y(0), y2: y(0) }));
+    plot.lines.forEach((line, index) => {
+      const points = line.values.map((value, i) => `${this.x(this.clip.first + i).toFixed(1)},${y(value).toFixed(1)}`);
+      drawn.push(element("polyline", { class: "line", points: points.join(" "), stroke: COLOURS[index % COLOURS.length] }));
+    });
+    return drawn;
+  }
+
+  caption(plot, top) {
     const caption = element("text", { class: "caption", x: GUTTER, y: top - 5 });
     caption.append(element("tspan", {}, plot.title));
     plot.lines.forEach((line, index) => {
-      const colour = COLOURS[index % COLOURS.length];
-      const points = line.values.map((value, i) => `${this.x(this.clip.first + i).toFixed(1)},${y(value).toFixed(1)}`);
-      drawn.push(element("polyline", { class: "line", points: points.join(" "), stroke: colour }));
-      caption.append(element("tspan", { dx: 10, fill: colour, "font-weight": 600 }, line.name));
+      caption.append(element("tspan", { dx: 10, fill: COLOURS[index % COLOURS.length], "font-weight": 600 }, line.name));
     });
-    return [...drawn, caption];
+    return caption;
   }
 
   keyframe(frame, kind, height) {
