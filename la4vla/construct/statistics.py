@@ -60,6 +60,8 @@ class Rows:
 def statistics(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any]:
     """All numbers, JSON-able. scores: of reviews.read_scores. seed: of the interval of alpha.
 
+    dropped: why candidates were not kept -> how many (keep.py).
+
     Raises UserError if there are scores and the `krippendorff` library is not installed.
     """
     candidates, kept = _labels(rows, rows.candidates, "candidates"), _labels(rows, rows.kept, "kept")
@@ -68,6 +70,7 @@ def statistics(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any]
         "paper": _paper(),
         "clips": contents(kept),
         "candidates": contents(candidates),
+        "dropped": dict(sum((Counter(row["dropped"]) for row in rows.kept.values()), Counter[str]())),
         "frames": _frames(rows),
         "keyframes": _keyframes(rows),
         "automatic": _automatic(rows),
@@ -229,7 +232,7 @@ def _episode(rows: Rows, key: str) -> dict[str, Any]:
         "kept": len(kept),
         "kept_frames": sum(item["end"] - item["start"] for item in kept),
         "rejected": rows.candidates[key]["rejected"] if key in rows.candidates else [],
-        "failed": rows.candidates[key].get("failed", "") if key in rows.candidates else "",
+        "failed": rows.candidates[key]["failed"] if key in rows.candidates else "",
         "faults": read["faults"],
         "notes": read["notes"],
     }
