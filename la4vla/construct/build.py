@@ -6,7 +6,7 @@
 
 A clip's own frame 0 must have a picture, so all spans start at multiples of the dataset's frame_stride, in la/ too: the
 two are matched. `build.json` holds a fingerprint of everything the output depends on; a build whose fingerprint is
-there already is skipped.
+there already is skipped. A dataset without pictures gives la/ only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import simplejpeg
 from tqdm import tqdm
@@ -32,7 +33,7 @@ from la4vla.types import UserError
 FOLDERS = ("la", "vla", "task")
 FINGERPRINT = "build.json"
 
-BUILD_VERSION = 3
+BUILD_VERSION = 4
 """Counts changes of what the same kept candidates are written as."""
 
 EXPERT_QUALITY = 3.0
@@ -51,8 +52,7 @@ def build(config: ConstructConfig, source: Source, kept: Ledger) -> None:
         print(f"{out}: up to date, nothing to build")
     else:
         (out / FINGERPRINT).unlink(missing_ok=True)
-        primitives = _write(config, out, source, {row["key"]: row for row in chosen})
-        about = {"fingerprint": fingerprint, "primitives": primitives}
+        about = {"fingerprint": fingerprint, **_write(config, out, source, {row["key"]: row for row in chosen})}
         write_atomic(out / FINGERPRINT, json.dumps(about, indent=1).encode())
     print(table(out))
 
@@ -104,8 +104,9 @@ def with_frames(clip: Clip, frames: dict[str, Frames]) -> Clip:
 
 
 def table(out: Path) -> str:
-    """What the three folders hold, and how much of the demonstrations is in no atomic clip, as text."""
-    indexes = {name: read_index(out / name) for name in FOLDERS}
+    """What the folders hold, and how much of the demonstrations is in no atomic clip, as text."""
+    about = json.loads((out / FINGERPRINT).read_text())
+    indexes = {name: read_index(out / name) for name in about["folders"]}
     lines = [f"{'folder':8}{'episodes':>9}{'clips':>8}{'frames':>9}{'frames/clip':>13}{'samples':>9}{'MB':>8}"]
     for name, index in indexes.items():
         keys = [key for shard in index.shards for key in shard.keys]
@@ -115,40 +116,50 @@ def table(out: Path) -> str:
             f"{name:8}{episodes:>9}{index.clips:>8}{index.frames:>9}{index.frames / index.clips:>13.1f}"
             f"{index.samples:>9}{size_mb:>8.1f}"
         )
-    total = indexes["task"].frames
+    if list(indexes) == ["la"]:
+        lines.append("no pictures in the dataset: vla/ and task/ are not written, train with la/ alone")
+    total = about["frames"]
     left = total - indexes["la"].frames
     lines.append(f"in no clip: {left} of {total} frames ({left / total:.1%}), waits and segments too short for one")
-    counts = json.loads((out / FINGERPRINT).read_text())["primitives"]
-    lines.append("primitives: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    lines.append("primitives: " + ", ".join(f"{name} {count}" for name, count in about["primitives"].items()))
     return "\n".join(lines)
 
 
-def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str, Row]) -> dict[str, int]:
-    """Writes the three folders. Returns primitive -> number of atomic clips, the most frequent first."""
+def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str, Row]) -> dict[str, Any]:
+    """Writes the folders. Returns their names, the frames of all episodes, and the clips a primitive, most first."""
     keys = [key for key in source.keys if key in kept]
     if not any(kept[key]["kept"] for key in keys):
         raise UserError(f"{out}: no candidate was kept; lower filter.min_quality or review the candidates.")
     first = source.read(keys[0])
     views = {view: _view(first, view) for view in first.views}
-    stride, embodiment = first.frame_stride, first.embodiment
-    counts = Counter[str]()
+    shown = (views, first.frame_stride)
+    shapes: dict[str, tuple[dict[str, View], int]] = {"la": ({}, 1), "vla": shown, "task": shown}
+    folders = FOLDERS if views else FOLDERS[:1]
+    if stale := [name for name in FOLDERS if name not in folders and (out / name).exists()]:
+        raise UserError(f"{out / stale[0]}: of a build with pictures, this has none; remove it or set another out_dir.")
+    counts, total = Counter[str](), 0
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        la, vla, task = (
-            stack.enter_context(ShardWriter(out / name, embodiment, shown, steps, config.shards, overwrite=True))
-            for name, shown, steps in zip(FOLDERS, ({}, views, views), (1, stride, stride), strict=True)
-        )
+        writers = {
+            name: stack.enter_context(
+                ShardWriter(out / name, first.embodiment, *shapes[name], config.shards, overwrite=True)
+            )
+            for name in folders
+        }
         for key in tqdm(keys, desc="building shards", unit="episode"):
             episode = source.read(key)
             _check_like(episode, first)
-            numbers = range(0, len(episode), stride)
+            numbers = range(0, len(episode), episode.frame_stride)
             frames = {view: episode.frames(view, numbers) for view in episode.views}
             for clip in clips(episode, kept[key]):
-                la.add(clip)
-                vla.add(with_frames(clip, frames))
+                writers["la"].add(clip)
+                if views:
+                    writers["vla"].add(with_frames(clip, frames))
                 counts[clip.primitive] += 1
-            task.add(with_frames(whole(episode), frames))
-    return dict(counts.most_common())
+            if views:
+                writers["task"].add(with_frames(whole(episode), frames))
+            total += len(episode)
+    return {"folders": list(folders), "frames": total, "primitives": dict(counts.most_common())}
 
 
 def _check_like(episode: Episode, first: Episode) -> None:
@@ -166,6 +177,9 @@ def _view(episode: Episode, view: str) -> View:
 
 def _is_built(out: Path, fingerprint: str) -> bool:
     path = out / FINGERPRINT
-    if not path.is_file() or not all((out / name / "index.json").is_file() for name in FOLDERS):
+    if not path.is_file():
         return False
-    return json.loads(path.read_text())["fingerprint"] == fingerprint
+    about = json.loads(path.read_text())
+    return about["fingerprint"] == fingerprint and all(
+        (out / name / "index.json").is_file() for name in about["folders"]
+    )

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import Source
+from la4vla.types import UserError
 
 
 def open_source(config: ConstructConfig) -> Source:
-    """The dataset that `read` names. Raises UserError if it is not there or not of that format."""
-    from la4vla.construct.readers.recorded import Recorded
+    """The dataset that `read` names. Raises UserError if it is not there, not of that format, or needs a package."""
+    try:
+        if config.read.format == "lerobot":
+            from la4vla.construct.readers.lerobot import LeRobot
 
-    return Recorded(config)
+            return LeRobot(config)
+        if config.read.format == "libero":
+            from la4vla.construct.readers.libero import Libero
+
+            return Libero(config)
+        if config.read.format == "npz":
+            from la4vla.construct.readers.npz import Npz
+
+            return Npz(config)
+        from la4vla.construct.readers.recorded import Recorded
+
+        return Recorded(config)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'read.format={config.read.format} needs the package {error.name}; pip install "la4vla[construct]" has it.'
+        ) from error

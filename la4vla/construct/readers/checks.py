@@ -21,7 +21,7 @@ from la4vla.construct.raw import RawVector, convert
 from la4vla.construct.robot import RawRobot, raw_robot
 from la4vla.types import UserError
 
-KEY_STEM = 50  # of the 60 characters of an episode's key; the rest is its number
+MAX_KEY = 60  # characters of an episode's key (episodes.py)
 STILL_SHARE = 0.9  # of a view's pictures that equal the one before: the camera is called frozen
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
 
@@ -48,11 +48,16 @@ def existing(path: Path, looked_for: str, pattern: str, format: str) -> Path:
 
 
 def episode_key(stem: str, number: int) -> str:
-    """A key of at most 60 allowed characters; long stems keep their beginning and get a digest."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)
-    if len(plain) > KEY_STEM:
-        plain = f"{plain[: KEY_STEM - 7]}-{hashlib.sha256(stem.encode()).hexdigest()[:6]}"
-    return f"{plain}-{number:06d}"
+    """A key of at most 60 allowed characters for an episode that has a number."""
+    return f"{slug(stem, MAX_KEY - 10)}-{number:06d}"
+
+
+def slug(text: str, longest: int) -> str:
+    """`text` with the characters a key may have; a long one keeps its beginning and gets a digest."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+    if len(plain) <= longest:
+        return plain
+    return f"{plain[: longest - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def chosen_views(read: ReadConfig, there: Sequence[str]) -> dict[str, str]:
@@ -166,3 +171,11 @@ def picture_notes(episode: Episode) -> list[str]:
             notes.append(f"{view} shows the same as {seen[hashes]}")
         seen[hashes] = view
     return notes
+
+
+def stat_of(path: Path) -> list[int]:
+    """Size and time of a file, for stamps; zeros if it is not there."""
+    if not path.is_file():
+        return [0, 0]
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]

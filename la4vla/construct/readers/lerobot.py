@@ -1,0 +1,217 @@
+"""LeRobot datasets (v2.0, v2.1, v3.0) from their files, without the lerobot package: LA-33K, LIBERO, MetaWorld, DROID.
+
+The table gives states, actions and the task; videos and image columns give pictures when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from la4vla.config import ConstructConfig
+from la4vla.construct.episodes import BadEpisode, Episode, Frames
+from la4vla.construct.ledger import digest
+from la4vla.construct.readers.checks import (
+    as_jpeg,
+    chosen_views,
+    episode_key,
+    robot_of,
+    sentence,
+    stat_of,
+    vectors,
+)
+from la4vla.construct.readers.lerobot_meta import EpisodeInfo, Meta, read_meta
+from la4vla.construct.readers.video import locate, read_frames
+from la4vla.types import UserError
+
+STANDARD = ("timestamp", "frame_index", "episode_index", "task_index")
+USUAL = {"state": ("observation.state", "state"), "action": ("action", "actions")}
+TABLES = 4  # parquet files kept in memory: v3.0 has hundreds of episodes in each
+
+
+class LeRobot:
+    """A folder with meta/, data/ and perhaps videos/."""
+
+    def __init__(self, config: ConstructConfig) -> None:
+        read = config.read
+        self._meta = read_meta(Path(read.path))
+        self._raw = robot_of(read)
+        self._robot = self._raw.robot
+        self._columns = {
+            "state": _columns(self._meta, "state", read.state),
+            "action": _columns(self._meta, "action", read.action),
+        }
+        self._views = chosen_views(read, self._meta.views)
+        self._stride, self._quality = read.frame_stride, config.jpeg_quality
+        episodes = self._meta.episodes[: read.max_episodes or None]
+        self._episodes = {episode_key("episode", item.index): item for item in episodes}
+        self._keys = tuple(self._episodes)
+        self._table = lru_cache(TABLES)(
+            partial(_read_table, columns=(*STANDARD, *self._columns["state"], *self._columns["action"]))
+        )
+        self._pictures = lru_cache(max(TABLES, len(self._views)))(_read_pictures)
+        self._about = digest(self._raw.text, [stat_of(path) for path in self._meta.files], dict(self._meta.tasks))
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return self._keys
+
+    def stamp(self, key: str) -> str:
+        info = self._episodes[key]
+        videos = {view: asdict(info.videos[name]) for view, name in self._views.items() if name in info.videos}
+        files = [stat_of(info.data), *(stat_of(Path(span["path"])) for span in videos.values())]
+        return digest(self._about, info.length, str(videos), files)
+
+    def read(self, key: str) -> Episode:
+        info = self._episodes[key]
+        table, _ = self._rows(info)
+        if len(table) != info.length:
+            raise BadEpisode(
+                f"{info.data} has {len(table)} frames of episode {info.index}, meta/ says {info.length}; get both anew "
+                "or drop the episode."
+            )
+        names = {name for columns in self._columns.values() for name in columns}
+        column = {name: _numbers(table[name], name) for name in (*STANDARD, *names)}
+        _check_time(column, self._meta.fps)
+        task = int(column["task_index"][0])
+        return Episode(
+            key=key,
+            task=f"task-{task:05d}",
+            number=info.index,
+            instruction=sentence(self._meta.tasks.get(task, "")),
+            robot=self._robot,
+            fps=self._meta.fps,
+            state=vectors(column, self._columns["state"], self._raw.state, "state"),
+            action=vectors(column, self._columns["action"], self._raw.action, "action"),
+            views=tuple(self._views),
+            frame_stride=self._stride,
+            frames=partial(self._frames, info),
+        )
+
+    def video_faults(self, episode: Episode) -> list[str]:
+        info = self._episodes[episode.key]
+        faults = []
+        for name in self._views.values():
+            try:
+                if name in info.videos:
+                    self._locate(info, name)
+            except BadEpisode as error:
+                faults.append(str(error))
+        return faults
+
+    def _frames(self, info: EpisodeInfo, view: str, numbers: Sequence[int]) -> Frames:
+        name = self._views[view]
+        if name in info.videos:
+            first = self._locate(info, name)
+            return read_frames(info.videos[name].path, first, numbers, self._quality)
+        _, start = self._rows(info)
+        return {number: self._picture(info.data, name, start + number) for number in numbers}
+
+    def _locate(self, info: EpisodeInfo, name: str) -> int:
+        span = info.videos[name]
+        return locate(span.path, span.from_s, span.to_s, info.length, self._meta.fps)
+
+    def _rows(self, info: EpisodeInfo) -> tuple[pa.Table, int]:
+        """The episode's rows of its parquet file, and the number of the first."""
+        table, episode_N = self._table(info.data)
+        rows = np.flatnonzero(episode_N == info.index)
+        if len(rows) == 0 or rows[-1] - rows[0] + 1 != len(rows):
+            raise BadEpisode(
+                f"{info.data} has no run of rows with episode_index {info.index}; get it anew or drop the episode."
+            )
+        return table.slice(int(rows[0]), len(rows)), int(rows[0])
+
+    def _picture(self, path: Path, name: str, row: int) -> bytes:
+        """A cell of an image column: {bytes, path}, with the picture in one of the two."""
+        first, cells = self._pictures(path, name, _row_group(path, row))
+        cell: Any = cells[row - first].as_py()
+        if not isinstance(cell, Mapping):
+            raise BadEpisode(f"{path}: {name} is no image column at row {row}; get it anew or drop the episode.")
+        data = cell.get("bytes")
+        if data is None:
+            file = self._meta.root / str(cell.get("path"))
+            if not file.is_file():
+                raise BadEpisode(f"{path}: the picture {file} of {name} is missing; get it or drop the episode.")
+            data = file.read_bytes()
+        return as_jpeg(data, self._quality)
+
+
+def _columns(meta: Meta, what: str, named: Sequence[str]) -> tuple[str, ...]:
+    usual = [name for name in USUAL[what] if name in meta.features][:1]
+    columns = tuple(named or usual)
+    missing = [name for name in columns if name not in meta.features]
+    if missing or not columns:
+        raise UserError(
+            f"{meta.root}: no column {missing[0] if missing else ' or '.join(USUAL[what])} for the {what}; name its "
+            f"columns with read.{what}, there are {', '.join(meta.features)}."
+        )
+    return columns
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+    """Those columns of a parquet file, and the episode of each row. Raises BadEpisode."""
+    try:
+        there = pq.read_schema(path).names
+        if missing := [name for name in columns if name not in there]:
+            raise BadEpisode(f"{path} has no column {missing[0]}; get it anew or drop the episode.")
+        table = pq.read_table(path, columns=list(columns)).combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise BadEpisode(f"{path} cannot be read ({error}); get it anew or drop the episode.") from error
+    return table, _numbers(table["episode_index"], "episode_index")
+
+
+def _read_pictures(path: Path, name: str, group: int) -> tuple[int, pa.ChunkedArray]:
+    """An image column's cells of one row group, and the row of the first."""
+    try:
+        with pq.ParquetFile(path) as file:
+            first = sum(file.metadata.row_group(item).num_rows for item in range(group))
+            return first, file.read_row_group(group, columns=[name])[name]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise BadEpisode(f"{path}: {name} cannot be read ({error}); get it anew or drop the episode.") from error
+
+
+def _row_group(path: Path, row: int) -> int:
+    ends = _group_ends(path, tuple(stat_of(path)))
+    return int(np.searchsorted(ends, row, "right"))
+
+
+@lru_cache(maxsize=64)
+def _group_ends(path: Path, stat: tuple[int, ...]) -> np.ndarray:
+    about = pq.read_metadata(path)
+    return np.cumsum([about.row_group(item).num_rows for item in range(about.num_row_groups)])
+
+
+def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """A column as [T] or [T, D]. Raises BadEpisode for rows of different lengths."""
+    array: Any = column.combine_chunks()
+    if pa.types.is_fixed_size_list(array.type):
+        lengths = {array.type.list_size}
+    elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        lengths = set(array.value_lengths().to_pylist())
+    else:
+        return array.to_numpy(zero_copy_only=False)
+    if len(lengths) != 1 or array.null_count:
+        raise BadEpisode(f"column {name} has rows of different lengths {lengths}; repair or drop the episode.")
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+
+
+def _check_time(column: Mapping[str, np.ndarray], fps: float) -> None:
+    """Frames must be 0, 1, 2 ... and their stamps at most half a frame off the rate. Raises BadEpisode."""
+    frame_T = np.arange(len(column["frame_index"]))
+    if not np.array_equal(column["frame_index"], frame_T):
+        raise BadEpisode("frame_index is not 0, 1, 2 ...: frames are missing or twice; repair or drop the episode.")
+    stamps_T = column["timestamp"].astype(np.float64)
+    drift_T = np.abs(stamps_T - stamps_T[0] - frame_T / fps)
+    if not drift_T.max() <= 0.5 / fps:
+        frame = int(np.argmax(~(drift_T <= 0.5 / fps)))
+        raise BadEpisode(
+            f"time stamps drift: frame {frame} is {drift_T[frame]:.3f} s off {fps:g} frames a second; resample or drop "
+            "the episode."
+        )

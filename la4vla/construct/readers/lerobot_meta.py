@@ -1,0 +1,152 @@
+"""What a LeRobot dataset says of itself: v2.0 and v2.1 (one parquet and one mp4 an episode), v3.0 (many in each).
+
+Owns the two layouts of `meta/` and of the paths (huggingface/lerobot, src/lerobot/datasets/utils.py). Reads no frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from la4vla.construct.readers.checks import existing
+from la4vla.types import UserError
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Where an episode's pictures of a view are. from_s, to_s: seconds into the file; None: the whole file is its."""
+
+    path: Path
+    from_s: float | None
+    to_s: float | None
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """index: the dataset's number. length: frames. data: the parquet with its rows. videos: by the dataset's name."""
+
+    index: int
+    length: int
+    data: Path
+    videos: Mapping[str, VideoSpan]
+
+
+@dataclass(frozen=True)
+class Meta:
+    """features: name -> {dtype, shape, ...}. tasks: task_index -> sentence. files: those it was read from."""
+
+    root: Path
+    version: str
+    fps: float
+    features: Mapping[str, Mapping[str, Any]]
+    tasks: Mapping[int, str]
+    episodes: tuple[EpisodeInfo, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def views(self) -> list[str]:
+        """Cameras stored as videos or as image columns; depth maps are none."""
+        return [
+            name for name, about in self.features.items() if about["dtype"] in ("video", "image") and not _depth(about)
+        ]
+
+
+def read_meta(root: Path) -> Meta:
+    """Raises UserError for a folder that is no LeRobot dataset of a version we know."""
+    existing(root, "meta/info.json", "meta/info.json", "lerobot")
+    info = _json(root / "meta/info.json")
+    version = str(info.get("codebase_version"))
+    if version not in VERSIONS:
+        raise UserError(
+            f"{root}: LeRobot version {version} is none of {', '.join(VERSIONS)}; convert it with lerobot's scripts."
+        )
+    try:
+        videos = [name for name, about in info["features"].items() if about["dtype"] == "video"]
+        if version == "v3.0":
+            tasks, files = _tasks_v3(root), sorted((root / "meta/episodes").glob("*/*.parquet"))
+            episodes = [item for file in files for item in _episodes_v3(root, info, file, videos)]
+        else:
+            tasks, files = _tasks_v2(root), [root / "meta/episodes.jsonl"]
+            episodes = [_episode_v2(root, info, row, videos) for row in _jsonl(files[0])]
+        ordered = tuple(sorted(episodes, key=lambda item: item.index))
+        return Meta(root, version, float(info["fps"]), info["features"], tasks, ordered, tuple(files))
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{root}/meta: {error!r} is missing or malformed for {version}; download meta/ anew."
+        ) from error
+
+
+def _episode_v2(root: Path, info: Mapping[str, Any], row: Mapping[str, Any], videos: list[str]) -> EpisodeInfo:
+    index = int(row["episode_index"])
+    where = {"episode_index": index, "episode_chunk": index // int(info["chunks_size"])}
+    spans = {name: VideoSpan(root / info["video_path"].format(video_key=name, **where), None, None) for name in videos}
+    return EpisodeInfo(index, int(row["length"]), root / info["data_path"].format(**where), spans)
+
+
+def _episodes_v3(root: Path, info: Mapping[str, Any], file: Path, videos: list[str]) -> Iterator[EpisodeInfo]:
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    columns += [f"videos/{name}/{part}" for name in videos for part in parts]
+    for row in _parquet(file, columns).to_pylist():
+        spans = {}
+        for name in videos:
+            chunk, number, start, end = (row[f"videos/{name}/{part}"] for part in parts)
+            path = info["video_path"].format(video_key=name, chunk_index=chunk, file_index=number)
+            spans[name] = VideoSpan(root / path, float(start), float(end))
+        data = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        yield EpisodeInfo(int(row["episode_index"]), int(row["length"]), root / data, spans)
+
+
+def _tasks_v2(root: Path) -> dict[int, str]:
+    return {int(row["task_index"]): str(row["task"]) for row in _jsonl(root / "meta/tasks.jsonl")}
+
+
+def _tasks_v3(root: Path) -> dict[int, str]:
+    """The sentences are the pandas index of the table: a column `task`, or `__index_level_0__` where it had no name."""
+    file = root / "meta/tasks.parquet"
+    table = _parquet(file, [])
+    text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
+    if text is None:
+        raise UserError(f"{file}: no column task or __index_level_0__; download meta/ anew.")
+    return {
+        int(index): str(task)
+        for index, task in zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
+    }
+
+
+def _depth(about: Mapping[str, Any]) -> bool:
+    infos = [about.get("info") or {}, about.get("video_info") or {}]
+    return any(info.get(name, False) for info in infos for name in ("is_depth_map", "video.is_depth_map"))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it anew.") from error
+
+
+def _jsonl(path: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it anew.") from error
+
+
+def _parquet(path: Path, columns: list[str]) -> pa.Table:
+    """Those columns, or all if none are named."""
+    try:
+        names = set(pq.read_schema(path).names)
+        if missing := set(columns) - names:
+            raise UserError(f"{path}: no column {min(missing)}; download meta/ anew.")
+        return pq.read_table(path, columns=columns or None)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it anew.") from error

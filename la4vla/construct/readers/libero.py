@@ -1,0 +1,180 @@
+"""LIBERO's HDF5 demonstrations: one file a task, `data/demo_i` each with actions and obs.
+
+The pictures in the files are bottom-up (robosuite's OpenGL convention): rows are reversed to make them upright. They
+are not mirrored, which the turn by 180 degrees of openvla, openpi and Evo-1 does.
+
+LIBERO's own files keep the observation after action t at t (its create_dataset.py steps, then stores); openvla's
+regenerated ones keep the one before. Ours is the one before: which a file has is measured against the simulator's
+states, and actions of LIBERO's own are moved by one frame.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from la4vla.config import ConstructConfig
+from la4vla.construct.episodes import BadEpisode, Episode, Frames
+from la4vla.construct.ledger import digest
+from la4vla.construct.readers.checks import (
+    chosen_views,
+    encode,
+    episode_key,
+    existing,
+    robot_of,
+    sentence,
+    stat_of,
+    vectors,
+)
+from la4vla.types import UserError
+
+ARM = slice(1, 8)  # of the simulator's states [time, joints, fingers, ...]
+POSE, GRIPPER = ("obs/ee_states", "obs/ee_pos", "obs/ee_ori"), "obs/gripper_states"
+SCENE = re.compile(r"^[A-Z0-9_]*SCENE\d+_")
+
+
+class Libero:
+    """A folder of `*.hdf5`, or folders of them (suites). Files are opened for as long as they are read."""
+
+    def __init__(self, config: ConstructConfig) -> None:
+        read = config.read
+        root = existing(Path(read.path), "*.hdf5 file", "**/*.hdf5", "libero")
+        self._raw = robot_of(read)
+        self._robot = self._raw.robot
+        self._stride, self._quality = read.frame_stride, config.jpeg_quality
+        self._files = sorted(root.glob("**/*.hdf5"))
+        self._demos: dict[str, tuple[Path, str]] = {}
+        views: list[str] = []
+        for path in self._files:
+            with _open(path) as file:
+                demos = _demos(file, path)
+                views = views or [name for name in file[f"data/{demos[0]}/obs"] if name.endswith("_rgb")]
+            stem = "-".join(path.relative_to(root).with_suffix("").parts)
+            self._demos |= {episode_key(stem, _number(demo)): (path, demo) for demo in demos}
+        self._views = chosen_views(read, views)
+        self._named = {"state": tuple(read.state), "action": tuple(read.action) or ("actions",)}
+        self._keys = tuple(self._demos)[: read.max_episodes or None]
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return self._keys
+
+    def stamp(self, key: str) -> str:
+        path, demo = self._demos[key]
+        return digest(self._raw.text, demo, stat_of(path))
+
+    def read(self, key: str) -> Episode:
+        path, demo = self._demos[key]
+        try:
+            with _open(path) as file:
+                group = file[f"data/{demo}"]
+                state = self._named["state"] or _state(group)
+                names = (*state, *self._named["action"])
+                if missing := [name for name in names if name not in group]:
+                    raise BadEpisode(f"{path}: {demo} has no {missing[0]}; get the file anew or drop the episode.")
+                column = {name: group[name][()] for name in names}
+                late = _observed_late(group, f"{path}: {demo}")
+                counts = {view: group["obs"][name].shape[0] for view, name in self._views.items()}
+                text = _instruction(file, path)
+        except (OSError, KeyError) as error:
+            raise BadEpisode(f"{path}: {demo} cannot be read ({error}); get it anew or drop the episode.") from error
+        states = vectors(column, state, self._raw.state, "state")
+        actions = vectors(column, self._named["action"], self._raw.action, "action")
+        lengths = {"action": len(actions), **counts}
+        if wrong := [name for name, count in lengths.items() if count != len(states)]:
+            raise BadEpisode(
+                f"{path}: {demo} has {len(states)} states but {lengths[wrong[0]]} of {wrong[0]}; drop the episode."
+            )
+        if late:
+            states, actions = states[:-1], actions[1:]
+        return Episode(
+            key=key,
+            task=re.sub(r"_demo$", "", path.stem),
+            number=_number(demo),
+            instruction=sentence(text),
+            robot=self._robot,
+            fps=self._raw.control_hz,
+            state=states,
+            action=actions,
+            views=tuple(self._views),
+            frame_stride=self._stride,
+            frames=partial(self._frames, path, demo),
+        )
+
+    def video_faults(self, episode: Episode) -> list[str]:
+        return []
+
+    def _frames(self, path: Path, demo: str, view: str, numbers: Sequence[int]) -> Frames:
+        try:
+            with _open(path) as file:
+                stored = file[f"data/{demo}/obs/{self._views[view]}"]
+                if stored.dtype != np.uint8 or stored.ndim != 4 or stored.shape[3] != 3:
+                    raise BadEpisode(f"{path}: {demo}, {view} is not uint8 [T, H, W, 3]; leave it out of read.views.")
+                upright = file["data"].attrs.get("macros_image_convention", "opengl") == "opencv"
+                rows = slice(None) if upright else slice(None, None, -1)
+                return {number: encode(stored[number][rows], self._quality) for number in numbers}
+        except (OSError, KeyError) as error:
+            raise BadEpisode(f"{path}: {demo}, {view} cannot be read ({error}); get it anew.") from error
+
+
+def language(stem: str) -> str:
+    """A task's sentence from its file's name, as LIBERO's own benchmark makes it."""
+    return SCENE.sub("", re.sub(r"_demo$", "", stem)).replace("_", " ")
+
+
+def _instruction(file: Any, path: Path) -> str:
+    """From a `*_demo.hdf5` the sentence its name spells, which is what evaluations say; else that of problem_info.
+
+    The two differ in 25 of 40 tasks: problem_info has the BDDL's words.
+    """
+    if path.stem.endswith("_demo"):
+        return language(path.stem)
+    try:
+        text = json.loads(file["data"].attrs.get("problem_info", "{}")).get("language_instruction", "")
+    except ValueError as error:
+        raise BadEpisode(f"{path}: problem_info is not JSON ({error}); name the file <task>_demo.hdf5.") from error
+    return text if isinstance(text, str) else "".join(text)
+
+
+def _observed_late(group: Any, where: str) -> bool:
+    """Whether observation t was taken after action t: the arm is where the simulator's state t + 1 has it, not t."""
+    if "states" not in group or "obs/joint_states" not in group:
+        raise BadEpisode(
+            f"{where} has no states and obs/joint_states, which tell whether observations are from before or after "
+            "their actions; write it as npz."
+        )
+    arm_T7, seen_T7 = group["states"][:, ARM], group["obs/joint_states"][()]
+    if arm_T7.shape != seen_T7.shape or len(arm_T7) < 3:
+        counts = f"{len(arm_T7)} states and {len(seen_T7)} joint_states"
+        raise BadEpisode(f"{where} has {counts}; it must have as many of both, at least 3: drop the episode.")
+    return bool(np.abs(seen_T7[:-1] - arm_T7[1:]).mean() < np.abs(seen_T7[:-1] - arm_T7[:-1]).mean())
+
+
+def _state(group: Any) -> tuple[str, ...]:
+    whole, position, orientation = POSE
+    return (whole, GRIPPER) if whole in group else (position, orientation, GRIPPER)
+
+
+def _demos(file: Any, path: Path) -> list[str]:
+    names = [name for name in file.get("data", {}) if re.fullmatch(r"demo_\d+", name)]
+    if not names:
+        raise UserError(f"{path}: no data/demo_0; it is not one of LIBERO's files, remove it from read.path.")
+    return sorted(names, key=_number)
+
+
+def _number(demo: str) -> int:
+    return int(demo.removeprefix("demo_"))
+
+
+def _open(path: Path) -> Any:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path}: not a readable HDF5 file ({error}); get it anew or remove it.") from error

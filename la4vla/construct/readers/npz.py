@@ -1,0 +1,123 @@
+"""A folder of `.npz` files, one an episode: the plain door for datasets no other reader knows.
+
+docs/construction.md, "Reading", says what is in them.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from la4vla.config import ConstructConfig
+from la4vla.construct.episodes import BadEpisode, Episode, Frames
+from la4vla.construct.ledger import digest
+from la4vla.construct.readers.checks import (
+    MAX_KEY,
+    chosen_views,
+    encode,
+    existing,
+    robot_of,
+    sentence,
+    slug,
+    stat_of,
+    vectors,
+)
+from la4vla.types import UserError
+
+IMAGES = "images_"
+
+
+class Npz:
+    """Files in the order of their names. Views are those of the first."""
+
+    def __init__(self, config: ConstructConfig) -> None:
+        read = config.read
+        root = existing(Path(read.path), "*.npz file", "*.npz", "npz")
+        self._raw = robot_of(read)
+        self._robot = self._raw.robot
+        self._quality = config.jpeg_quality
+        paths = sorted(root.glob("*.npz"))[: read.max_episodes or None]
+        self._paths = {slug(path.stem, MAX_KEY): (number, path) for number, path in enumerate(paths)}
+        if len(self._paths) < len(paths):
+            raise UserError(f"{root}: names of files differ only in characters that keys cannot have; rename them.")
+        self._keys = tuple(self._paths)
+        self._state, self._action = tuple(read.state) or ("state",), tuple(read.action) or ("action",)
+        self._views = chosen_views(read, _views(paths[0]))
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return self._keys
+
+    def stamp(self, key: str) -> str:
+        return digest(self._raw.text, stat_of(self._paths[key][1]))
+
+    def read(self, key: str) -> Episode:
+        number, path = self._paths[key]
+        wanted = (*self._state, *self._action, "instruction")
+        optional = ("task", "frame_stride")
+        column = _arrays(path, (*wanted, *optional))
+        if missing := [name for name in wanted if name not in column]:
+            raise BadEpisode(f"{path} has no {missing[0]}; add it or remove the file.")
+        instruction = sentence(str(column["instruction"]))
+        stride = int(column.get("frame_stride", np.array(1)))
+        state = vectors(column, self._state, self._raw.state, "state")
+        action = vectors(column, self._action, self._raw.action, "action")
+        if len(state) != len(action):
+            raise BadEpisode(f"{path}: {len(state)} states but {len(action)} actions; give every state its action.")
+        return Episode(
+            key=key,
+            task=slug(str(column.get("task", instruction)), MAX_KEY),
+            number=number,
+            instruction=instruction,
+            robot=self._robot,
+            fps=self._raw.control_hz,
+            state=state,
+            action=action,
+            views=tuple(self._views),
+            frame_stride=stride,
+            frames=partial(self._frames, path, stride),
+        )
+
+    def video_faults(self, episode: Episode) -> list[str]:
+        path = self._paths[episode.key][1]
+        due = -(-len(episode) // episode.frame_stride)
+        pictures = _arrays(path, [IMAGES + name for name in self._views.values()])
+        counts = {name: len(pictures.get(IMAGES + name, ())) for name in self._views.values()}
+        return [
+            f"{path}: {IMAGES}{name} has {count} pictures, {due} are due for {len(episode)} frames at frame_stride "
+            f"{episode.frame_stride}; correct frame_stride or the pictures."
+            for name, count in counts.items()
+            if count != due
+        ]
+
+    def _frames(self, path: Path, stride: int, view: str, numbers: Sequence[int]) -> Frames:
+        pictures = _arrays(path, [IMAGES + self._views[view]])[IMAGES + self._views[view]]
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+            raise BadEpisode(
+                f"{path}: {view} is {pictures.dtype} {pictures.shape}, not uint8 [N, H, W, 3]; convert it."
+            )
+        return {number: encode(pictures[number // stride], self._quality) for number in numbers}
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays that are there. Raises BadEpisode."""
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in names if name in archive.files}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise BadEpisode(f"{path} cannot be read ({error}); write it anew or remove it.") from error
+
+
+def _views(path: Path) -> list[str]:
+    """Names of the views of a file. Raises UserError."""
+    try:
+        with np.load(path) as archive:
+            return sorted(name.removeprefix(IMAGES) for name in archive.files if name.startswith(IMAGES))
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}), and but the first file says which views there are; write it anew."
+        ) from error

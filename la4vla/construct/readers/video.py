@@ -1,0 +1,137 @@
+"""Videos: what an MP4's index says of its frames, and single frames of it as JPEG. Raises BadEpisode, never guesses.
+
+Frames are found by their time stamps, not by counting: a number means the frame whose stamp the index has there. Long
+files are entered at the key frame before what is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from la4vla.construct.episodes import BadEpisode, Frames
+from la4vla.construct.readers.checks import encode, stat_of
+
+REORDER = 16  # frames; the most that H.264 and AV1 keep back to reorder
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """times_N: float64 seconds of each frame after the first, ascending. stamps_N: as the file has them, int.
+
+    starts_K: numbers of the frames at which decoding can start.
+    """
+
+    times_N: np.ndarray
+    stamps_N: list[int]
+    starts_K: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.times_N)
+
+    def nearest(self, seconds: float) -> int:
+        after = min(int(np.searchsorted(self.times_N, seconds)), len(self) - 1)
+        before = max(after - 1, 0)
+        return before if seconds - self.times_N[before] < self.times_N[after] - seconds else after
+
+    def entry(self, number: int) -> int:
+        """Where decoding must start to get a frame whole: frames may be shown REORDER later than they are stored."""
+        before = self.starts_K[self.starts_K <= max(number - REORDER, 0)]
+        return int(before[-1]) if len(before) else 0
+
+
+def video_index(path: Path) -> VideoIndex:
+    """From the file's header, without decoding. Raises BadEpisode."""
+    if not path.is_file():
+        raise BadEpisode(f"video {path} is missing; get it, or read without pictures (read.pictures=false).")
+    return _index(path, tuple(stat_of(path)))
+
+
+def locate(path: Path, from_s: float | None, to_s: float | None, frames: int, fps: float) -> int:
+    """Number of an episode's first frame in its file, after checking counts and time stamps against the table.
+
+    from_s, to_s: its span in the file, None for a file of its own. Raises BadEpisode.
+    """
+    index = video_index(path)
+    if from_s is None or to_s is None:
+        first, count = 0, len(index)
+    else:
+        first, count = index.nearest(from_s), round((to_s - from_s) * fps)
+        count = min(count, len(index) - first)
+    if count != frames:
+        raise BadEpisode(f"video {path} has {count} frames, the table {frames}; get both anew or drop the episode.")
+    due_T = (from_s or 0.0) + np.arange(frames) / fps
+    drift_T = np.abs(index.times_N[first : first + frames] - due_T)
+    if drift_T.max() > 0.5 / fps:
+        frame = int(np.argmax(drift_T > 0.5 / fps))
+        raise BadEpisode(
+            f"video {path} drifts: frame {frame} of the episode is {drift_T[frame]:.3f} s off, more than half a frame "
+            f"at {fps:g} fps; encode it at the table's rate or drop the episode."
+        )
+    return first
+
+
+def read_frames(path: Path, first: int, numbers: Sequence[int], quality: int) -> Frames:
+    """JPEGs of an episode's frames `numbers`, ascending. first: the file's number of its frame 0. Raises BadEpisode."""
+    index = video_index(path)
+    wanted = [first + number for number in numbers]
+    found: dict[int, bytes] = {}
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            assert stream.time_base is not None
+            origin = stream.start_time or 0
+            for run in _runs(wanted, index):
+                container.seek(index.stamps_N[index.entry(run[0])], stream=stream)
+                left = set(run)
+                for frame in container.decode(stream):
+                    if frame.pts is None:
+                        continue
+                    number = index.nearest(float((frame.pts - origin) * stream.time_base))
+                    if number in left:
+                        found[number - first] = encode(frame.to_ndarray(format="rgb24"), quality)
+                        left.remove(number)
+                    if not left or number > run[-1]:
+                        break
+    except (FFmpegError, OSError) as error:
+        raise BadEpisode(f"video {path} does not decode ({error}); get it anew or drop the episode.") from error
+    if missing := [number for number in numbers if number not in found]:
+        raise BadEpisode(f"video {path}: frame {missing[0]} does not decode; get it anew or drop the episode.")
+    return found
+
+
+def _runs(wanted: Sequence[int], index: VideoIndex) -> list[list[int]]:
+    """Frames that are decoded in one go: a new run begins where that skips more than it decodes twice."""
+    runs: list[list[int]] = []
+    for number in wanted:
+        if runs and index.entry(number) <= runs[-1][-1] + REORDER:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+@lru_cache(maxsize=64)
+def _index(path: Path, stat: tuple[int, ...]) -> VideoIndex:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise BadEpisode(f"video {path} has no picture stream; get it anew or drop the episode.")
+            stream = container.streams.video[0]
+            entries = [item for item in stream.index_entries if not item.is_discard]
+            stamps = [item.timestamp for item in entries]
+            starts = [number for number, item in enumerate(entries) if item.is_keyframe]
+            base = float(stream.time_base or 0)
+    except (FFmpegError, OSError) as error:
+        raise BadEpisode(f"video {path} cannot be opened ({error}); get it anew or drop the episode.") from error
+    if not stamps:
+        raise BadEpisode(f"video {path} has no frames in its index; encode it as MP4 or drop the episode.")
+    # stamps are those of decoding; at a constant rate they are the pictures' own but for where they begin
+    return VideoIndex((np.array(stamps, np.float64) - stamps[0]) * base, stamps, np.array(starts, np.int64))
