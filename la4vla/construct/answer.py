@@ -15,8 +15,8 @@ import numpy as np
 
 from la4vla.construct.candidates import Proposal
 from la4vla.construct.episodes import Episode
-from la4vla.construct.kinematic import track_of
 from la4vla.construct.spans import snap, validate
+from la4vla.construct.track import track_of
 from la4vla.construct.vocabulary import ALIASES, PRIMITIVES, ObjectStatus
 
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)  # some servers cut the opening tag off
@@ -52,7 +52,9 @@ def segments(text: str) -> list[dict[str, Any]] | None:
         position = bracket.start() + 1
         try:
             value, end = decoder.raw_decode(text, bracket.start())
-        except (ValueError, RecursionError):  # the latter of a model that repeats brackets for ever
+        except RecursionError:  # a model that went on writing brackets
+            break
+        except ValueError:
             continue
         values = [value] if isinstance(value, list) else list(value.values())
         lists = [item for item in values if isinstance(item, list) and all(isinstance(entry, dict) for entry in item)]

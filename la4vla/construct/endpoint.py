@@ -25,7 +25,7 @@ _RETRY_AFTER_S = 300.0  # a server that wants more than this is taken to be clos
 _PASSING = (408, 409, 425, 429)  # and 500 and above: the same request may go well the next time
 _SETTINGS = {
     401: "set the environment variable {key} to a valid key",
-    402: "the account is out of credit, top it up",
+    402: "the account is out of credit, top up",
     403: "the key of {key} may not use `{model}`, change the key or vlm.model",
     404: "set vlm.base_url and vlm.model to ones that exist",
 }
@@ -49,13 +49,17 @@ class RateLimit:
 
     def wait(self) -> None:
         """Returns when it is this thread's turn."""
-        with self._lock:
-            turn = max(self._next, time.monotonic())
-            self._next = turn + self._every_s
-        time.sleep(max(turn - time.monotonic(), 0.0))
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                if now >= self._next:
+                    self._next = now + self._every_s
+                    return
+                delay = self._next - now
+            time.sleep(delay)
 
     def pause(self, seconds: float) -> None:
-        """Nobody's turn comes before so many seconds have passed, but for those who have theirs already."""
+        """Nobody's turn comes before so many seconds have passed."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
@@ -134,8 +138,9 @@ class Endpoint:
 
     def _status_trouble(self, error: Any) -> tuple[str, float | None]:
         """What an openai.APIStatusError calls for. Raises UserError or Refused for one that will not pass."""
-        config, status, said = self._config, error.status_code, " ".join(str(error.message).split())[:300]
-        words = f"{config.base_url} answers {status} ({said})"
+        config, status = self._config, error.status_code
+        said = " ".join(str(error.message).removeprefix(f"Error code: {status} - ").split())
+        words = f"{config.base_url} answers {status} ({said[:300]})"
         broke = error.code in _QUOTA or error.type in _QUOTA
         if status in _SETTINGS or (broke and status not in _PASSING):
             cure = _SETTINGS[402 if broke else status].format(key=config.api_key_variable, model=config.model)
@@ -148,12 +153,12 @@ class Endpoint:
                     "vlm.answer_format against what the endpoint understands."
                 )
             raise Refused(f"{words}.")
-        if status != 429:
-            return f"{words}; try later.", retry_after(error.response.headers)
-        cure = "top up the account" if broke else "lower vlm.requests_per_minute or vlm.concurrency"
+        cure = "try later"
+        if status == 429:
+            cure = "top up the account" if broke else "lower vlm.requests_per_minute or vlm.concurrency"
         wait = retry_after(error.response.headers)
         if wait is not None and wait > _RETRY_AFTER_S:
-            raise UserError(f"{words} and wants {wait:.0f} s of rest; {cure} and run the same command again later.")
+            raise UserError(f"{words} and wants {wait:.0f} s of rest; {cure} and run the same command again then.")
         if wait is not None:
             self._limit.pause(wait)
         return f"{words}; {cure}.", wait

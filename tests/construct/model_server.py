@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 HANG, CUT, HTML = "hang", "cut", "html"
 
 
-def status(code, headers=None, **error):
+def status(number, headers=None, **error):
     """A reply that is an error of the API."""
-    return code, headers or {}, {"error": {"message": "as scripted", "type": "t", "code": None, **error}}
+    return number, headers or {}, {"error": {"message": "as scripted", "type": "t", "code": None, **error}}
 
 
 @dataclass
@@ -53,7 +53,7 @@ def _handler(model):
                 number = len(model.requests)
                 model.requests.append(request)
                 model.times.append(time.monotonic())
-                model.headers.append(dict(self.headers))
+                model.headers.append({name.lower(): value for name, value in self.headers.items()})
                 model.at_once += 1
                 model.most_at_once = max(model.most_at_once, model.at_once)
             try:
