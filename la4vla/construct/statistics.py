@@ -74,6 +74,7 @@ def statistics(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any]
         "frames": _frames(rows),
         "keyframes": _keyframes(rows),
         "automatic": _automatic(rows),
+        "unusable": _unusable(rows),
         "review": _review(rows, scores, seed),
         "tokens": _tokens(rows),
         "tasks": _tasks(rows),
@@ -160,6 +161,14 @@ def _automatic(rows: Rows) -> dict[str, Any]:
     counts = Counter(reason for reasons in all_reasons for reason in set(reasons))
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:REASONS]
     return {"reasons": [{"reason": reason, "candidates": count} for reason, count in top]}
+
+
+def _unusable(rows: Rows) -> dict[str, int]:
+    """Answers of the proposer that could not be used, and the episodes that got no proposals."""
+    return {
+        "answers": sum(len(row["rejected"]) for row in rows.candidates.values()),
+        "episodes": sum(bool(row["failed"]) for row in rows.candidates.values()),
+    }
 
 
 def _review(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any] | None:

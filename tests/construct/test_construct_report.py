@@ -103,6 +103,7 @@ def test_the_numbers_by_hand():
         "`left`, but the motion along it is # cm": 1, "no verb": 1,
     }  # fmt: skip
     assert found["dropped"] == {"low": 1}
+    assert found["unusable"] == {"answers": 1, "episodes": 0}
     tokens = found["tokens"]
     assert (tokens["tokens_in"], tokens["tokens_in_per_episode"], tokens["calls"]) == (8000, 4000, 4)
     assert [(row["task"], row["episodes"], row["kept"], row["retention"]) for row in found["tasks"]] == [
