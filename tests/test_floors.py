@@ -25,7 +25,7 @@ ROOMS = {
     "sim": F0 | F1,
     "construct": F0 | F1,
     "probe": F0 | F1 | {"serve"},
-    "benchmarks": F0 | F1 | {"serve", "sim", "probe"},
+    "benchmarks": F0 | F1 | {"serve", "sim", "probe", "construct"},
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
     "doctor": F0 | F1 | {"sim"},
 }

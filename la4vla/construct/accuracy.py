@@ -208,7 +208,9 @@ class Score:
     agree_motion: int
 
 
-def score(episode: Episode, candidates: Sequence[Candidate], keyframes: Sequence[int], min_frames: int) -> Score:
+def score(
+    episode: Episode, candidates: Sequence[Phase | Candidate], keyframes: Sequence[int], min_frames: int
+) -> Score:
     """One episode's proposals against its true phases."""
     frames = len(episode)
     named = phases(episode, min_frames)

@@ -271,6 +271,9 @@ def _label(
         vertical = int(np.abs(moved_3).argmax()) == 2
         primitive = ("lift" if moved_3[2] > 0 else "lower") if vertical else "transport"
         instruction = phrase(primitive, draw, **fields)
+    elif moves and track.contact_T is not None and np.median(track.contact_T[segment.start : segment.end]):
+        primitive = _contact_name(moved_3)
+        instruction = phrase(primitive, draw, **fields)
     elif moves:
         primitive = "move"
         instruction = phrase("move_acting" if fields["acting"] else primitive, draw, **fields)
@@ -279,6 +282,14 @@ def _label(
     status: ObjectStatus = "HOLDING" if holding else "EMPTY"
     displacement = (float(moved_3[0]), float(moved_3[1]), float(moved_3[2]))
     return Proposal(segment.start, segment.end, primitive, status, instruction, displacement)
+
+
+def _contact_name(moved_3: np.ndarray) -> str:
+    """Table 8 by the largest of (forward, left, up): downward presses, towards the base pulls, all else pushes."""
+    axis = int(np.abs(moved_3).argmax())
+    if moved_3[axis] < 0 and axis != 1:
+        return "pull" if axis == 0 else "press"
+    return "push"
 
 
 def _grip_words(track: Track, segment: _Segment, draw: float) -> tuple[str, str]:

@@ -7,8 +7,20 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from la4vla.config import KeyframeConfig
-from la4vla.construct.keyframes import Keyframe, detect, gripper_events, motion, prompt_lines, runs, static_frames
-from la4vla.types import VectorSpec
+from la4vla.construct.episodes import Episode
+from la4vla.construct.keyframe_plot import draw
+from la4vla.construct.keyframes import (
+    Keyframe,
+    detect,
+    gripper_events,
+    motion,
+    prompt_lines,
+    runs,
+    static_frames,
+    threshold,
+)
+from la4vla.construct.robot import Robot, robot_frame
+from la4vla.types import Embodiment, VectorSpec
 
 CONFIG = KeyframeConfig()
 ARM = VectorSpec(names=("x", "y", "z", "gripper"), reference="absolute")
@@ -127,6 +139,42 @@ def test_static_needs_a_share_of_its_window():
     low = np.tile([0.0, 1.0], 25)
     assert not static_frames(low, CONFIG)
     assert static_frames(np.r_[np.ones(20), np.zeros(9), np.ones(20)], CONFIG) == [24]
+
+
+def test_the_threshold_is_a_share_of_the_mean_or_a_quantile():
+    motion_T = np.r_[np.full(30, 0.1), np.full(70, 0.9)]
+    assert threshold(motion_T, KeyframeConfig(threshold=0.5)) == pytest.approx(0.5 * 0.66)
+    assert threshold(motion_T, KeyframeConfig(rule="quantile", quantile=0.5)) == pytest.approx(0.9)
+    assert static_frames(motion_T, KeyframeConfig()) == [14]
+    assert static_frames(motion_T, KeyframeConfig(rule="quantile", quantile=0.5)) == [14]
+    assert static_frames(np.linspace(1, 2, 100), KeyframeConfig(rule="quantile", quantile=0.2)) == [9]
+    assert not static_frames(np.linspace(1, 2, 100), KeyframeConfig())
+    for rule in ("mean", "quantile"):
+        assert not static_frames(np.zeros(0), KeyframeConfig(rule=rule))
+
+
+@pytest.mark.parametrize("rule", ["mean", "quantile"])
+@pytest.mark.parametrize("frames", [1, 2, 5, 60])
+def test_an_episode_whose_every_channel_is_constant_has_no_keyframes(rule, frames):
+    state = np.tile(np.array([0.3, -1.0, 0.2, 3.1, 0.0, -3.1, 0.5]), (frames, 1))
+    for spec in (EULER, AXIS_ANGLE):
+        assert not detect(state, spec, KeyframeConfig(rule=rule))
+
+
+def test_a_contact_flag_is_no_motion():
+    spec = VectorSpec(names=(*ARM.names, "contact"), reference="absolute")
+    state = arm(go_pause_go(40, 20))
+    flickers = np.concatenate([state, (np.arange(100) % 2)[:, None]], axis=1)
+    assert detect(flickers, spec, CONFIG) == detect(state, ARM, CONFIG) != []
+
+
+@pytest.mark.parametrize("frames", [1, 2, 100])
+def test_a_plot_is_drawn_of_any_length(tmp_path, frames):
+    robot = Robot(Embodiment("metaworld_sawyer", 80.0, ARM, ARM), robot_frame("metaworld_sawyer"))
+    state = arm(go_pause_go(40, 20), np.r_[np.ones(60), np.zeros(40)])[:frames]
+    nothing = {"views": (), "frame_stride": 1, "frames": lambda view, numbers: {}}
+    draw(Episode("made-up", "", 0, "", robot, 80.0, state, state, **nothing), CONFIG, tmp_path / "plots" / "one.png")
+    assert (tmp_path / "plots" / "one.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_runs():

@@ -4,6 +4,7 @@ was measured."""
 
 import time
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from la4vla.config import KeyframeConfig, ProposeConfig
 from la4vla.construct.keyframes import detect
 from la4vla.construct.kinematic import propose
 from la4vla.construct.robot import Robot, RobotFrame, robot_frame
-from la4vla.construct.track import bends
+from la4vla.construct.track import bends, command_jumps
 from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, WORD, contradictions, lint
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv
 from la4vla.types import Embodiment, VectorSpec
@@ -179,6 +180,69 @@ def test_bends_follow_the_path_within_the_tolerance():
     assert bends(np.concatenate([corner, corner[::-1]]), 0.02, 1.0)
 
 
+def test_a_blunt_bend_is_none():
+    turn = np.concatenate([np.linspace([0, 0, 0], [1, 0, 0], 50), np.linspace([1, 0, 0], [1.7, 0.7, 0], 50)])
+    assert bends(turn, 0.02, angle=np.radians(30))
+    assert not bends(turn, 0.02, angle=np.radians(60))
+
+
+def steered(*targets, frames=25, gain=0.15):
+    """Commands [T, 3] of who steers at one target after the other, each for `frames`."""
+    position, commands = np.zeros(3), []
+    for target in targets:
+        for _ in range(frames):
+            commands.append(np.clip(gain * (np.asarray(target) - position), -1, 1))
+            position = position + commands[-1]
+    return np.array(commands)
+
+
+def test_commands_jump_where_the_target_changes_and_nowhere_else():
+    commands = steered((8, 0, 0), (8, 6, 0), (8, 9, 3))
+    assert command_jumps(commands, 0.3) == [25, 50]
+    noise = np.random.default_rng(0).normal(0, 0.02, commands.shape)
+    assert command_jumps(commands + noise, 0.3) == [25, 50]
+    assert command_jumps(1000 * commands, 0.3) == [25, 50], "whatever the unit"
+    glitch = commands.copy()
+    glitch[40] += 1
+    assert command_jumps(glitch, 0.3) == [25, 50]
+    assert not command_jumps(np.zeros((30, 3)), 0.3)
+    assert not command_jumps(commands[:1], 0.3)
+
+
+@pytest.mark.parametrize("reference", ["delta", "absolute"])
+def test_a_jump_of_the_commands_is_a_cut_though_the_path_hardly_bends(reference):
+    commands = steered((8, 0, 0), (13, 3, 0))
+    state, action = np.ones((50, 4), np.float32), -np.ones((50, 4), np.float32)
+    place = np.concatenate([np.zeros((1, 3)), np.cumsum(commands, axis=0)]) * 0.01
+    state[:, :3] = place[:-1]
+    action[:, :3] = commands if reference == "delta" else place[1:]
+    robot = Robot(replace(EMBODIMENT, action=replace(EMBODIMENT.action, reference=reference)), SAWYER.frame)
+    assert [clip.start for clip in label(state, action, robot)] == [0, 25]
+    unaware = label(state, action, robot, ProposeConfig(min_clip_frames=8, command_jump=100.0))
+    assert 25 not in {edge for clip in unaware for edge in (clip.start, clip.end)}
+
+
+def test_snapped_clips_stay_long_enough():
+    state, action = episode((0.2 * FORWARD, 22, 1.0, -1.0), (0 * UP, 8, 0.45, 1.0), (0.2 * UP, 30, 0.45, 1.0))
+    clips = label(state, action, stride=3)
+    assert [clip.primitive for clip in clips] == ["move", "grasp", "lift"]
+    assert all(clip.start % 3 == 0 for clip in clips)
+
+
+@pytest.mark.parametrize(
+    ("axis", "primitive"), [(FORWARD, "push"), (LEFT, "push"), (-FORWARD, "pull"), (-UP, "press"), (UP, "push")]
+)
+def test_contact_is_claimed_where_the_state_knows_of_it(axis, primitive):
+    state, action = episode((0.2 * FORWARD, 30, 1.0, -1.0), (0.2 * axis, 30, 1.0, -1.0))
+    spec = replace(EMBODIMENT.state, names=(*EMBODIMENT.state.names, "contact"))
+    touched = np.concatenate([state, (np.arange(60) >= 30)[:, None]], axis=1).astype(np.float32)
+    clips = label(touched, action, Robot(replace(EMBODIMENT, state=spec), SAWYER.frame))
+    assert [clip.primitive for clip in clips] == ["move", primitive]
+    assert clips[1].start == 30
+    assert not lint(clips[1].instruction) + contradictions(clips[1].instruction, np.array(clips[1].displacement))
+    assert {clip.primitive for clip in label(state, action)} == {"move"}
+
+
 ARM6 = Embodiment(
     "arm6",
     15.0,
@@ -203,6 +267,18 @@ def test_rotations_of_an_empty_gripper(turn, primitive, word):
     clips = label(state, np.ones((40, 7), np.float32), robot)
     assert {clip.primitive for clip in clips} == {primitive}
     assert all(word in clip.instruction.split() for clip in clips if word)
+
+
+def test_a_turn_after_a_motion_is_a_clip_of_its_own():
+    robot = Robot(ARM6, RobotFrame("+x", "+y", "+z", 0.0, 0.05, 0.8))
+    state = np.zeros((80, 7), np.float32)
+    state[:, 6] = 1.0
+    state[:, 0] = np.r_[np.linspace(0, 0.3, 40), np.full(40, 0.3)]
+    turn = np.r_[np.zeros(40), np.linspace(0, 1.5, 40)] + 2.5  # across the wrap at pi
+    state[:, 3:6] = Rotation.from_rotvec(turn[:, None] * np.array([0, 0, 1])).as_euler("xyz")
+    clips = label(state, np.zeros((80, 7), np.float32), robot)
+    assert [clip.primitive for clip in clips] == ["move", "rotate_free"]
+    assert abs(clips[1].start - 40) <= 2
 
 
 EXPECTED = {
