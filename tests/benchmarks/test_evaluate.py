@@ -6,10 +6,11 @@ import re
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
-from benchmarks import evaluate, report, results, runner, video
+from benchmarks import evaluate, perturb, report, results, runner, video
 from benchmarks.evaluate import Request
 from benchmarks.perturb import CLEAN, Variant
 from la4vla.types import UserError
@@ -133,6 +134,59 @@ def test_a_policy_without_views_renders_nothing(request_, place):
     assert evaluate.evaluate(replace(asked, workers=1))[CLEAN].micro.n == 1
     with pytest.raises(UserError, match=r"this policy sees none; evaluate it without --perturb"):
         evaluate.evaluate(replace(asked, variants=(Variant("fog", 1),)))
+
+
+@pytest.fixture(scope="module")
+def perturbed(finished, request_, place):
+    """The same policy clean and under three arms, into a folder of their own."""
+    variants = perturb.parse(["gaussian_noise:5,1", "view_dropout:5"])
+    asked = replace(request_, out=place / "perturbed", variants=variants, videos=0)
+    return asked, evaluate.evaluate(asked)
+
+
+def test_perturbed_arms_come_with_their_clean_one_on_the_same_states(perturbed, request_):
+    asked, summaries = perturbed
+    arms = ["clean", "gaussian_noise_5", "gaussian_noise_1", "view_dropout_5"]
+    assert [variant.folder for variant in summaries] == arms
+    states = {arm: sorted(keyed(asked.out / arm)) for arm in arms}
+    assert set(map(tuple, states.values())) == {tuple(sorted(keyed(request_.out)))}
+    assert stable(keyed(asked.out / "clean")) == stable(keyed(request_.out)), "the clean arm is the plain evaluation"
+    for variant in summaries:
+        assert {row.perturbation for row in results.read_rows(asked.out / variant.folder)} == {variant.identity}
+        assert results.read_run(asked.out / variant.folder)["perturbation"]["name"] == variant.name
+    ends = [[row.final_state for _, row in sorted(keyed(asked.out / arm).items())] for arm in arms]
+    assert all(end != ends[0] for end in ends[1:]), "the policy never saw the perturbation"
+
+
+def test_perturbed_arms_resume_and_take_others_in(perturbed, monkeypatch, capsys):
+    asked, _ = perturbed
+    monkeypatch.delattr(runner.Runner, "_start")
+    assert list(evaluate.evaluate(replace(asked, variants=asked.variants[:1]))) == [CLEAN, asked.variants[0]]
+    printed = capsys.readouterr().out
+    assert printed.count("6 already there") == 2 and "minus clean" in printed
+
+
+def test_a_folder_of_one_evaluation_takes_no_perturbation(request_, perturbed, finished):
+    with pytest.raises(UserError, match=r"is itself the folder of one evaluation; give --perturb another --out"):
+        evaluate.evaluate(replace(request_, variants=(Variant("fog", 1),)))
+    with pytest.raises(UserError, match=r"gaussian_noise:5=50; give this evaluation another --out"):
+        evaluate.evaluate(replace(request_, out=perturbed[0].out / "gaussian_noise_5"))
+
+
+def test_the_page_shows_success_by_severity(perturbed, tmp_path):
+    folder = perturbed[0].out
+    page = report.write([folder], tmp_path / "page.html", tmp_path / "curves.svg").read_text()
+    for text in ("Under perturbation", "gaussian_noise:1", "view_dropout:5", "minus clean", "action latency", "p99"):
+        assert text in page
+    assert page.count('class="tile"') == 1, "only the clean arm has a tile"
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page), "the page fetches something"
+    assert b"<svg" in (tmp_path / "curves.svg").read_bytes()
+    report.write([folder], tmp_path / "page.html", tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")) is not None
+    with pytest.raises(UserError, match=r"written as .svg or .png"):
+        report.write([folder], tmp_path / "page.html", tmp_path / "curves.pdf")
+    with pytest.raises(UserError, match=r"no perturbed evaluation here"):
+        report.write([folder / "clean"], tmp_path / "page.html", tmp_path / "curves.svg")
 
 
 def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
