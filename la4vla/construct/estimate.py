@@ -82,6 +82,7 @@ def estimate(config: ConstructConfig, source: Source, found: Ledger) -> Estimate
     if not left:
         return Estimate(0, len(wanted), 0, 0)
     like = source.read(left[0])
+    prompt.check_views(like)
     sizes = [_size(like.frames(view, [0])[0]) for view in like.views]
     about = {row["key"]: row for row in Ledger(Path(config.out_dir) / steps.READ)}
     hints = {row["key"]: row["keyframes"] for row in found}

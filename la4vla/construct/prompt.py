@@ -17,6 +17,7 @@ from la4vla.config import VlmConfig
 from la4vla.construct.episodes import BadEpisode, Episode
 from la4vla.construct.keyframes import Keyframe, prompt_lines
 from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, NEUTRAL, PRIMITIVES, VERBS
+from la4vla.types import UserError
 
 Message = dict[str, Any]
 """role and content of the chat-completions protocol."""
@@ -152,7 +153,11 @@ def picture(jpeg: bytes, config: VlmConfig) -> bytes:
 
 
 def messages(episode: Episode, keyframes: Sequence[Keyframe], config: VlmConfig) -> list[Message]:
-    """The conversation's start: the system's message and the user's with text and pictures. Raises BadEpisode."""
+    """The conversation's start: the system's message and the user's with text and pictures.
+
+    Raises UserError for an episode without views, BadEpisode for a picture that does not decode.
+    """
+    check_views(episode)
     hints = prompt_lines(keyframes, episode.fps)
     text = episode_text(episode.instruction, len(episode) / episode.fps, episode.views, hints)
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
@@ -160,6 +165,14 @@ def messages(episode: Episode, keyframes: Sequence[Keyframe], config: VlmConfig)
     for view in episode.views:
         content += _view_parts(view, episode, numbers, config)
     return [{"role": "system", "content": system_text()}, {"role": "user", "content": content}]
+
+
+def check_views(episode: Episode) -> None:
+    if not episode.views:
+        raise UserError(
+            f"{episode.key} has no pictures, and proposer=vlm looks at them; set read.pictures=true or "
+            "proposer=kinematic."
+        )
 
 
 def again(answer: str, problems: Sequence[str], frames: int, fps: float) -> list[Message]:

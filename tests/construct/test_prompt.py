@@ -16,6 +16,7 @@ from la4vla.construct.answer import segments
 from la4vla.construct.episodes import BadEpisode
 from la4vla.construct.keyframes import Keyframe
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, lint
+from la4vla.types import UserError
 from tests.construct.recorded import episode
 
 PAPER_LABELS = "grasp lift lower move place press pull push reorient rotate transport wait wrist_rotate"  # paper 7.3
@@ -115,6 +116,11 @@ def test_a_picture_that_does_not_decode_names_episode_and_view():
     broken = replace(two_views(), frames=lambda view, numbers: dict.fromkeys(numbers, b"no jpeg"))
     with pytest.raises(BadEpisode, match=r"001000.*front"):
         prompt.messages(broken, [], VlmConfig())
+
+
+def test_without_pictures_there_is_nothing_to_look_at():
+    with pytest.raises(UserError, match=r"read.pictures=true"):
+        prompt.messages(replace(two_views(), views=()), [], VlmConfig())
 
 
 def test_a_second_question_names_every_problem():
