@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "la4vla" / "__init__.py").read_text()).group(1)
 
 METAWORLD = ["mujoco==3.3.0", "metaworld==3.1.1", "gymnasium==1.4.0", "PyOpenGL==3.1.10"]
+LIBERO = ["hf-libero==0.1.4", "robosuite==1.4.0", "mujoco==3.3.0", "gymnasium==1.4.0", "PyOpenGL==3.1.10"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
 CONSTRUCT = [
     "pyarrow>=15",
@@ -65,11 +66,12 @@ setup(
     ],
     extras_require={
         "metaworld": METAWORLD + REPORT,
+        "libero": LIBERO + REPORT,
         "construct": CONSTRUCT,
         "serve": SERVE,
         "tensorboard": ["tensorboard>=2.18"],
         "wandb": ["wandb>=0.19"],
-        "dev": METAWORLD + CONSTRUCT + SERVE + DEV + ["tensorboard>=2.18"],
+        "dev": METAWORLD + LIBERO + CONSTRUCT + SERVE + DEV + ["tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["la4vla=la4vla.cli:main"]},
 )

@@ -1,0 +1,152 @@
+"""Why: LIBERO moves fixtures with every reset, keeps the gripper's last command, mirrors or flips pictures in every
+repository that uses it, and asks a question on its first import. Each would change a success rate without an error."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from la4vla.sim.libero import ASSETS_VARIABLE, CAMERAS, LiberoEnv, prompts, task_table
+from la4vla.types import UserError
+
+ARCHIVE = Path(__file__).parents[3] / "shared" / "libero-assets.tar.zst"
+pytestmark = [
+    pytest.mark.sim,
+    pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason='needs pip install "la4vla[libero]"'),
+]
+FORTY = [row["task"] for row in task_table() if row["suite"] != "libero_90"]
+ACTIONS = np.random.default_rng(0).uniform(-1, 1, (20, 7))
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    """LIBERO's assets: the folder that LA4VLA_LIBERO_ASSETS names, or the archive of stand-ins."""
+    if folder := os.environ.get(ASSETS_VARIABLE):
+        return Path(folder)
+    if not ARCHIVE.is_file():
+        pytest.skip(f"LIBERO's assets are not here; set {ASSETS_VARIABLE}")
+    folder = tmp_path_factory.mktemp("assets")
+    subprocess.run(["tar", "--zstd", "-xf", ARCHIVE, "-C", folder], check=True)
+    return folder / "libero-assets"
+
+
+@pytest.fixture(autouse=True)
+def environment(assets, tmp_path, monkeypatch):
+    monkeypatch.setenv(ASSETS_VARIABLE, str(assets))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
+
+
+def run(env, task, episode):
+    """Physics and pictures after 20 actions of an episode."""
+    env.reset(task, episode)
+    for action in ACTIONS:
+        env.step(action)
+    return env.physics_state(), env.observe().views
+
+
+@pytest.mark.parametrize("task", ["libero_spatial_04", "libero_10_03", "libero_object_00"])
+def test_an_episode_is_the_same_in_a_new_env_and_after_others(task):
+    """The first two are tasks whose fixtures drift over hard resets."""
+    with closing(LiberoEnv(CAMERAS, 64, 100, False)) as env:
+        first = run(env, task, 5)
+    with closing(LiberoEnv(CAMERAS, 64, 100, False)) as env:
+        run(env, "libero_goal_00", 0)
+        other, _ = run(env, task, 55)
+        run(env, task, 0)
+        again = run(env, task, 5)
+    np.testing.assert_allclose(again[0], first[0], atol=1e-12)
+    for view in CAMERAS:
+        np.testing.assert_array_equal(again[1][view], first[1][view])
+    moved = np.abs(other - first[0]).max() > 1e-4
+    assert moved != task.startswith("libero_object"), "another block places fixtures elsewhere, where there are any"
+
+
+def test_pictures_are_upright_and_not_mirrored():
+    """agentview faces the robot from above: its left (+y) is at the picture's right, its front (+x) lower than its
+    back."""
+    moves = {"still": (0, 0), "left": (0, 1), "right": (0, -1), "front": (1, 0), "back": (-1, 0)}
+    pictures, middle, lowest = {}, {}, {}
+    with closing(LiberoEnv(("agentview",), 96, 200, True)) as env:
+        for name, (x, y) in moves.items():
+            env.reset("libero_object_00", 0)
+            for _ in range(12):
+                env.step(np.array([x, y, 0, 0, 0, 0, 0]))
+            pictures[name] = env.observe().views["agentview"].astype(int)
+            changed = np.argwhere(np.abs(pictures[name] - pictures["still"]).sum(-1) > 60)
+            if len(changed):
+                middle[name], lowest[name] = changed.mean(0), changed.max(0)
+    assert middle["left"][1] > middle["right"][1] + 3
+    assert lowest["front"][0] > lowest["back"][0] + 3
+
+
+def test_the_state_is_hand_pose_and_opening():
+    with closing(LiberoEnv((), 64, 100, False)) as env:
+        start = env.reset("libero_object_00", 0).state
+        assert start.dtype == np.float32 and start.shape == (7,)
+        for _ in range(15):
+            state = env.step(np.array([0, 0, 0.5, 0, 0, 0, -1.0])).state
+        assert state[2] > start[2] + 0.05 and state[6] > 0.95
+        for _ in range(15):
+            state = env.step(np.array([0, 0, 0, 0, 0, 0, 1.0])).state
+        assert state[6] < 0.1
+
+
+def test_bad_settings_and_actions_are_errors():
+    with pytest.raises(UserError, match="corner4"):
+        LiberoEnv(("corner4",), 64, 100, False)
+    with closing(LiberoEnv((), 64, 2, False)) as env:
+        with pytest.raises(UserError, match="libero_object_03"):
+            env.reset("libero_object_99", 0)
+        env.reset("libero_object_00", 0)
+        with pytest.raises(UserError, match="size 7"):
+            env.step(np.zeros(4))
+        with pytest.raises(ValueError, match="not finite"):
+            env.step(np.full(7, np.nan))
+        assert [env.step(np.zeros(7)).truncated for _ in range(2)] == [False, True]
+        with pytest.raises(RuntimeError, match="horizon"):
+            env.step(np.zeros(7))
+
+
+def test_missing_assets_are_an_error_with_the_cure(monkeypatch, tmp_path):
+    monkeypatch.setenv(ASSETS_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match="scenes"):
+        LiberoEnv((), 64, 100, False)
+
+
+def test_it_asks_nothing_and_leaves_the_home_alone(tmp_path):
+    script = (
+        "from la4vla.sim.libero import LiberoEnv; LiberoEnv(('agentview',), 64, 9, True).reset('libero_goal_01', 0)"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr and "Error" not in done.stderr
+    assert not (home / ".libero").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+def test_every_task_constructs_resets_and_renders(suite):
+    """check_frame inside the env refuses a black or flat picture."""
+    tasks = [task for task in FORTY if task.startswith(suite)]
+    assert len(tasks) == 10
+    with closing(LiberoEnv(CAMERAS, 64, 100, True)) as env:
+        for task in tasks:
+            seen = env.reset(task, 0)
+            assert seen.instruction == prompts()[task]
+            assert {view.shape for view in seen.views.values()} == {(64, 64, 3)}
+            for _ in range(3):
+                assert not env.step(np.zeros(7)).success
