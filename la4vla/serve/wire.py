@@ -113,10 +113,9 @@ def picture_from_lists(value: Any, name: str) -> np.ndarray:
     values_HWC = _numbers(value, name)
     if not _is_picture(values_HWC.shape):
         raise UserError(f"the picture {name} must be lists of H x W x 3 numbers, not {list(values_HWC.shape)}.")
-    pixels_HWC = np.clip(values_HWC, 0, 255).astype(np.uint8)
-    if not np.array_equal(pixels_HWC, values_HWC):
+    if not ((values_HWC >= 0) & (values_HWC <= 255) & (values_HWC == np.trunc(values_HWC))).all():
         raise UserError(f"the picture {name} must hold integers from 0 to 255.")
-    return pixels_HWC
+    return values_HWC.astype(np.uint8)
 
 
 def vector(value: Any, name: str) -> np.ndarray:
