@@ -59,7 +59,7 @@ def write(config: ConstructConfig, source: Source) -> Path:
 def examples(config: ConstructConfig, source: Source, rows: Rows) -> list[Example]:
     """Up to EXAMPLES clips of each primitive, the most frequent first, drawn by chance from the seed.
 
-    Of the kept clips, or of the candidates while nothing is kept.
+    Of the kept clips, or of the candidates while nothing is kept. Raises UserError for an episode that has changed.
     """
     kept = [(key, item) for key, row in rows.kept.items() for item in row["kept"]]
     proposed = [(key, item) for key, row in rows.candidates.items() for item in row["candidates"]]
@@ -69,7 +69,11 @@ def examples(config: ConstructConfig, source: Source, rows: Rows) -> list[Exampl
     shown = []
     for primitive, spans in sorted(by_primitive.items(), key=lambda entry: (-len(entry[1]), entry[0])):
         order = generator(config.seed, RngUse.EXAMPLES, primitive).permutation(len(spans))[:EXAMPLES]
-        shown += [_example(source.read(spans[number][0]), spans[number][1]) for number in sorted(order)]
+        for key, item in (spans[number] for number in sorted(order)):
+            episode = source.read(key)
+            if len(episode) != rows.episodes[key]["frames"]:
+                raise UserError(f"{key}: has other frames than when it was read; run the other steps again first.")
+            shown.append(_example(episode, item))
     return shown
 
 

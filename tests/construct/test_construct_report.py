@@ -178,6 +178,16 @@ def test_a_report_may_be_drawn_at_any_time(config):
     assert "Up to two candidates of each action" in html
 
 
+def test_an_episode_that_has_changed_is_not_shown(config):
+    run(config, "filter")
+    for number in range(1000, 1004):
+        long = episode(number)
+        short = replace(long, state=long.state[:9], action=long.action[:9], executed=long.action[:9])
+        write_episode(episode_path(Path(config.read.path), TASK, number), short)
+    with pytest.raises(UserError, match="run the other steps again"):
+        written(config)
+
+
 def proposals(config):
     ledger = Ledger(Path(config.out_dir, steps.CANDIDATES))
     return {
