@@ -1,0 +1,109 @@
+"""Why: a flipped gripper or an Euler angle that jumps at pi teaches the wrong thing without any loss showing it, and it
+differs from dataset to dataset. So the meaning of raw numbers is said in one file a robot, and its conversion is tested
+on the datasets' own conventions."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from la4vla.construct.raw import RawVector, convert, wrap
+from la4vla.construct.robot import raw_robot
+from la4vla.sim.metaworld import EMBODIMENT
+from la4vla.types import UserError
+
+
+def test_droid_and_la_33k_open_at_zero_and_ours_opens_at_one():
+    raw = raw_robot("droid_franka")
+    rows = np.array([[0.5, 0, 0.3, 3.0, 0, 0, 0.0], [0.5, 0, 0.3, 3.0, 0, 0, 1.0], [0.5, 0, 0.3, 3.0, 0, 0, 0.25]])
+    for block in (raw.state, raw.action):
+        values, spec = convert(rows, block)
+        np.testing.assert_allclose(values[:, spec.names.index("gripper")], [1.0, 0.0, 0.75])
+        assert (spec.gripper_open, spec.gripper_closed) == (1.0, 0.0)
+
+
+def test_euler_angles_stay_in_one_turn():
+    raw = raw_robot("droid_franka").state
+    angles = np.array([math.pi + 0.1, -math.pi, -3.0, math.pi, 7.0])
+    rows = np.zeros((5, 7))
+    rows[:, 3] = angles
+    values, _ = convert(rows, raw)
+    np.testing.assert_allclose(values[:, 3], [-math.pi + 0.1, math.pi, -3.0, math.pi, 7.0 - 2 * math.pi], atol=1e-6)
+    assert (wrap(angles) > -math.pi).all()
+    before, after = Rotation.from_euler("xyz", rows[:, 3:6]), Rotation.from_euler("xyz", values[:, 3:6])
+    np.testing.assert_allclose((before.inv() * after).magnitude(), 0.0, atol=1e-6)
+
+
+def test_libero_commands_are_metres_and_radians_and_its_two_fingers_one_opening():
+    raw = raw_robot("libero_panda")
+    action, _ = convert(np.array([[1.0, -1, 0.5, 1, 0, 0, -1], [0, 0, 0, 0, 0, 0, 1]]), raw.action)
+    np.testing.assert_allclose(action[0], [0.05, -0.05, 0.025, 0.5, 0, 0, 1.0], atol=1e-7)
+    assert action[1, 6] == 0.0
+    fingers = np.array([[0.04, -0.04], [0.0, 0.0], [0.03, -0.01]])
+    state, spec = convert(np.concatenate([np.zeros((3, 6)), fingers], axis=1), raw.state)
+    assert spec.names == ("x", "y", "z", "rx", "ry", "rz", "gripper")
+    np.testing.assert_allclose(state[:, 6], [1.0, 0.0, 0.5], atol=1e-6)
+
+
+def test_metaworld_datasets_are_handed_on_as_the_simulator_has_them():
+    raw = raw_robot("metaworld_sawyer")
+    assert raw.robot.embodiment == EMBODIMENT
+    commands = np.array([[0.3, -1.0, 0.2, -1.0]])
+    np.testing.assert_allclose(convert(commands, raw.action)[0], commands, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [("qx", "qy", "qz", "qw"), ("qw", "qx", "qy", "qz")])
+def test_quaternions_become_axis_angles_in_either_order(order):
+    rotation = Rotation.from_rotvec([[0.1, 0.2, -0.3], [0, 0, 2.5]])
+    named = dict(zip(("qx", "qy", "qz", "qw"), rotation.as_quat().T, strict=True))
+    rows = np.stack([np.full(2, 0.7), *(named[name] for name in order)], axis=1)
+    values, spec = convert(rows, RawVector(("z", *order), "absolute", rotation="quaternion"))
+    assert spec.names == ("z", "rx", "ry", "rz") and spec.rotation == "axis_angle"
+    np.testing.assert_allclose(values[:, 1:], rotation.as_rotvec(), atol=1e-6)
+
+
+def test_units_signs_and_columns_to_drop():
+    raw = RawVector(("-x", "_", "y", "rz", "rx", "ry"), "delta", "tool", "euler_xyz", 0.001, "deg")
+    values, spec = convert(np.array([[1000.0, 9, 500, 90, 0, -180]]), raw)
+    assert (spec.names, spec.frame, spec.unit) == (("x", "y", "rz", "rx", "ry"), "tool", "m")
+    np.testing.assert_allclose(values[0], [-1.0, 0.5, math.pi / 2, 0.0, math.pi], rtol=1e-6)
+    assert values.dtype == np.float32
+
+
+GOOD = """
+frame: {forward: +x, left: +y, up: +z, closed_on_nothing: 0, hold_margin: 0.1, open_from: 0.8}
+control_hz: 10
+state: {names: [x, y, z, gripper], reference: absolute}
+action: {names: [x, y, z, gripper], reference: delta}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("reference: delta", "reference: relative"), "reference is absolute or delta"),
+        (("reference: delta", "reference: delta, gripper: up"), "`gripper` is none of"),
+        (("reference: delta", "reference: delta, rotation: euler_xyz"), "goes with the names rx ry rz"),
+        (("reference: delta", "reference: delta, gripper_open: 0"), "are both 0"),
+        (("reference: delta", "reference: delta, angle_unit: turns"), "not `turns`"),
+        (("names: [x, y, z, gripper], reference: delta", "reference: delta"), "`names` is missing"),
+        (("control_hz: 10", ""), "`control_hz` is missing"),
+        (("left: +y", "left: -x"), "three different axes"),
+        (("up: +z, ", ""), "`frame` must hold exactly"),
+        (("frame:", "{frame:"), "not YAML"),
+    ],
+)
+def test_a_robot_file_with_a_mistake_is_refused_with_the_place(tmp_path, change, said):
+    path = tmp_path / "arm.yaml"
+    path.write_text(GOOD)
+    assert raw_robot(str(path)).robot.embodiment.name == "arm"
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(UserError, match=said) as caught:
+        raw_robot(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_robot_names_those_there_are():
+    with pytest.raises(UserError, match="droid_franka, libero_panda, metaworld_sawyer"):
+        raw_robot("xarm9")
