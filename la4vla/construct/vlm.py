@@ -57,6 +57,7 @@ class Vlm:
                 try:
                     reply, tries = self._endpoint.ask(request)
                 except Refused as error:
+                    self._responses.forget(names[:-1])
                     return Proposed((), (), tokens_in, tokens_out, calls + 1, failed=str(error))
                 self._responses.put(names[-1], reply)
                 tokens_in, tokens_out, calls = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out, calls + tries

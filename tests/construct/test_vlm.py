@@ -248,6 +248,13 @@ def test_a_request_that_is_refused_costs_its_episode_only(config):
     assert set(stored(config)) == {1000, 1002, 1003}
 
 
+def test_a_conversation_that_ends_in_a_refusal_begins_anew(config):
+    with pytest.raises(UserError, match="4 of 4 episodes"):
+        propose(config, lambda request, number: "no" if len(request["messages"]) == 2 else status(400))
+    model = propose(config, lambda request, number: GOOD)
+    assert [len(request["messages"]) for request in model.requests] == [2] * 4
+
+
 def test_a_server_that_refuses_everything_is_not_asked_about_every_episode(config):
     for number in range(1004, 1020):
         shown = replace(episode(number), instruction=f"task {number}")
