@@ -219,6 +219,11 @@ def test_reviews_are_counted_while_they_stand(config):
         ("ann", 3, pytest.approx(5 / 3)), ("bob", 2, 1.5),
     ]  # fmt: skip
     assert "No human has reviewed" not in html and "alpha" in html
+    config.filter.by = "human"
+    run(config, "filter")
+    html, numbers = written(config)
+    assert numbers["dropped"] == {"low": 1, "unreviewed": len(proposed) - 3}
+    assert numbers["clips"]["quality"]["mean"] == pytest.approx(2.5) and "nobody has reviewed" in html
 
 
 def test_episodes_without_views_show_signals(config):
