@@ -250,6 +250,7 @@ document.addEventListener("keydown", (event) => {
   if (target.tagName === "BUTTON" && (event.key === "Enter" || event.key === " ")) return; // presses that button
   if (!Object.hasOwn(KEYS, event.key)) return;
   event.preventDefault();
+  if (state.busy && waiting.at(-1) === "m") return; // the words of a comment are no answers
   if (state.busy) waiting.push(event.key);
   else KEYS[event.key]();
 });
