@@ -4,7 +4,8 @@ record       demonstrations of MetaWorld's scripted experts, if record.tasks are
 read         every episode once, with its faults
 keyframes    moments of low motion and gripper transitions
 propose      labelled spans, judged; with --dry-run only what it would cost (proposer=vlm)
-review       how far the annotators are; with --serve the page they work on
+review       how far the annotators are and how they agree; with --serve the page they work on; with --export FILE or
+             --import FILE their scores to or from a .csv, .jsonl or .labelstudio.json
 filter       those good enough
 shards       la/, vla/ and task/
 report       report.html and report.json of what the steps have made so far; also the end of all steps
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from la4vla.config import ConstructConfig, load
 from la4vla.construct import report, steps
+from la4vla.construct.agreement import measure
 from la4vla.construct.build import build
 from la4vla.construct.estimate import estimate
 from la4vla.construct.readers import open_source
@@ -52,17 +55,40 @@ def run(config: ConstructConfig, last: str, dry_run: bool = False) -> None:
         build(config, source, ledger)
 
 
-def review(config: ConstructConfig, serve: bool) -> None:
-    """Prints everybody's progress and, if asked, opens the page until interrupted. Raises UserError."""
-    desk = Desk(config, open_source(config))
+def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: str = "") -> None:
+    """Imports and exports scores if files are named, prints progress and agreement, and opens the page if asked.
+
+    The page is there until interrupted. Raises UserError.
+    """
+    try:
+        from la4vla.construct import exchange
+        from la4vla.construct.review import app
+    except ModuleNotFoundError as error:
+        raise UserError(f'the review needs {error.name}; run: pip install "la4vla[construct]".') from error
+    source = open_source(config)
+    if incoming:
+        print(f"{incoming}: {exchange.import_reviews(config, source, Path(incoming))} new scores")
+    if outgoing:
+        print(f"{outgoing}: {exchange.export_reviews(config, source, Path(outgoing))} scores")
+    desk = Desk(config, source)
     print(desk.table())
+    candidates = {key: item for key, (_, item) in desk.candidates.items()}
+    print(measure(steps.reviewed(config, candidates), candidates, config.seed).text())
     if serve:
-        try:
-            from la4vla.construct.review import app
-        except ModuleNotFoundError as error:
-            raise UserError(f'the review page needs {error.name}; run: pip install "la4vla[construct]".') from error
         app.serve(desk)
     desk.close()
+
+
+def _option(words: list[str], name: str) -> str:
+    """The word after `name`, both taken out of words; empty if `name` is not there."""
+    if name not in words:
+        return ""
+    at = words.index(name)
+    if at + 1 == len(words):
+        raise UserError(f"{name}: say which file.")
+    value = words[at + 1]
+    del words[at : at + 2]
+    return value
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     serve = word == "review" and "--serve" in words
     if serve:
         words.remove("--serve")
+    incoming, outgoing = (_option(words, name) if word == "review" else "" for name in ("--import", "--export"))
     if not words:
         print("usage: python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
@@ -83,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{DRY_RUN} belongs to one step: la4vla construct propose {words[0]} {DRY_RUN}.")
     if word == "review":
         run(config, "propose")
-        review(config, serve)
+        review(config, serve, incoming, outgoing)
     elif word != "report":
         run(config, word or STEPS[-1], dry_run)
     if word in ("", "report"):

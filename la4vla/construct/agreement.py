@@ -51,6 +51,20 @@ class Agreement:
             return "undefined"
         return next(name for least, name in BANDS if self.alpha >= least)
 
+    def text(self) -> str:
+        """In three lines."""
+        value = self.why
+        if self.alpha is not None:
+            between = "" if self.interval is None else " [{:.3f}, {:.3f}]".format(*self.interval)
+            value = f"Krippendorff's alpha {self.alpha:.3f}{between}, {self.band}, on {self.units} candidates"
+        confidence = "-" if self.confidence is None else f"{self.confidence:.2f} of 2"
+        nudge = "-" if self.nudge is None else f"{self.nudge:.1f} frames"
+        return (
+            f"agreement: {value}\n"
+            f"{self.scores} scores of {self.reviewed} candidates by {self.annotators} annotators\n"
+            f"mean confidence {confidence}, boundaries moved by {nudge} on the mean"
+        )
+
 
 def measure(scores: Sequence[Score], candidates: Mapping[str, Proposal], seed: int) -> Agreement:
     """scores: at most one of each (candidate, annotator). candidates: by candidate_key, at least those scored.

@@ -140,21 +140,28 @@ class Reviews:
 
     def put(self, score: Score) -> None:
         """Adds a score; it is on the disk when this returns. Raises UserError for one that cannot be."""
-        if score.episode not in self._dataset:
-            raise UserError(
-                f"{score.candidate}: no candidate of this dataset; import the reviews where they were made."
-            )
-        if score.quality not in QUALITIES or score.confidence not in CONFIDENCES:
-            raise UserError(
-                f"{score.candidate}: quality {score.quality}, confidence {score.confidence}; they must be in 0 .. 3 "
-                "and 0 .. 2."
-            )
-        if not score.annotator:
-            raise UserError(f"{score.candidate}: a score without an annotator; give a name.")
-        values = (self._dataset[score.episode], *astuple(score))
+        self.put_all([score])
+
+    def put_all(self, scores: Iterable[Score]) -> None:
+        """As put, all of them or none."""
+        values = []
+        for score in scores:
+            if score.episode not in self._dataset:
+                raise UserError(
+                    f"{score.candidate}: no candidate of this dataset; import the reviews where they were made."
+                )
+            if score.quality not in QUALITIES or score.confidence not in CONFIDENCES:
+                raise UserError(
+                    f"{score.candidate}: quality {score.quality}, confidence {score.confidence}; they must be in "
+                    "0 .. 3 and 0 .. 2."
+                )
+            if not score.annotator:
+                raise UserError(f"{score.candidate}: a score without an annotator; give a name.")
+            values.append((self._dataset[score.episode], *astuple(score)))
+        insert = f"INSERT INTO history (episode_of, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)"
         with self._lock, self._database:
             self._database.execute("BEGIN IMMEDIATE")
-            self._database.execute(f"INSERT INTO history (episode_of, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", values)
+            self._database.executemany(insert, values)
 
     def undo(self, annotator: str) -> Score | None:
         """Takes the annotator's newest score back and returns it; one it had replaced counts again. None: no more."""
