@@ -57,7 +57,8 @@ class Estimate:
         else:
             lines.append("price          unknown; set vlm.input_price and vlm.output_price, of a million tokens")
         hours = self.episodes / config.requests_per_minute / 60
-        lines.append(f"time           {hours:.2f} h or more, at {config.requests_per_minute} requests a minute")
+        pace = f"{config.requests_per_minute} requests a minute and {config.concurrency} at once"
+        lines.append(f"time           {hours:.2f} h or more, at {pace}")
         return "\n".join(lines)
 
 
