@@ -142,24 +142,31 @@ def _merge_equal(found: Sequence[Phase]) -> list[Phase]:
 def _name(found: Sequence[Phase], episode: Episode) -> list[Phase]:
     """Names by what the expert was after and by what became of the object (Table 8, FACTS 1.3.2).
 
-    Held: the expert closed the gripper in the course of the episode and the object goes where the hand goes. Closing
-    with a held phase to come before the gripper opens: grasp. Opening after a held phase: place. Held: lift, lower or
-    transport by the direction to the target. Not held, but the object moves by a centimetre: press downward, pull
-    towards the base, else push.
+    Held: the expert closed the gripper in the course of the episode, or from its first frame on around something, and
+    the object goes where the hand goes. Closing with a held phase to come before the gripper opens: grasp. Opening
+    after a held phase: place. Held: lift, lower or transport by the direction to the target. Not held, but the object
+    moves by a centimetre: press downward, pull towards the base, else push.
     """
     assert episode.script is not None
     position = episode.embodiment.state.dims("x", "y", "z")
     hand_T3, object_T3 = episode.state[:, position].astype(np.float64), episode.script.object_T3.astype(np.float64)
     target_T3 = episode.script.target_T3.astype(np.float64)
+    opening_T = episode.embodiment.state.opening(episode.state)
+    apart_T = np.zeros(len(episode), bool)
+    if opening_T is not None:
+        frame = episode.robot.frame
+        apart_T = opening_T > frame.closed_on_nothing + frame.hold_margin
     hand, thing, held = [], [], []
     for number, item in enumerate(found):
         last = min(item.end, len(episode) - 1)
+        since = min(max(item.start, SETTLE), last)
         hand.append(hand_T3[last] - hand_T3[item.start])
-        thing.append(object_T3[last] - object_T3[min(max(item.start, SETTLE), last)])
-        moves = float(np.linalg.norm(hand[-1])) >= STILL
-        follows = moves and np.linalg.norm(thing[-1] - hand[-1]) < 0.5 * np.linalg.norm(hand[-1])
-        opened_before = any(not before.closing for before in found[:number])
-        held.append(bool(item.closing and opened_before and follows))
+        thing.append(object_T3[last] - object_T3[since])
+        together = hand_T3[last] - hand_T3[since]
+        moves = float(np.linalg.norm(together)) >= STILL
+        follows = moves and np.linalg.norm(thing[-1] - together) < 0.5 * np.linalg.norm(together)
+        grasps = any(not before.closing for before in found[:number]) or apart_T[item.start : last + 1].all()
+        held.append(bool(item.closing and grasps and follows))
     named = []
     for number, item in enumerate(found):
         until = next((i for i in range(number, len(found)) if not found[i].closing), len(found))

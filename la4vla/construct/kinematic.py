@@ -135,7 +135,7 @@ def _last_of(track: Track, start: int, end: int, until: int, jumps: Sequence[int
     if sooner:
         return sooner[0]
     later = next((jump for jump in jumps if end < jump <= until), end)
-    return later if float(np.linalg.norm(track.moved(end, later))) < config.min_move else end
+    return later if float(np.linalg.norm(track.moved(end, later))) < config.slight_move else end
 
 
 def _event_span(track: Track, event: Keyframe, earliest: int, until: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def test_f1():
     assert Match(1, 2, 3) + Match(1, 1, 1) == Match(2, 3, 4)
 
 
-def scripted(*parts, object_held=()):
+def scripted(*parts, object_held=(), closed=0.5):
     """Parts: frames, branch, closing, the hand's displacement in m. The object follows in those of `object_held`."""
     position, thing = np.zeros(3), np.zeros(3)
     state, action, branch, target, where = [], [], [], [], []
@@ -58,7 +58,7 @@ def scripted(*parts, object_held=()):
         step = np.asarray(displacement, float) / frames
         aim = position + np.asarray(displacement, float)
         for _ in range(frames):
-            state.append([*position, 0.5 if closing_ else 1.0])
+            state.append([*position, closed if closing_ else 1.0])
             action.append([0, 0, 0, 1.0 if closing_ else -1.0])
             branch.append(phase)
             target.append(aim)
@@ -107,8 +107,10 @@ def test_contact_without_a_grasp_is_named_by_the_way_the_object_goes():
         (20, 3, True, -0.2 * FORWARD),
         (20, 4, True, 0 * UP),
     ]
-    found = phases(scripted(*parts, object_held=(0, 1, 2)), 8)
+    found = phases(scripted(*parts, object_held=(0, 1, 2), closed=0.3), 8)
     assert [item.primitive for item in found] == ["push", "press", "pull", "wait"]
+    around_something = phases(scripted(*parts, object_held=(0, 1, 2)), 8)
+    assert [item.primitive for item in around_something] == ["transport", "lower", "transport", "wait"]
 
 
 def test_short_phases_join_the_neighbour_with_the_same_gripper_and_branch():
