@@ -68,12 +68,15 @@ class Batcher:
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._left_over: list[_Waiting] = []
         self._open: set[_Waiting] = set()
+        self._stopped = False
         self._thread = ThreadPoolExecutor(1, "policy")
 
     async def ask(self, question: Question) -> Answer:
         """Raises UserError for an observation the policy refuses and for more questions than a batch holds."""
         if len(question.keys) > self.max_batch:
             raise UserError(f"{len(question.keys)} queries came in one message, --max-batch is {self.max_batch}.")
+        if self._stopped:
+            raise _stopped()
         loop = asyncio.get_running_loop()
         waiting = _Waiting(question, time.perf_counter(), loop.create_future())
         self._open.add(waiting)
@@ -89,8 +92,9 @@ class Batcher:
             while True:
                 await self._answer(await self._next_batch())
         finally:
+            self._stopped = True
             for waiting in self._open:
-                waiting.fail(UserError("the server has stopped; connect again when it is back."))
+                waiting.fail(_stopped())
             self._thread.shutdown()
 
     async def _next_batch(self) -> list[_Waiting]:
@@ -129,3 +133,7 @@ class Batcher:
                 waiting.resolve(Answer(own, 1000 * (began - waiting.since), infer_ms, len(keys)))
             else:
                 waiting.fail(UserError("the policy's actions are not finite; the state is far from its training data."))
+
+
+def _stopped() -> UserError:
+    return UserError("the server has stopped; connect again when it is back.")

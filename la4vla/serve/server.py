@@ -91,9 +91,8 @@ async def run(
     """
     server = Server(policy, settings)
     port = dialects.PORTS[settings.dialect] if settings.port is None else settings.port
-    answering = asyncio.create_task(server.batcher.run())
     try:
-        async with listen(
+        listening = await listen(
             server.talk,
             settings.host,
             port,
@@ -103,20 +102,21 @@ async def run(
             max_size=server.max_bytes,
             max_queue=1,
             ping_interval=None,  # clients that step a simulator answer no ping for minutes
-        ) as listening:
-            at = next(iter(listening.sockets)).getsockname()[1]
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            started(server, f"ws://{host}:{at}")
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait((answering, stopping), return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
+        )
     except OSError as error:
         raise UserError(f"cannot listen on {settings.host} port {port} ({error.strerror}); choose --port.") from error
-    finally:
-        if not answering.done():
-            answering.cancel()
-        await asyncio.wait((answering,))
-    if not answering.cancelled():
+    answering = asyncio.create_task(server.batcher.run())
+    stopping = asyncio.create_task(stop.wait())
+    async with listening:
+        at = next(iter(listening.sockets)).getsockname()[1]
+        started(server, f"ws://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{at}")
+        await asyncio.wait((answering, stopping), return_when=asyncio.FIRST_COMPLETED)
+    # Only now, so that who waits for an answer while the server stops does not wait for ever.
+    crashed = answering.done()
+    answering.cancel()
+    stopping.cancel()
+    await asyncio.wait((answering, stopping))
+    if crashed:
         answering.result()
 
 

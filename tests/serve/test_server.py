@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -224,6 +225,26 @@ def test_a_server_that_breaks_says_so_to_who_waits_and_ends(policy):
         pytest.raises(UserError, match=r"stopped|lost"),
     ):
         remote.infer(SEEN[:1], KEYS[:1])
+
+
+def test_a_server_that_is_stopped_finishes_what_it_computes(policy):
+    entered, gate = threading.Event(), threading.Event()
+
+    class Slow(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            entered.set()
+            assert gate.wait(20)
+            return super().infer(observations, noise_keys)
+
+    with ExitStack() as stack:
+        with serving(Slow(**vars(policy))) as (url, _):
+            connection = stack.enter_context(connect(url))
+            connection.recv(20)
+            connection.send(wire.pack({"type": "infer", "queries": [spoken()]}))
+            assert entered.wait(20)
+            threading.Timer(0.3, gate.set).start()
+        with pytest.raises(ConnectionClosed, match="1001"):
+            connection.recv(20)
 
 
 def test_no_server_and_a_taken_port_are_one_sentence(policy, folder, capsys):
