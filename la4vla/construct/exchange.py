@@ -114,8 +114,8 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     """
     _, read = _format(path)
     candidates = _candidates(config, source)
-    good = [row for row in Ledger(Path(config.out_dir) / steps.READ) if not row["faults"]]
-    frames = {row["key"]: int(row["frames"]) for row in good}
+    episodes = Ledger(Path(config.out_dir) / steps.READ)
+    frames = {row["key"]: int(row["frames"]) for row in episodes if not row["faults"]}
     try:
         said = list(read(path.read_text("utf-8-sig")))
     except FileNotFoundError as error:
@@ -136,7 +136,7 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UserError(f"{path}: nothing was imported; correct or remove {'; '.join(faults[:_SHOWN])}{more}.")
-    with closing(Reviews.open(Path(config.out_dir) / REVIEWS, dataset_of(good))) as reviews:
+    with closing(Reviews.open(Path(config.out_dir) / REVIEWS, dataset_of(episodes))) as reviews:
         there = {(item.candidate, item.annotator): item for item in reviews.scores()}
         new = [score for name, score in scores.items() if there.get(name) != score]
         reviews.put_all(new)

@@ -94,8 +94,11 @@ def standing(scores: Iterable[Score], candidates: Mapping[str, Proposal]) -> lis
 
 
 def dataset_of(episodes: Iterable[Row]) -> dict[str, str]:
-    """Episode key -> what tells it from another dataset's episode of that name. episodes: rows of steps.READ."""
-    return {row["key"]: digest(row["task"], row["frames"]) for row in episodes}
+    """Episode key -> what tells it from another dataset's episode of that name.
+
+    episodes: rows of steps.READ; those with faults are left out, as they have no candidates.
+    """
+    return {row["key"]: digest(row["task"], row["frames"]) for row in episodes if not row["faults"]}
 
 
 def read_scores(path: Path) -> list[Score]:

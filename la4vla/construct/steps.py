@@ -190,8 +190,7 @@ def reviewed(config: ConstructConfig, candidates: Mapping[str, Proposal]) -> lis
     path = Path(config.out_dir) / REVIEWS
     if not path.is_file():
         return []
-    good = (row for row in Ledger(path.with_name(READ)) if not row["faults"])
-    with closing(Reviews.open(path, dataset_of(good))) as reviews:
+    with closing(Reviews.open(path, dataset_of(Ledger(path.with_name(READ))))) as reviews:
         return standing(reviews.scores(), candidates)
 
 
