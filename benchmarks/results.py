@@ -103,7 +103,10 @@ def read_rows(folder: Path) -> list[Row]:
         try:
             row = Row(**json.loads(line))
         except (json.JSONDecodeError, TypeError) as error:
-            raise UserError(f"{folder / EPISODES}:{number}: not an episode row ({error}); remove that line.") from error
+            raise UserError(
+                f"{folder / EPISODES}:{number}: not an episode row of this version ({error}); remove that line, or "
+                "evaluate again into a fresh folder."
+            ) from error
         rows[(row.task, row.episode)] = row
     return list(rows.values())
 

@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks import perturb
 from benchmarks.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
 from benchmarks.rollout import Job, roll_out
-from la4vla.types import Observation, UserError
+from la4vla.types import Observation, UserError, exit_status
 from tests.benchmarks.fake_env import PointEnv, protocol
 
 NAMES = list(PERTURBATIONS)
@@ -207,3 +208,14 @@ def test_bad_variants_say_the_cure(text, message):
 def test_an_identity_tells_the_level():
     assert Variant("fog", 3).identity == "fog:3=2.0" and CLEAN.identity == CLEAN.title == "clean"
     assert Variant("fog", 3).folder == "fog_3"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [(["fog:9"], "write fog:3"), (["jpeg:1", "fog:2"], "this policy sees none; evaluate it without --perturb")],
+)
+def test_the_command_takes_it_as_often_as_given_and_refuses_in_one_sentence(texts, message, tmp_path, capsys):
+    asked = [part for text in texts for part in ("--perturb", text)]
+    options = ["metaworld", "--expert", "--protocol", "metaworld/quickstart-v1", "--out", str(tmp_path), *asked]
+    assert exit_status(command.main, options) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,10 +1,13 @@
 """Why: how many actions of a chunk are executed is worth 20 points of success, and a chunk that survives its episode
 is a bug that only shows as a worse number."""
 
+import time
+
 import numpy as np
 import pytest
 
 from benchmarks import video
+from benchmarks.perturb import CLEAN, Variant
 from benchmarks.rollout import Job, roll_out
 from tests.benchmarks.fake_env import PointEnv, protocol
 
@@ -20,8 +23,8 @@ class Script:
         return np.full((self.horizon, 1), self.value, np.float32)
 
 
-def run(ask, video="", **changes):
-    job = Job("easy-a", 0, video)
+def run(ask, video="", variant=CLEAN, **changes):
+    job = Job("easy-a", 0, video, variant)
     env = PointEnv(protocol(**changes), ("eye",))
     return roll_out(env, job, protocol(**changes), ask)
 
@@ -68,3 +71,20 @@ def test_a_recorded_episode_runs_the_same_and_leaves_a_video(tmp_path):
     frames = video.read(path)
     assert len(frames) == -(-second.steps // 4) + 1
     assert frames[0].shape == (16, 16, 3) and frames[-1].mean() > frames[0].mean()
+
+
+def test_a_video_shows_what_the_policy_saw(tmp_path):
+    path = tmp_path / "clip.mp4"
+    run(Script(0.0), str(path), Variant("view_dropout", 5), horizon=12)
+    assert all(frame.max() == 0 for frame in video.read(path))
+
+
+def test_every_query_has_its_latency():
+    def slow(observation, number):
+        time.sleep(0.05 * number)
+        return np.zeros((8, 1), np.float32)
+
+    outcome = run(slow, horizon=12, replan_every=4)
+    assert len(outcome.latencies_s) == outcome.queries == 3
+    assert outcome.latencies_s[0] < 0.05 <= outcome.latencies_s[1] < 0.1 <= outcome.latencies_s[2]
+    assert sum(outcome.latencies_s) == pytest.approx(outcome.seconds["policy"])
