@@ -76,7 +76,7 @@ def make_desk(folder, **review):
     )
     with Ledger(folder / READ) as episodes, Ledger(folder / KEYFRAMES) as marks, Ledger(folder / CANDIDATES) as spans:
         for key in KEYS:
-            episodes.put(key, "1", {"task": "reach", "frames": FRAMES})
+            episodes.put(key, "1", {"task": "reach", "frames": FRAMES, "faults": []})
             marks.put(key, "1", {"keyframes": [[2, "static"], [30, "gripper_close"]]})
             spans.put(key, "1", {"candidates": [candidate(*span).to_dict() for span in SPANS]})
     return Desk(config, TwoEpisodes())
@@ -238,7 +238,7 @@ def test_the_command_prints_how_far_everyone_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(construct, "open_source", lambda config: TwoEpisodes())
     construct.review(desk.config, serve=False)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [(line[0], line[1], line[3]) for line in lines] == [
+    assert [(line[0], line[1], line[3]) for line in lines[:3]] == [
         ("ada", "1", "6"), ("ben", "0", "6"), ("everybody", "1", "6"),
     ]  # fmt: skip
 
