@@ -23,10 +23,10 @@ from la4vla.construct.ledger import Ledger
 from la4vla.construct.review import assign
 from la4vla.construct.review.assign import Progress
 from la4vla.construct.reviews import REVIEWS, Reviews, Score, dataset_of, proposal_digest
-from la4vla.construct.steps import CANDIDATES, KEYFRAMES, READ
+from la4vla.construct.steps import CANDIDATES, KEYFRAMES, READ, rows
 from la4vla.types import UserError
 
-EPISODES_AT_HAND = 4
+EPISODES_AT_HAND = 4  # read; the page goes through an episode clip by clip
 LEAST_POSITION = 0.05  # of the state's unit, m as a rule
 LEAST_ROTATION = 0.2  # rad
 
@@ -40,10 +40,10 @@ class Desk:
     def __init__(self, config: ConstructConfig, source: Source) -> None:
         out = Path(config.out_dir)
         self.config = config
-        there = set(source.keys)
+        dataset = dataset_of(Ledger(out / READ))
         self.candidates: dict[str, tuple[str, Candidate]] = {}
-        for row in Ledger(out / CANDIDATES):
-            if row["key"] in there:
+        for row in rows(Ledger(out / CANDIDATES), source):
+            if row["key"] in dataset:
                 for raw in row["candidates"]:
                     item = Candidate.from_dict(raw)
                     self.candidates[candidate_key(row["key"], item.start)] = (row["key"], item)
@@ -54,7 +54,7 @@ class Desk:
         self._shares = assign.shares(self.candidates, config.review, config.seed)
         self._read = lru_cache(EPISODES_AT_HAND)(source.read)
         self._reading = Lock()
-        self._reviews = Reviews.open(out / REVIEWS, dataset_of(Ledger(out / READ)))
+        self._reviews = Reviews.open(out / REVIEWS, dataset)
 
     def close(self) -> None:
         self._reviews.close()
