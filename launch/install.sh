@@ -37,3 +37,7 @@ if ! .venv/bin/python -m la4vla.sim.render 2>/dev/null; then
   apt "nothing renders without a screen" libegl1 libgl1-mesa-dri
   .venv/bin/python -m la4vla.sim.render
 fi
+
+case ",$extras," in
+  *,dev,*) command -v chromium google-chrome >/dev/null || apt "the review page is tested in a browser" chromium ;;
+esac
