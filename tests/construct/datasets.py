@@ -154,7 +154,7 @@ def write_lerobot_v3(root, views=(FRONT,), store="video", codec="libx264", index
     rows = []
     for episode, length in enumerate(LENGTHS):
         row = {"episode_index": episode, "tasks": [SENTENCES[episode]], "length": length}
-        row |= {"data/chunk_index": 0, "data/file_index": episode // 2, "stats/action/max": [1.0]}
+        row |= {"data/chunk_index": 0, "data/file_index": min(episode // 2, 1), "stats/action/max": [1.0]}
         row |= {"dataset_from_index": int(starts[episode]), "dataset_to_index": int(starts[episode + 1])}
         for view in views if store == "video" else ():
             row |= {f"videos/{view}/chunk_index": 0, f"videos/{view}/file_index": 0}

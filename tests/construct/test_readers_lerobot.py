@@ -106,7 +106,7 @@ def test_views_are_named_by_the_user_or_by_their_last_word(golden):
     assert level(named.frames("hand", [7])[7]) == pytest.approx(grey(0, 7), abs=1.4)
 
 
-@pytest.mark.parametrize("numbers", [[44], [0], [3, 41], [40, 41, 44], [0, 22, 44]])
+@pytest.mark.parametrize("numbers", [[0], [37], [38], [39], [44], [3, 41], [40, 41, 44], [0, 22, 44]])
 @pytest.mark.parametrize("name", ["v2.0", "v3.0", "v3.0-av1"])
 def test_single_frames_of_a_long_file_are_found(golden, name, numbers):
     episode = open_source(droid(golden(name))).read(KEYS[1])
@@ -190,6 +190,10 @@ FAULTS = {
         lambda root: (root / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "put"}\n'),
         "no task text",
     ),
+    "no task number": (
+        lambda root: rewrite(v2_data(root, 1), put("task_index", lambda table: [None] * 45)),
+        "column task_index has dtype",
+    ),
     "no table": (lambda root: v2_data(root, 1).write_bytes(b"PAR1"), "cannot be read"),
 }
 
@@ -202,6 +206,12 @@ def test_a_fault_leaves_out_its_episode_and_says_the_cure(copy, name):
     found = faults(droid(root))
     assert [bool(found[key]) for key in KEYS] == [False, True, False]
     assert said in found[KEYS[1]][0]
+
+
+def test_an_image_column_that_is_listed_but_absent_is_a_fault(copy):
+    root = copy("v2.1-jpeg")
+    rewrite(v2_data(root, 1), lambda table: table.drop_columns([FRONT]))
+    assert "read.pictures=false" in faults(droid(root))[KEYS[1]][0]
 
 
 def test_an_episode_of_one_frame_is_too_short(tmp_path):

@@ -102,6 +102,10 @@ class LeRobot:
             try:
                 if name in info.videos:
                     self._locate(info, name)
+                elif name not in self._table(info.data)[2]:
+                    raise BadEpisode(
+                        f"{info.data} has no pictures {name}; get them, or read without pictures (read.pictures=false)."
+                    )
             except BadEpisode as error:
                 faults.append(str(error))
         return faults
@@ -120,7 +124,7 @@ class LeRobot:
 
     def _rows(self, info: EpisodeInfo) -> tuple[pa.Table, int]:
         """The episode's rows of its parquet file, and the number of the first."""
-        table, episode_N = self._table(info.data)
+        table, episode_N, _ = self._table(info.data)
         rows = np.flatnonzero(episode_N == info.index)
         if len(rows) == 0 or rows[-1] - rows[0] + 1 != len(rows):
             raise BadEpisode(
@@ -155,16 +159,17 @@ def _columns(meta: Meta, what: str, named: Sequence[str]) -> tuple[str, ...]:
     return columns
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
-    """Those columns of a parquet file, and the episode of each row. Raises BadEpisode."""
+def _read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray, frozenset[str]]:
+    """Those columns of a parquet file, the episode of each row, and the names of all columns. Raises BadEpisode."""
     try:
-        there = pq.read_schema(path).names
-        if missing := [name for name in columns if name not in there]:
-            raise BadEpisode(f"{path} has no column {missing[0]}; get it anew or drop the episode.")
-        table = pq.read_table(path, columns=list(columns)).combine_chunks()
+        with pq.ParquetFile(path) as file:
+            there = frozenset(file.schema_arrow.names)
+            if missing := [name for name in columns if name not in there]:
+                raise BadEpisode(f"{path} has no column {missing[0]}; get it anew or drop the episode.")
+            table = file.read(columns=list(columns)).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise BadEpisode(f"{path} cannot be read ({error}); get it anew or drop the episode.") from error
-    return table, _numbers(table["episode_index"], "episode_index")
+    return table, _numbers(table["episode_index"], "episode_index"), there
 
 
 def _read_pictures(path: Path, name: str, group: int) -> tuple[int, pa.ChunkedArray]:
@@ -204,6 +209,9 @@ def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
 
 def _check_time(column: Mapping[str, np.ndarray], fps: float) -> None:
     """Frames must be 0, 1, 2 ... and their stamps at most half a frame off the rate. Raises BadEpisode."""
+    for name in STANDARD:
+        if column[name].dtype.kind not in ("f" if name == "timestamp" else "iu"):
+            raise BadEpisode(f"column {name} has dtype {column[name].dtype} or gaps; repair or drop the episode.")
     frame_T = np.arange(len(column["frame_index"]))
     if not np.array_equal(column["frame_index"], frame_T):
         raise BadEpisode("frame_index is not 0, 1, 2 ...: frames are missing or twice; repair or drop the episode.")

@@ -78,9 +78,9 @@ def locate(path: Path, from_s: float | None, to_s: float | None, frames: int, fp
 
 
 def read_frames(path: Path, first: int, numbers: Sequence[int], quality: int) -> Frames:
-    """JPEGs of an episode's frames `numbers`, ascending. first: the file's number of its frame 0. Raises BadEpisode."""
+    """JPEGs of an episode's frames `numbers`. first: the file's number of its frame 0. Raises BadEpisode."""
     index = video_index(path)
-    wanted = [first + number for number in numbers]
+    wanted = sorted(first + number for number in numbers)
     found: dict[int, bytes] = {}
     try:
         with av.open(str(path)) as container:
