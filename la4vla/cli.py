@@ -20,6 +20,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator (`la4vla eval --help`)
+  la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
 """
