@@ -2,7 +2,7 @@
 // Pure drawing; it knows nothing of answers or servers.
 
 const SVG = "http://www.w3.org/2000/svg";
-const GUTTER = 52, RIGHT = 12, TOP = 18, GAP = 24, HEIGHT = 200; // pixels; HEIGHT is shared by the plots
+const GUTTER = 52, RIGHT = 12, TOP = 18, GAP = 24, HEIGHT = 176; // pixels; HEIGHT is shared by the plots
 const COLOURS = ["#2f6db5", "#c8682f", "#3b8f62", "#8a5fb0", "#b0486d", "#5d7a8c", "#9b8a2f"];
 const MARKS = {
   static: "M -4 0 A 4 4 0 1 0 4 0 A 4 4 0 1 0 -4 0", gripper_open: "M -5 4 L 5 4 L 0 -5 Z", gripper_close: "M -5 -4 L 5 -4 L 0 5 Z",
