@@ -31,6 +31,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from la4vla.sim.env import StepResult
+from la4vla.sim.libero_expert import LiberoExpert
 from la4vla.sim.render import check_frame, use_backend
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
@@ -106,6 +107,7 @@ class LiberoEnv:
         self._state = np.zeros(7, np.float32)
         self._scene: Any = None
         self._renderer: Any = None
+        self._expert: LiberoExpert | None = None
 
     def reset(self, task: str, episode: int) -> Observation:
         """Episode number `episode` >= 0 of `task`. 0.15 s within a task; another task builds another scene in 1 s."""
@@ -122,6 +124,7 @@ class LiberoEnv:
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self._state = _proprioception(self._scene.set_init_state(_init_states(self._libero, task)[episode % BLOCK]))
         self._steps = 0
+        self._expert = None
         return self.observe()
 
     def step(self, action: np.ndarray) -> StepResult:
@@ -144,6 +147,12 @@ class LiberoEnv:
         views = {view: self._render(view) for view in self._views}
         return Observation(views, self._state, _rows()[self._task]["prompt"])
 
+    def expert_action(self) -> np.ndarray:
+        """float32 [7] in [-1, 1]: what a scripted expert, which sees all geometry, does at this state. Once a step."""
+        if self._expert is None:
+            self._expert = LiberoExpert(self._scene)
+        return self._expert.action()
+
     def physics_state(self) -> np.ndarray:
         """float64: what identifies the simulation's state (positions, velocities, fixtures); for tests."""
         data = self._scene.sim.data._data
@@ -156,7 +165,7 @@ class LiberoEnv:
             atexit.unregister(self.close)
         if self._scene is not None:
             self._scene.close()
-        self._renderer = self._scene = None
+        self._renderer = self._scene = self._expert = None
         self._task = ""
         gc.collect()
 

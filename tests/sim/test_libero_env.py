@@ -97,6 +97,21 @@ def test_the_state_is_hand_pose_and_opening():
         assert state[6] < 0.1
 
 
+@pytest.mark.parametrize("task", ["libero_object_03", "libero_spatial_00"])
+def test_the_scripted_expert_succeeds(task):
+    """One grasp across an object, one by a rim; with the noise that recording adds to the executed command."""
+    noise = np.random.default_rng(1)
+    with closing(LiberoEnv((), 64, 280, False)) as env:
+        env.reset(task, 1)
+        result = env.step(env.expert_action())
+        while not (result.success or result.truncated):
+            action = env.expert_action()
+            assert action.shape == (7,) and action.dtype == np.float32 and np.abs(action).max() <= 1
+            action[:3] += noise.normal(0, 0.1, 3)
+            result = env.step(action)
+        assert result.success
+
+
 def test_bad_settings_and_actions_are_errors():
     with pytest.raises(UserError, match="corner4"):
         LiberoEnv(("corner4",), 64, 100, False)
