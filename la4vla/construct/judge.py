@@ -6,7 +6,7 @@ Each finding is a sentence with the highest score it allows; the score is the lo
     1   direction, kind of motion or object status do not fit what was measured
     2   acceptable: it fits loosely (crooked path, a boundary where nothing changes), or cannot be seen in states
 
-It sees states and commands only, so it catches what is physically wrong; whether an object was touched is for people.
+It sees states and commands only, so it catches what is physically wrong; what an object is doing is for people.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from la4vla.construct.track import Track, track_of, turn_of
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction
 from la4vla.types import UserError
 
-VERSION = 2
+VERSION = 3
 """Counts changes of what the same proposals and settings are scored."""
 
 Finding = tuple[float, str]
@@ -93,7 +93,10 @@ def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: Propo
     if name in _GRIPPER:
         return
     if name in _CONTACT:
-        yield 2.0, f"Contact cannot be seen in states: `{name}` is for people to confirm."
+        if track.contact_T is None:
+            yield 2.0, f"Contact cannot be seen in states: `{name}` is for people to confirm."
+        elif not track.contact_T[proposal.start : track.seen(proposal.end) + 1].any():
+            yield 1.0, f"`{name}`, but nothing was touched."
     if distance < config.min_move:
         yield 1.0, f"`{name}`, but it moved only {distance * 100:.1f} cm."
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,6 +70,10 @@ class Ledger:
         self._file.flush()
         self._rows[key] = row
         return row
+
+    def forget_all_but(self, keys: Collection[str]) -> None:
+        """The rows of other episodes stay in the file and are not seen here."""
+        self._rows = {key: row for key, row in self._rows.items() if key in keys}
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())

@@ -217,6 +217,7 @@ def _fill(
     raises, no more are begun and those begun are finished and kept.
     """
     ledger = Ledger(path)
+    ledger.forget_all_but(wanted)  # an episode that has got a fault since must not go on to the next step
     missing = [key for key, of in wanted.items() if ledger.get(key, of) is None]
     if not missing:
         return ledger

@@ -81,6 +81,14 @@ def test_the_judge_alone(place, least, spans):
     assert [item["scores"] for item in row["kept"]] == [[]] * spans
 
 
+def test_an_episode_that_is_no_longer_proposed_is_no_longer_kept(place):
+    assert list(place.rows("automatic")) == ["one", "two"]
+    (place.folder / steps.CANDIDATES).unlink()
+    with Ledger(place.folder / steps.CANDIDATES) as proposed:
+        proposed.put("two", "c", {"candidates": [item.to_dict() for item in SECOND]})
+    assert list(place.rows("automatic")) == ["two"]
+
+
 def test_people_decide_by_their_mean(place):
     place.score("ann", 3, "one", 60)  # the judge had 1
     place.score("bob", 1, "one", 60)  # mean 2: kept

@@ -133,6 +133,15 @@ def test_loose_boundaries_are_acceptable_only(shift, grow, why):
     assert any(why in reason for reason in candidate.reasons), candidate.reasons
 
 
+@pytest.mark.parametrize(("touched", "score"), [(0.0, 1.0), (1.0, 3.0)])
+def test_contact_counts_where_it_is_measured(touched, score):
+    spec = VectorSpec((*NAMES, "contact"), "absolute", rotation="axis_angle")
+    plain = episode()
+    state = np.concatenate([plain.state, np.full((len(plain), 1), touched, np.float32)], axis=1)
+    felt = replace(plain, robot=Robot(replace(ARM, state=spec), FRAME), state=state)
+    assert verdict(at("lower", "press", "HOLDING", "press down"), felt).score == score
+
+
 def test_closed_on_nothing_holds_nothing():
     closing = [((0.0, 0.0, 0.0), 0.0, 0.0, 0.0), ((0.2, 0.0, 0.0), 0.0, 0.0, 0.0)]
     grasp, transport = (
