@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,8 @@ class Compared:
         content = {
             "protocol": self.protocol.title,
             "protocol_hash": self.protocol.hash,
-            "a": self.a.__dict__,
-            "b": self.b.__dict__,
+            "a": asdict(self.a),
+            "b": asdict(self.b),
             "total": numbers(self.total),
             "tasks": {task: numbers(pairs) for task, pairs in self.tasks.items()},
             "notes": list(self.notes),
@@ -138,7 +138,7 @@ def difference(pairs: Pairs) -> str:
 def numbers(pairs: Pairs) -> dict[str, Any]:
     """A Pairs as plain numbers, what follows from it included."""
     return {
-        **pairs.__dict__,
+        **asdict(pairs),
         "n": pairs.n,
         "rate_a": pairs.rate_a,
         "rate_b": pairs.rate_b,
