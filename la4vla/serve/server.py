@@ -159,9 +159,10 @@ class Server:
                     else:
                         reply = self.dialect.reply(await self.batcher.ask(asked), session)
                 except UserError as error:
-                    reply = self.dialect.error(str(error))
+                    sentence = "".join(letter if letter.isprintable() else "?" for letter in str(error))
+                    reply = self.dialect.error(sentence)
                     if not quiet:  # Evo-1's clients do not show it; once is enough for a log
-                        print(f"client {number}: {error}", file=sys.stderr, flush=True)
+                        print(f"client {number}: {sentence}", file=sys.stderr, flush=True)
                         quiet = True
                 await connection.send(reply)
                 session.last_total_ms = 1000 * (time.perf_counter() - came)

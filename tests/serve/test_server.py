@@ -137,6 +137,21 @@ def test_clients_are_batched_and_do_not_see_each_other(policy):
     assert "shorten the instruction" in answers[2]
 
 
+def test_actions_that_are_not_finite_never_reach_a_robot(policy):
+    class Overflowing(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            chunks = super().infer(observations, noise_keys)
+            chunks[0][3, 2] = np.nan
+            return chunks
+
+    with (
+        serving(Overflowing(**vars(policy))) as (url, _),
+        RemotePolicy(url) as remote,
+        pytest.raises(UserError, match="not finite"),
+    ):
+        remote.infer(SEEN[:1], KEYS[:1])
+
+
 def test_what_was_batched_is_close_to_what_was_not(policy, url):
     alone = [policy.infer([seen], [key])[0] for seen, key in zip(SEEN, KEYS, strict=True)]
     with RemotePolicy(url) as remote:
