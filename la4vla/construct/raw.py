@@ -1,7 +1,8 @@
 """Raw vectors: what the numbers of a dataset's state or action mean, and their conversion to ours.
 
-Ours: metres, radians, Euler angles in (-pi, pi], quaternions as axis-angle, one gripper number that is 1 open and 0
-closed. Nothing is guessed: every unit, sign and order is said in the robot's file, and an unknown word is an error.
+Ours: metres, radians, Euler angles in (-pi, pi], axis-angles of at most pi, no quaternions, one gripper number that is
+1 open and 0 closed. Nothing is guessed: every unit, sign and order is said in the robot's file, and an unknown word is
+an error.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class RawVector:
     `-gripper` for two fingers that move apart). reference: absolute pose or delta command. frame: of translation and
     rotation. rotation: none | euler_xyz (extrinsic) | axis_angle | quaternion. length_unit: metres that 1.0 is.
     angle_unit: rad | deg, or the radians that 1.0 is. gripper_open, gripper_closed: raw values.
-    unit: for commands in a unit of their own (`1 cm of target motion`): translation and gripper stay as they are.
+    unit: for commands in a unit of their own (`1 cm of target motion`): all numbers stay as they are.
     """
 
     names: tuple[str, ...]
@@ -64,19 +65,11 @@ def convert(values_TD: np.ndarray, raw: RawVector) -> tuple[np.ndarray, VectorSp
     assert values_TD.shape[1:] == (len(raw.names),), (values_TD.shape, raw.names)
     column = {name: _column(values_TD.astype(np.float64), raw.names, name) for name in _plain(raw.names)}
     spec = raw.spec
-    length, angle = (1.0 if raw.unit else raw.length_unit), _radians(raw.angle_unit)
-    for name in TRANSLATION:
-        if name in column:
-            column[name] = column[name] * length
-    if raw.rotation == "quaternion":
-        quaternion_T4 = np.stack([column.pop(name) for name in QUATERNION], axis=1)
-        column |= dict(zip(ROTATION, Rotation.from_quat(quaternion_T4).as_rotvec().T, strict=True))
-    elif raw.rotation != "none":
-        column |= {name: column[name] * angle for name in ROTATION}
-    if raw.rotation == "euler_xyz":
-        column |= {name: wrap(column[name]) for name in ROTATION}
-    if "gripper" in column and not raw.unit:
-        column["gripper"] = (column["gripper"] - raw.gripper_closed) / (raw.gripper_open - raw.gripper_closed)
+    if not raw.unit:
+        column |= {name: column[name] * raw.length_unit for name in TRANSLATION if name in column}
+        column |= _turned(column, raw)
+        if "gripper" in column:
+            column["gripper"] = (column["gripper"] - raw.gripper_closed) / (raw.gripper_open - raw.gripper_closed)
     return np.stack([column[name] for name in spec.names], axis=1).astype(np.float32), spec
 
 
@@ -100,6 +93,8 @@ def raw_vector(values: Mapping[str, Any], where: str) -> RawVector:
         raise UserError(
             f"{where}: reference is absolute or delta, frame base or tool, rotation one of {', '.join(ROTATIONS)}."
         )
+    if raw.unit and raw.rotation == "quaternion":
+        raise UserError(f"{where}: quaternions have no unit of their own; leave `unit` out.")
     if set(needed) - set(plain) or (set(plain) & {*ROTATION, *QUATERNION}) - set(needed):
         named = " ".join(needed) or "no rotation"
         raise UserError(f"{where}: rotation {raw.rotation} goes with the names {named}, not {' '.join(plain)}.")
@@ -120,5 +115,14 @@ def _column(values_TD: np.ndarray, names: tuple[str, ...], name: str) -> np.ndar
     return np.mean([sign * values_TD[:, index] for sign, index in signed], axis=0)
 
 
-def _radians(unit: str | float) -> float:
-    return ANGLES[unit] if isinstance(unit, str) else float(unit)
+def _turned(column: Mapping[str, np.ndarray], raw: RawVector) -> dict[str, np.ndarray]:
+    """The rotation as `rx ry rz`, each turn with one set of numbers: Euler angles wrapped, axis-angles at most pi."""
+    if raw.rotation == "none":
+        return {}
+    if raw.rotation == "quaternion":
+        turns_T3 = Rotation.from_quat(np.stack([column[name] for name in QUATERNION], axis=1)).as_rotvec()
+        return dict(zip(ROTATION, turns_T3.T, strict=True))
+    unit = ANGLES[raw.angle_unit] if isinstance(raw.angle_unit, str) else raw.angle_unit
+    angles_T3 = np.stack([column[name] for name in ROTATION], axis=1) * unit
+    turns_T3 = wrap(angles_T3) if raw.rotation == "euler_xyz" else Rotation.from_rotvec(angles_T3).as_rotvec()
+    return dict(zip(ROTATION, turns_T3.T, strict=True))

@@ -33,11 +33,11 @@ def test_states_pictures_and_actions_of_a_frame_belong_together(tmp_path, late):
         first, frames = (1, LENGTHS[demo] - 1) if late else (0, LENGTHS[demo])
         assert (len(key) <= 60, len(episode), episode.fps) == (True, frames, 20.0)
         before = poses(LENGTHS[demo] + 1, demo)[first : first + frames]
-        np.testing.assert_allclose(episode.state[:, :6], before[:, :6], atol=1e-6)
+        np.testing.assert_allclose(episode.state[:, :3], before[:, :3], atol=1e-6)
         np.testing.assert_allclose(episode.state[:, 6], 0.5, atol=1e-6)
-        np.testing.assert_allclose(episode.action[:, 0], 0.05 * (first + np.arange(frames)) / 100, atol=1e-6)
-        assert set(episode.action[:, 6]) == {0.0, 1.0} and episode.action[0, 6] == 1.0
-        shown = episode.frames("agentview_rgb", [0, 5])
+        np.testing.assert_allclose(episode.action[:, 0], (first + np.arange(frames)) / 100, atol=1e-6)
+        assert set(episode.action[:, 6]) == {-1.0, 1.0} and episode.action[0, 6] == -1.0
+        shown = episode.frames("agentview", [0, 5])
         for frame, jpeg in shown.items():
             corner = simplejpeg.decode_jpeg(jpeg)[: HEIGHT // 2 - 4, WIDTH // 2 + 4 :].mean()
             assert corner == pytest.approx(grey(demo, first + frame), abs=1.4)
@@ -46,7 +46,7 @@ def test_states_pictures_and_actions_of_a_frame_belong_together(tmp_path, late):
 def test_pictures_are_upright_and_not_mirrored(tmp_path):
     source = open_source(libero(write_libero(tmp_path / "suite", False)))
     episode = source.read(source.keys[1])
-    shown = simplejpeg.decode_jpeg(episode.frames("eye_in_hand_rgb", [30])[30]).astype(int)
+    shown = simplejpeg.decode_jpeg(episode.frames("robot0_eye_in_hand", [30])[30]).astype(int)
     upper, lower = shown[: HEIGHT // 2 - 4], shown[HEIGHT // 2 + 4 :]
     left, right = upper[:, : WIDTH // 2 - 4], upper[:, WIDTH // 2 + 4 :]
     assert upper.mean() > 1.8 * lower.mean() and right.mean() > 1.8 * left.mean()
@@ -68,12 +68,17 @@ def test_the_sentence_is_the_one_that_evaluations_say(tmp_path, stem, sentence):
 def test_suites_in_folders_are_read_together_and_become_clips(tmp_path):
     write_libero(tmp_path / "all" / "libero_goal", True, "open_the_drawer_demo")
     write_libero(tmp_path / "all" / "libero_90", False, "open_the_drawer_demo")
+    assert set(
+        open_source(libero(tmp_path / "all", views={"hand": "eye_in_hand_rgb"}))
+        .read("libero_90-open_the_drawer_demo-000000")
+        .views
+    ) == {"hand"}
     config = libero(tmp_path / "all", decode=True)
     run(config, "shards")
     index = read_index(tmp_path / "out/task")
-    assert index.clips == 4 and set(index.views) == {"agentview_rgb", "eye_in_hand_rgb"}
+    assert index.clips == 4 and set(index.views) == {"agentview", "robot0_eye_in_hand"}
     notes = [row["notes"] for row in steps.read(config, open_source(config))]
-    assert all("eye_in_hand_rgb shows the same as agentview_rgb" in note for note in notes)
+    assert all("robot0_eye_in_hand shows the same as agentview" in note for note in notes)
 
 
 def drop(name):
@@ -100,7 +105,7 @@ def shorten(name):
         (drop("states"), "from before or after"),
         (drop("obs/agentview_rgb"), "cannot be read"),
         (shorten("actions"), "has 45 states but 42 of action"),
-        (shorten("obs/agentview_rgb"), "has 45 states but 42 of agentview_rgb"),
+        (shorten("obs/agentview_rgb"), "has 45 states but 42 of agentview"),
         (shorten("states"), "42 states and 45 joint_states"),
     ],
 )

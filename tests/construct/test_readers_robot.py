@@ -3,6 +3,7 @@ differs from dataset to dataset. So the meaning of raw numbers is said in one fi
 on the datasets' own conventions."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from la4vla.construct.raw import RawVector, convert, wrap
 from la4vla.construct.robot import raw_robot
-from la4vla.sim.metaworld import EMBODIMENT
+from la4vla.sim import libero, metaworld
 from la4vla.types import UserError
 
 
@@ -35,21 +36,29 @@ def test_euler_angles_stay_in_one_turn():
     np.testing.assert_allclose((before.inv() * after).magnitude(), 0.0, atol=1e-6)
 
 
-def test_libero_commands_are_metres_and_radians_and_its_two_fingers_one_opening():
+def test_axis_angles_beyond_half_a_turn_are_the_same_turn_the_short_way():
+    """robosuite's own go up to a whole turn, the simulator's proprioception to half of one."""
+    rows = np.array([[3.5, 0, 0], [0, 0, -math.pi / 2]])
+    values, _ = convert(rows, RawVector(("rx", "ry", "rz"), "absolute", rotation="axis_angle"))
+    np.testing.assert_allclose(values, [[3.5 - 2 * math.pi, 0, 0], [0, 0, -math.pi / 2]], atol=1e-6)
+
+
+def test_two_fingers_of_libero_are_one_opening():
     raw = raw_robot("libero_panda")
-    action, _ = convert(np.array([[1.0, -1, 0.5, 1, 0, 0, -1], [0, 0, 0, 0, 0, 0, 1]]), raw.action)
-    np.testing.assert_allclose(action[0], [0.05, -0.05, 0.025, 0.5, 0, 0, 1.0], atol=1e-7)
-    assert action[1, 6] == 0.0
     fingers = np.array([[0.04, -0.04], [0.0, 0.0], [0.03, -0.01]])
     state, spec = convert(np.concatenate([np.zeros((3, 6)), fingers], axis=1), raw.state)
     assert spec.names == ("x", "y", "z", "rx", "ry", "rz", "gripper")
     np.testing.assert_allclose(state[:, 6], [1.0, 0.0, 0.5], atol=1e-6)
 
 
-def test_metaworld_datasets_are_handed_on_as_the_simulator_has_them():
-    raw = raw_robot("metaworld_sawyer")
-    assert raw.robot.embodiment == EMBODIMENT
-    commands = np.array([[0.3, -1.0, 0.2, -1.0]])
+@pytest.mark.parametrize(
+    ("name", "embodiment"), [("metaworld_sawyer", metaworld.EMBODIMENT), ("libero_panda", libero.EMBODIMENT)]
+)
+def test_demonstrations_are_handed_on_as_the_simulator_has_them(name, embodiment):
+    """Or what was trained on them could not be evaluated."""
+    raw = raw_robot(name)
+    assert raw.robot.embodiment == embodiment
+    commands = np.random.default_rng(0).uniform(-1, 1, (5, len(raw.action.names)))
     np.testing.assert_allclose(convert(commands, raw.action)[0], commands, rtol=1e-6)
 
 
@@ -66,6 +75,8 @@ def test_quaternions_become_axis_angles_in_either_order(order):
 def test_units_signs_and_columns_to_drop():
     raw = RawVector(("-x", "_", "y", "rz", "rx", "ry"), "delta", "tool", "euler_xyz", 0.001, "deg")
     values, spec = convert(np.array([[1000.0, 9, 500, 90, 0, -180]]), raw)
+    again, _ = convert(values, replace(raw, names=spec.names, length_unit=1.0, angle_unit=0.5))
+    np.testing.assert_allclose(again[0, 2], math.pi / 4, rtol=1e-6)
     assert (spec.names, spec.frame, spec.unit) == (("x", "y", "rz", "rx", "ry"), "tool", "m")
     np.testing.assert_allclose(values[0], [-1.0, 0.5, math.pi / 2, 0.0, math.pi], rtol=1e-6)
     assert values.dtype == np.float32

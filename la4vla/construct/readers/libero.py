@@ -37,6 +37,7 @@ from la4vla.types import UserError
 
 ARM = slice(1, 8)  # of the simulator's states [time, joints, fingers, ...]
 POSE, GRIPPER = ("obs/ee_states", "obs/ee_pos", "obs/ee_ori"), "obs/gripper_states"
+CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}  # stored as -> the simulator's
 SCENE = re.compile(r"^[A-Z0-9_]*SCENE\d+_")
 
 
@@ -58,7 +59,8 @@ class Libero:
                 views = views or [name for name in file[f"data/{demos[0]}/obs"] if name.endswith("_rgb")]
             stem = "-".join(path.relative_to(root).with_suffix("").parts)
             self._demos |= {episode_key(stem, _number(demo)): (path, demo) for demo in demos}
-        self._views = chosen_views(read, views)
+        chosen = chosen_views(read, views)
+        self._views = chosen if read.views else {CAMERAS.get(name, name): name for name in chosen}
         self._named = {"state": tuple(read.state), "action": tuple(read.action) or ("actions",)}
         self._keys = tuple(self._demos)[: read.max_episodes or None]
 
