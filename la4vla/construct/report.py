@@ -17,8 +17,10 @@ from la4vla.construct.candidates import candidate_key
 from la4vla.construct.episodes import Episode, Source
 from la4vla.construct.keyframes import TRANSLATION
 from la4vla.construct.ledger import Ledger, Row
+from la4vla.construct.responses import Responses
 from la4vla.construct.reviews import REVIEWS, read_scores
 from la4vla.construct.statistics import Rows, statistics
+from la4vla.construct.vlm import CACHE
 from la4vla.data import page
 from la4vla.data.strips import Example, Plot, plot, strip
 from la4vla.rng import RngUse, generator
@@ -44,7 +46,7 @@ def write(config: ConstructConfig, source: Source) -> Path:
         "dataset": out.resolve().name,
         "proposer": config.proposer,
         "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
-        **statistics(rows, read_scores(out / REVIEWS), config.seed),
+        **statistics(rows, read_scores(out / REVIEWS), Responses(out / CACHE).paid(), config.seed),
     }
     shown = examples(config, source, rows)
     told = ("faults", "notes", "failed", "rejected")

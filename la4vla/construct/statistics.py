@@ -57,8 +57,9 @@ class Rows:
         return Rows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
 
 
-def statistics(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any]:
-    """All numbers, JSON-able. scores: of reviews.read_scores. seed: of the interval of alpha.
+def statistics(rows: Rows, scores: Sequence[Score], paid: tuple[int, int, int], seed: int) -> dict[str, Any]:
+    """All numbers, JSON-able. scores: of reviews.read_scores. paid: calls, input and output tokens that the dataset has
+    cost (responses.paid). seed: of the interval of alpha.
 
     dropped: why candidates were not kept -> how many (keep.py).
 
@@ -76,7 +77,7 @@ def statistics(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any]
         "automatic": _automatic(rows),
         "unusable": _unusable(rows),
         "review": _review(rows, scores, seed),
-        "tokens": _tokens(rows),
+        "tokens": _tokens(rows, paid),
         "tasks": _tasks(rows),
         "episodes": [_episode(rows, key) for key in [*rows.episodes, *rows.faulty]],
     }
@@ -205,10 +206,10 @@ def _annotator(name: str, scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
-def _tokens(rows: Rows) -> dict[str, Any]:
-    """Paid for by this ledger's rows; answers from a cache cost nothing."""
+def _tokens(rows: Rows, paid: tuple[int, int, int]) -> dict[str, Any]:
+    """What the dataset has cost since it exists; the ledger's rows hold what their last making cost."""
     made = list(rows.candidates.values())
-    totals = {name: sum(row[name] for row in made) for name in ("tokens_in", "tokens_out", "calls")}
+    totals = dict(zip(("calls", "tokens_in", "tokens_out"), paid, strict=True))
     each = {f"{name}_per_episode": _share(total, len(made)) for name, total in totals.items()}
     return {"proposers": sorted({row["proposer"] for row in made}), "episodes": len(made), **totals, **each}
 

@@ -88,7 +88,7 @@ def hand_made():
 
 
 def test_the_numbers_by_hand():
-    found = statistics(hand_made(), [], seed=0)
+    found = statistics(hand_made(), [], (4, 8000, 600), seed=0)
     phases = found["phases"]
     assert [(phases[name]["clips"], phases[name]["frames"]) for name in ("original", "candidates", "kept")] == [
         (2, 160), (3, 80), (2, 55),
@@ -117,7 +117,7 @@ def test_the_numbers_by_hand():
 
 
 def test_the_papers_row_follows_from_its_table():
-    paper = statistics(hand_made(), [], seed=0)["paper"]
+    paper = statistics(hand_made(), [], (4, 8000, 600), seed=0)["paper"]
     assert paper["candidates_per_episode"] == pytest.approx(5.95, abs=0.005)
     assert paper["retention"] == pytest.approx(0.582, abs=0.0005)
     means = [paper[name]["frames_per_clip"] for name in ("original", "candidates", "kept")]
