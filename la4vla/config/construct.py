@@ -111,7 +111,7 @@ class JudgeConfig:
     direction_cosine: float = 0.8  # between the motion and the direction named; below it a score of 2
     straightness: float = 0.8  # distance over path length; below it a score of 2
     edge_frames: int = 5  # on each side of a boundary, over which the motion must change
-    edge_change: float = 0.3  # of the faster side's motion; less than this on both sides is a score of 2
+    edge_change: float = 0.5  # of the faster side's motion; less than this on both sides is a score of 2
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Why: the automatic score decides alone what is trained on unless people review. A wrong label, a wrong direction, a
 wrong object status and a sentence that names what only a camera sees must each cost what they should, and say why."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,11 @@ from la4vla.config import ConstructConfig
 from la4vla.construct.candidates import Proposal
 from la4vla.construct.episodes import Episode
 from la4vla.construct.judge import judge
-from la4vla.construct.robot import Robot, RobotFrame
-from la4vla.construct.vocabulary import lint
+from la4vla.construct.keyframes import detect
+from la4vla.construct.kinematic import Kinematic
+from la4vla.construct.robot import Robot, RobotFrame, robot_frame
+from la4vla.construct.vocabulary import DIRECTIONS, lint
+from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv
 from la4vla.types import Embodiment, VectorSpec
 
 NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
@@ -174,3 +178,31 @@ def test_what_a_robot_does_not_measure_is_not_held_against_the_label(missing, sc
 def test_no_wrong_word_gets_past_the_lint_into_a_score():
     assert all(not lint(item.instruction) for item in GOOD)
     assert verdict(replace(GOOD[0], instruction="")).score == 0
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("task", ["pick-place-v3", "sweep-v3"])
+def test_real_experts_pass_and_their_opposites_do_not(task):
+    with closing(MetaWorldEnv((), 64, 400, False)) as env:
+        state, states, actions, done = env.reset(task, 1000).state, [], [], 0
+        while done < 5 and len(states) < 300:
+            states.append(state)
+            actions.append(env.expert_action())
+            result = env.step(actions[-1])
+            state, done = result.state, done + int(result.success or done > 0)
+    robot, config = Robot(EMBODIMENT, robot_frame(EMBODIMENT.name)), ConstructConfig()
+    real = Episode("e", task, 0, "", robot, 80.0, np.stack(states), np.stack(actions), (), 2, lambda view, numbers: {})
+    marks = detect(real.state, EMBODIMENT.state, config.keyframes)
+    proposals = Kinematic(config.propose, 0).propose(real, marks).proposals
+    judged = judge(proposals, real, config)
+    assert len(judged) > 2
+    assert not [(item.primitive, item.reasons) for item in judged if item.score < 2]
+    assert sum(item.score == 3 for item in judged) > len(judged) / 2
+    turned = [replace(item, instruction=opposite(item.instruction)) for item in proposals]
+    directed = [item for item, before in zip(turned, proposals, strict=True) if item != before]
+    assert {item.score for item in judge(directed, real, config)} <= {0, 1}
+
+
+def opposite(sentence):
+    other = {a: b for pair in DIRECTIONS for a, b in (pair, pair[::-1])}
+    return " ".join(other.get(word, word) for word in sentence.split())
