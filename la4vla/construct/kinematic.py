@@ -31,7 +31,7 @@ from la4vla.construct.track import LEAD_FRAMES, Track, bends, command_jumps, tra
 from la4vla.construct.vocabulary import ObjectStatus, phrase, way
 from la4vla.rng import RngUse, generator
 
-VERSION = 5
+VERSION = 6
 """Counts changes of what the same episodes and settings are cut and labelled into."""
 
 _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest
@@ -127,15 +127,25 @@ def _gripper_phases(
 
 
 def _last_of(track: Track, start: int, end: int, until: int, jumps: Sequence[int], config: ProposeConfig) -> int:
-    """Where a grasp or release [start, end) is over: the hand is sent elsewhere, or else the gripper is at rest.
+    """Where a grasp or release [start, end) is over: the hand goes elsewhere, or else the gripper is at rest.
 
-    Waiting for the fingers belongs to it: an arm that stays where it is until its next command.
+    Commands that jump say when the hand goes, and waiting for the fingers until then belongs to the grasp. Without
+    them it goes from its slowest moment on, if it has gone far before the gripper is at rest.
     """
     sooner = [jump for jump in jumps if start + config.min_clip_frames <= jump <= end]
     if sooner:
         return sooner[0]
+    leaves = _slowest(track, start + config.min_clip_frames, end)
+    if not jumps and float(np.linalg.norm(track.moved(leaves, end))) > config.min_move:
+        return leaves
     later = next((jump for jump in jumps if end < jump <= until), end)
     return later if float(np.linalg.norm(track.moved(end, later))) < config.slight_move else end
+
+
+def _slowest(track: Track, start: int, end: int) -> int:
+    """The frame of [start, end] at whose command the hand moves least; end if there is none."""
+    path_N3 = track.path_T3[track.seen(start) : track.seen(end) + 1]
+    return start + int(np.linalg.norm(np.diff(path_N3, axis=0), axis=1).argmin()) if len(path_N3) > 1 else end
 
 
 def _event_span(track: Track, event: Keyframe, earliest: int, until: int) -> tuple[int, int]:

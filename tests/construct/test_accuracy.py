@@ -1,6 +1,7 @@
 """Why: the labeller's accuracy is a claim. The truth it is held against must be the expert's own phases, made without a
 look at the labeller, the matching must be one to one, and recording the truth must not change what is recorded."""
 
+import json
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -165,6 +166,31 @@ def test_watching_the_expert_changes_nothing_and_sees_its_branches(task, least):
     assert len(set(branches)) >= least
     assert sum(one != two for one, two in pairwise(branches)) < 20
     assert np.mean(np.array(seen) > -1e-4) > 0.9, "it steers towards its target"
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("jump", [0.3, 1e9])
+def test_real_phases_are_found(tmp_path: Path, capsys, jump):
+    """A floor under what docs/construction.md reports, on other episodes: with the commands' jumps and without."""
+    tasks = ("assembly-v3", "drawer-open-v3", "sweep-v3")
+    with closing(MetaWorldEnv((), 32, 500, True)) as env:
+        for task in tasks:
+            made = roll_out(env, Job("", task, 5001, RecordConfig(frame_stride=3), 95))
+            assert made is not None
+            write_episode(tmp_path / "episodes" / task / "005001.npz", made)
+    (tmp_path / "construct.yaml").write_text(
+        f"schema: construct\nout_dir: {tmp_path}/out\nread: {{path: {tmp_path}/episodes}}\n"
+        f"record: {{tasks: [{', '.join(tasks)}], episodes: 1, first_episode: 5000}}\n"
+        f"propose: {{min_clip_frames: 8, command_jump: {jump}}}\n"
+    )
+    assert accuracy.main([str(tmp_path / "construct.yaml")]) == 0
+    rows = json.loads((tmp_path / "out" / accuracy.REPORT).read_text())["tasks"]
+    assert set(rows) == {*tasks, "mean"}
+    assert rows["mean"]["f1"] > (0.85 if jump < 1 else 0.7)
+    assert rows["mean"]["f1"] > rows["mean"]["f1_uniform"] + 0.3
+    assert rows["mean"]["labels_motion"] > 0.85
+    assert "| mean |" in capsys.readouterr().out
+    assert accuracy.main([]) == 2
 
 
 @pytest.mark.sim

@@ -96,6 +96,16 @@ def test_pick_and_place_comes_out_phase_by_phase():
     assert direction_words(clips[4].instruction) == {"left"}
 
 
+def test_a_hand_that_leaves_before_its_fingers_rest_ends_the_grasp():
+    state, action = episode(
+        (-0.1 * UP, 20, 1.0, -1.0), (-0.03 * UP, 12, 0.6, 1.0), (0.1 * UP, 8, 0.45, 1.0), *PICK[3:5]
+    )
+    move, grasp, lift, *_ = label(state, action)
+    assert [move.primitive, grasp.primitive, lift.primitive] == ["move", "grasp", "lift"]
+    assert abs(grasp.start - 20) <= 2
+    assert abs(lift.start - 32) <= 3
+
+
 def test_closing_on_nothing_is_no_grasp():
     clips = label(*episode((0.3 * FORWARD, 15, 0.3, 1.0), (0.3 * FORWARD, 15, 0.3, 1.0), (-0.1 * UP, 20, 0.3, 1.0)))
     assert {clip.primitive for clip in clips} == {"move"}
