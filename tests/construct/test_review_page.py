@@ -3,7 +3,10 @@ The server's answers are tested as requests, the page in a real headless Chromiu
 data stays text. Pictures carry their frame's number as a grey level."""
 
 import base64
+import multiprocessing
+import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -223,6 +226,23 @@ def test_a_port_in_use_is_said(tmp_path):
         desk = make_desk(tmp_path, port=taken.getsockname()[1])
         with pytest.raises(UserError, match=r"set review\.port"):
             serve(desk)
+
+
+def test_the_page_is_served_until_interrupted(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    desk = make_desk(tmp_path, port=port)
+    process = multiprocessing.get_context("fork").Process(target=serve, args=(desk,))
+    process.start()
+    for _ in range(200):
+        try:
+            assert "Clip review" in httpx.get(f"http://127.0.0.1:{port}/").text
+            break
+        except httpx.ConnectError:
+            time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == 0
 
 
 def test_nothing_to_review_is_said(tmp_path):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -136,6 +137,7 @@ def write_forever(path, annotator, acknowledge):
     for number in range(1_000_000):
         reviews.put(score(number, annotator))
         os.write(acknowledge, b"%d\n" % number)
+        time.sleep(0.001)  # SQLite's lock is not fair; the other one may write, too
 
 
 def test_every_acknowledged_score_survives_kills_of_two_writers_at_once(path):

@@ -14,6 +14,7 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,7 +120,9 @@ def serve(desk: Desk) -> None:
             "machine."
         ) from error
     print(f"review page: {address(review.host, listener.getsockname()[1], token)}   (Ctrl-C ends it)", flush=True)
-    uvicorn.Server(uvicorn.Config(make_app(desk, token), log_level="warning")).run(sockets=[listener])
+    server = uvicorn.Server(uvicorn.Config(make_app(desk, token), log_level="warning"))
+    with suppress(KeyboardInterrupt):  # uvicorn passes it on after it has closed everything
+        server.run(sockets=[listener])
 
 
 def is_loopback(host: str) -> bool:
@@ -151,7 +154,9 @@ def _guard(token: str) -> Callable[[Request, Callable[[Request], Awaitable[Respo
             if not _same(request.query_params.get("token", ""), token):
                 return _refuse("the token is missing or old; open the address that the server printed at its start.")
             entered = RedirectResponse("/", 303)
-            entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            entered.set_cookie(
+                COOKIE, token, httponly=True, samesite="lax"
+            )  # strict: a link in a chat would lead nowhere
             return entered
         answer = await proceed(request)
         answer.headers["Content-Security-Policy"] = POLICY
