@@ -52,7 +52,9 @@ class Agreement:
         return next(name for least, name in BANDS if self.alpha >= least)
 
     def text(self) -> str:
-        """In three lines."""
+        """In three lines, or one if nobody has scored anything."""
+        if not self.scores:
+            return "agreement: nobody has scored anything yet"
         value = self.why
         if self.alpha is not None:
             between = "" if self.interval is None else " [{:.3f}, {:.3f}]".format(*self.interval)

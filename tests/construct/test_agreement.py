@@ -117,7 +117,16 @@ def test_monitors_count_people_and_moved_boundaries():
     assert result.interval is None, "one unit shows nothing of other candidates"
 
 
+def test_the_text_has_the_numbers_and_what_they_are_worth():
+    sure = measure(two_annotators(40, 0, 1), CANDIDATES, 0).text()
+    assert "alpha 1.000 [1.000, 1.000], reliable, on 40 candidates" in sure
+    assert "80 scores of 40 candidates by 2 annotators" in sure
+    assert "2.00 of 2, boundaries moved by 0.0 frames" in sure
+    assert "All scores are equal" in measure([score(0, "a", 2), score(0, "b", 2)], CANDIDATES, 0).text()
+
+
 def test_nobody_reviewed():
     result = measure([], CANDIDATES, 0)
+    assert "nobody" in result.text()
     assert (result.alpha, result.interval, result.confidence, result.nudge) == (None, None, None, None)
     assert "two annotators" in result.why
