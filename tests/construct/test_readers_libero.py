@@ -97,9 +97,14 @@ def shorten(name):
     return change
 
 
+def displace(file):
+    file["data/demo_1/states"][...] += 1.0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (displace, "nowhere near the simulator's states"),
         (drop("actions"), "demo_1 has no actions"),
         (drop("obs/ee_states"), "demo_1 has no obs/ee_pos"),
         (drop("states"), "from before or after"),

@@ -36,6 +36,7 @@ from la4vla.construct.readers.checks import (
 from la4vla.types import UserError
 
 ARM = slice(1, 8)  # of the simulator's states [time, joints, fingers, ...]
+ARM_TOLERANCE = 0.05  # rad; measured in the simulator: 0.0004 to the state of the same moment, 0.013 to one step away
 POSE, GRIPPER = ("obs/ee_states", "obs/ee_pos", "obs/ee_ori"), "obs/gripper_states"
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}  # stored as -> the simulator's
 SCENE = re.compile(r"^[A-Z0-9_]*SCENE\d+_")
@@ -156,7 +157,10 @@ def _observed_late(group: Any, where: str) -> bool:
     if arm_T7.shape != seen_T7.shape or len(arm_T7) < 3:
         counts = f"{len(arm_T7)} states and {len(seen_T7)} joint_states"
         raise BadEpisode(f"{where} has {counts}; it must have as many of both, at least 3: drop the episode.")
-    return bool(np.abs(seen_T7[:-1] - arm_T7[1:]).mean() < np.abs(seen_T7[:-1] - arm_T7[:-1]).mean())
+    after, before = np.abs(seen_T7[:-1] - arm_T7[1:]).mean(), np.abs(seen_T7[:-1] - arm_T7[:-1]).mean()
+    if min(after, before) > ARM_TOLERANCE:
+        raise BadEpisode(f"{where}: joint_states are nowhere near the simulator's states; drop the episode.")
+    return bool(after < before)
 
 
 def _state(group: Any) -> tuple[str, ...]:
