@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import hmac
 import ipaddress
 import secrets
@@ -28,7 +29,7 @@ from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from la4vla.serve import dialects
+from la4vla.serve import dialects, wire
 from la4vla.serve.batcher import Batcher
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
@@ -61,8 +62,10 @@ class Settings:
 
 def serve(settings: Settings) -> int:
     """Loads the checkpoint and serves it until SIGTERM or SIGINT. Returns 0. Raises UserError for bad input."""
-    if settings.max_batch < 1 or settings.seed < 0 or (settings.max_bytes or 1) < 1:
-        raise UserError("--max-batch and --max-bytes must be at least 1 and --seed at least 0.")
+    if not 1 <= settings.max_batch <= wire.MAX_ITEMS:
+        raise UserError(f"--max-batch {settings.max_batch}: must be from 1 to {wire.MAX_ITEMS}.")
+    if settings.seed < 0 or (settings.max_bytes is not None and settings.max_bytes < 1):
+        raise UserError("--seed must be at least 0 and --max-bytes at least 1.")
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,7 +74,13 @@ def serve(settings: Settings) -> int:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
     policy = ServedPolicy.load(settings.folder, device)
-    return asyncio.run(_until_signal(policy, settings))
+    # Pictures in JSON are half a million lists; the collector need not walk through all of torch while they are made.
+    gc.collect()
+    gc.freeze()
+    try:
+        return asyncio.run(_until_signal(policy, settings))
+    finally:
+        gc.unfreeze()
 
 
 async def _until_signal(policy: ServedPolicy, settings: Settings) -> int:
@@ -128,7 +137,7 @@ class Server:
         self.settings = settings
         self.batcher = Batcher(policy, settings.max_batch)
         self.dialect = dialects.build(settings.dialect, policy, settings.views, settings.max_batch, settings.evo1)
-        self.max_bytes = settings.max_bytes or self.dialect.max_bytes
+        self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
         self._numbers = count()
 

@@ -274,8 +274,11 @@ def test_no_server_and_a_taken_port_are_one_sentence(policy, folder, capsys):
     assert cli.main(["serve", str(folder), "--device", "abacus"]) == 2
     assert cli.main(["serve", str(folder), "--device", "cpu", "--dialect", "klingon"]) == 2
     assert cli.main(["serve", str(folder), "--device", "cpu", "--channels", "rgb"]) == 2
+    assert cli.main(["serve", str(folder), "--max-batch", "0"]) == 2
+    assert cli.main(["serve", str(folder), "--seed", "-1"]) == 2
     errors = capsys.readouterr().err.splitlines()
     expected = ("choose --port", "no such checkpoint folder", "no such device", "choose one of la4vla", "evo1 has")
+    expected += ("from 1 to 64", "--seed must be")
     assert len(errors) == len(expected)
     for line, words in zip(errors, expected, strict=True):
         assert words in line
