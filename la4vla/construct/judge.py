@@ -24,7 +24,7 @@ from la4vla.construct.track import Track, track_of, turn_of
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction
 from la4vla.types import UserError
 
-VERSION = 3
+VERSION = 4
 """Counts changes of what the same proposals and settings are scored."""
 
 Finding = tuple[float, str]

@@ -126,7 +126,8 @@ def _set(words: str) -> frozenset[str]:
 
 VERBS = _set(
     "move bring grasp close open align release let place lift raise lower transport carry rotate turn reorient tilt "
-    "change push pull press keep hold wait approach reach adjust slide continue maintain retract ascend descend"
+    "change push pull press keep hold wait approach reach adjust slide continue maintain retract ascend descend "
+    "pick apply depress establish point"
 )
 
 NEUTRAL = _set(
@@ -135,7 +136,8 @@ NEUTRAL = _set(
     "pressing keeping go orientation upright flat vertical horizontal vertically horizontally clockwise "
     "counter-clockwise counterclockwise straight diagonally again back away toward towards end effector end-effector "
     "arm tool axis target approaching keeping maintaining slowly gently fully further before after until without "
-    "horizontal vertical position pose around"
+    "position pose around about on robot grasped gripped lifted contact force free space plane state pointing "
+    "primarily firmly cm degrees"
 )
 
 APPEARANCE = _set(

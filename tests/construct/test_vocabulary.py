@@ -66,10 +66,12 @@ def test_every_sentence_we_can_write_is_clean():
         "lift the object upward while holding it",
         "lower the object downward toward the target",
         "move upward to approach the target",
+        "pull the grasped object backward toward the robot",
+        "rotate the object 90 degrees counterclockwise about the vertical axis",
         "Adjust the held object's orientation, keeping it upright.",
     ],
 )
-def test_the_papers_own_sentences_are_clean(sentence):
+def test_sentences_as_the_paper_and_its_prompt_have_them_are_clean(sentence):
     assert not lint(sentence)
 
 
