@@ -45,7 +45,8 @@ def build(config: ConstructConfig, source: Source, kept: Ledger) -> None:
 
     Raises UserError if nothing was kept or an episode can no longer be read.
     """
-    chosen = [row for row in kept if row["key"] in set(source.keys)]
+    wanted = set(source.keys)
+    chosen = [row for row in kept if row["key"] in wanted]
     out = Path(config.out_dir)
     fingerprint = digest(BUILD_VERSION, config.shards, config.jpeg_quality, sorted(row["of"] for row in chosen))
     if _is_built(out, fingerprint):

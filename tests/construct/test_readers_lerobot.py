@@ -5,6 +5,7 @@ every kind must be found while reading, leave out that one episode and say the c
 import io
 import json
 import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -350,6 +351,7 @@ def version(root, text):
         (lambda root: version(root, "v1.6"), {}, "version v1.6 is none of v2.0, v2.1, v3.0"),
         (lambda root: version(root, "v3.0"), {}, "tasks.parquet: cannot be read"),
         (lambda root: (root / "meta/episodes.jsonl").write_text("{}\n"), {}, "'episode_index'"),
+        (lambda root: (root / "meta/episodes.jsonl").write_text(""), {}, "no episodes, or one of them twice"),
         (lambda root: None, {"state": ["pose"]}, "no column pose for the state; name its columns with read.state"),
         (lambda root: None, {"views": {"hand": "top"}}, f"no view `top` in .*; it has {FRONT}"),
         (lambda root: None, {"robot": ""}, "read.robot is empty"),
@@ -360,6 +362,15 @@ def test_what_cannot_be_read_at_all_is_said_with_what_was_looked_for(copy, chang
     change(root)
     with pytest.raises(UserError, match=said):
         open_source(config_of(root, "lerobot", **{"robot": "droid_franka", **read}))
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(golden, monkeypatch):
+    config = droid(golden("v2.0"))
+    monkeypatch.setitem(sys.modules, "av", None)
+    for name in ("video", "lerobot"):
+        monkeypatch.delitem(sys.modules, f"la4vla.construct.readers.{name}", raising=False)
+    with pytest.raises(UserError, match=r'needs the package av; pip install "la4vla\[construct\]"'):
+        open_source(config)
 
 
 def test_columns_are_joined_and_only_the_first_episodes_read(golden, tmp_path):

@@ -1,6 +1,9 @@
 """Why: the npz folder is the door for everybody whose dataset no other reader knows, so what is documented must be all
 it takes, and each way to get it wrong must be said."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -42,6 +45,18 @@ def test_a_folder_becomes_shards(tmp_path):
     task, la = read_index(tmp_path / "out/task"), read_index(tmp_path / "out/la")
     assert (task.clips, task.frames, task.frame_stride) == (3, sum(LENGTHS), 3)
     assert la.embodiment.name == "droid_franka" and la.clips >= 6
+
+
+def test_the_documented_lines_are_all_it_takes(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/construction.md").read_text()
+    lines = re.search(r"```python\n(np\.savez\(.*?)```", text, re.DOTALL)
+    assert lines
+    values, pictures = poses(7), np.zeros((4, 16, 16, 3), np.uint8)
+    exec(lines[1], {"np": np, "folder": tmp_path, "name": "a", "state": values, "action": values, "pictures": pictures})
+    config = npz(tmp_path, decode=True)
+    source = open_source(config)
+    assert [row["faults"] for row in steps.read(config, source)] == [[]]
+    assert (source.read("a").frame_stride, source.read("a").task) == (2, "drawer")
 
 
 def test_state_action_and_instruction_are_enough(tmp_path):

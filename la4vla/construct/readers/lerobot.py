@@ -19,11 +19,13 @@ from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Frames
 from la4vla.construct.ledger import digest
 from la4vla.construct.readers.checks import (
+    MAX_KEY,
     as_jpeg,
     chosen_views,
     episode_key,
     robot_of,
     sentence,
+    slug,
     stat_of,
     vectors,
 )
@@ -80,12 +82,12 @@ class LeRobot:
         names = {name for columns in self._columns.values() for name in columns}
         column = {name: _numbers(table[name], name) for name in (*STANDARD, *names)}
         _check_time(column, self._meta.fps)
-        task = int(column["task_index"][0])
+        instruction = sentence(self._meta.tasks.get(int(column["task_index"][0]), ""))
         return Episode(
             key=key,
-            task=f"task-{task:05d}",
+            task=slug(instruction, MAX_KEY),
             number=info.index,
-            instruction=sentence(self._meta.tasks.get(task, "")),
+            instruction=instruction,
             robot=self._robot,
             fps=self._meta.fps,
             state=vectors(column, self._columns["state"], self._raw.state, "state"),

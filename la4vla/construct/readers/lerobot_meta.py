@@ -77,6 +77,8 @@ def read_meta(root: Path) -> Meta:
             tasks, files = _tasks_v2(root), [root / "meta/episodes.jsonl"]
             episodes = [_episode_v2(root, info, row, videos) for row in _jsonl(files[0])]
         ordered = tuple(sorted(episodes, key=lambda item: item.index))
+        if len({item.index for item in ordered}) != max(len(ordered), 1):
+            raise UserError(f"{root}/meta: no episodes, or one of them twice; download meta/ anew.")
         return Meta(root, version, float(info["fps"]), info["features"], tasks, ordered, tuple(files))
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(
