@@ -21,10 +21,10 @@ from la4vla.construct.candidates import Candidate, Proposal
 from la4vla.construct.episodes import Episode
 from la4vla.construct.keyframes import TRANSLATION
 from la4vla.construct.track import Track, track_of, turn_of
-from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction
+from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
 from la4vla.types import UserError
 
-VERSION = 4
+VERSION = 5
 """Counts changes of what the same proposals and settings are scored."""
 
 Finding = tuple[float, str]
@@ -86,7 +86,10 @@ def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: Propo
         if track.turn_T is None:
             yield 2.0, "The state has no orientation: the turn is not checked."
             return
-        turned, _ = turn_of(track, proposal.start, proposal.end)
+        turned, sense = turn_of(track, proposal.start, proposal.end)
+        said = {word == "clockwise" for word in words_of(proposal.instruction) if word.endswith("clockwise")}
+        if sense and said - {sense == "clockwise"}:
+            yield 1.0, f"Seen from above it turned {sense}."
         if turned < config.min_turn or turned * config.turn_arm < distance:
             yield 1.0, f"`{name}`, but it turned {np.degrees(turned):.0f} degrees and moved {distance * 100:.1f} cm."
         return

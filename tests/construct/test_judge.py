@@ -114,6 +114,7 @@ def test_what_is_right_and_tight_scores_3_without_a_reason(proposal):
         (at("left", "lift", "HOLDING", "lift the object left"), 1, "most of the motion is horizontal"),
         (at("still", "transport", "HOLDING", "transport the object"), 1, "moved only 0.0 cm"),
         (at("left", "wrist_rotate", "HOLDING", "rotate the held object"), 1, "turned 0 degrees and moved 20.0 cm"),
+        (at("turn", "wrist_rotate", "HOLDING", "rotate the object clockwise"), 1, "above it turned counter-clockwise"),
         (at("forward", "transport", "HOLDING", "transport the object forward"), 1, "the gripper is open"),
         (at("left", "move", "EMPTY", "move left"), 1, "rests on something"),
         (at("lift", "lift", "EMPTY", "lift the object"), 1, "ends HOLDING"),
