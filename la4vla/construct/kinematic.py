@@ -31,7 +31,7 @@ from la4vla.construct.track import LEAD_FRAMES, Track, bends, command_jumps, tra
 from la4vla.construct.vocabulary import ObjectStatus, phrase, way
 from la4vla.rng import RngUse, generator
 
-VERSION = 6
+VERSION = 7
 """Counts changes of what the same episodes and settings are cut and labelled into."""
 
 _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest

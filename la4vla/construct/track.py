@@ -18,6 +18,7 @@ from la4vla.types import UserError, VectorSpec
 LEAD_FRAMES = 8  # a command precedes the motion it causes by no more than this (0.1 s at 80 Hz)
 _MEDIAN_FRAMES = 3  # a jump must outlast a glitch of one frame
 _USUAL = 0.95  # quantile of the commands' magnitude that jumps are compared with
+_OUTLIER = 4.0  # times the change that 3 of 4 frames stay below: restless commands have no jumps
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,13 @@ def command_jumps(steer_T3: np.ndarray, share: float) -> list[int]:
     """Frames whose command differs from the one before, for longer than a glitch, by `share` of a usual command.
 
     Who steers at a target in proportion to the distance, as scripts and planners do, changes the command at once where
-    the target changes, and slowly elsewhere. Hands change it slowly everywhere; their turns show as bends.
+    the target changes, and slowly elsewhere. Hands change it slowly or all the time; their turns show as bends.
     """
     if len(steer_T3) < 2:
         return []
-    least = share * float(np.quantile(np.linalg.norm(steer_T3, axis=1), _USUAL))
     change_T = np.linalg.norm(np.diff(steer_T3, axis=0, prepend=steer_T3[:1]), axis=1)
+    usual = float(np.quantile(np.linalg.norm(steer_T3, axis=1), _USUAL))
+    least = max(share * usual, _OUTLIER * float(np.quantile(change_T, 0.75)))
     steady_T3 = median_filter(steer_T3, size=(_MEDIAN_FRAMES, 1), mode="nearest")
     frames = np.arange(len(steer_T3))
     before, after = np.maximum(frames - 2, 0), np.minimum(frames + 1, len(frames) - 1)

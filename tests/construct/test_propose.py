@@ -114,6 +114,15 @@ def test_closing_on_nothing_is_no_grasp():
     assert "closed" in clips[-1].instruction
 
 
+def test_where_the_state_repeats_the_command_closed_is_held():
+    """Robots without a measured gripper: closed_on_nothing below any opening."""
+    state, action = episode(*((moved, frames, 1.0 if sign < 0 else 0.0, sign) for moved, frames, _, sign in PICK))
+    state[:, 3] = action[:, 3] < 0
+    assert "HOLDING" not in {clip.status for clip in label(state, action)}
+    clips = label(state, action, replace(SAWYER, frame=replace(SAWYER.frame, closed_on_nothing=-1.0)))
+    assert [clip.status for clip in clips if clip.primitive in ("lift", "transport", "lower")] == ["HOLDING"] * 3
+
+
 def test_a_lost_object_ends_the_holding():
     clips = label(
         *episode(*PICK[:4], (0.2 * LEFT, 20, 0.45, 1.0), (0.001 * LEFT, 6, 0.3, 1.0), (0.2 * LEFT, 30, 0.3, 1.0))
@@ -215,6 +224,8 @@ def test_commands_jump_where_the_target_changes_and_nowhere_else():
     glitch = commands.copy()
     glitch[40] += 1
     assert command_jumps(glitch, 0.3) == [25, 50]
+    restless = np.random.default_rng(0).normal(0, 1, (200, 3))
+    assert not command_jumps(restless, 0.3)
     assert not command_jumps(np.zeros((30, 3)), 0.3)
     assert not command_jumps(commands[:1], 0.3)
 
