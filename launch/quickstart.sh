@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on a laptop: MetaWorld demonstrations -> language-action clips -> mixpt pretraining -> finetuning ->
-# success on held-out initial states -> runs/quickstart/report.html. Two CPU cores and 11 minutes after the
+# success on held-out initial states -> runs/quickstart/report.html. Two CPU cores and 10 minutes after the
 # installation. Every part resumes: run it again after an interruption and it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
