@@ -103,7 +103,7 @@ def _serve(arguments: Sequence[str]) -> int:
     try:
         from la4vla.serve.server import Settings, serve
     except ModuleNotFoundError as error:
-        if error.name not in ("msgpack", "websockets"):
+        if (error.name or "").partition(".")[0] not in ("msgpack", "websockets"):
             raise
         raise UserError('serving needs msgpack and websockets: pip install "la4vla[serve]".') from error
     return serve(Settings(**given, evo1=evo1))

@@ -100,7 +100,9 @@ def test_questions_without_a_key_are_counted_from_the_last_reset(policy, url):
         assert answer["identity"] == policy.identity
 
 
-def test_clients_are_batched_and_do_not_see_each_other(policy):
+@pytest.mark.parametrize(("max_batch", "expected"), [(3, [1, 2, 1, 1]), (1, [1, 1, 1])])
+def test_clients_are_batched_and_do_not_see_each_other(policy, max_batch, expected):
+    """What waits goes together as far as it fits; the two are asked again one by one after the refusal of one."""
     entered, gate, sizes = threading.Event(), threading.Event(), []
 
     class Gated(ServedPolicy):
@@ -119,7 +121,7 @@ def test_clients_are_batched_and_do_not_see_each_other(policy):
             except UserError as error:
                 answers[number] = str(error)
 
-    with serving(Gated(**vars(policy)), max_batch=3) as (url, server):
+    with serving(Gated(**vars(policy)), max_batch=max_batch) as (url, server):
         cases = [SEEN[0], SEEN[1], observation(2, "word " * 3000)]
         threads = [threading.Thread(target=client, args=(url, *case)) for case in enumerate(cases)]
         threads[0].start()
@@ -131,7 +133,7 @@ def test_clients_are_batched_and_do_not_see_each_other(policy):
         gate.set()
         for thread in threads:
             thread.join(20)
-    assert sizes == [1, 2, 1, 1], "what waits goes together; the two are asked again one by one after the refusal"
+    assert sizes == expected
     for number in (0, 1):
         assert np.array_equal(answers[number], policy.infer([SEEN[number]], [KEYS[number]])[0])
     assert "shorten the instruction" in answers[2]
@@ -156,6 +158,13 @@ def test_what_was_batched_is_close_to_what_was_not(policy, url):
     alone = [policy.infer([seen], [key])[0] for seen, key in zip(SEEN, KEYS, strict=True)]
     with RemotePolicy(url) as remote:
         np.testing.assert_allclose(np.stack(remote.infer(SEEN, KEYS)), np.stack(alone), atol=2e-5)
+
+
+def test_without_its_libraries_the_command_names_the_cure(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "la4vla.serve.server", raising=False)
+    monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
+    assert cli.main(["serve", "anywhere"]) == 2
+    assert 'pip install "la4vla[serve]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
