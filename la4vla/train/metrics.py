@@ -145,16 +145,15 @@ class WandB:
         except ModuleNotFoundError as error:
             raise UserError("log.wandb_project needs wandb; run: pip install 'la4vla[wandb]'.") from error
         identity = Path(config.run.dir) / "wandb_id"
-        if not identity.is_file():
-            with disk.guarded(identity, "the id of the W&B run"):
-                identity.write_text(wandb.util.generate_id())
         self._run = wandb.init(
             project=config.log.wandb_project,
             dir=config.run.dir,
-            id=identity.read_text(),
+            id=identity.read_text() if identity.is_file() else None,
             resume="allow",
             config=asdict(config),
         )
+        with disk.guarded(identity, "the id of the W&B run"):
+            identity.write_text(self._run.id)
 
     def write(self, record: Record) -> None:
         self._run.log(record, step=record["step"])

@@ -76,3 +76,22 @@ def test_tensorboard_holds_what_is_written(tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
+
+
+def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    """Offline; a resumed run must not begin a second curve."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = TrainConfig(run=RunConfig(dir=str(tmp_path)))
+    config.log.wandb_project = "p"
+    names = []
+    for step in (3, 4):
+        sinks = open_sinks(config, step - 1)
+        for sink in sinks:
+            sink.write({"step": step, "stage": "pretrain", "loss": 0.5})
+            sink.close()
+        names.append((tmp_path / "wandb_id").read_text())
+    assert names[0] == names[1] != ""
+    kept = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(kept) == 2 and all(names[0] in name for name in kept)
