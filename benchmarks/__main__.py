@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import protocols
+from benchmarks.libero import SUITE as LIBERO
 from benchmarks.metaworld import SUITE as METAWORLD
 from benchmarks.perturb import PERTURBATIONS, parse
 from la4vla.types import UserError, exit_status
 
-SUITES = {METAWORLD.name: METAWORLD}
+SUITES = {suite.name: suite for suite in (METAWORLD, LIBERO)}
 MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine
 
 

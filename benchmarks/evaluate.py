@@ -82,7 +82,7 @@ def evaluate(request: Request) -> dict[Variant, results.Summary]:
     if request.variants and not (policy and policy.views):
         raise UserError("--perturb changes pictures, and this policy sees none; evaluate it without --perturb.")
     arms = open_arms(request, policy)
-    seen = (protocol.view,) if request.videos or (policy and policy.views) else ()
+    seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
     with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
         summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
     if request.variants:

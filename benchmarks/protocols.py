@@ -28,15 +28,17 @@ class Protocol:
 
     name: str = MISSING  # without version, metaworld/mt50
     version: int = MISSING
-    suite: str = MISSING  # which simulator suite runs it: metaworld
+    suite: str = MISSING  # which simulator suite runs it: metaworld | libero
     groups: dict[str, list[str]] = field(default_factory=dict)  # reporting group -> env names
     first_episode: int = MISSING  # initial state of a task's first episode
     episodes: int = MISSING  # a task; initial states first_episode, first_episode + 1, ...
     seed: int = MISSING  # of the policy's flow noise, together with task, episode and query number
     horizon: int = MISSING  # env steps after which the episode has failed
-    wait_steps: int = MISSING  # zero actions before the first query
+    horizons: dict[str, int] = field(default_factory=dict)  # of groups that have another one
+    wait_steps: int = MISSING  # of `wait_action`, before the first query; not counted
+    wait_action: list[float] = field(default_factory=list)  # [A]; empty: zeros
     replan_every: int = MISSING  # actions of a chunk that are executed before the next query
-    view: str = MISSING  # camera, always upright
+    views: list[str] = MISSING  # cameras, always upright; a video shows the first
     image_size: int = MISSING  # pixels, square, as rendered
     fast: bool = MISSING  # render without shadows, reflections and anti-aliasing: other pictures, so another protocol
     success: str = MISSING  # any_step: the episode ends as a success at the first step that reports it
@@ -57,6 +59,9 @@ class Protocol:
     def hash(self) -> str:
         """16 hex digits over every value."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def horizon_of(self, task: str) -> int:
+        return self.horizons.get(self.group_of(task), self.horizon)
 
     def group_of(self, task: str) -> str:
         return next(group for group, tasks in self.groups.items() if task in tasks)
@@ -88,7 +93,9 @@ def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
 
 
 def from_dict(raw: dict) -> Protocol:
-    """The protocol that a result folder recorded."""
+    """The protocol that a result folder recorded. Raises UserError for one of an older la4vla."""
+    if "view" in raw:
+        raise UserError("this result folder is of a la4vla whose protocols had one view; evaluate anew to compare.")
     return Protocol(**raw)
 
 
@@ -114,6 +121,10 @@ def _validate(protocol: Protocol, title: str) -> None:
         raise UserError(f"{title}: success rule `{protocol.success}` is not known; use any_step.")
     if not protocol.tasks or len(set(protocol.tasks)) != len(protocol.tasks):
         raise UserError(f"{title}: `groups` must list at least one task, and none twice.")
+    if not protocol.views or not set(protocol.horizons) <= set(protocol.groups):
+        raise UserError(f"{title}: `views` must name a camera, and `horizons` only groups that `groups` has.")
+    if min(protocol.horizons.values(), default=1) < 1:
+        raise UserError(f"{title}: `horizons` must be at least 1 each.")
     for key, lowest in _lowest(protocol):
         if asdict(protocol)[key] < lowest:
             raise UserError(f"{title}: `{key}` is {asdict(protocol)[key]}; it must be at least {lowest}.")

@@ -127,8 +127,10 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
     frames: list[np.ndarray] = []
     with clock("reset"):
         observation = env.reset(job.task, job.episode)
+    wait = np.asarray(protocol.wait_action or [0.0] * len(env.embodiment.action.names), np.float32)
     for _ in range(protocol.wait_steps):
-        env.step(np.zeros(len(env.embodiment.action.names), np.float32))
+        env.step(wait)
+    horizon = protocol.horizon_of(job.task)
     success, ended, steps, queries, state = False, False, 0, 0, observation.state
     while not ended:
         if steps or protocol.wait_steps:
@@ -142,16 +144,16 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
         queries += 1
         for action in chunk[: protocol.replan_every]:
             if job.video and steps % VIDEO_STRIDE == 0:
-                frames.append(shown(env.observe()).views[protocol.view])
+                frames.append(shown(env.observe()).views[protocol.views[0]])
             with clock("physics"):
                 result = env.step(action)
             steps += 1
             success, state = result.success, result.state
-            ended = success or result.truncated or steps >= protocol.horizon
+            ended = success or result.truncated or steps >= horizon
             if ended:
                 break
     if job.video:
-        frames.append(shown(env.observe()).views[protocol.view])
+        frames.append(shown(env.observe()).views[protocol.views[0]])
         video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
     final = tuple(float(value) for value in state)
     return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)

@@ -80,7 +80,7 @@ SUITE = Suite("point", prepare, PointEnv, expert, ("numpy",))
 def protocol(**changes) -> Protocol:
     values = dict(
         name="point/test", version=1, suite="point", groups={"easy": TASKS[:2], "hard": TASKS[2:]}, first_episode=0,
-        episodes=3, seed=0, horizon=27, wait_steps=0, replan_every=4, view="eye", image_size=16, fast=False,
+        episodes=3, seed=0, horizon=27, wait_steps=0, replan_every=4, views=["eye"], image_size=16, fast=False,
         success="any_step",
     )  # fmt: skip
     return Protocol(**{**values, **changes})
