@@ -24,6 +24,8 @@ from la4vla.types import Embodiment, UserError
 
 SCHEMA_VERSION = 1
 SETTINGS = "store.json"
+BEFORE_LIBERO = {"simulator": "metaworld", "held_out": False}
+"""What a store.json does not say that was written when there was one simulator; it had one `view`."""
 
 
 def episode_path(store: Path, task: str, number: int) -> Path:
@@ -138,6 +140,8 @@ def check_store(store: Path, settings: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     there = json.loads(path.read_text())
+    if "view" in there:
+        there |= {**BEFORE_LIBERO, "views": [there["view"]]}
     for name, value in {"schema": SCHEMA_VERSION, **settings}.items():
         if there.get(name) != value:
             raise UserError(
