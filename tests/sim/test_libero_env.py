@@ -1,12 +1,10 @@
 """Why: LIBERO moves fixtures with every reset, keeps the gripper's last command, mirrors or flips pictures in every
 repository that uses it, and asks a question on its first import. Each would change a success rate without an error."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,32 +12,9 @@ import pytest
 from la4vla.sim.libero import ASSETS_VARIABLE, CAMERAS, LiberoEnv, prompts, task_table
 from la4vla.types import UserError
 
-ARCHIVE = Path(__file__).parents[3] / "shared" / "libero-assets.tar.zst"
-pytestmark = [
-    pytest.mark.sim,
-    pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason='needs pip install "la4vla[libero]"'),
-]
+pytestmark = [pytest.mark.sim, pytest.mark.usefixtures("libero")]
 FORTY = [row["task"] for row in task_table() if row["suite"] != "libero_90"]
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (20, 7))
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    """LIBERO's assets: the folder that LA4VLA_LIBERO_ASSETS names, or the archive of stand-ins."""
-    if folder := os.environ.get(ASSETS_VARIABLE):
-        return Path(folder)
-    if not ARCHIVE.is_file():
-        pytest.skip(f"LIBERO's assets are not here; set {ASSETS_VARIABLE}")
-    folder = tmp_path_factory.mktemp("assets")
-    subprocess.run(["tar", "--zstd", "-xf", ARCHIVE, "-C", folder], check=True)
-    return folder / "libero-assets"
-
-
-@pytest.fixture(autouse=True)
-def environment(assets, tmp_path, monkeypatch):
-    monkeypatch.setenv(ASSETS_VARIABLE, str(assets))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
 
 
 def run(env, task, episode):

@@ -1,0 +1,34 @@
+"""Fixtures that several folders of tests share."""
+
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from la4vla.sim.libero import ASSETS_VARIABLE
+
+ARCHIVE = Path(__file__).parents[2] / "shared" / "libero-assets.tar.zst"
+
+
+@pytest.fixture(scope="session")
+def libero_assets(tmp_path_factory) -> Path:
+    """LIBERO's assets: the folder that LA4VLA_LIBERO_ASSETS names, or the archive of stand-ins."""
+    if importlib.util.find_spec("libero") is None:
+        pytest.skip('needs pip install "la4vla[libero]"')
+    if folder := os.environ.get(ASSETS_VARIABLE):
+        return Path(folder)
+    if not ARCHIVE.is_file():
+        pytest.skip(f"LIBERO's assets are not here; set {ASSETS_VARIABLE}")
+    folder = tmp_path_factory.mktemp("assets")
+    subprocess.run(["tar", "--zstd", "-xf", ARCHIVE, "-C", folder], check=True)
+    return folder / "libero-assets"
+
+
+@pytest.fixture
+def libero(libero_assets, tmp_path, monkeypatch) -> None:
+    """LIBERO with its assets and a config folder of its own; skips where it is not there."""
+    monkeypatch.setenv(ASSETS_VARIABLE, str(libero_assets))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)

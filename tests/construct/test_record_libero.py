@@ -1,0 +1,66 @@
+"""Why: LIBERO has 50 stored states a task, so episode 1000 is state 0 again: demonstrations of a state that is
+evaluated would make a success rate out of memory. And a LIBERO store must hold both views and what was executed."""
+
+from contextlib import closing
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from benchmarks import protocols
+from la4vla.config import ConstructConfig, ReadConfig, RecordConfig
+from la4vla.construct.record import Job, _identity, _missing, roll_out
+from la4vla.construct.simulators import simulator
+from la4vla.construct.store import check_store, open_store
+from la4vla.sim.libero import BLOCK, CAMERAS, LiberoEnv
+from la4vla.types import UserError
+
+TASK = "libero_object_03"
+SETTINGS = RecordConfig(simulator="libero", tasks=[TASK], episodes=40, image_size=32, frame_stride=20, fast=True)
+
+
+def test_no_demonstration_starts_where_the_held_out_protocol_does(tmp_path):
+    evaluated = {episode % BLOCK for episode in protocols.load("libero/heldout-v1").episode_indices}
+    numbers = _missing(tmp_path, SETTINGS)[TASK]
+    assert len(numbers) == 40 and not evaluated & {number % BLOCK for number in numbers}
+    assert numbers[0] == 1020 and numbers[30] == 1070
+    told = RecordConfig(**{**vars(SETTINGS), "held_out": True})
+    assert _missing(tmp_path, told)[TASK][0] == 1000
+
+
+def test_metaworld_leaves_the_evaluated_states_alone(tmp_path):
+    held_out = simulator("metaworld").held_out
+    assert all(held_out(episode) for episode in protocols.load("metaworld/mt50-v1").episode_indices)
+    settings = RecordConfig(tasks=["reach-v3"], episodes=2, first_episode=0)
+    assert list(islice(_missing(tmp_path, settings)["reach-v3"], 2)) == [1000, 1001]
+
+
+def test_a_store_of_before_libero_is_metaworlds(tmp_path):
+    config = ConstructConfig(read=ReadConfig(path=str(tmp_path)), out_dir="", record=RecordConfig())
+    identity = _identity(config, simulator("metaworld").embodiment)
+    old = {name: value for name, value in identity.items() if name not in ("simulator", "views", "held_out")}
+    open_store(tmp_path, {**old, "view": "corner4"})
+    check_store(tmp_path, identity)
+    with pytest.raises(UserError, match="simulator=metaworld, not libero"):
+        check_store(tmp_path, {**identity, "simulator": "libero"})
+
+
+@pytest.mark.sim
+def test_an_episode_holds_both_views_and_replays(libero):
+    number = 1020
+    with closing(LiberoEnv(CAMERAS, 32, 410, True)) as env:
+        episode = roll_out(env, Job("", TASK, number, SETTINGS, 90))
+        assert episode is not None and episode.views == CAMERAS and episode.script is None
+        assert [len(episode.frames(view, range(0, len(episode), 20))) for view in CAMERAS] == [
+            -(-len(episode) // 20)
+        ] * 2
+        env.reset(TASK, number)
+        for _ in range(10):
+            state = env.step(np.array([0, 0, 0, 0, 0, 0, -1])).state
+        successes = []
+        for stored, action in zip(episode.state, episode.executed, strict=True):
+            np.testing.assert_array_equal(state, stored)
+            result = env.step(action)
+            state = result.state
+            successes.append(result.success)
+    assert successes.index(True) == len(episode) - 6
