@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
 from la4vla.construct.candidates import candidate_key
-from la4vla.construct.episodes import Episode, Frames, Source
+from la4vla.construct.episodes import Episode, Frames, Source, named
 from la4vla.construct.ledger import Ledger, Row, digest
 from la4vla.construct.store import write_atomic
 from la4vla.data.shards import Clip, ShardWriter, View, read_index
@@ -131,8 +131,9 @@ def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str
     keys = [key for key in source.keys if key in kept]
     if not any(kept[key]["kept"] for key in keys):
         raise UserError(f"{out}: no candidate was kept; lower filter.min_quality or review the candidates.")
-    first = source.read(keys[0])
-    views = {view: _view(first, view) for view in first.views}
+    with named(keys[0]):
+        first = source.read(keys[0])
+        views = {view: _view(first, view) for view in first.views}
     shown = (views, first.frame_stride)
     shapes: dict[str, tuple[dict[str, View], int]] = {"la": ({}, 1), "vla": shown, "task": shown}
     folders = FOLDERS if views else FOLDERS[:1]
@@ -148,10 +149,11 @@ def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str
             for name in folders
         }
         for key in tqdm(keys, desc="building shards", unit="episode"):
-            episode = source.read(key)
-            _check_like(episode, first)
-            numbers = range(0, len(episode), episode.frame_stride)
-            frames = {view: episode.frames(view, numbers) for view in episode.views}
+            with named(key):
+                episode = source.read(key)
+                _check_like(episode, first)
+                numbers = range(0, len(episode), episode.frame_stride)
+                frames = {view: episode.frames(view, numbers) for view in episode.views}
             for clip in clips(episode, kept[key]):
                 writers["la"].add(clip)
                 if views:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,18 @@ Frames = Mapping[int, bytes]
 
 class BadEpisode(UserError):
     """This one episode cannot be read; the others may."""
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Where an episode that was read without faults turns out to be bad: UserError with its key and the cure."""
+    try:
+        yield
+    except BadEpisode as error:
+        raise UserError(
+            f"{key}: {error} What is done is kept; read.decode=true finds all such episodes, and read.max_bad_episodes "
+            "says how many to go on without."
+        ) from error
 
 
 @dataclass(frozen=True)

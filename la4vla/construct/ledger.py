@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from la4vla.types import UserError
+
 Row = dict[str, Any]
 
 
@@ -26,6 +28,7 @@ def digest(*parts: Any) -> str:
 
 class Ledger:
     """The rows of one step, in one JSONL file. Opens with what is there; a row cut off by a kill is dropped.
+    Raises UserError for any other line that is no row.
 
     Use as a context manager while rows are put; reading needs none. One writer at a time.
     """
@@ -36,11 +39,14 @@ class Ledger:
         self._size = 0
         self._file: Any = None
         if path.is_file():
-            for line in path.read_bytes().splitlines(keepends=True):
+            for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
                 if not line.endswith(b"\n"):
                     break
-                row = json.loads(line)
-                self._rows[row["key"]] = row
+                try:
+                    row = json.loads(line)
+                    self._rows[row["key"]] = row
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{path}: line {number} is damaged; delete that line, it is made anew.") from error
                 self._size += len(line)
 
     def __enter__(self) -> Ledger:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from la4vla.config import ConstructConfig
 from la4vla.construct import judge, keep, keyframe_plot, keyframes
 from la4vla.construct.candidates import Candidate, Proposal, Proposer, candidate_key
-from la4vla.construct.episodes import BadEpisode, Source
+from la4vla.construct.episodes import BadEpisode, Source, named
 from la4vla.construct.keyframes import Keyframe
 from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.ledger import Ledger, Row, digest
@@ -223,16 +223,20 @@ def _fill(
         return ledger
     with ledger, tqdm(desc=what, unit="episode", initial=len(wanted) - len(missing), total=len(wanted)) as bar:
 
+        def made(key: str) -> dict[str, Any]:
+            with named(key):
+                return make(key)
+
         def put(key: str, values: dict[str, Any]) -> None:
             ledger.put(key, "" if values.get("failed") else wanted[key], values)
             bar.update()
 
         if at_once == 1:
             for key in missing:
-                put(key, make(key))
+                put(key, made(key))
             return ledger
         pool = ThreadPoolExecutor(at_once)
-        futures = {pool.submit(make, key): key for key in missing}
+        futures = {pool.submit(made, key): key for key in missing}
         try:
             for future in as_completed(futures.copy()):
                 put(futures.pop(future), future.result())

@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
@@ -15,10 +17,12 @@ from la4vla.construct.__main__ import run
 from la4vla.construct.keyframes import detect
 from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.readers import open_source
+from la4vla.construct.steps import READ
 from la4vla.construct.store import episode_path, read_episode, write_episode
 from la4vla.data.shards import read_index
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
+from tests.construct.datasets import FRONT, config_of, write_lerobot_v2
 from tests.construct.recorded import FRAMES, STRIDE, TASK, episode, recorded
 
 
@@ -148,3 +152,33 @@ def test_wording_depends_on_the_episode_not_on_its_neighbours(config):
     assert alone == [
         json.loads(files["json"])["instruction"] for key, files in sorted(together.items()) if "-001001-" in key
     ]
+
+
+def test_a_picture_that_does_not_decode_is_named_and_then_left_out(tmp_path):
+    write_lerobot_v2(tmp_path / "set", store="jpeg")
+    path = tmp_path / "set/data/chunk-000/episode_000001.parquet"
+    whole = pq.read_table(path)
+    cells = whole[FRONT].to_pylist()
+    cells[7] = {"bytes": cells[7]["bytes"][:12], "path": None}
+    pq.write_table(whole.set_column(whole.column_names.index(FRONT), FRONT, pa.array(cells)), path)
+    config = config_of(tmp_path / "set", "lerobot", "droid_franka")
+    with pytest.raises(UserError, match=r"episode-000001: .*damaged JPEG.*read\.decode=true.*max_bad_episodes"):
+        construct(config)
+    config.read.decode, config.read.max_bad_episodes = True, 1
+    construct(config)
+    assert {key for shard in read_index(tmp_path / "out/task").shards for key in shard.keys} == {
+        "episode-000000",
+        "episode-000002",
+    }
+
+
+def test_a_damaged_line_of_a_ledger_is_named_and_costs_one_row(config):
+    construct(config)
+    path = Path(config.out_dir, READ)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1][:30] + "\n", *lines[2:]]))
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        construct(config)
+    path.write_text("".join([lines[0], *lines[2:]]))
+    construct(config)
+    assert len(path.read_text().splitlines()) == len(lines)

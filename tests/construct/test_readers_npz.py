@@ -2,6 +2,7 @@
 it takes, and each way to get it wrong must be said."""
 
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,26 @@ def test_names_that_keys_cannot_tell_apart_are_refused(tmp_path):
         open_source(npz(root))
     with pytest.raises(UserError, match="it has no"):
         open_source(npz(tmp_path))
+
+
+@pytest.mark.parametrize("stride", [0, 2.5, [1, 2], "two"])
+def test_a_stride_that_cannot_be_is_a_fault(tmp_path, stride):
+    root = write_npz(tmp_path / "set", stride=3)
+    change(root / "episode 1.npz", frame_stride=np.array(stride))
+    with pytest.raises(UserError, match=r"1 of 3 episodes.*frame_stride"):
+        run(npz(root), "read")
+
+
+def test_damaged_pictures_are_a_fault_of_their_episode_alone(tmp_path):
+    root = write_npz(tmp_path / "set")
+    path = root / "episode 1.npz"
+    with zipfile.ZipFile(path) as archive:
+        about = archive.getinfo("images_front.npy")
+    data = bytearray(path.read_bytes())
+    data[about.header_offset + 2000] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="1 of 3 episodes"):
+        run(npz(root), "read")
+    config = npz(root, max_bad_episodes=1)
+    run(config, "shards")
+    assert read_index(tmp_path / "out/task").clips == 2

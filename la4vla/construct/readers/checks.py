@@ -113,6 +113,10 @@ def sentence(text: str) -> str:
 def as_jpeg(data: bytes, quality: int) -> bytes:
     """An encoded picture as JPEG: a JPEG untouched, a PNG encoded anew. Raises BadEpisode for anything else."""
     if data.startswith(JPEG):
+        try:
+            simplejpeg.decode_jpeg_header(data)
+        except ValueError as error:
+            raise BadEpisode(f"a picture is a damaged JPEG ({error}); repair or drop the episode.") from error
         return data
     if data.startswith(PNG):
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -128,13 +132,13 @@ def encode(picture_HW3: np.ndarray, quality: int) -> bytes:
 
 def inspect(source: Source, episode: Episode, decode: bool) -> tuple[list[str], list[str]]:
     """Faults and notes of an episode that could be read. decode: look at every picture too."""
-    faults = list(source.video_faults(episode))
     notes = table_notes(episode)
-    if decode and not faults:
-        try:
+    try:
+        faults = list(source.video_faults(episode))
+        if decode and not faults:
             notes += picture_notes(episode)
-        except BadEpisode as error:
-            faults.append(str(error))
+    except BadEpisode as error:
+        faults = [str(error)]
     return faults, notes
 
 

@@ -63,7 +63,7 @@ class Npz:
         if missing := [name for name in wanted if name not in column]:
             raise BadEpisode(f"{path} has no {missing[0]}; add it or remove the file.")
         instruction = sentence(str(column["instruction"]))
-        stride = int(column.get("frame_stride", np.array(1)))
+        stride = _stride(column.get("frame_stride", np.array(1)), path)
         state = vectors(column, self._state, self._raw.state, "state")
         action = vectors(column, self._action, self._raw.action, "action")
         if len(state) != len(action):
@@ -86,7 +86,7 @@ class Npz:
         path = self._paths[episode.key][1]
         due = -(-len(episode) // episode.frame_stride)
         pictures = _arrays(path, [IMAGES + name for name in self._views.values()])
-        counts = {name: len(pictures.get(IMAGES + name, ())) for name in self._views.values()}
+        counts = {name: len(np.atleast_1d(pictures.get(IMAGES + name, ()))) for name in self._views.values()}
         return [
             f"{path}: {IMAGES}{name} has {count} pictures, {due} are due for {len(episode)} frames at frame_stride "
             f"{episode.frame_stride}; correct frame_stride or the pictures."
@@ -110,6 +110,13 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in names if name in archive.files}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BadEpisode(f"{path} cannot be read ({error}); write it anew or remove it.") from error
+
+
+def _stride(value: np.ndarray, path: Path) -> int:
+    """Raises BadEpisode."""
+    if value.dtype.kind not in "iu" or value.size != 1 or value.item() < 1:
+        raise BadEpisode(f"{path}: frame_stride is not one whole number of at least 1; correct it.")
+    return int(value.item())
 
 
 def _views(path: Path) -> list[str]:
