@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 
 from la4vla.data.page import data_uri
+from la4vla.types import UserError
 
 PICTURES = 6  # a view
 HEIGHT = 112  # pixels of a picture
@@ -68,10 +69,13 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def strip(view: str, pictures: Mapping[int, bytes | memoryview]) -> Strip:
-    """pictures: frame of the clip -> JPEG; of them the evenly spaced ones are shown, HEIGHT pixels high."""
+    """pictures: frame of the clip -> JPEG; of them the evenly spaced ones are shown, HEIGHT pixels high.
+
+    Raises UserError for one that does not decode.
+    """
     numbers = sorted(pictures)
     shown = [numbers[position] for position in evenly(len(numbers), PICTURES)]
-    small = [_small(simplejpeg.decode_jpeg(pictures[frame])) for frame in shown]
+    small = [_small(_decoded(view, frame, pictures[frame])) for frame in shown]
     joined = np.ascontiguousarray(np.concatenate(small, axis=1))
     return Strip(view, data_uri("image/jpeg", simplejpeg.encode_jpeg(joined, quality=QUALITY)), tuple(shown))
 
@@ -89,6 +93,16 @@ def plot(path_TD: np.ndarray, names: Sequence[str], unit: str, opening_T: np.nda
     if opening_T is not None:
         gripper = Curve("gripper", _points(x_T, height - GAP - np.clip(opening_T, 0, 1) * 2 * half))
     return Plot(curves, reach, unit, middle, gripper)
+
+
+def _decoded(view: str, frame: int, picture: bytes | memoryview) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(picture)
+    except ValueError as error:
+        raise UserError(
+            f"{view}: the picture of the clip's frame {frame} does not decode ({error}); construct again with "
+            "read.decode=true, which finds the episode."
+        ) from error
 
 
 def _small(picture_HWC: np.ndarray) -> np.ndarray:

@@ -143,3 +143,8 @@ def test_the_command_reaches_it(tmp_path, capsys):
     assert cli.main(["data", "preview", str(tmp_path / "la")]) == 0
     assert "preview.html" in capsys.readouterr().out and (tmp_path / "la" / "preview.html").is_file()
     assert cli.main(["data", "verify", str(tmp_path / "la")]) == 0
+
+
+def test_a_picture_that_does_not_decode_is_named():
+    with pytest.raises(UserError, match=r"front: the picture of the clip's frame 3 .*read\.decode"):
+        strip("front", {3: b"\xff\xd8\xff\xe0"})
