@@ -1,6 +1,6 @@
 """`python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]`: all steps, or one and those it needs.
 
-record       demonstrations of MetaWorld's scripted experts, if record.tasks are named
+record       demonstrations of MetaWorld's or LIBERO's scripted experts, if record.tasks are named
 read         every episode once, with its faults
 keyframes    moments of low motion and gripper transitions
 propose      labelled spans, judged; with --dry-run only what it would cost (proposer=vlm)
@@ -14,7 +14,8 @@ report       report.html and report.json of what the steps have made so far; als
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from la4vla.config import ConstructConfig, load
@@ -60,23 +61,32 @@ def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: s
 
     The page is there until interrupted. Raises UserError.
     """
-    try:
-        from la4vla.construct import exchange
-        from la4vla.construct.review import app
-    except ModuleNotFoundError as error:
-        raise UserError(f'the review needs {error.name}; run: pip install "la4vla[construct]".') from error
     source = open_source(config)
-    if incoming:
-        print(f"{incoming}: {exchange.import_reviews(config, source, Path(incoming))} new scores")
-    if outgoing:
-        print(f"{outgoing}: {exchange.export_reviews(config, source, Path(outgoing))} scores")
+    if incoming or outgoing:
+        with _construct_extra():
+            from la4vla.construct import exchange
+        if incoming:
+            print(f"{incoming}: {exchange.import_reviews(config, source, Path(incoming))} new scores")
+        if outgoing:
+            print(f"{outgoing}: {exchange.export_reviews(config, source, Path(outgoing))} scores")
     desk = Desk(config, source)
     print(desk.table())
     candidates = {key: item for key, (_, item) in desk.candidates.items()}
     print(measure(steps.reviewed(config, candidates), candidates, config.seed).text())
     if serve:
+        with _construct_extra():
+            from la4vla.construct.review import app
         app.serve(desk)
     desk.close()
+
+
+@contextmanager
+def _construct_extra() -> Iterator[None]:
+    """Around an import of what only some reviews need."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f'the review needs {error.name}; run: pip install "la4vla[construct]".') from error
 
 
 def _option(words: list[str], name: str) -> str:

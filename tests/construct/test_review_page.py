@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -261,6 +262,18 @@ def test_the_command_prints_how_far_everyone_is(tmp_path, monkeypatch, capsys):
     assert [(line[0], line[1], line[3]) for line in lines[:3]] == [
         ("ada", "1", "6"), ("ben", "0", "6"), ("everybody", "1", "6"),
     ]  # fmt: skip
+
+
+def test_only_the_page_needs_a_web_server(tmp_path, monkeypatch, capsys):
+    config = make_desk(tmp_path).config
+    monkeypatch.setattr(construct, "open_source", lambda config: TwoEpisodes())
+    monkeypatch.delitem(sys.modules, "la4vla.construct.review.app")
+    monkeypatch.delattr("la4vla.construct.review.app")
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    construct.review(config, serve=False)
+    assert "everybody" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"needs fastapi.*pip install"):
+        construct.review(config, serve=True)
 
 
 # -- the page
