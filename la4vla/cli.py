@@ -14,6 +14,8 @@ from la4vla import __version__
 HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that follow the instruction, not the picture
 
   la4vla construct CONFIG [key=value ...]      demonstrations -> labelled language-action clips -> shards
+  la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards report
+                                               (propose --dry-run: its cost; review --serve: the page)
   la4vla data verify DIR                       compare a shard folder with its index
   la4vla data stats DIR [PRESET]               what a shard folder holds
   la4vla data preview DIR [OUT.html]           one HTML page of it, with clips drawn by chance
