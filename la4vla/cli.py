@@ -25,6 +25,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
+  la4vla doctor [--checkpoint DIR] [--data DIR]   whether results made here are comparable, and the cures
 """
 
 PRESET_IN_MIND = "la4vla_1b"  # whose image tokens `data stats` counts unless told otherwise
@@ -111,6 +112,22 @@ def _serve(arguments: Sequence[str]) -> int:
     return serve(Settings(**given, evo1=evo1))
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    from la4vla import doctor
+
+    parser = argparse.ArgumentParser("la4vla doctor")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint, or a run (then its newest one)")
+    parser.add_argument("--data", action="append", default=[], metavar="DIR", help="a shard folder; may be repeated")
+    given = parser.parse_args(arguments)
+    checks = doctor.doctor(given.checkpoint, given.data)
+    verdict = doctor.verdict(checks)
+    print(doctor.table(checks), verdict, sep="\n")
+    return 0 if verdict.startswith("comparable: yes") else 1
+
+
 COMMANDS: dict[str, Command] = {
     "construct": _construct,
     "data": _data,
@@ -118,6 +135,7 @@ COMMANDS: dict[str, Command] = {
     "train": _train,
     "eval": _evaluate,
     "serve": _serve,
+    "doctor": _doctor,
 }
 
 

@@ -57,7 +57,7 @@ def use_backend() -> str:
         )
     reasons = {}
     for name in [wanted] if wanted else BACKENDS:
-        reason = _why_not(name)
+        reason = why_not(name)
         if not reason:
             os.environ.update({"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, _PROBED: name})
             if not wanted:
@@ -78,7 +78,7 @@ def check_frame(image: np.ndarray, name: str) -> np.ndarray:
     return image
 
 
-def _why_not(name: str) -> str:
+def why_not(name: str) -> str:
     """Empty if a subprocess can draw with this backend, else the last line of its error."""
     environment = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
     try:
