@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.cuda import nccl
 
 from la4vla import manifest
 from la4vla.data.transforms import chain_from_dicts
@@ -91,7 +92,7 @@ def machine() -> list[Check]:
     """torch and its devices, disk, shared memory."""
     if torch.cuda.is_available():
         about = f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} GPUs, bf16 {torch.cuda.is_bf16_supported()}"
-        checks = [Check("torch", "ok", f"{torch.__version__}, {about}, NCCL {torch.cuda.nccl.version()}.")]
+        checks = [Check("torch", "ok", f"{torch.__version__}, {about}, NCCL {nccl.version()}.")]
     else:
         checks = [Check("torch", "note", f"{torch.__version__}, no CUDA device: everything runs on the CPU.")]
     for name, place, least in (("disk", ".", MIN_DISK), ("shared memory", "/dev/shm", MIN_SHM)):
