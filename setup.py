@@ -46,7 +46,7 @@ setup(
         "la4vla.construct": ["robots/*", "templates/*"],
         "la4vla.construct.review": ["static/*"],
         "la4vla.data": ["templates/*"],
-        "benchmarks": ["protocols/*/*.yaml", "templates/*"],
+        "benchmarks": ["data/*", "protocols/*/*.yaml", "templates/*"],
     },
     install_requires=[
         "torch>=2.7",

@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", type=Path, help="folders that hold runs or results, at any depth")
     report.add_argument("--curves", type=Path, help="success by severity as one more file, .svg or .png")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first folder)")
+    swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
+    swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.SweepConfig")
+    swept.add_argument("overrides", nargs="*", help="key=value changes of it")
     return top
 
 
@@ -79,6 +82,10 @@ def main(arguments: Sequence[str]) -> int:
         if options.json:
             options.json.write_text(compared.to_json())
         return 0
+    if options.command == "sweep":
+        from benchmarks import sweep
+
+        return sweep.run(options.config, options.overrides)
     from benchmarks import evaluate
 
     if options.untrained and options.expert:
