@@ -1,7 +1,8 @@
-"""Pixel perturbations of what a policy sees: nine kinds, five severities each, applied to an Observation before the
-policy is asked, so that a served policy and one in the same process see the same bytes.
+"""Perturbations of what a policy sees, five severities each. Nine kinds change pixels, four the scene's looks, one the
+wording of the instruction; all in the simulator's process, so that a served policy and one in the same process see the
+same bytes. Scene edits themselves are `la4vla.sim.scene`.
 
-Only pictures change: state and instruction pass through untouched, the prompt never learns of the variant. Draws are
+A kind changes its channel only: the prompt never learns of the variant, physics never does. Draws are
 named by (suite, task, episode, step), perturbation and view, not by severity: a stronger level is the same fog or the
 same noise, only more of it. What belongs to the scene or the lens (fog, direction of motion, occluder) stays for the
 episode, what belongs to the sensor (noise, dropout) is drawn anew for every picture.
@@ -21,7 +22,9 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from benchmarks.paraphrase import paraphrase
 from la4vla.rng import RngUse, generator
+from la4vla.sim.env import SceneChange
 from la4vla.types import Observation, UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -38,19 +41,20 @@ Draw = np.random.Generator
 class Perturbation:
     """kind: the channel it changes. levels: one parameter a severity; meaning: what it is. source: where the numbers
     are from. lasts: for how long one draw holds. function: (float32 RGB [H, W, 3] in [0, 1], level, draws) -> the same,
-    not clipped.
+    not clipped; None where the kind is not pixels.
     """
 
-    kind: Literal["pixels"]
+    kind: Literal["pixels", "scene", "language"]
     levels: tuple[Any, Any, Any, Any, Any]
     meaning: str
     source: str
     lasts: Literal["picture", "episode"]
-    function: Callable[[np.ndarray, Any, Draw], np.ndarray]
+    function: Callable[[np.ndarray, Any, Draw], np.ndarray] | None = None
 
     def __call__(self, image: np.ndarray, severity: int, draws: Draw) -> np.ndarray:
         """uint8 RGB [H, W, 3] and a severity of 1 to 5 -> another picture of the same shape; the given one is left
         alone."""
+        assert self.function is not None
         assert image.dtype == np.uint8 and image.ndim == 3 and severity in SEVERITIES
         changed = self.function(image.astype(np.float32) / 255, self.levels[severity - 1], draws)
         return np.rint(255 * np.clip(changed, 0, 1)).astype(np.uint8)
@@ -177,6 +181,23 @@ PERTURBATIONS = {
     "view_dropout": Perturbation(
         "pixels", (0.2, 0.4, 0.6, 0.8, 1.0), "share of black pictures", "ours: 1 is blind", "picture", view_dropout
     ),
+    "camera": Perturbation(
+        "scene",
+        ((5, 2, 1.05, 1), (10, 4, 1.1, 2), (18, 7, 1.18, 3), (30, 11, 1.3, 4.5), (45, 15, 1.5, 6)),
+        "azimuth, elevation (degrees), distance (factor), gaze (degrees)",
+        "ours, within LIBERO-plus's 1 to 75 and 15 degrees, 1.15 to 2, 2 to 10 degrees",
+        "episode",
+    ),
+    "light": Perturbation(
+        "scene",
+        ((0.12, 0.05, 0.3), (0.25, 0.12, 0.6), (0.4, 0.2, 1.0), (0.55, 0.3, 1.5), (0.7, 0.45, 2.0)),
+        "intensity, tint (shares), move (m)",
+        "ours",
+        "episode",
+    ),
+    "background": Perturbation("scene", (0.2, 0.4, 0.6, 0.8, 1.0), "share of another texture", "ours", "episode"),
+    "object_colour": Perturbation("scene", (0.2, 0.4, 0.6, 0.8, 1.0), "share of another colour", "ours", "episode"),
+    "language": Perturbation("language", (1, 2, 3, 4, 5), "rules applied to the instruction", "ours", "episode"),
 }
 
 
@@ -222,13 +243,25 @@ def parse(wanted: Sequence[str]) -> list[Variant]:
     return list(dict.fromkeys(variants))
 
 
+def scene_change(variant: Variant, seed: int) -> SceneChange | None:
+    """What the env's reset has to know of the variant; None where the scene stays as it is."""
+    if variant == CLEAN or PERTURBATIONS[variant.name].kind != "scene":
+        return None
+    return SceneChange(variant.name, PERTURBATIONS[variant.name].levels[variant.severity - 1], seed)
+
+
 def perturb(
     seen: Observation, variant: Variant, seed: int, suite: str, task: str, episode: int, step: int
 ) -> Observation:
-    """The observation as the policy gets it at env step `step` of the episode: other pictures, nothing else."""
-    if variant == CLEAN:
+    """The observation as the policy gets it at env step `step` of the episode: other pictures or another wording,
+    nothing else. A scene's change is in its pictures already.
+    """
+    if variant == CLEAN or PERTURBATIONS[variant.name].kind == "scene":
         return seen
     change = PERTURBATIONS[variant.name]
+    if change.kind == "language":
+        draws_of_episode = generator(seed, RngUse.PERTURB, suite, task, episode, variant.name)
+        return replace(seen, instruction=paraphrase(seen.instruction, variant.severity, draws_of_episode))
     moment = (step,) if change.lasts == "picture" else ()
 
     def draws(view: str) -> Draw:

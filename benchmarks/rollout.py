@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import video
-from benchmarks.perturb import CLEAN, Variant, perturb
+from benchmarks.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.protocols import Protocol
 from la4vla.sim.env import Env
 from la4vla.types import Embodiment, Observation, UserError
@@ -126,7 +126,9 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
     latencies: list[float] = []
     frames: list[np.ndarray] = []
     with clock("reset"):
-        observation = env.reset(job.task, job.episode)
+        change = scene_change(job.variant, protocol.seed)
+        changes = () if change is None else (change,)
+        observation = env.reset(job.task, job.episode, *changes)
     wait = np.asarray(protocol.wait_action or [0.0] * len(env.embodiment.action.names), np.float32)
     for _ in range(protocol.wait_steps):
         env.step(wait)

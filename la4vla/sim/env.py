@@ -10,7 +10,7 @@ per thread and most viewers never make theirs current). Envs that run side by si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,16 @@ class StepResult:
     truncated: bool
 
 
+@dataclass(frozen=True)
+class SceneChange:
+    """A change of an episode's looks: a name of `sim.scene.EDITS`, its level, and the seed of its draws, which task and
+    episode name further."""
+
+    name: str
+    level: Any
+    seed: int
+
+
 class Env(Protocol):
     """A simulator of one robot.
 
@@ -38,8 +48,10 @@ class Env(Protocol):
 
     embodiment: Embodiment
 
-    def reset(self, task: str, episode: int) -> Observation:
+    def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
         """Start an episode. The initial state is a pure function of (suite, task, episode >= 0), whatever ran before.
+
+        change: other looks until the next reset; physics stays what it was, to the bit.
 
         Raises UserError for an unknown task.
         """

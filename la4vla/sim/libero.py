@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from la4vla.sim.env import StepResult
+from la4vla.sim.env import SceneChange, StepResult
 from la4vla.sim.libero_expert import LiberoExpert
 from la4vla.sim.render import check_frame, use_backend
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
@@ -62,6 +62,26 @@ CAMERAS = ("agentview", "robot0_eye_in_hand")
 ASSETS_VARIABLE = "LA4VLA_LIBERO_ASSETS"
 BLOCK = 50  # stored initial states a task
 MAX_STEPS = 1000  # robosuite's own horizon, longer than any protocol's
+TABLE_HEIGHTS = {  # m, by kind of scene
+    "libero_tabletop_manipulation": 0.9,
+    "libero_kitchen_tabletop_manipulation": 0.9,
+    "libero_study_tabletop_manipulation": 0.867,
+    "libero_living_room_tabletop_manipulation": 0.41,
+    "libero_coffee_table_manipulation": 0.41,
+    "libero_floor_manipulation": 0.0,
+}
+SURFACES = ("table_texture", "table_ceramic", "living_room_table", "desk", "floorplane", "walls_mat")
+FIXED = (
+    "robot0",
+    "gripper0",
+    "mount0",
+    "floor",
+    "table",
+    "kitchen_table",
+    "living_room_table",
+    "study_table",
+    "coffee_",
+)
 FINGER_SPAN = 0.08  # m between the fingers of an open gripper
 
 
@@ -107,9 +127,10 @@ class LiberoEnv:
         self._state = np.zeros(7, np.float32)
         self._scene: Any = None
         self._renderer: Any = None
+        self._looks: Any = None
         self._expert: LiberoExpert | None = None
 
-    def reset(self, task: str, episode: int) -> Observation:
+    def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
         """Episode number `episode` >= 0 of `task`. 0.15 s within a task; another task builds another scene in 1 s."""
         assert episode >= 0
         if task not in _rows():
@@ -118,11 +139,14 @@ class LiberoEnv:
             )
         if task != self._task:
             self._build(task)
+        self._looks.restore(self._scene.sim.data._data, self._renderer)
         self._scene.seed(episode // BLOCK)
         self._scene.reset()
         robot = self._scene.robots[0]
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self._state = _proprioception(self._scene.set_init_state(_init_states(self._libero, task)[episode % BLOCK]))
+        if change is not None:
+            self._looks.apply(change, task, episode, self._scene.sim.data._data, self._renderer)
         self._steps = 0
         self._expert = None
         return self.observe()
@@ -165,13 +189,15 @@ class LiberoEnv:
             atexit.unregister(self.close)
         if self._scene is not None:
             self._scene.close()
-        self._renderer = self._scene = self._expert = None
+        self._renderer = self._scene = self._looks = self._expert = None
         self._task = ""
         gc.collect()
 
     def _build(self, task: str) -> None:
         self.close()
         from libero.libero.envs.env_wrapper import ControlEnv  # pyright: ignore[reportMissingImports]
+
+        from la4vla.sim.scene import Scene, Stage
 
         row = _rows()[task]
         path = self._libero / "bddl_files" / row["suite"] / f"{row['name']}.bddl"
@@ -182,6 +208,8 @@ class LiberoEnv:
             hard_reset=False,
             horizon=MAX_STEPS + 1,
         )
+        height = TABLE_HEIGHTS[self._scene.env.parsed_problem["problem_name"]]
+        self._looks = Scene(self._scene.sim.model._model, Stage((0.0, 0.0, height), SURFACES, FIXED))
         self._task = task
 
     def _render(self, view: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from la4vla.sim.env import StepResult
+from la4vla.sim.env import SceneChange, StepResult
 from la4vla.sim.expert import Decision, decide
 from la4vla.sim.render import check_frame, use_backend
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
@@ -58,6 +58,9 @@ CAMERA_TURNS = {
 LAYOUT_SEED = 4042
 BLOCK = 50  # layouts one MT1 construction samples
 MAX_STEPS = 500  # MetaWorld itself raises at the 501st step
+WORKSPACE = (0.0, 0.6, 0.1)  # m, about the middle of the layouts
+SURFACES = ("table_wood", "basic_floor", "wall_metal")
+FIXED = ("tablelink", "RetainingWall", "base", "mocap")
 SHADOW_MAP = 1024  # pixels; 4096, the default, differs by 0.04 grey levels and costs 1.6x
 
 
@@ -102,9 +105,10 @@ class MetaWorldEnv:
         self._full_observation = np.zeros(39)
         self._scene: Any = None
         self._renderer: Any = None
+        self._looks: Any = None
         self._expert: Any = None
 
-    def reset(self, task: str, episode: int) -> Observation:
+    def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
         """Episode number `episode` >= 0 of `task`. Cheap within a task; another task builds another scene."""
         assert episode >= 0
         if task not in prompts():
@@ -113,9 +117,12 @@ class MetaWorldEnv:
             )
         if task != self._task:
             self._build(task)
+        self._looks.restore(self._scene.data, self._renderer)
         self._scene.set_task(_layouts(task, episode // BLOCK)[episode % BLOCK])
         self._full_observation, _ = self._scene.reset()
         self._refresh_poses()
+        if change is not None:
+            self._looks.apply(change, task, episode, self._scene.data, self._renderer)
         self._steps = 0
         return self.observe()
 
@@ -160,7 +167,7 @@ class MetaWorldEnv:
             atexit.unregister(self.close)
         if self._scene is not None:
             self._scene.close()
-        self._renderer = self._scene = self._expert = None
+        self._renderer = self._scene = self._looks = self._expert = None
         self._task = ""
         gc.collect()
 
@@ -169,7 +176,10 @@ class MetaWorldEnv:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
 
+        from la4vla.sim.scene import Scene, Stage
+
         self._scene = ALL_V3_ENVIRONMENTS[task]()
+        self._looks = Scene(self._scene.model, Stage(WORKSPACE, SURFACES, FIXED))
         self._expert = ENV_POLICY_MAP[task]()
         self._task = task
 

@@ -16,8 +16,8 @@ from benchmarks.rollout import Job, roll_out
 from la4vla.types import Observation, UserError, exit_status
 from tests.benchmarks.fake_env import PointEnv, protocol
 
-NAMES = list(PERTURBATIONS)
-LASTING = [name for name, change in PERTURBATIONS.items() if change.lasts == "episode"]
+NAMES = [name for name, change in PERTURBATIONS.items() if change.kind == "pixels"]
+LASTING = [name for name in NAMES if PERTURBATIONS[name].lasts == "episode"]
 DRAWN = ["gaussian_noise", "motion_blur", "fog", "occlusion"]
 PICTURES = 100  # over which dropout, the one that is all or nothing, must show its share
 
