@@ -147,7 +147,7 @@ def object_colour(scene: Scene, share: float, draws: Draw) -> None:
         if root not in colours:
             colours[root] = draws.permutation(np.array([1.0, draws.uniform(0, 1), 0.0]))
         material = model.geom_matid[geom]
-        plain = (model.geom_rgba[geom] == np.float32([0.5, 0.5, 0.5, 1])).all()  # MuJoCo's sign of "as the material"
+        plain = (model.geom_rgba[geom] == np.array([0.5, 0.5, 0.5, 1], np.float32)).all()  # "as its material"
         old_4 = model.mat_rgba[material] if material >= 0 and plain else model.geom_rgba[geom]
         model.geom_rgba[geom] = [*((1 - share) * old_4[:3] + share * colours[root]), old_4[3]]
 
