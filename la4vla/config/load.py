@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException
 from yaml import YAMLError
 
 from la4vla.config.construct import ConstructConfig, validate_construct
@@ -45,11 +45,12 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise UserError(f"{path}: {_unknown_key(error)}") from error
+    except (ConfigTypeError, TypeError) as error:  # which of them OmegaConf raises depends on its version
+        said = str(error).splitlines()[0]
+        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({said}).") from error
     except OmegaConfBaseException as error:
         where = f"`{error.full_key}`: " if error.full_key else ""
         raise UserError(f"{path}: {where}{str(error).splitlines()[0]}") from error
-    except TypeError as error:  # OmegaConf's own complaint about a list where a mapping belongs, or the reverse
-        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({error}).") from error
     if isinstance(config, TrainConfig):
         validate(config)
         for stage in config.stages.values():

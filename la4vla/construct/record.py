@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
@@ -39,9 +40,11 @@ from la4vla.construct.store import (
     write_episode,
 )
 from la4vla.rng import RngUse, generator
-from la4vla.sim.env import Env
-from la4vla.sim.expert import Decision
 from la4vla.types import Embodiment, UserError
+
+if TYPE_CHECKING:
+    from la4vla.sim.env import Env
+    from la4vla.sim.expert import Decision
 
 AFTER_SUCCESS = 5
 """Steps recorded after the first success, so that a clip's last chunk does not end right at the edge of success."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from la4vla.sim.env import Env
-from la4vla.sim.expert import Decision
 from la4vla.types import Embodiment
+
+if TYPE_CHECKING:
+    from la4vla.sim.env import Env
+    from la4vla.sim.expert import Decision
 
 EVALUATED_EPISODES = 1000
 """Episodes below are MetaWorld's evaluations' (they use 0 to 49)."""

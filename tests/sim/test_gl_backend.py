@@ -10,7 +10,7 @@ import pytest
 
 from la4vla.sim.render import APT_LINE, FlatFrameError, check_frame
 
-CONFIG = "schema: construct\nepisodes_dir: {0}/e\nout_dir: {0}/o\nrecord: {{tasks: [reach-v3], episodes: 1}}\n"
+CONFIG = "schema: construct\nout_dir: {0}/o\nread: {{path: {0}/e}}\nrecord: {{tasks: [reach-v3], episodes: 1}}\n"
 
 
 def test_a_missing_backend_is_one_sentence_with_the_cure(tmp_path):
