@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -8,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from la4vla.sim.libero import ASSETS_VARIABLE
+
+# Mesa's software renderer and triton each bring an LLVM: loaded after the first picture, triton's crashes the process.
+if importlib.util.find_spec("triton"):
+    importlib.import_module("triton")
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "libero-assets.tar.zst"
 
