@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def libero_assets(tmp_path_factory) -> Path:
         pytest.skip('needs pip install "la4vla[libero]"')
     if folder := os.environ.get(ASSETS_VARIABLE):
         return Path(folder)
-    if not ARCHIVE.is_file():
-        pytest.skip(f"LIBERO's assets are not here; set {ASSETS_VARIABLE}")
+    if not ARCHIVE.is_file() or shutil.which("zstd") is None:
+        pytest.skip(f"LIBERO's assets (or zstd to unpack them) are not here; set {ASSETS_VARIABLE}")
     folder = tmp_path_factory.mktemp("assets")
     subprocess.run(["tar", "--zstd", "-xf", ARCHIVE, "-C", folder], check=True)
     return folder / "libero-assets"
