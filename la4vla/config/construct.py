@@ -170,7 +170,15 @@ INTERVALS = {
     **dict.fromkeys(
         ("overlap", "static_share", "quantile", "scale_floor", "gripper_threshold", "straightness"), "[0, 1]"
     ),
-    **{"bend_angle": "[0, 3.1416]", "jpeg_quality": "[1, 100]", "min_quality": "[0, 3]", "port": "[0, 65535]"},
+    **dict.fromkeys(("smooth_order", "min_move", "slight_move", "min_turn", "turn_arm"), "[0, inf)"),
+    **dict.fromkeys(("second_axis", "gripper_min_range", "min_gripper_change", "edge_change"), "[0, 1]"),
+    **{
+        "direction_cosine": "[-1, 1]",
+        "bend_angle": "[0, 3.1416]",
+        "jpeg_quality": "[1, 100]",
+        "min_quality": "[0, 3]",
+        "port": "[0, 65535]",
+    },
 }
 """Where the numbers must lie, by the field's name."""
 
