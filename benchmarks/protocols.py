@@ -61,7 +61,8 @@ class Protocol:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def horizon_of(self, task: str) -> int:
-        return self.horizons.get(self.group_of(task), self.horizon)
+        own = (steps for group, steps in self.horizons.items() if task in self.groups[group])
+        return next(own, self.horizon)
 
     def group_of(self, task: str) -> str:
         return next(group for group, tasks in self.groups.items() if task in tasks)
