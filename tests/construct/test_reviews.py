@@ -95,7 +95,8 @@ def test_a_database_of_another_dataset_is_refused_and_left_alone(reviews, path, 
 def test_episodes_may_be_added_and_left_out(reviews, path):
     reviews.put(score())
     for dataset in ({**DATASET, "reach-000003": "cc"}, {"reach-000001": "aa"}):
-        Reviews.open(path, dataset).close()
+        with closing(Reviews.open(path, dataset)) as again:
+            assert again.scores() == [score()]
 
 
 def test_another_recording_under_the_same_name_is_another_episode():
