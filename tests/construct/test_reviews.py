@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
