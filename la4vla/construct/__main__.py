@@ -118,6 +118,11 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{words[0]}: not a construct config; its first line must be `schema: construct`.")
     if dry_run and word != "propose":
         raise UserError(f"{DRY_RUN} belongs to one step: la4vla construct propose {words[0]} {DRY_RUN}.")
+    if word == "record" and config.read.format != "recorded":
+        raise UserError(
+            f"read.format is {config.read.format}, and only `recorded` demonstrations are recorded here; start with "
+            "another step."
+        )
     if word == "review":
         run(config, "propose")
         review(config, serve, incoming, outgoing)

@@ -121,7 +121,8 @@ def table(out: Path) -> str:
         lines.append("no pictures in the dataset: vla/ and task/ are not written, train with la/ alone")
     total = about["frames"]
     left = total - indexes["la"].frames
-    lines.append(f"in no clip: {left} of {total} frames ({left / total:.1%}), waits and segments too short for one")
+    share = f"{left} of {total} frames ({left / total:.1%})"
+    lines.append(f"in no clip: {share}, waits, segments too short for one and what the filter left out")
     lines.append("primitives: " + ", ".join(f"{name} {count}" for name, count in about["primitives"].items()))
     return "\n".join(lines)
 

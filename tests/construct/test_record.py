@@ -16,6 +16,7 @@ import pytest
 import simplejpeg
 
 from la4vla.config import ConstructConfig, ReadConfig, RecordConfig
+from la4vla.construct import __main__ as construct
 from la4vla.construct.episodes import Episode
 from la4vla.construct.record import Job, _identity, _missing, record, roll_out
 from la4vla.construct.robot import Robot, robot_frame
@@ -236,3 +237,10 @@ def test_a_killed_recording_goes_on_and_ends_with_the_same_bytes(tmp_path):
 
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "up to date" in again.stdout
+
+
+def test_other_datasets_are_not_recorded(tmp_path):
+    path = tmp_path / "construct.yaml"
+    path.write_text(f"schema: construct\nout_dir: {tmp_path}/out\nread: {{format: npz, path: {tmp_path}}}\n")
+    with pytest.raises(UserError, match=r"read\.format is npz"):
+        construct.main(["record", str(path)])

@@ -153,6 +153,7 @@ def test_an_answer_is_stored_with_what_was_judged(client, tmp_path):
         ({"start": -3}, "no span"),
         ({"start": 48}, "no span"),
         ({"end": 84}, "no span"),
+        ({"start": 42, "end": 46}, "span of 5 or more"),
         ({"extra": 1}, "extra"),
         ({"comment": "x" * 2001}, "comment"),
     ],

@@ -128,6 +128,12 @@ class Desk:
                 f"{score.candidate}: a clip starts where a picture is, and frame {score.start} has none; choose a "
                 f"multiple of {episode.frame_stride}."
             )
+        shortest = self.config.propose.min_clip_frames
+        if score.end - score.start < shortest:
+            raise UserError(
+                f"{score.candidate}: {score.end - score.start} frames are no clip; choose a span of {shortest} or more "
+                "(propose.min_clip_frames)."
+            )
         self._reviews.put(replace(score, of=self._of[score.candidate]))
 
     def undo(self, annotator: str) -> Score | None:
