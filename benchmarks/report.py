@@ -7,7 +7,6 @@ interval. Arms under a perturbation stand apart from the clean ones, each agains
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from benchmarks import curves, protocols, results, robustness
+from benchmarks import curves, page, protocols, results, robustness
 from benchmarks.perturb import CLEAN, Variant
 from benchmarks.protocols import Protocol
 from benchmarks.results import Row, Summary
@@ -26,7 +25,6 @@ from la4vla.data import describe, index
 from la4vla.model.presets import preset
 from la4vla.types import UserError
 
-TEMPLATES = Path(__file__).parent / "templates"
 VIDEO_BYTES = 16 * 2**20  # of all videos together; a page beyond that no longer opens or mails well
 DATA_BYTES = 512 * 2**20  # shard folders beyond that are described by their index alone; reading them takes minutes
 RUN_CONFIG = "config.yaml"  # what the trainer writes beside metrics.jsonl
@@ -112,8 +110,6 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
 
     Raises UserError where the folders hold nothing to show.
     """
-    import jinja2
-
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give folders of training runs or results.")
@@ -123,19 +119,12 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
         raise UserError(
             f"{folders[0]}: holds neither {results.EPISODES} nor {curves.METRICS}; train or evaluate first."
         )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda value: "-" if math.isnan(value) else f"{100 * value:.1f}"
     comparisons = compare(evaluations)
     if curves_out:
         robustness.write([series for comparison in comparisons for series in comparison.robustness], curves_out)
-    environment.filters["picture"] = lambda series: data_uri("image/svg+xml", robustness.svg(series))
-    page = environment.get_template("report.html.j2").render(
+    environment = page.environment()
+    environment.filters["picture"] = lambda series: page.data_uri("image/svg+xml", robustness.svg(series))
+    text = environment.get_template("report.html.j2").render(
         title=" + ".join(folder.resolve().name for folder in folders),
         date=time.strftime("%Y-%m-%d %H:%M"),
         comparisons=comparisons,
@@ -143,7 +132,7 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
         sources=sources([path for _, path in runs]),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page)
+    out.write_text(text)
     return out
 
 
@@ -162,7 +151,7 @@ def compare(evaluations: Sequence[tuple[str, Path]]) -> list[Comparison]:
         for path in sorted((folder / "videos").glob("*.mp4")):
             if (match := VIDEO_NAME.fullmatch(path.name)) and path.stat().st_size <= room:
                 room -= path.stat().st_size
-                uri = data_uri("video/mp4", path.read_bytes())
+                uri = page.data_uri("video/mp4", path.read_bytes())
                 videos.append(Video(match["task"], int(match["episode"]), match["outcome"] == "success", uri))
         arm = Arm(name, run, rows, results.summarise(rows, protocol), videos)
         by_hash.setdefault(protocol.hash, []).append(arm)
@@ -191,7 +180,7 @@ def training(name: str, run: Path) -> Training:
     }
     facts = {"stages": ", ".join(measured.stages), "steps": f"{measured.steps:,}"}
     facts |= {label: f"{value:.4g}" for label, value in numbers.items() if not math.isnan(value)}
-    return Training(name, facts, data_uri("image/svg+xml", curves.svg(measured)), config)
+    return Training(name, facts, page.data_uri("image/svg+xml", curves.svg(measured)), config)
 
 
 def sources(runs: Sequence[Path]) -> list[Source]:
@@ -212,10 +201,6 @@ def _contents(folder: str, model: str) -> str:
     if sum(shard.size for shard in content.shards) > DATA_BYTES:
         return f"{content.clips:,} clips  {content.frames:,} frames  {content.samples:,} samples"
     return describe.describe(folder, preset(model).image_tokens, describe.estimated_tokens)
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _find(folders: Sequence[Path], name: str) -> list[tuple[str, Path]]:
