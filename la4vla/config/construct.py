@@ -133,6 +133,9 @@ class FilterConfig:
 
     by: str = "automatic"  # automatic: the judge's score | human: the mean of the annotators'; unreviewed are left out
     min_quality: float = 2.0  # on the scale 0 .. 3
+    primitives: list[str] = field(default_factory=list)  # only these; empty: all
+    direction_purity: float = 0.0  # above 0: only clips whose instruction names one direction, and whose motion's
+    # cosine with it is at least this: direction-following clips (FACTS 1.2)
 
 
 @dataclass
@@ -171,7 +174,9 @@ INTERVALS = {
         ("overlap", "static_share", "quantile", "scale_floor", "gripper_threshold", "straightness"), "[0, 1]"
     ),
     **dict.fromkeys(("smooth_order", "min_move", "slight_move", "min_turn", "turn_arm"), "[0, inf)"),
-    **dict.fromkeys(("second_axis", "gripper_min_range", "min_gripper_change", "edge_change"), "[0, 1]"),
+    **dict.fromkeys(
+        ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
+    ),
     **{
         "direction_cosine": "[-1, 1]",
         "bend_angle": "[0, 3.1416]",

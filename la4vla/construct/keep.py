@@ -15,6 +15,8 @@ import numpy as np
 from la4vla.construct.candidates import Candidate, candidate_key
 from la4vla.construct.reviews import Score
 from la4vla.construct.spans import snap
+from la4vla.construct.vocabulary import PRIMITIVES, named_direction
+from la4vla.types import UserError
 
 VERSION = 2
 """Counts changes of what the same candidates and scores become."""
@@ -31,6 +33,25 @@ class Kept:
     instruction: str
     quality: float
     scores: tuple[int, ...]
+
+
+def fitting(candidates: Sequence[Candidate], primitives: Sequence[str], direction_purity: float) -> list[Candidate]:
+    """Those of the wanted primitives (none named: all) and, if the purity is above 0, those along one direction.
+
+    Raises UserError for a primitive that does not exist.
+    """
+    if unknown := [name for name in primitives if name not in PRIMITIVES]:
+        raise UserError(f"filter.primitives: `{unknown[0]}` does not exist; use some of {', '.join(PRIMITIVES)}.")
+    kept = [item for item in candidates if not primitives or item.primitive in primitives]
+    return [item for item in kept if purity(item) >= direction_purity] if direction_purity else kept
+
+
+def purity(item: Candidate) -> float:
+    """Cosine of the motion with the one direction that the instruction names; -1 if it names none or several."""
+    named_3, moved_3 = named_direction(item.instruction), np.array(item.displacement)
+    if np.count_nonzero(named_3) != 1:
+        return -1.0
+    return float(named_3 @ moved_3 / max(float(np.linalg.norm(moved_3)), 1e-12))
 
 
 def by_judge(candidates: Sequence[Candidate], min_quality: float) -> dict[str, Any]:

@@ -36,7 +36,7 @@ episodes    task, instruction, frames, fps, faults (why it is left out; empty if
 keyframes   keyframes: [[frame, kind] ...]
 candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer, failed (why there are none)
 kept        kept: [{start, end, primitive, status, instruction, quality, scores} ...], in the order of time, dropped:
-            {low, unreviewed, short: how many others there are, and why}
+            {low, unreviewed, short, other: how many others there are, and why}
 """
 
 READ_VERSION = 1
@@ -165,9 +165,15 @@ def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledge
     shortest = config.propose.min_clip_frames
 
     def row(key: str) -> dict[str, Any]:
-        if not human:
-            return keep.by_judge(proposed[key], least)
-        return keep.by_people(proposed[key], scores, key, frames[key], stride, least, shortest)
+        fitting = keep.fitting(proposed[key], config.filter.primitives, config.filter.direction_purity)
+        made = (
+            keep.by_people(fitting, scores, key, frames[key], stride, least, shortest)
+            if human
+            else keep.by_judge(fitting, least)
+        )
+        if others := len(proposed[key]) - len(fitting):
+            made["dropped"]["other"] = others
+        return made
 
     settings = [keep.VERSION, asdict(config.filter), [stride, shortest] if human else []]
     wanted = {}

@@ -2,14 +2,15 @@
 
 la4vla_1b   InternVL3-1B (InternViT-300M, the first 14 layers of Qwen2.5-0.5B) and the flow head of the released LA4VLA,
             sizes from FACTS 4.1: 775,198,640 parameters with the `flatten` readout
-tiny        the same parts at about 3 M parameters and 112 px, for laptops, tests and the quickstart; from random
-weights
+small       the same parts at about 60 M parameters, 112 px and the tiny tokenizer, for hypotheses on one GPU; random
+            weights
+tiny        the same parts at about 3 M parameters and 112 px, for laptops, tests and the quickstart; random weights
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from la4vla.types import InputSpec, UserError
@@ -144,7 +145,24 @@ TINY = ModelSize(
     image_token_id=3,
 )
 
-PRESETS: dict[str, ModelSize] = {"tiny": TINY, "la4vla_1b": LA4VLA_1B}
+SMALL = replace(  # pictures, tokens, rows and chunks are tiny's, so both train on the same shards and compare
+    TINY,
+    vision_width=384,
+    vision_layers=8,
+    vision_heads=6,
+    vision_mlp=1536,
+    width=512,
+    llm_layers=8,
+    llm_heads=8,
+    kv_heads=2,
+    llm_mlp=1408,
+    head_blocks=6,
+    head_heads=8,
+    head_mlp=1536,
+    head_hidden=512,
+)
+
+PRESETS: dict[str, ModelSize] = {"tiny": TINY, "small": SMALL, "la4vla_1b": LA4VLA_1B}
 
 
 def preset(name: str) -> ModelSize:

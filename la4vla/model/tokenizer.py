@@ -20,6 +20,7 @@ from la4vla.types import InputSpec, UserError
 
 PAD, IMAGE_OPEN, IMAGE_CLOSE, IMAGE_CONTEXT = "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>"
 TINY_TOKENIZER = Path(__file__).parent / "assets"
+TINY_TOKENIZER_PRESETS = ("tiny", "small")
 FILE = "tokenizer.json"
 
 
@@ -98,12 +99,12 @@ class Prompter:
 
 
 def build_prompter(config: ModelConfig) -> Prompter:
-    """The tokenizer of `config.tokenizer`, else the one beside `config.weights`, else the tiny preset's own."""
+    """The tokenizer of `config.tokenizer`, else the one beside `config.weights`, else the one that ships."""
     spec = preset(config.preset).spec
     where = config.tokenizer or config.weights
     if where:
         return Prompter.load(local_folder(where, [FILE]), spec)
-    if config.preset != "tiny":
+    if config.preset not in TINY_TOKENIZER_PRESETS:
         raise UserError(f"preset {config.preset} has no tokenizer of its own; set model.tokenizer or model.weights.")
     return Prompter.load(TINY_TOKENIZER, spec)
 

@@ -52,12 +52,12 @@ class Place:
         with closing(Reviews.open(self.folder / REVIEWS, dataset_of(Ledger(self.folder / steps.READ)))) as reviews:
             reviews.put(Score(candidate_key(episode, start), annotator, quality, 2, begin, end, "", of))
 
-    def rows(self, by="human", min_quality=2.0):
+    def rows(self, by="human", min_quality=2.0, primitives=()):
         config = ConstructConfig(
             out_dir=str(self.folder),
             read=ReadConfig(path=""),
             propose=ProposeConfig(min_clip_frames=SHORTEST),
-            filter=FilterConfig(by, min_quality),
+            filter=FilterConfig(by, min_quality, list(primitives)),
         )
         ledger = steps.filter_candidates(config, Stub(), Ledger(self.folder / steps.CANDIDATES))
         return {row["key"]: row for row in ledger}
@@ -98,6 +98,29 @@ def test_people_decide_by_their_mean(place):
     assert [(item["start"], item["quality"], item["scores"]) for item in row["kept"]] == [(60, 2.0, [3, 1])]
     assert row["dropped"] == {"unreviewed": 1, "low": 1}
     assert place.rows()["two"] == {**place.rows()["two"], "kept": [], "dropped": {"unreviewed": 1}}
+
+
+def test_direction_clips_name_one_direction_and_go_along_it():
+    def said(instruction, moved, primitive="move"):
+        return Candidate(0, 20, primitive, "EMPTY", instruction, moved, 3.0, ())
+
+    pure, lifted = said("move left", (0.01, 0.1, 0.0)), said("lift it", (0.0, 0.0, 0.1), "lift")
+    others = [
+        said("move left and up", (0.0, 0.1, 0.1)),
+        said("move left", (0.08, 0.1, 0.0)),
+        said("move left", (0.0, -0.1, 0.0)),
+        said("rotate the gripper clockwise", (0.0, 0.0, 0.0)),
+    ]
+    assert keep.fitting([pure, lifted, *others], [], 0.9) == [pure, lifted]
+    assert keep.fitting([pure, lifted, *others], ["move"], 0.9) == [pure]
+    assert keep.fitting([pure, lifted, *others], ["lift"], 0.0) == [lifted]
+    with pytest.raises(UserError, match="`hop` does not exist"):
+        keep.fitting([pure], ["hop"], 0.0)
+
+
+def test_the_filter_counts_what_it_was_not_for(place):
+    row = place.rows("automatic", primitives=["lift"])["one"]
+    assert (row["kept"], row["dropped"]) == ([], {"other": 3})
 
 
 def test_a_new_score_makes_a_new_row_of_its_episode_only(place):

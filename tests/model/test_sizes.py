@@ -6,7 +6,7 @@ import torch
 from la4vla.config import MODULE_GROUPS, ModelConfig
 from la4vla.model import flops, freeze
 from la4vla.model.policy import Policy, build_policy
-from la4vla.model.presets import LA4VLA_1B, PRESETS, ModelSize, preset
+from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset
 from la4vla.types import UserError
 
 EVERYTHING = MODULE_GROUPS
@@ -47,10 +47,17 @@ def test_tiny_is_tiny():
     assert 2.5e6 < sum(p.numel() for p in build_policy(ModelConfig(), 0).parameters()) < 4e6
 
 
+def test_small_is_small_and_reads_what_tiny_reads():
+    with torch.device("meta"):
+        small = Policy(SMALL, "per_token", "sdpa", 0.0)
+    assert 55e6 < sum(p.numel() for p in small.parameters()) < 65e6
+    assert SMALL.spec == TINY.spec
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_spec_and_dict(name):
     size = preset(name)
-    assert size.image_tokens == {"tiny": 16, "la4vla_1b": 256}[name]
+    assert size.image_tokens == {"tiny": 16, "small": 16, "la4vla_1b": 256}[name]
     assert size.spec.max_tokens >= 3 * (size.image_tokens + 8) + 40
     assert ModelSize.from_dict(size.to_dict()) == size
 
