@@ -2,6 +2,7 @@
 
     python -m benchmarks metaworld --checkpoint runs/quickstart/finetune --protocol metaworld/mt50-v1 --out runs/eval
     python -m benchmarks metaworld ... --perturb gaussian_noise:1,3,5 --perturb fog:3
+    python -m benchmarks metaworld --server ws://gpu-node:8000 --token-env SERVE_TOKEN --protocol ... --out ...
     python -m benchmarks compare runs/a/eval runs/b/eval
     python -m benchmarks report runs/quickstart
 
@@ -15,12 +16,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import protocols
 from benchmarks.libero import SUITE as LIBERO
 from benchmarks.metaworld import SUITE as METAWORLD
 from benchmarks.perturb import PERTURBATIONS, parse
 from la4vla.types import UserError, exit_status
+
+if TYPE_CHECKING:
+    from benchmarks import evaluate
 
 SUITES = {suite.name: suite for suite in (METAWORLD, LIBERO)}
 MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine
@@ -35,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
         policy.add_argument(
             "--checkpoint", type=Path, help="a checkpoint, or a run folder (then its newest checkpoint)"
         )
+        policy.add_argument("--server", metavar="URL", help="a policy that `la4vla serve` serves, ws://HOST:PORT")
         policy.add_argument("--expert", action="store_true", help="the suite's scripted expert instead of a policy")
+        suite.add_argument("--token-env", metavar="NAME", help="of --server: environment variable that has its token")
         suite.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with fresh weights")
         suite.add_argument("--protocol", required=True, help=f"one of {', '.join(protocols.titles())}, or a YAML file")
         suite.add_argument("--out", type=Path, required=True, help="result folder; the same one resumes")
@@ -88,8 +95,8 @@ def main(arguments: Sequence[str]) -> int:
         return sweep.run(options.config, options.overrides)
     from benchmarks import evaluate
 
-    if options.untrained and options.expert:
-        raise UserError("--untrained needs the --checkpoint whose architecture it takes; leave --expert out.")
+    if options.untrained and not options.checkpoint:
+        raise UserError("--untrained needs the --checkpoint whose architecture it takes, not --expert or --server.")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     request = evaluate.Request(
         suite=SUITES[options.command],
@@ -104,9 +111,27 @@ def main(arguments: Sequence[str]) -> int:
         variants=parse(options.perturb),
         device=options.device,
         command=" ".join(["python -m benchmarks", *arguments]),
+        server=_server(options),
     )
     evaluate.evaluate(request)
     return 0
+
+
+def _server(options: argparse.Namespace) -> evaluate.Server | None:
+    """--server with its token, or None without. Raises UserError for options that do not go together."""
+    from benchmarks import evaluate
+
+    if not options.server:
+        if options.token_env:
+            raise UserError("--token-env is for --server; leave it out.")
+        return None
+    if options.device:
+        raise UserError("--device is chosen where the policy is served; leave it out beside --server.")
+    if "@" in options.server:
+        raise UserError("--server: the address would be written into the results, token and all; use --token-env.")
+    if options.token_env and not os.environ.get(options.token_env):
+        raise UserError(f"--token-env {options.token_env}: no such variable, or an empty one; export the token in it.")
+    return evaluate.Server(options.server, os.environ[options.token_env] if options.token_env else "")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -26,15 +28,27 @@ from benchmarks.protocols import Protocol, select
 from benchmarks.results import Results, Row
 from benchmarks.rollout import Job, Suite
 from benchmarks.runner import Finished, Runner, Spent
-from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
+
+if TYPE_CHECKING:
+    from la4vla.serve.client import RemotePolicy
 
 EXPERT = "scripted expert"
 
 
 @dataclass(frozen=True)
+class Server:
+    """Where `la4vla serve` serves a policy. url: `ws://host:port`. token: empty for none."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Request:
-    """checkpoint: None for the scripted expert. episodes: None for all of the protocol. device: empty for the best.
+    """checkpoint, server: one of them, or None both for the scripted expert. episodes: None for all of the protocol.
+    device: of a checkpoint's policy; empty for the best.
 
     variants: perturbations to run beside the clean pictures, each and the clean arm in a folder of its own below `out`;
     none: the clean arm alone, in `out` itself.
@@ -52,6 +66,12 @@ class Request:
     device: str
     command: str
     variants: Sequence[Variant]
+    server: Server | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the actions come from."""
+        return str(self.checkpoint or (self.server and self.server.url) or EXPERT)
 
 
 @dataclass(frozen=True)
@@ -78,19 +98,34 @@ def evaluate(request: Request) -> dict[Variant, results.Summary]:
     if request.workers < 1 or request.videos < 0:
         raise UserError("--workers must be at least 1 and --videos at least 0.")
     wanted = select(protocol, request.tasks, request.episodes)
-    policy = load_policy(request)
-    if request.variants and not (policy and policy.views):
-        raise UserError("--perturb changes pictures, and this policy sees none; evaluate it without --perturb.")
-    arms = open_arms(request, policy)
-    seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
-    with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
-        summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
+    with open_policy(request) as policy:
+        if request.variants and not (policy and policy.views):
+            raise UserError("--perturb changes pictures, and this policy sees none; evaluate it without --perturb.")
+        arms = open_arms(request, policy)
+        seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
+        try:
+            with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
+                summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
+        except PolicyLost as error:
+            kept = f"finished episodes are in {request.out}, and the same command runs the rest"
+            raise UserError(f"{str(error).removesuffix('.')}; {kept}.") from error
     if request.variants:
         print(compare.against_clean({arm.variant: arm.stored.rows.values() for arm in arms}))
     return summaries
 
 
-def open_arms(request: Request, policy: ServedPolicy | None) -> list[Arm]:
+def open_policy(request: Request) -> AbstractContextManager[ServedPolicy | RemotePolicy | None]:
+    """The policy of a request for as long as the context lasts: on its device, or connected; None for the expert."""
+    if request.server is None:
+        return nullcontext(load_policy(request))
+    try:
+        from la4vla.serve.client import RemotePolicy
+    except ModuleNotFoundError as error:
+        raise UserError('--server needs msgpack and websockets: pip install "la4vla[serve]".') from error
+    return RemotePolicy(request.server.url, request.server.token)
+
+
+def open_arms(request: Request, policy: ServedPolicy | RemotePolicy | None) -> list[Arm]:
     """The clean arm and one for each variant. Raises UserError where a folder holds another evaluation's rows."""
     if request.variants and (request.out / results.EPISODES).exists():
         raise UserError(
@@ -100,7 +135,7 @@ def open_arms(request: Request, policy: ServedPolicy | None) -> list[Arm]:
     identity, step = (policy.identity, policy.step) if policy else (EXPERT, 0)
     gl = request.suite.prepare()
     versions = {name: importlib.metadata.version(name) for name in request.suite.packages}
-    versions |= {"la4vla": la4vla.__version__, "torch": torch.__version__}
+    versions |= {"la4vla": la4vla.__version__, "torch": torch.__version__, **(policy.versions if policy else {})}
     arms = []
     for variant in dict.fromkeys([CLEAN, *request.variants]):
         folder = request.out / variant.folder if request.variants else request.out
@@ -122,7 +157,7 @@ def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runne
         "policy": arm.identity,
         "perturbation": asdict(arm.variant),
         "untrained": request.untrained,
-        "checkpoint": str(request.checkpoint or EXPERT),
+        "checkpoint": request.source,
         "step": arm.step,
         "command": request.command,
         "versions": arm.versions,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import NoiseKey, PolicyLost, ServedPolicy
 from la4vla.types import Observation, UserError
 
 
@@ -72,7 +72,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "policy")
 
     async def ask(self, question: Question) -> Answer:
-        """Raises UserError for an observation the policy refuses and for more questions than a batch holds."""
+        """Raises UserError for an observation the policy refuses and for more questions than a batch holds, PolicyLost
+        where nothing is answered any more."""
         if len(question.keys) > self.max_batch:
             raise UserError(f"{len(question.keys)} queries came in one message, --max-batch is {self.max_batch}.")
         if self._stopped:
@@ -135,5 +136,5 @@ class Batcher:
                 waiting.fail(UserError("the policy's actions are not finite; the state is far from its training data."))
 
 
-def _stopped() -> UserError:
-    return UserError("the server has stopped; connect again when it is back.")
+def _stopped() -> PolicyLost:
+    return PolicyLost("the server has stopped; connect again when it is back.")

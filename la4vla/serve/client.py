@@ -1,31 +1,34 @@
 """The other end of `la4vla serve`: a policy on another machine, asked like the one in process.
 
-One connection, one question at a time. Refuses, with a UserError of one sentence: a server that is not there, asks for
-another token or talks another dialect; and it passes on what the server refuses.
+One connection, one message at a time, no more questions in it than the server computes together. Refuses, with a
+UserError of one sentence: a server that is not there, asks for another token or talks another dialect; and it passes on
+what the server refuses. A server that goes away is a PolicyLost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import connect
 
 from la4vla.serve import wire
 from la4vla.serve.dialects import SCHEMA
-from la4vla.serve.policy import NoiseKey, require_match
+from la4vla.serve.policy import NoiseKey, PolicyLost, require_match
 from la4vla.types import Embodiment, Observation, UserError
 
 MAX_REPLY = 2**24  # bytes: a batch of 64 chunks of 50 x 24 takes a third of a megabyte
 
 
 class RemotePolicy:
-    """A served policy with the questions of `ServedPolicy`: identity, step, embodiment, views, check, infer.
+    """A served policy with the questions of `ServedPolicy`: identity, step, embodiment, views, versions, check, infer.
 
-    timing: of the last answer, as the server measured it (queue_ms, infer_ms, batch). Close it, or use it in `with`.
+    contract: the server's hello. timing: of the last answer, as the server measured it (queue_ms, infer_ms, batch).
+    Close it, or use it in `with`.
     """
 
     def __init__(self, url: str, token: str = "", timeout_s: float = 60.0) -> None:
@@ -48,6 +51,8 @@ class RemotePolicy:
                 )
             )
         except (OSError, InvalidHandshake, InvalidURI) as error:
+            if isinstance(error, InvalidStatus) and error.response.status_code == HTTPStatus.UNAUTHORIZED:
+                raise UserError(f"{url}: HTTP 401; give the token that the server has or printed.") from error
             raise UserError(f"{url}: no policy server answers there ({error}); start `la4vla serve`.") from error
         self.contract = self._receive("hello")
         if self.contract["schema"] != SCHEMA:
@@ -57,6 +62,7 @@ class RemotePolicy:
         self.identity: str = self.contract["identity"]
         self.step: int = self.contract["step"]
         self.views: tuple[str, ...] = tuple(self.contract["views"])
+        self.versions: dict[str, str] = self.contract["versions"]
         self.embodiment = Embodiment.from_dict(self.contract["embodiment"])
 
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
@@ -66,7 +72,7 @@ class RemotePolicy:
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
         """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
 
-        Raises UserError for what the server refuses, and where the connection is lost.
+        Raises UserError for what the server refuses, and PolicyLost where the connection is lost.
         """
         queries = [
             {
@@ -77,9 +83,13 @@ class RemotePolicy:
             }
             for seen, key in zip(observations, noise_keys, strict=True)
         ]
-        answer = self._ask({"type": "infer", "queries": queries}, "actions")
-        self.timing = answer["timing"]
-        return list(answer["actions"])
+        chunks: list[np.ndarray] = []
+        size = self.contract["max_batch"]
+        for start in range(0, len(queries), size):
+            answer = self._ask({"type": "infer", "queries": queries[start : start + size]}, "actions")
+            self.timing = answer["timing"]
+            chunks += list(answer["actions"])
+        return chunks
 
     def close(self) -> None:
         self._closing.close()
@@ -101,7 +111,9 @@ class RemotePolicy:
         try:
             answer = wire.unpack(self._socket.recv(self.timeout_s))
         except TimeoutError as error:
-            raise UserError(f"{self.url}: no answer in {self.timeout_s:g} s; is it a server of our dialect?") from error
+            self.close()  # an answer that comes later must not be taken for the next question's
+            seconds = f"{self.timeout_s:g} s"
+            raise PolicyLost(f"{self.url}: no answer in {seconds}; is it a server of our dialect?") from error
         except ConnectionClosed as error:
             raise self._lost(error) from error
         if answer.get("type") == "error":
@@ -110,5 +122,5 @@ class RemotePolicy:
             raise UserError(f"{self.url} does not speak our dialect; serve with --dialect la4vla.")
         return answer
 
-    def _lost(self, error: ConnectionClosed) -> UserError:
-        return UserError(f"{self.url}: the connection is lost ({error}); connect again.")
+    def _lost(self, error: ConnectionClosed) -> PolicyLost:
+        return PolicyLost(f"{self.url}: the connection is lost ({error}); connect again.")

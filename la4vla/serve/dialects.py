@@ -85,6 +85,7 @@ def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int)
         "image_size": policy.spec.image_size,
         "horizon": policy.spec.horizon,
         "control_hz": policy.embodiment.control_hz,
+        "versions": policy.versions,
         "dialect": dialect,
         "max_batch": max_batch,
         "max_bytes": max_bytes,

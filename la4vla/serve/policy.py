@@ -29,6 +29,10 @@ from la4vla.rng import RngUse, generator
 from la4vla.types import Embodiment, InputSpec, Observation, Sample, UserError
 
 
+class PolicyLost(UserError):
+    """A policy that can be asked no more; what it answered before stands."""
+
+
 class NoiseKey(NamedTuple):
     """What a chunk's noise is drawn from. query: number of the question within the episode, from 0."""
 
@@ -84,6 +88,11 @@ class ServedPolicy:
     @property
     def spec(self) -> InputSpec:
         return self.policy.spec
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what computes the actions."""
+        return {"torch": torch.__version__}
 
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""

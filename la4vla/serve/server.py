@@ -27,11 +27,12 @@ import torch
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from la4vla.serve import dialects, wire
 from la4vla.serve.batcher import Batcher
-from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
 HEALTH = "/healthz"
@@ -167,6 +168,9 @@ class Server:
                         reply = asked
                     else:
                         reply = self.dialect.reply(await self.batcher.ask(asked), session)
+                except PolicyLost as error:
+                    await connection.close(CloseCode.INTERNAL_ERROR, str(error))
+                    return
                 except UserError as error:
                     sentence = "".join(letter if letter.isprintable() else "?" for letter in str(error))
                     reply = self.dialect.error(sentence)

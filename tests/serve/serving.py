@@ -40,7 +40,7 @@ def serving(policy, **settings):
             box["server"], box["url"] = server, url
             ready.set()
 
-        await run(policy, Settings(Path(), port=0, **settings), box["stop"], started)
+        await run(policy, Settings(Path(), **{"port": 0, **settings}), box["stop"], started)
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(lambda: asyncio.run(main()))

@@ -1,20 +1,33 @@
-"""Why: an evaluation over the wire must be the evaluation in process, episode for episode, and the example in the
-documentation must run as it stands there."""
+"""Why: an evaluation over the wire must be the evaluation in process, row for row, perturbed or not; a server that goes
+away must cost no finished episode; and the example in the documentation must run as it stands there."""
 
 import re
+import socket
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import __main__ as command
+from benchmarks import compare, evaluate, protocols, results
+from benchmarks.evaluate import Request, Server
+from benchmarks.metaworld import SUITE as METAWORLD
+from benchmarks.perturb import CLEAN, parse
 from benchmarks.rollout import Job, roll_out
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.policy import NoiseKey, ServedPolicy
-from tests.benchmarks.fake_env import EMBODIMENT, TASKS, PointEnv, protocol
+from la4vla.sim.metaworld import EMBODIMENT as SAWYER
+from la4vla.types import UserError
+from tests.benchmarks.fake_env import EMBODIMENT, SUITE, TASKS, PointEnv, protocol
 from tests.hand_checkpoint import write_checkpoint
 from tests.serve.serving import serving
 
 torch.set_num_threads(1)
+RULES = protocol(episodes=2, horizon=12)
+MEASURED = dict.fromkeys(("wall_s", "seconds", "latencies_ms"))
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +35,22 @@ def policy(tmp_path_factory):
     return ServedPolicy.load(write_checkpoint(tmp_path_factory.mktemp("run") / "point", EMBODIMENT, ("eye",)))
 
 
-def episode(policy, job: Job):
+def request_(url: str, out: Path, **changes) -> Request:
+    base = Request(
+        suite=SUITE, protocol=RULES, checkpoint=None, untrained=False, out=out, workers=2, tasks=(), episodes=None,
+        videos=0, device="", command="", variants=(), server=Server(url, ""),
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def keyed(folder: Path) -> dict:
+    """Everything in the rows that is not a measured time."""
+    return {(row.task, row.episode): replace(row, **MEASURED) for row in results.read_rows(folder)}
+
+
+def episode(policy, job: Job, rules=None):
     """The outcome of one episode of the fake task under the policy."""
-    rules, asked = protocol(), []
+    rules, asked = rules or protocol(), []
 
     def ask(seen, number):
         asked.append(number)
@@ -42,6 +68,141 @@ def test_an_episode_is_the_same_in_process_and_over_the_wire_in_any_order(policy
     with serving(policy) as (url, _), RemotePolicy(url) as remote:
         remote.check(EMBODIMENT, ("eye",))
         assert {job: episode(remote, job) for job in reversed(jobs)} == here
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_metaworld_served_is_metaworld_in_process_row_for_row(tmp_path):
+    """Clean, with noise in the pixels and with another light in the scene; one worker, so that batches are the same."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", SAWYER, ("corner4",))
+    rules = protocols.load("metaworld/quickstart-v1", ["groups={easy: [reach-v3]}", "horizon=16", "image_size=112"])
+    here = request_(
+        "", tmp_path / "here", suite=METAWORLD, protocol=rules, checkpoint=checkpoint, device="cpu", workers=1,
+        episodes=2, variants=parse(["gaussian_noise:5", "light:5"]), server=None,
+    )  # fmt: skip
+    evaluate.evaluate(here)
+    served = ServedPolicy.load(checkpoint)
+    with serving(served) as (url, _):
+        there = replace(here, out=tmp_path / "there", checkpoint=None, device="", server=Server(url, ""))
+        evaluate.evaluate(there)
+        assert results.read_run(there.out / "clean")["checkpoint"] == url
+    ends = set()
+    for arm in ("clean", "gaussian_noise_5", "light_5"):
+        rows = keyed(there.out / arm)
+        assert rows == keyed(here.out / arm) and len(rows) == 2
+        assert {(row.policy, row.step) for row in rows.values()} == {(served.identity, 7)}
+        ends |= {tuple(row.final_state) for row in rows.values()}
+        paired = compare.folders(here.out / arm, there.out / arm)
+        assert "reach-v3" in paired.table()
+    assert len(ends) == 6, "an episode or a perturbation that changes nothing proves nothing"
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_costs_no_finished_episode(policy, tmp_path, capsys):
+    sizes = []
+
+    class Breaking(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            sizes.append(len(noise_keys))
+            if sum(sizes) > 12:  # an episode has three queries
+                raise ZeroDivisionError("a bug")
+            time.sleep(0.05)
+            return super().infer(observations, noise_keys)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asked = request_(f"ws://127.0.0.1:{port}", tmp_path / "out")
+    with (
+        pytest.raises(ZeroDivisionError),
+        serving(Breaking(**vars(policy)), port=port),
+        pytest.raises(UserError, match=r"the connection is lost .* finished episodes are in .*/out, and the same"),
+    ):
+        evaluate.evaluate(asked)
+    kept = keyed(asked.out)
+    assert 1 <= len(kept) < 6
+    assert max(sizes) == 2, "queries of the two workers were never batched"
+    with pytest.raises(UserError, match=r"no policy server answers there"):
+        evaluate.evaluate(asked)
+    with serving(policy, port=port):
+        assert evaluate.evaluate(asked)[CLEAN].micro.n == 6
+    rows = keyed(asked.out)
+    assert kept.items() <= rows.items() and f"{len(kept)} already there" in capsys.readouterr().out
+    for (task, number), row in rows.items():  # to fp32 rounding: the batches were others
+        success, steps, final = episode(policy, Job(task, number), RULES)
+        assert (row.success, row.steps) == (success, steps)
+        assert row.final_state == pytest.approx(final, abs=1e-4)
+
+
+def test_more_questions_than_the_server_computes_together_go_in_several_messages(policy):
+    jobs = [Job(TASKS[0], number) for number in range(3)]
+    seen = [PointEnv(RULES, ("eye",)).reset(job.task, job.episode) for job in jobs]
+    keys = [NoiseKey(0, job.task, job.episode, 0) for job in jobs]
+    with serving(policy, max_batch=2) as (url, _), RemotePolicy(url) as remote:
+        chunks = remote.infer(seen, keys)
+        assert remote.timing["batch"] == 1 and len(chunks) == 3
+        for chunk, one, key in zip(chunks, seen, keys, strict=True):
+            assert chunk == pytest.approx(policy.infer([one], [key])[0], abs=2e-5)
+
+
+def test_a_late_answer_is_not_taken_for_the_next(policy):
+    class Slow(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            time.sleep(0.5)
+            return super().infer(observations, noise_keys)
+
+    seen = PointEnv(RULES, ("eye",)).reset(TASKS[0], 0)
+    with serving(Slow(**vars(policy))) as (url, _), RemotePolicy(url, timeout_s=0.2) as remote:
+        with pytest.raises(UserError, match=r"no answer in 0\.2 s"):
+            remote.infer([seen], [NoiseKey(0, TASKS[0], 0, 0)])
+        with pytest.raises(UserError, match="the connection is lost"):
+            remote.infer([seen], [NoiseKey(0, TASKS[1], 0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--server", "ws://127.0.0.1:9", "--expert"], "not allowed with"),
+        (["--server", "ws://127.0.0.1:9", "--untrained"], "not --expert or --server"),
+        (["--server", "ws://127.0.0.1:9", "--device", "cpu"], "leave it out beside --server"),
+        (["--server", "ws://127.0.0.1:9", "--token-env", "NO_SUCH_TOKEN"], "export the token"),
+        (["--server", "ws://any:s3cret@127.0.0.1:9"], "use --token-env"),
+        (["--expert", "--token-env", "PATH"], "--token-env is for --server"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, monkeypatch, capsys, options, sentence):
+    arguments = ["metaworld", "--protocol", "metaworld/quickstart-v1", "--out", str(tmp_path / "out"), *options]
+    try:
+        command.main(arguments)
+    except UserError as error:
+        assert sentence in str(error)
+    except SystemExit:
+        assert sentence in capsys.readouterr().err
+    else:
+        pytest.fail("was not refused")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_sends_the_token_of_its_variable(policy, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLICY_TOKEN", "s3cret")
+    monkeypatch.setitem(command.SUITES, "metaworld", SUITE)
+    monkeypatch.setattr(protocols, "load", lambda title, changes: RULES)
+    evaluated = []
+    monkeypatch.setattr(evaluate, "open_arms", lambda request, policy: evaluated.append((request, policy)) or [])
+    with serving(policy, token="s3cret") as (url, _):
+        options = ["metaworld", "--protocol", "any", "--out", str(tmp_path), "--server", url]
+        with pytest.raises(UserError, match=r"HTTP 401; give the token"):
+            command.main(options)
+        assert command.main([*options, "--token-env", "POLICY_TOKEN"]) == 0
+    ((request, remote),) = evaluated
+    assert remote.identity == policy.identity and "s3cret" not in request.command + repr(request)
+
+
+def test_without_its_libraries_the_command_names_the_cure(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "la4vla.serve.client", raising=False)
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    with pytest.raises(UserError, match=r"la4vla\[serve\]"):
+        evaluate.open_policy(request_("ws://127.0.0.1:9", tmp_path))
 
 
 def test_the_documented_client_runs(policy, capsys):
