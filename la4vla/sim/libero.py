@@ -14,8 +14,6 @@ World frame: the robot faces +x, +y is to its left, +z is up.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import importlib.util
 import json
 import os
@@ -30,10 +28,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from la4vla.sim.env import SceneChange, StepResult
 from la4vla.sim.libero_expert import LiberoExpert
-from la4vla.sim.render import check_frame, use_backend
-from la4vla.types import Embodiment, Observation, UserError, VectorSpec
+from la4vla.sim.mujoco_env import MujocoEnv
+from la4vla.types import Embodiment, UserError, VectorSpec
 
 EMBODIMENT = Embodiment(
     name="libero_panda",
@@ -100,76 +97,25 @@ def prompts() -> dict[str, str]:
     return {task: row["prompt"] for task, row in _rows().items()}
 
 
-class LiberoEnv:
-    """One LIBERO scene at a time, one such env per process.
+class LiberoEnv(MujocoEnv):
+    """One LIBERO scene at a time, one such env per process. A reset takes 0.15 s within a task, another task 1 s.
 
-    views: names of CAMERAS. image_size: pixels, square. horizon: control steps after which an episode is truncated, at
-    most 1000. fast: no reflections or anti-aliasing; twice the speed, other pictures: train and evaluate with the same
-    setting. Raises UserError for bad settings, where no GL backend renders and where LIBERO or its assets are missing.
+    views: names of CAMERAS. horizon: at most 1000 steps of 50 ms. fast: twice the speed. Of an action's gripper only
+    the sign counts, 0 holds it. Raises UserError also where LIBERO or its assets are missing.
     """
 
     embodiment = EMBODIMENT
+    simulator = "LIBERO"
+    turns = dict.fromkeys(CAMERAS, 0)
+    max_steps = MAX_STEPS
+    hidden_groups = (0,)  # collision meshes
+    task_file = "la4vla/sim/data/libero.json"
+    example = "libero_object_03"
 
     def __init__(self, views: Sequence[str], image_size: int, horizon: int, fast: bool) -> None:
-        for view in views:
-            if view not in CAMERAS:
-                raise UserError(f"view `{view}` is not a LIBERO camera; use one of {', '.join(CAMERAS)}.")
-        if not 1 <= horizon <= MAX_STEPS:
-            raise UserError(f"horizon is {horizon}; LIBERO episodes have 1 to {MAX_STEPS} steps.")
-        self.backend = use_backend()
+        super().__init__(views, image_size, horizon, fast)
         self._libero = open_libero()
-        self._views = tuple(views)
-        self._image_size = image_size
-        self._horizon = horizon
-        self._fast = fast
-        self._task = ""
-        self._steps = 0
-        self._state = np.zeros(7, np.float32)
-        self._scene: Any = None
-        self._renderer: Any = None
-        self._looks: Any = None
-        self._expert: LiberoExpert | None = None
-
-    def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
-        """Episode number `episode` >= 0 of `task`. 0.15 s within a task; another task builds another scene in 1 s."""
-        assert episode >= 0
-        if task not in _rows():
-            raise UserError(
-                f"`{task}` is not a LIBERO task; names look like `libero_object_03` (la4vla/sim/data/libero.json)."
-            )
-        if task != self._task:
-            self._build(task)
-        self._looks.restore(self._scene.sim.data._data, self._renderer)
-        self._scene.seed(episode // BLOCK)
-        self._scene.reset()
-        robot = self._scene.robots[0]
-        robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        self._state = _proprioception(self._scene.set_init_state(_init_states(self._libero, task)[episode % BLOCK]))
-        if change is not None:
-            self._looks.apply(change, task, episode, self._scene.sim.data._data, self._renderer)
-        self._steps = 0
-        self._expert = None
-        return self.observe()
-
-    def step(self, action: np.ndarray) -> StepResult:
-        """One step of 50 ms. action: [7] as EMBODIMENT.action says, clipped to [-1, 1]; of the gripper only the sign
-        counts, 0 holds it."""
-        action = np.asarray(action, np.float32)
-        if action.shape != (7,):
-            raise UserError(f"LIBERO takes actions of size 7, got shape {list(action.shape)}.")
-        if not np.isfinite(action).all():
-            raise ValueError(f"{self._task}: action {action.tolist()} is not finite")
-        if self._steps >= self._horizon:
-            raise RuntimeError(f"{self._task}: step past the horizon of {self._horizon}; call reset first")
-        seen, _, success, _ = self._scene.step(np.clip(action, -1.0, 1.0).astype(np.float64))
-        self._state = _proprioception(seen)
-        self._steps += 1
-        return StepResult(self._state, bool(success), self._steps >= self._horizon)
-
-    def observe(self) -> Observation:
-        """The present state and pictures, rendered now."""
-        views = {view: self._render(view) for view in self._views}
-        return Observation(views, self._state, _rows()[self._task]["prompt"])
+        self._seen: dict[str, np.ndarray] = {}
 
     def expert_action(self) -> np.ndarray:
         """float32 [7] in [-1, 1]: what a scripted expert, which sees all geometry, does at this state. Once a step."""
@@ -179,22 +125,13 @@ class LiberoEnv:
 
     def physics_state(self) -> np.ndarray:
         """float64: what identifies the simulation's state (positions, velocities, fixtures); for tests."""
-        data = self._scene.sim.data._data
+        data = self._data
         return np.concatenate([data.qpos, data.qvel, data.xpos.ravel(), data.site_xpos.ravel()])
 
-    def close(self) -> None:
-        """Free the renderer before the model, and collect both now: a late collection would black out the next env."""
-        if self._renderer is not None:
-            self._renderer.close()
-            atexit.unregister(self.close)
-        if self._scene is not None:
-            self._scene.close()
-        self._renderer = self._scene = self._looks = self._expert = None
-        self._task = ""
-        gc.collect()
+    def _read_prompts(self) -> dict[str, str]:
+        return prompts()
 
     def _build(self, task: str) -> None:
-        self.close()
         from libero.libero.envs.env_wrapper import ControlEnv  # pyright: ignore[reportMissingImports]
 
         from la4vla.sim.scene import Scene, Stage
@@ -209,30 +146,30 @@ class LiberoEnv:
             horizon=MAX_STEPS + 1,
         )
         height = TABLE_HEIGHTS[self._scene.env.parsed_problem["problem_name"]]
-        self._looks = Scene(self._scene.sim.model._model, Stage((0.0, 0.0, height), SURFACES, FIXED))
-        self._task = task
+        self._looks = Scene(self._model, Stage((0.0, 0.0, height), SURFACES, FIXED))
 
-    def _render(self, view: str) -> np.ndarray:
-        if self._renderer is None:
-            self._renderer = self._new_renderer()
-            # EGL goes down before the interpreter collects what is left; a renderer freed after that prints an error.
-            atexit.register(self.close)
-        self._renderer.update_scene(self._scene.sim.data._data, view, self._visible)
-        return check_frame(self._renderer.render().copy(), f"{self._task}/{view}")
+    def _begin(self, episode: int) -> None:
+        self._scene.seed(episode // BLOCK)
+        self._scene.reset()
+        robot = self._scene.robots[0]
+        robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        self._seen = self._scene.set_init_state(_init_states(self._libero, self._task)[episode % BLOCK])
+        self._expert = None
 
-    def _new_renderer(self) -> Any:
-        import mujoco
+    def _advance(self, action: np.ndarray) -> bool:
+        self._seen, _, success, _ = self._scene.step(action.astype(np.float64))
+        return bool(success)
 
-        model = self._scene.sim.model._model
-        if self._fast:
-            model.vis.quality.offsamples = 0
-        self._visible = mujoco.MjvOption()  # pyright: ignore[reportAttributeAccessIssue]
-        self._visible.geomgroup[0] = 0  # collision meshes
-        renderer = mujoco.Renderer(model, self._image_size, self._image_size)
-        if self._fast:
-            reflection = mujoco.mjtRndFlag.mjRND_REFLECTION  # pyright: ignore[reportAttributeAccessIssue]
-            renderer.scene.flags[reflection] = 0
-        return renderer
+    def _state(self) -> np.ndarray:
+        return _proprioception(self._seen)
+
+    @property
+    def _model(self) -> Any:
+        return self._scene.sim.model._model
+
+    @property
+    def _data(self) -> Any:
+        return self._scene.sim.data._data
 
 
 def open_libero() -> Path:
