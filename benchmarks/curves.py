@@ -15,9 +15,16 @@ from la4vla.types import UserError
 
 METRICS = "metrics.jsonl"
 INK = "#7d8590"  # text and axes; legible on white and on near-black
-LINES = {"loss": "#7d8590", "loss/la": "#d97706", "loss/vla": "#2f81f7", "lr": "#8957e5", "grad_norm": "#2da44e"}
+LINES = {
+    "loss": "#7d8590",
+    "loss/la": "#d97706",
+    "loss/la_leaky": "#cf222e",
+    "loss/vla": "#2f81f7",
+    "lr": "#8957e5",
+    "grad_norm": "#2da44e",
+}
 PANELS = (
-    ("loss", ("loss", "loss/la", "loss/vla"), True),
+    ("loss", ("loss", "loss/la", "loss/la_leaky", "loss/vla"), True),
     ("learning rate", ("lr",), False),
     ("gradient norm", ("grad_norm",), True),
 )

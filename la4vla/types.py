@@ -4,9 +4,9 @@ Words
     episode     one demonstration: T frames of state and action, optional views, a task instruction
     clip        a labelled span of an episode with its own instruction (an atomic action, or the whole task)
     view        one camera
-    sample      a clip at one start frame: instruction, state, action chunk, and for `vla` one image a view
+    sample      a clip at one start frame: instruction, state, action chunk, and but for `la` one image a view
     chunk       the next `horizon` actions
-    kind        `la` (no image token exists) or `vla`
+    kind        `la` (no image token exists), `vla`, or `la_leaky` (images are there, masked as the release masked them)
     source      a shard folder used as one kind
     stream      one of the equal parts a source is read in; the unit of mixing and of splitting over ranks
     micro-batch samples of one kind that go through the model together (a `Batch`)
@@ -31,9 +31,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Kind = Literal["la", "vla"]
-KINDS: tuple[Kind, ...] = ("la", "vla")
-"""In the order a step runs them: LA micro-batches first, VLA last (the engine's reduction hooks need it)."""
+Kind = Literal["la", "la_leaky", "vla"]
+KINDS: tuple[Kind, ...] = ("la", "la_leaky", "vla")
+"""In the order a step runs them: blind micro-batches first, those with images last (the engine's reduction hooks need
+it). `la_leaky` is an ablation: the language model's attention skips the images, the action head does not
+(model/backbone.py)."""
 
 
 class UserError(ValueError):
@@ -164,7 +166,7 @@ class InputSpec:
 class Batch:
     """One micro-batch: samples of one kind, ready for the model.
 
-    kind                `la` or `vla`
+    kind                one of KINDS
     input_ids_BL        int64, right-padded with pad_token_id to the longest row
     text_mask_BL        bool, True at real tokens (text and image positions)
     images_NCHW         uint8 RGB in 0..255, or None for `la`; N counts the images that exist, row by row

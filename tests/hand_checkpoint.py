@@ -6,13 +6,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from la4vla import manifest
-from la4vla.config import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
+from la4vla.config import DataConfig, ModelConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from la4vla.data.normalize import Stats
 from la4vla.data.transforms import build_chain, chain_to_dicts
 from la4vla.model.policy import build_policy
 from la4vla.model.tokenizer import build_prompter
 from la4vla.serve.policy import file_sha256
-from la4vla.types import Embodiment
+from la4vla.types import Embodiment, Kind
 
 
 def stats(names: tuple[str, ...], reach: float) -> Stats:
@@ -20,11 +20,14 @@ def stats(names: tuple[str, ...], reach: float) -> Stats:
     return Stats(names, 100, (0.0,) * len(names), (reach / 2,) * len(names), low, high, low, high)
 
 
-def write_checkpoint(folder: Path, embodiment: Embodiment, views: tuple[str, ...], seed: int = 0) -> Path:
+def write_checkpoint(
+    folder: Path, embodiment: Embodiment, views: tuple[str, ...], seed: int = 0, kind: Kind = "vla"
+) -> Path:
     """A complete checkpoint folder of the tiny preset with random weights and plausible statistics."""
     config = TrainConfig(
         run=RunConfig(dir="runs/hand"),
         model=ModelConfig(preset="tiny", dropout=0.0),
+        data=DataConfig(sources={"task": SourceConfig(path="task", kind=kind)}),
         stages={"only": StageConfig(mixture={"task": 1.0}, steps=7)},
     )
     policy = build_policy(config.model, seed)

@@ -65,6 +65,7 @@ def test_precedence_is_defaults_then_base_then_file_then_command_line(recipe):
         ("run=x", "not a subclass of RunConfig"),
         ("stages.pretrain.train=[visoin]", "nearest is `vision`"),
         ("stages.pretrain.train=[vision,head]", "without a vla source"),
+        ("data.sources.la.kind=la_leeky", "nearest is `la_leaky`"),
         ("stages.pretrain.global_batch=33", "multiple of data.streams"),
         ("stages.pretrain.lr=-1e-5", "stages.pretrain.lr is -1e-05; it must be in [0, inf)"),
         ("stages.pretrain.lr=inf", "lr is inf"),
@@ -87,6 +88,13 @@ def test_a_slip_is_one_sentence_with_the_cure(recipe, override, words):
     with pytest.raises(UserError) as caught:
         config.load(recipe, [override])
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_leaky_source_trains_vision_and_needs_a_backend_that_can_mask(recipe):
+    leaky = ["data.sources.la.kind=la_leaky", "stages.pretrain.train=[vision,projector,llm,head]"]
+    assert config.load(recipe, leaky).data.sources["la"].kind == "la_leaky"
+    with pytest.raises(UserError, match=r"flash_attention_2 cannot take; set model\.attention=sdpa"):
+        config.load(recipe, [*leaky, "model.attention=flash_attention_2"])
 
 
 @pytest.mark.parametrize("override", ["optim.clip_norm=inf", "data.augment=1", "stages.pretrain.lr=0"])

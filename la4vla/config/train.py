@@ -23,7 +23,7 @@ class RunConfig:
 
 @dataclass
 class ModelConfig:
-    preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, la4vla_1b)
+    preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b)
     weights: str = ""  # pretrained InternVL in the native `-hf` layout, local folder or hub id; empty: random
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
@@ -42,8 +42,8 @@ class FlowConfig:
 @dataclass
 class SourceConfig:
     path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
-    kind: str = MISSING  # la | vla; a folder with images may serve as la, its images are then never read
-    views: list[str] = field(default_factory=list)  # views a vla source shows, in slot order; empty: all of the index
+    kind: str = MISSING  # la | vla | la_leaky (docs/choices.md); la reads no image, though the folder may hold some
+    views: list[str] = field(default_factory=list)  # views a vla or la_leaky source shows, in slot order; empty: all
 
 
 @dataclass
@@ -171,5 +171,10 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
             f"({config.data.streams}), the unit of exact mixing."
         )
     kinds = {config.data.sources[source].kind for source in used}
-    if "vla" not in kinds and {"vision", "projector"} & set(stage.train):
+    if kinds == {"la"} and {"vision", "projector"} & set(stage.train):
         raise UserError(f"stages.{name} trains vision without a vla source; take vision and projector out of `train`.")
+    if "la_leaky" in kinds and config.model.attention == "flash_attention_2":
+        raise UserError(
+            f"stages.{name} mixes a la_leaky source, whose mask flash_attention_2 cannot take; set "
+            "model.attention=sdpa."
+        )

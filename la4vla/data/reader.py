@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_THREADS = 2  # tars read at the same time: enough to hide a network's latency, few enough to keep the disk serial
 STEPS_IN_FLIGHT = 2  # steps whose samples are on the pool while an earlier one is collated
-CHUNK = {"la": 64, "vla": 2}  # samples a task of the pool makes: an `la` sample is cheaper than a task
+CHUNK = {"la": 64, "la_leaky": 2, "vla": 2}  # samples a task of the pool makes: an `la` sample is cheaper than a task
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,14 @@ class Reader:
         clip = task.clips.result()[task.address.clip]
         sample = window(clip, task.address.frame, spec.horizon, source)
         error = ""
-        if source.kind == "vla":
+        if source.views:
             try:
                 sample = sample.but(views=_decoded(clip, task.address.frame, source.views))
             except ValueError as reason:
                 error = f"shard {source.index.shards[task.address.shard].name}, {reason}"
                 sample = sample.but(views=_grey(source), action_valid=np.zeros(spec.horizon, bool))
         sample = self._setup.chain(sample)
-        if source.kind == "vla" and self._config.data.augment and not error:
+        if source.views and self._config.data.augment and not error:
             draw = generator(seed, RngUse.AUGMENT, source.name, task.n)
             sample = augment(sample, draw, self._config.data.augment)
         draw = generator(seed, RngUse.FLOW, source.name, task.n)

@@ -24,7 +24,7 @@ from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
 
 @dataclass(frozen=True)
 class Source:
-    """A shard folder used as one kind. views: those it shows, in slot order; empty for `la`."""
+    """A shard folder used as one kind. views: those it shows, in slot order; empty for `la` and for no other kind."""
 
     name: str
     kind: Kind
@@ -48,7 +48,7 @@ def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
     indexes = {name: read_index(source.path) for name, source in config.data.sources.items() if name in used}
     embodiment = _embodiment(indexes)
     views = {
-        name: _views_of(name, config.data.sources[name].views, index) if config.data.sources[name].kind == "vla" else ()
+        name: () if config.data.sources[name].kind == "la" else _views_of(name, config.data.sources[name].views, index)
         for name, index in indexes.items()
     }
     chain = build_chain(config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes), spec)
@@ -57,11 +57,9 @@ def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
 
 
 def fingerprints(setup: Setup) -> dict[str, str]:
-    """Source name -> sha256 in hex over what its index says: frame_stride, and the shards' names and sha256s.
-
-    No tar is read. A folder that was written again with other clips under a run's feet is noticed by it on resume.
-    """
-    return {name: _fingerprint(source.index) for name, source in setup.sources.items()}
+    """Source name -> its fingerprint. A folder that was written again with other clips under a run's feet is noticed by
+    it on resume."""
+    return {name: fingerprint(source.index) for name, source in setup.sources.items()}
 
 
 def check_world(streams: int, world_size: int) -> None:
@@ -120,7 +118,8 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
     return "\n".join(lines)
 
 
-def _fingerprint(index: Index) -> str:
+def fingerprint(index: Index) -> str:
+    """sha256 in hex over what an index says: frame_stride, and the shards' names and sha256s. No tar is read."""
     lines = [f"{index.frame_stride}", *(f"{shard.name} {shard.sha256}" for shard in index.shards)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -149,7 +148,7 @@ def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
 
 def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]) -> Source:
     data: DataConfig = config.data
-    kind: Kind = "vla" if data.sources[name].kind == "vla" else "la"
+    kind = KINDS[KINDS.index(data.sources[name].kind)]
     return Source(name, kind, index, views, cut(index, name, data.streams, config.run.seed, data.shuffle_bytes))
 
 

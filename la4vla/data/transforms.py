@@ -52,7 +52,7 @@ class CleanInstruction:
 @dataclass(frozen=True)
 class SelectViews:
     """Keeps the views the model may be shown, in slot order. `la` samples pass. A view that is not there has no slot
-    filled and later no token; a `vla` sample with none of the views is an error."""
+    filled and later no token; any other sample with none of the views is an error."""
 
     views: tuple[str, ...]
 
@@ -321,7 +321,7 @@ def chain_to_dicts(chain: Chain) -> list[dict[str, Any]]:
 
 
 def chain_from_dicts(raw: Sequence[Mapping[str, Any]]) -> Chain:
-    """The inverse of chain_to_dicts. Raises UserError for a transform this version does not know."""
+    """The inverse of chain_to_dicts. Raises UserError for a transform this version does not know, or a damaged one."""
     return Chain(tuple(_transform_from_dict(item) for item in raw))
 
 

@@ -2,13 +2,19 @@
 
 What differs from calling InternVLModel.forward:
 - a batch of kind `la` never reaches the vision tower, and no image token exists in it;
+- a batch of kind `la_leaky` is masked as the release masked vision (FACTS 5.1 B1), to measure what that lets through:
+  its images go through the tower into the row, no position attends to an image position (an image position attends to
+  the text before it), and `key_mask_BL` shows the head all of them, so their residual stream carries the pixels to the
+  actions. The release hid real frames that way in LA pretraining (`--vision_masked`) and black pictures in a mixture
+  with VLA data (`--vision_masked_policy`); here the frames are those of the shards. The release's head saw the pads as
+  well (B2) and three image slots whatever existed; ours sees no pad and the views that exist;
 - image tokens are written to `batch.image_index` (index_copy), so no boolean mask is searched and the host never waits;
 - no padding mask is built. Rows are padded on the right and attention is causal, so a real token cannot see a pad; what
   the pads compute is garbage that `key_mask_BL` keeps out of the head. transformers would build that mask with
   `mask.all()` (masking_utils: one host sync a call) and lose the fast causal kernel;
 - no key/value cache, no language-model head; pixels are normalised in fp32 on the device (the released code did it in
   bf16).
-Refuses: other dtypes of pixels than uint8, batches whose kind and images disagree.
+Refuses: other dtypes of pixels than uint8, batches whose kind and images disagree, `la_leaky` with flash_attention_2.
 """
 
 from __future__ import annotations
@@ -75,27 +81,27 @@ class Backbone(nn.Module):
         super().__init__()
         self.size = size
         self.internvl = InternVLModel(internvl_config(size, attention))
-        self.explicit_causal_mask = attention == "eager"  # transformers' eager attention is causal by its mask only
+        self.attention = attention
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(context_BLE, key_mask_BL): hidden states behind the final norm, in the dtype of the weights or of autocast,
         and where they are real tokens (bool).
         """
         assert (batch.images_NCHW is None) == (batch.image_index is None)
-        assert batch.kind == "vla" or batch.images_NCHW is None
+        assert batch.kind != "la" or batch.images_NCHW is None
         embeds_BLE = self.internvl.language_model.embed_tokens(batch.input_ids_BL)
         if batch.images_NCHW is not None and batch.image_index is not None:
             tokens_NPE = self._image_tokens(batch.images_NCHW).to(embeds_BLE.dtype)
             flat = rearrange(embeds_BLE, "b l e -> (b l) e")
             flat = flat.index_copy(0, batch.image_index, rearrange(tokens_NPE, "n p e -> (n p) e"))
             embeds_BLE = rearrange(flat, "(b l) e -> b l e", b=batch.rows)
-        elif batch.kind == "vla" and torch.is_grad_enabled():
+        elif batch.kind != "la" and torch.is_grad_enabled():
             # No row shows a view (unreadable images). Vision still takes part, with zero gradient: other ranks wait.
             side = self.size.image_size
             blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=embeds_BLE.device)
             embeds_BLE = embeds_BLE + 0.0 * self._image_tokens(blank).mean().to(embeds_BLE.dtype)
         output = self.internvl.language_model(
-            inputs_embeds=embeds_BLE, attention_mask={"full_attention": self._causal_mask(embeds_BLE)}
+            inputs_embeds=embeds_BLE, attention_mask={"full_attention": self._attention_mask(batch, embeds_BLE)}
         )
         return output.last_hidden_state, batch.text_mask_BL
 
@@ -121,13 +127,26 @@ class Backbone(nn.Module):
         tokens = self.internvl.get_image_features(pixels, return_dict=True).pooler_output  # pyright: ignore
         return tokens
 
-    def _causal_mask(self, embeds_BLE: Tensor) -> Tensor | None:
-        """None for kernels that are causal by themselves; else additive [1, 1, L, L]."""
-        if not self.explicit_causal_mask:
+    def _attention_mask(self, batch: Batch, embeds_BLE: Tensor) -> Tensor | None:
+        """None where a kernel is causal by itself and that is all; else [B or 1, 1, L, L]: bool for sdpa (True: seen),
+        additive for eager, which is causal by its mask only.
+
+        No query is left without a key: a row begins with text. Raises UserError for `la_leaky` with flash_attention_2.
+        """
+        hidden = batch.image_index if batch.kind == "la_leaky" else None
+        if hidden is None and self.attention != "eager":
             return None
+        if self.attention == "flash_attention_2":
+            raise UserError("kind la_leaky needs a mask that flash_attention_2 cannot take; set model.attention=sdpa.")
         length = embeds_BLE.shape[1]
+        seen = torch.ones(1, 1, length, length, dtype=torch.bool, device=embeds_BLE.device).tril()
+        if hidden is not None:
+            text = torch.ones_like(batch.text_mask_BL).flatten().index_fill(0, hidden, False)
+            seen = seen & rearrange(text, "(b l) -> b 1 1 l", b=batch.rows)
+        if self.attention != "eager":
+            return seen
         lowest = torch.finfo(embeds_BLE.dtype).min
-        return torch.full((1, 1, length, length), lowest, device=embeds_BLE.device, dtype=embeds_BLE.dtype).triu(1)
+        return torch.zeros_like(seen, dtype=embeds_BLE.dtype).masked_fill(~seen, lowest)
 
 
 def _checkpoint(function, *inputs):  # noqa: ANN001, ANN002, ANN202

@@ -3,6 +3,7 @@
 Everything is rebuilt from the checkpoint folder, the transform chain and the tokenizer included, so that what is served
 is what was trained. A chunk depends on its observation and its noise key alone: the same episode gets the same actions
 alone or in a batch (to fp32 rounding), in any order. A policy that was trained without views never sees a pixel.
+`asked_as` gives the same weights another kind of row: a policy that sees, without images or with them masked.
 Refuses: an embodiment that is not the checkpoint's, a view that is missing, weights that are not the manifest's.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from la4vla.model.initial import randomise
 from la4vla.model.policy import Policy, rebuild
 from la4vla.model.tokenizer import Prompter
 from la4vla.rng import RngUse, generator
-from la4vla.types import Embodiment, InputSpec, Observation, Sample, UserError
+from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
 
 class PolicyLost(UserError):
@@ -46,7 +47,8 @@ class NoiseKey(NamedTuple):
 class ServedPolicy:
     """identity: sha256 of the weights, or how the untrained ones were made. step: optimizer steps of the checkpoint.
 
-    views: names of the pictures it needs, in slot order; empty for a policy of language and state alone.
+    views: names of the pictures it needs, in slot order; empty for kind `la`: a policy of language and state alone.
+    kind: of the rows it is asked with, as its run was trained; `vla` where it was trained on that among others.
     flow: noise and Euler steps of the sampler. Build one with `load` or `untrained`.
     """
 
@@ -54,6 +56,7 @@ class ServedPolicy:
     step: int
     embodiment: Embodiment
     views: tuple[str, ...]
+    kind: Kind
     flow: FlowConfig
     policy: Policy
     chain: Chain
@@ -94,6 +97,12 @@ class ServedPolicy:
         """Of what computes the actions."""
         return {"torch": torch.__version__}
 
+    def asked_as(self, kind: Kind) -> ServedPolicy:
+        """The same policy, asked with rows of another kind. Raises UserError where that shows a blind policy images."""
+        if kind != "la" and not self.views:
+            raise UserError(f"a policy without views cannot be asked as {kind}; ask it as la.")
+        return replace(self, kind=kind, views=() if kind == "la" else self.views)
+
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
@@ -103,15 +112,19 @@ class ServedPolicy:
 
         Raises UserError for a missing view or a state of the wrong size.
         """
-        samples = [self.chain(self._query(seen, key)) for seen, key in zip(observations, noise_keys, strict=True)]
-        noise = [self._noise(key) for key in noise_keys]
-        batch = collate(samples, self.spec, self._encode, noise, [0.0] * len(samples))
+        batch = self.batch(observations, noise_keys)
         with torch.inference_mode():
-            chunks_BTA = self.policy.sample(batch.to(self.device), self.flow.steps).cpu().numpy()
+            chunks_BTA = self.policy.sample(batch, self.flow.steps).cpu().numpy()
         return [
             self.chain.inverse(chunk_TA, seen.state).astype(np.float32)
             for chunk_TA, seen in zip(chunks_BTA, observations, strict=True)
         ]
+
+    def batch(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> Batch:
+        """What the model gets to see of these observations, on its device. Raises UserError as `infer` does."""
+        samples = [self.chain(self._query(seen, key)) for seen, key in zip(observations, noise_keys, strict=True)]
+        noise = [self._noise(key) for key in noise_keys]
+        return collate(samples, self.spec, self._encode, noise, [0.0] * len(samples)).to(self.device)
 
     def _query(self, seen: Observation, key: NoiseKey) -> Sample:
         _require_views(self.views, tuple(seen.views))
@@ -119,7 +132,7 @@ class ServedPolicy:
         if seen.state.shape != (dims,):
             raise UserError(f"the state has shape {list(seen.state.shape)}; this policy's embodiment has {dims} dims.")
         return Sample(
-            kind="vla" if self.views else "la",
+            kind=self.kind,
             key=f"{key.task}/{key.episode}/{key.query}",
             instruction=seen.instruction,
             state=seen.state.astype(np.float32),
@@ -162,12 +175,23 @@ def _serve(
         step=step,
         embodiment=Embodiment.from_dict(description.embodiment),
         views=tuple(description.views),
+        kind=_kind(description),
         flow=FlowConfig(**description.config["flow"]),
         policy=policy.eval().requires_grad_(False).to(place),
         chain=chain_from_dicts(description.transforms),
         prompter=Prompter.load(folder / manifest.TOKENIZER, policy.spec),
         device=place,
     )
+
+
+def _kind(description: manifest.Manifest) -> Kind:
+    """What a checkpoint's run showed it of its views: `la_leaky` where every source with views was of that kind."""
+    if not description.views:
+        return "la"
+    stages, sources = description.config["stages"], description.config["data"]["sources"]
+    mixed = {name for stage in stages.values() for name, share in stage["mixture"].items() if share}
+    kinds = {source["kind"] for name, source in sources.items() if name in mixed}
+    return "la_leaky" if "la_leaky" in kinds and "vla" not in kinds else "vla"
 
 
 def _require_views(needed: Sequence[str], views: Sequence[str]) -> None:

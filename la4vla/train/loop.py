@@ -57,7 +57,7 @@ def train(config: TrainConfig, world: World) -> None:
 
 
 def train_step(engine: Engine, data: StepData, config: TrainConfig, world: World, stop: bool) -> StepResult:
-    """One optimizer step: its LA micro-batches, then its VLA ones, then the update.
+    """One optimizer step: its micro-batches in the order of KINDS, then the update.
 
     The loss is the sum over kinds of weight x share of the step's samples x (squared error / valid values), both over
     all ranks, so that neither ranks nor micro-batches change it. stop: this rank's vote to end the run.

@@ -167,6 +167,26 @@ def test_la_comes_first_and_is_blind(folders):
             assert (SPEC.image_token_id in batch.input_ids_BL) == (batch.kind == "vla")
 
 
+def test_leaky_rows_show_images_and_stand_between(folders):
+    """Vision's micro-batches come last; and the folder serves as three kinds with the same samples."""
+    config = train_config(
+        {name: (folders / "vla", name) for name in ("vla", "la_leaky", "la")}, steps=4, global_batch=12
+    )
+    for data in steps(config):
+        assert [batch.kind for batch in data.batches] == sorted(batch.kind for batch in data.batches)
+        for batch in data.batches:
+            assert (batch.images_NCHW is None) == (batch.kind == "la")
+    one, two = (
+        [batch for data in steps(train_config({"same": (folders / "vla", kind)}, steps=4)) for batch in data.batches]
+        for kind in ("la_leaky", "vla")
+    )
+    assert {batch.kind for batch in one} == {"la_leaky"}
+    for leaky, seeing in zip(one, two, strict=True):
+        assert leaky.images_NCHW is not None and seeing.images_NCHW is not None
+        assert leaky.keys == seeing.keys and torch.equal(leaky.images_NCHW, seeing.images_NCHW)
+        assert torch.equal(leaky.input_ids_BL, seeing.input_ids_BL) and torch.equal(leaky.noise_BTA, seeing.noise_BTA)
+
+
 def test_image_shards_serve_as_la(folders):
     config = train_config({"blind": (folders / "vla", "la")}, steps=4)
     batches = [batch for data in steps(config) for batch in data.batches]
@@ -279,9 +299,10 @@ def test_sources_of_different_robots_are_refused(folders, tmp_path):
         prepare(train_config({"a": (folders / "la", "la"), "b": (tmp_path / "pose", "la")}), SPEC)
 
 
-def test_la_shards_cannot_serve_as_vla(folders):
+@pytest.mark.parametrize("kind", ["vla", "la_leaky"])
+def test_la_shards_cannot_serve_as_a_kind_with_images(folders, kind):
     with pytest.raises(UserError, match="holds no images"):
-        prepare(train_config({"a": (folders / "la", "vla")}), SPEC)
+        prepare(train_config({"a": (folders / "la", kind)}), SPEC)
 
 
 def test_too_few_shards_for_the_streams(folders):

@@ -10,18 +10,18 @@ import torch
 from la4vla.config import ModelConfig
 from la4vla.model.policy import Policy, build_policy
 from la4vla.model.tokenizer import build_prompter
-from la4vla.types import Batch, InputSpec
+from la4vla.types import Batch, InputSpec, Kind
 
 SENTENCES = ("push the puck to a goal", "lift", "move the empty gripper up slowly and then back to the left of the box")
 
 
 def batch_of(
-    spec: InputSpec, kind: str, rows: int = 3, views: Sequence[int] = (1, 2, 0), extra_pads: int = 0, seed: int = 0
+    spec: InputSpec, kind: Kind, rows: int = 3, views: Sequence[int] = (1, 2, 0), extra_pads: int = 0, seed: int = 0
 ) -> Batch:
     """Rows of different length; row i shows views[i] images; dims 6 and 7 are absent; row 1 ends after 5 steps."""
     prompter = build_prompter(ModelConfig())
     generator = torch.Generator().manual_seed(seed)
-    counts = [views[row % len(views)] if kind == "vla" else 0 for row in range(rows)]
+    counts = [views[row % len(views)] if kind != "la" else 0 for row in range(rows)]
     ids = [prompter.encode(SENTENCES[row % 3], range(count)) for row, count in enumerate(counts)]
     length = max(map(len, ids)) + extra_pads
     input_ids = torch.full((rows, length), spec.pad_token_id)
@@ -37,11 +37,11 @@ def batch_of(
     state_mask = torch.ones(rows, spec.state_dim, dtype=torch.bool)
     state_mask[:, 6:] = False
     return Batch(
-        kind="vla" if kind == "vla" else "la",
+        kind=kind,
         input_ids_BL=input_ids,
         text_mask_BL=mask,
-        images_NCHW=images.to(torch.uint8) if kind == "vla" else None,
-        image_index=(input_ids.flatten() == spec.image_token_id).nonzero()[:, 0] if kind == "vla" else None,
+        images_NCHW=images.to(torch.uint8) if kind != "la" else None,
+        image_index=(input_ids.flatten() == spec.image_token_id).nonzero()[:, 0] if kind != "la" else None,
         state_BS=(torch.rand(rows, spec.state_dim, generator=generator) * 2 - 1) * state_mask,
         state_mask_BS=state_mask,
         actions_BTA=(torch.rand(shape, generator=generator) * 2 - 1) * action_mask,

@@ -9,6 +9,7 @@ from transformers import InternVLModel
 from la4vla.config import ModelConfig
 from la4vla.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from la4vla.model.policy import build_policy
+from la4vla.types import KINDS
 
 
 def reference(internvl: InternVLModel, batch):
@@ -63,7 +64,7 @@ class Reads(TorchDispatchMode):
 
 def test_no_operation_makes_the_host_wait(policy, make_batch):
     """Forward, backward and sampling; transformers' own mask building would read `mask.all()`."""
-    for kind in ("la", "vla"):
+    for kind in KINDS:
         batch = make_batch(policy.spec, kind)
         with Reads() as reads:
             policy.train()(batch)[0].backward()

@@ -11,7 +11,7 @@ import torch
 from la4vla.config import ModelConfig
 from la4vla.model import flow
 from la4vla.model.policy import build_policy, rebuild
-from la4vla.types import UserError
+from la4vla.types import KINDS, UserError
 
 
 def loss_and_gradients(policy, batch):
@@ -47,10 +47,11 @@ def test_la_batches_cannot_hold_images(policy, make_batch):
         policy(replace(batch, images_NCHW=None))
 
 
-def test_a_vla_batch_without_any_view_equals_la_and_still_counts_vision_in(policy, make_batch):
+@pytest.mark.parametrize("kind", ["la_leaky", "vla"])
+def test_a_batch_without_any_view_equals_la_and_still_counts_vision_in(policy, make_batch, kind):
     """Every image of a micro-batch unreadable: the loss is the text's, and vision has a gradient of zero."""
     batch = make_batch(policy.spec, "la")
-    blank = replace(batch, kind="vla")
+    blank = replace(batch, kind=kind)
     expected, found = loss_and_gradients(policy, batch), loss_and_gradients(policy, blank)
     assert torch.equal(expected[0], found[0])
     for name, gradient in found[2].items():
@@ -84,7 +85,7 @@ def test_vla_sees_its_own_pixels_and_no_other_rows(policy, make_batch):
     assert moved[1].any() and not moved[0].any() and not moved[2].any()
 
 
-@pytest.mark.parametrize("kind", ["la", "vla"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_padded_positions_cannot_matter(policy, make_batch, kind):
     """Ids of real words at pad positions: losses, gradients and actions stay the same, to the bit."""
     batch = make_batch(policy.spec, kind, extra_pads=4)
@@ -119,7 +120,7 @@ def test_padding_a_batch_further_changes_nothing_but_rounding(policy, make_batch
 
 
 @pytest.mark.parametrize("value", [0.7, 1e9, float("nan")])
-@pytest.mark.parametrize("kind", ["la", "vla"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_padded_targets_and_absent_dims_cannot_change_loss_or_gradients(policy, make_batch, kind, value):
     batch = make_batch(policy.spec, kind)
     dirty = replace(
@@ -168,7 +169,7 @@ def test_a_row_without_any_real_value_counts_nothing(policy, make_batch):
     assert all(g.isfinite().all() for g in gradients.values() if g is not None)
 
 
-@pytest.mark.parametrize("kind", ["la", "vla"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_batched_equals_single(policy, make_batch, kind):
     policy.eval()
     batch = make_batch(policy.spec, kind)
@@ -186,7 +187,7 @@ def test_batched_equals_single(policy, make_batch, kind):
             input_ids_BL=batch.input_ids_BL[pick, :length],
             text_mask_BL=batch.text_mask_BL[pick, :length],
         )
-        if kind == "vla":
+        if kind != "la":
             counts = (batch.input_ids_BL == policy.spec.image_token_id).sum(1) // policy.spec.image_tokens
             first = int(counts[:row].sum())
             index = (single.input_ids_BL[0] == policy.spec.image_token_id).nonzero()[:, 0]
@@ -198,7 +199,7 @@ def test_batched_equals_single(policy, make_batch, kind):
     torch.testing.assert_close(policy(batch)[0], totals, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["la", "vla"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_eager_equals_sdpa(make_batch, kind):
     """The release gave other actions on another attention backend (FACTS 5.1 B2)."""
     one = build_policy(ModelConfig(dropout=0.0, attention="eager"), seed=0).eval()
@@ -250,7 +251,7 @@ def test_time_is_continuous_under_bf16(policy, make_batch):
     assert not torch.equal(one, two)
 
 
-@pytest.mark.parametrize("kind", ["la", "vla"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bf16_weights_run_and_stay_near(policy, make_batch, kind):
     """Engines may cast the weights (DeepSpeed) or autocast; the loss stays fp32 and close either way."""
     policy.eval()
@@ -264,7 +265,7 @@ def test_bf16_weights_run_and_stay_near(policy, make_batch, kind):
         torch.testing.assert_close(loss, exact, rtol=0.03, atol=0.0)
 
 
-@pytest.mark.parametrize("kind", ["la", "vla"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_changes_memory_not_gradients(policy, make_batch, kind):
     batch = make_batch(policy.spec, kind)
     before = loss_and_gradients(policy, batch)

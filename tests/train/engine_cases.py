@@ -16,18 +16,18 @@ from la4vla.config import EngineConfig, RunConfig, StageConfig, TrainConfig
 from la4vla.train import checkpoint, dist, engine
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
-from la4vla.types import Batch
+from la4vla.types import Batch, Kind
 
 STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
 ENGINES = (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3))
-PATTERNS = (("la", "la", "vla"), ("la",), ("vla", "vla"), ("la", "vla"))
+PATTERNS: tuple[tuple[Kind, ...], ...] = (("la", "la", "vla"), ("la",), ("la_leaky", "vla"), ("la", "la_leaky"))
 """Micro-batches of a step, in turn: vision last, vision not at all, only vision, both. The second and third put the
 engines' reductions to the test: what an earlier micro-batch or step left in a buffer must not come back."""
 UNITS = 4  # parts a micro-batch is cut into over the ranks; sums over them must not depend on who had which
 
 
 class Toy(nn.Module):
-    """A shared trunk and head, a vision branch that only `vla` reaches, and something frozen."""
+    """A shared trunk and head, a vision branch that `la` does not reach, and something frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,13 +42,13 @@ class Toy(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.embed(batch.state_BS)
-        if batch.kind == "vla":
+        if batch.kind != "la":
             x = x + self.vision(batch.noise_BTA)
         error = self.head(self.trunk(self.frozen(x * self.scale))).float() - batch.actions_BTA
         return error.square().sum(), torch.tensor(float(error.numel()))
 
 
-def batch(kind: str, seed: int) -> Batch:
+def batch(kind: Kind, seed: int) -> Batch:
     """Two rows; the fields that the toy reads."""
     draw = torch.Generator().manual_seed(seed)
     state, vision, target = (torch.randn(2, width, generator=draw) for width in (5, 6, 3))
