@@ -24,8 +24,10 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator (`la4vla eval --help`)
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
+  la4vla probe DIR --cases FILE                does it follow the instruction or the picture? scores, one HTML page
+  la4vla probe cases SHARDS --out FILE         draw the cases, the same for every checkpoint
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
-  la4vla doctor [--checkpoint DIR] [--data DIR]   whether results made here are comparable, and the cures
+  la4vla doctor [--protocol NAME] ...          whether results made here are comparable, and the cures
 """
 
 PRESET_IN_MIND = "la4vla_1b"  # whose image tokens `data stats` counts unless told otherwise
@@ -81,6 +83,61 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _probe(arguments: Sequence[str]) -> int:
+    return _probe_cases(arguments[1:]) if arguments and arguments[0] == "cases" else _probe_policy(arguments)
+
+
+def _probe_cases(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla probe cases", argument_default=argparse.SUPPRESS)
+    parser.add_argument("shards", help="a shard folder with pictures")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL")
+    parser.add_argument("--count", type=int, help="cases a condition, 100 unless given")
+    parser.add_argument("--seed", type=int, help="of the choice, 0 unless given")
+    parser.add_argument(
+        "--directness", type=float, help="progress over path length that a clip needs, 0.9 unless given"
+    )
+    parser.add_argument("--robot", help="robot file, for a robot that is not among ours")
+    parser.add_argument("--one-sided", action="store_true", help="take axes that show only one direction")
+    given = vars(parser.parse_args(arguments))
+    shards, out = given.pop("shards"), given.pop("out")
+    from la4vla.probe.build import Drawing, draw, summary
+
+    listed = draw(shards, Drawing(**given))
+    listed.write(out)
+    print(f"{summary(listed)}\ncases: {out}")
+    return 0
+
+
+def _probe_policy(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla probe", argument_default=argparse.SUPPRESS)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (then its newest one)")
+    parser.add_argument("--cases", type=Path, required=True, help="made by `la4vla probe cases`")
+    parser.add_argument("--out", type=Path, help="folder of probe.json and probe.html; DIR/probe unless given")
+    parser.add_argument("--shards", help="where the cases' shard folder lies, if not where they were drawn")
+    parser.add_argument("--conditions", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--states", type=int, help="of the representation, 200 unless given; 0 leaves it out")
+    parser.add_argument("--samples", type=int, help="chunks a case, 1 unless given")
+    parser.add_argument(
+        "--whole-chunk", action="store_true", help="count the predicted chunk beyond the clip's end too"
+    )
+    parser.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with random weights")
+    parser.add_argument("--seed", type=int, help="of noise, intervals and t-SNE, 0 unless given")
+    parser.add_argument("--device", help="the best there is unless given")
+    given = vars(parser.parse_args(arguments))
+    from la4vla.probe.run import Asking, Request, probe, table
+
+    asking = Asking(**{name: given.pop(name) for name in ("samples", "whole_chunk", "seed") if name in given})
+    request = Request(**{"out": given["checkpoint"] / "probe", **given}, asking=asking)
+    print(f"{table(probe(request))}\nprobe: {request.page}")
+    return 0
+
+
 def _serve(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
@@ -98,6 +155,7 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--max-batch", type=int, help="chunks computed together at most")
     parser.add_argument("--max-bytes", type=int, help="size of a message at most")
     parser.add_argument("--view", action="append", dest="views", metavar="KEY=VIEW", help="openpi, evo1: client's key")
+    parser.add_argument("--libero-client", action="store_true", help="openpi, evo1: translate their LIBERO clients")
     parser.add_argument("--channels", choices=("bgr", "rgb"), help="evo1: order in the client's pictures")
     parser.add_argument("--gripper", choices=("raw", "opening"), help="evo1: as trained, or 1 = open and 0 = closed")
     parser.add_argument("--trim-state", action="store_true", help="evo1: ignore the end of a state that is too long")
@@ -116,16 +174,28 @@ def _doctor(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
 
-    from la4vla import doctor
+    from la4vla.doctor import Demand, doctor, table, to_json, verdict
+    from la4vla.sim.golden import Setting
 
     parser = argparse.ArgumentParser("la4vla doctor")
+    parser.add_argument("--protocol", help="judge this machine for one protocol, such as metaworld/mt50-v1")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint, or a run (then its newest one)")
     parser.add_argument("--data", action="append", default=[], metavar="DIR", help="a shard folder; may be repeated")
+    parser.add_argument("--golden", type=Path, metavar="FILE", help="references of your own instead of ours")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the checks and the verdict there, too")
     given = parser.parse_args(arguments)
-    checks = doctor.doctor(given.checkpoint, given.data)
-    verdict = doctor.verdict(checks)
-    print(doctor.table(checks), verdict, sep="\n")
-    return 0 if verdict.startswith("comparable: yes") else 1
+    demand = None
+    if given.protocol:
+        from benchmarks import protocols
+
+        protocol = protocols.load(given.protocol)
+        setting = Setting(tuple(protocol.views), protocol.image_size, protocol.fast)
+        demand = Demand(protocol.title, protocol.suite, setting)
+    checks = doctor(demand, given.checkpoint, given.data, given.golden)
+    if given.json:
+        given.json.write_text(to_json(checks))
+    print(table(checks), verdict(checks), sep="\n")
+    return 0 if verdict(checks).startswith("comparable: yes") else 1
 
 
 COMMANDS: dict[str, Command] = {
@@ -134,6 +204,7 @@ COMMANDS: dict[str, Command] = {
     "config": _config,
     "train": _train,
     "eval": _evaluate,
+    "probe": _probe,
     "serve": _serve,
     "doctor": _doctor,
 }

@@ -1,9 +1,9 @@
 """What clients of three kinds say and hear: ours, openpi's (FACTS 4.9) and Evo-1's (FACTS 4.6).
 
 A dialect turns a message into observations and noise keys, and chunks into a reply. It changes nothing on the way that
-the user did not ask for: pictures are checked, never resized or reinterpreted; what a client shows and the policy was
-not trained to see is an error unless the user named the views. Refuses, with a UserError of one sentence, every message
-that does not fit the policy.
+the user did not ask for (`libero_client` is such a wish): pictures are checked, never resized or reinterpreted; what a
+client shows and the policy was not trained to see is an error unless the user named the views. Refuses, with a UserError
+of one sentence, every message that does not fit the policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 import la4vla
-from la4vla.serve import wire
+from la4vla.serve import libero_client, wire
 from la4vla.serve.batcher import Answer, Question
 from la4vla.serve.policy import NoiseKey, ServedPolicy
 from la4vla.types import Observation, UserError
@@ -143,11 +143,15 @@ class La4vla:
 
 @dataclass(frozen=True)
 class Openpi:
-    """openpi's policy server. views: the client's key -> our view. chosen: the user named them, others are ignored."""
+    """openpi's policy server. views: the client's key -> our view. chosen: the user named them, others are ignored.
+
+    libero: its LIBERO client asks, and is translated.
+    """
 
     policy: ServedPolicy
     views: Mapping[str, str]
     chosen: bool
+    libero: bool
 
     @property
     def max_bytes(self) -> int:
@@ -166,6 +170,10 @@ class Openpi:
             wire.vector(wire.part(request, "observation/state"), "observation/state"),
             wire.text(request, "prompt"),
         )
+        if self.libero:
+            seen = libero_client.translated(seen)
+        else:
+            libero_client.require_asked(self.policy.embodiment, seen.state)
         return _next_question(seen, session)
 
     def reply(self, answer: Answer, session: Session) -> bytes:
@@ -181,7 +189,8 @@ class Openpi:
 
 @dataclass(frozen=True)
 class Evo1:
-    """Evo-1's and LA4VLA's policy server. views: picture slot -> our view. chosen: the user named them.
+    """Evo-1's and LA4VLA's policy server. views: picture slot -> our view. chosen: the user named them. libero: its
+    LIBERO client asks, and is translated.
 
     channels: order of the pictures that come in; the LIBERO clients send rgb, the MetaWorld ones bgr (FACTS 4.6).
     gripper: `opening` sends the gripper as 1 = open, 0 = closed, which Evo-1's LIBERO client thresholds at 0.5
@@ -191,6 +200,7 @@ class Evo1:
     policy: ServedPolicy
     views: Mapping[int, str]
     chosen: bool
+    libero: bool
     channels: Literal["bgr", "rgb"]
     gripper: Literal["raw", "opening"]
     trim_state: bool
@@ -220,7 +230,8 @@ class Evo1:
         if self.policy.views and not self.chosen and (unknown := set(np.flatnonzero(shown)) - set(self.views)):
             raise _unseen(self.policy, f"slot {min(unknown)}")
         state = self._state(wire.vector(wire.part(request, "state"), "state"))
-        return _next_question(Observation(views, state, wire.text(request, "prompt")), session)
+        seen = Observation(views, state, wire.text(request, "prompt"))
+        return _next_question(libero_client.translated(seen) if self.libero else seen, session)
 
     def reply(self, answer: Answer, session: Session) -> str:
         chunk_TA = answer.chunks[0].astype(np.float64)
@@ -247,9 +258,11 @@ class Evo1:
             )
 
     def _state(self, state: np.ndarray) -> np.ndarray:
-        dims = len(self.policy.embodiment.state.names)
+        if not self.libero:
+            libero_client.require_asked(self.policy.embodiment, state)
+        dims = libero_client.WIDTH if self.libero else len(self.policy.embodiment.state.names)
         if not dims <= len(state) <= EVO1_WIDTH:
-            raise UserError(f"`state` has {len(state)} numbers; this policy's embodiment has {dims}, padded to 24.")
+            raise UserError(f"`state` has {len(state)} numbers; {dims} are needed here, padded to at most 24.")
         if state[dims:].any() and not self.trim_state:
             raise UserError(
                 f"`state` goes on after the {dims} numbers of this policy's embodiment; "
@@ -259,11 +272,12 @@ class Evo1:
 
 
 def build(
-    name: str, policy: ServedPolicy, views: Sequence[str], max_batch: int, evo1: Mapping[str, Any]
+    name: str, policy: ServedPolicy, views: Sequence[str], max_batch: int, libero: bool, evo1: Mapping[str, Any]
 ) -> La4vla | Openpi | Evo1:
     """The dialect of a name. views: `client's key=our view` each; empty for the client's own order of them.
 
-    evo1: options of that dialect, those that were given. Raises UserError for what does not belong to the dialect.
+    libero: its LIBERO client asks. evo1: options of that dialect, those that were given; for its LIBERO client the
+    others are what that client needs. Raises UserError for what does not belong to the dialect.
     """
     if name not in DIALECTS:
         raise UserError(f"dialect `{name}` does not exist; choose one of {', '.join(DIALECTS)}.")
@@ -272,21 +286,26 @@ def build(
     if name == "la4vla":
         if views:
             raise UserError("--view is for foreign clients; ours name the policy's views.")
+        if libero:
+            raise UserError("--libero-client is for foreign clients; ours show what our LIBERO env shows.")
         return La4vla(policy, max_batch)
+    if libero:
+        libero_client.require_fit(policy.embodiment)
     keys = OPENPI_VIEWS if name == "openpi" else tuple(map(str, range(EVO1_SLOTS)))
     pairs = _view_pairs(policy, keys, views)
     if name == "openpi":
-        return Openpi(policy, pairs, bool(views))
+        return Openpi(policy, pairs, bool(views), libero)
     if bad := [key for key in pairs if key not in keys]:
         raise UserError(f"--view {bad[0]}=...: Evo-1's pictures are numbered {', '.join(keys)}.")
     sizes = len(policy.embodiment.state.names), len(policy.embodiment.action.names)
     if max(sizes) > EVO1_WIDTH:
         raise UserError(f"Evo-1's clients have room for {EVO1_WIDTH} numbers; this embodiment has {max(sizes)}.")
-    options = {"channels": "bgr", "gripper": "raw", "trim_state": False, **evo1}
+    client = ("rgb", "opening") if libero else ("bgr", "raw")
+    options = {"channels": client[0], "gripper": client[1], "trim_state": False, **evo1}
     if options["gripper"] == "opening" and not policy.embodiment.action.dims("gripper"):
         raise UserError("--gripper opening: this embodiment's action has no dimension named gripper.")
     slots = {int(key): ours for key, ours in pairs.items()}
-    return Evo1(policy, slots, bool(views), **options)
+    return Evo1(policy, slots, bool(views), libero, **options)
 
 
 def _view_pairs(policy: ServedPolicy, keys: Sequence[str], given: Sequence[str]) -> dict[str, str]:

@@ -45,7 +45,8 @@ class Settings:
     folder: a checkpoint, or a run. port: None for the dialect's own, 0 for any free one. seed: of connections that
     name none. device: empty for the best there is. max_batch: chunks computed together at most. max_bytes: of one
     message; None for what the dialect's largest needs. token: asked of every client; empty for none on this machine and
-    for a fresh one elsewhere. views: `client's key=our view` each. evo1: options of that dialect.
+    for a fresh one elsewhere. views: `client's key=our view` each. libero_client: openpi's or Evo-1's LIBERO client
+    asks. evo1: options of that dialect.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Settings:
     max_bytes: int | None = None
     token: str = ""
     views: Sequence[str] = ()
+    libero_client: bool = False
     evo1: dict[str, str | bool] = field(default_factory=dict)
 
 
@@ -137,7 +139,9 @@ class Server:
         self.policy = policy
         self.settings = settings
         self.batcher = Batcher(policy, settings.max_batch)
-        self.dialect = dialects.build(settings.dialect, policy, settings.views, settings.max_batch, settings.evo1)
+        self.dialect = dialects.build(
+            settings.dialect, policy, settings.views, settings.max_batch, settings.libero_client, settings.evo1
+        )
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
         self._numbers = count()

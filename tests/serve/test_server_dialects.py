@@ -252,11 +252,11 @@ def test_what_an_evo1_client_gets_wrong_is_one_sentence(evo1_url, changes, sente
 )
 def test_options_that_do_not_belong_together_are_refused(policy, dialect, views, evo1, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(dialect, policy, views, 16, evo1)
+        build(dialect, policy, views, 16, False, evo1)
 
 
 def test_no_opening_without_a_gripper(policy):
     names = tuple(name.replace("gripper", "finger") for name in ARM.action.names)
     fingered = replace(policy, embodiment=replace(ARM, action=replace(ARM.action, names=names)))
     with pytest.raises(UserError, match="no dimension named gripper"):
-        build("evo1", fingered, (), 16, {"gripper": "opening"})
+        build("evo1", fingered, (), 16, False, {"gripper": "opening"})
