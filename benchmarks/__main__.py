@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--curves", type=Path, help="success by severity as one more file, .svg or .png")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first folder)")
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
-    swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.SweepConfig")
+    swept.add_argument("config", type=Path, help="a YAML file of benchmarks.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
     return top
 

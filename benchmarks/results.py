@@ -30,8 +30,8 @@ class Row:
 
     success: None for a crash, then `error` holds its last words. steps: env steps after the wait. queries: chunks
     asked. attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy:
-    sha256 of the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures.
-    perturbation: `clean`, or name, severity and parameter, `fog:3=2.0`.
+    sha256 of the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures,
+    with EGL's number of the GPU where workers shared several, `egl:1`. perturbation: `clean`, or name, severity and parameter, `fog:3=2.0`.
     wall_s: whole episode; seconds: the same split into reset, physics, render and policy (waiting for actions).
     latencies_ms: of every query. final_state: raw state [S] at the end, by which two runs of an episode are compared.
     """
@@ -96,10 +96,11 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The counting rows of a result folder, in the order the episodes first finished. Raises UserError for a broken
-    line."""
+    """The counting rows of a result folder, in the order the episodes first finished; a last line without its newline
+    is still being written, or was torn by a kill. Raises UserError for a broken line."""
     rows: dict[tuple[str, int], Row] = {}
-    for number, line in enumerate((folder / EPISODES).read_text().splitlines(), start=1):
+    written = (folder / EPISODES).read_text().rpartition("\n")[0]
+    for number, line in enumerate(written.splitlines(), start=1):
         try:
             row = Row(**json.loads(line))
         except (json.JSONDecodeError, TypeError) as error:

@@ -46,6 +46,7 @@ def test_a_line_torn_by_a_kill_is_dropped_and_nothing_else(tmp_path):
     stored.append(row())
     with stored.path.open("a") as file:
         file.write(json.dumps({"task": "easy-a"})[:9])
+    assert len(results.read_rows(tmp_path)) == 1  # also while it is being written
     again = opened(tmp_path)
     again.append(row(episode=1))
     assert [item.episode for item in results.read_rows(tmp_path)] == [0, 1]
