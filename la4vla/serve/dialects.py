@@ -2,8 +2,8 @@
 
 A dialect turns a message into observations and noise keys, and chunks into a reply. It changes nothing on the way that
 the user did not ask for (`libero_client` is such a wish): pictures are checked, never resized or reinterpreted; what a
-client shows and the policy was not trained to see is an error unless the user named the views. Refuses, with a UserError
-of one sentence, every message that does not fit the policy.
+client shows and the policy was not trained to see is an error unless the user named the views. Refuses, with a
+UserError of one sentence, every message that does not fit the policy.
 """
 
 from __future__ import annotations
