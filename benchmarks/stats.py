@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
@@ -135,6 +137,16 @@ class Pairs:
         product = self.both * self.neither - self.only_a * self.only_b
         corrected = max(product - self.n / 2, 0.0) if product > 0 else product
         return corrected / math.sqrt(margins) if margins else 0.0
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Exact two-sided p of a mean of paired differences (Fisher's randomisation test): the share of all 2^n choices of
+    signs whose sum is at least as far from 0. For clusters, one difference each: tasks, not episodes. n: 1 to 20."""
+    assert 1 <= len(differences) <= 20
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    return float((np.abs(sums) >= abs(sum(differences)) - 1e-12).mean())
 
 
 def pairs(outcomes: Iterable[tuple[bool, bool]]) -> Pairs:

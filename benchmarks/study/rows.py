@@ -1,0 +1,71 @@
+"""The rows of a study: one JSON object a job, appended to `<kind>.jsonl`, small enough to be committed.
+
+A row says which job it is of (`job`, and `of`, the job's digest), and the newest row of an `of` counts. So rows of
+other days and machines add up, and a job whose row is there is not run again.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import la4vla
+from benchmarks.study.plan import Job, StudyConfig
+from la4vla.types import UserError
+
+Row = dict[str, Any]
+PACKAGES = ("torch", "transformers", "mujoco", "metaworld")
+
+
+class Rows:
+    """All rows of a folder, of every study."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError for a line that is no row."""
+        self.folder = folder
+        self.all: list[Row] = []
+        for path in sorted(folder.glob("*.jsonl")):
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                try:
+                    self.all.append({**json.loads(line), "file": path.name})
+                except (json.JSONDecodeError, TypeError) as error:
+                    raise UserError(f"{path}:{number}: not a row ({error}); remove that line.") from error
+
+    def of(self, job: Job) -> Row | None:
+        """The newest row of exactly this job."""
+        return next((row for row in reversed(self.all) if row["of"] == job.of and row["job"] == job.name), None)
+
+    def newest(self, jobs: Sequence[Job]) -> list[Row]:
+        """The rows of those jobs that have one, in the order of the jobs."""
+        found = [self.of(job) for job in jobs]
+        return [row for row in found if row is not None]
+
+    def append(self, job: Job, study: StudyConfig, seconds: float, measured: Row) -> Row:
+        """Writes and returns the row of a job that has just been made; seconds: all that it took, restarts included."""
+        row = {"study": study.name, "job": job.name, "of": job.of, **_circumstances(), "seconds": round(seconds)}
+        row |= {**job.about, **measured}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{job.kind}.jsonl"
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.all.append({**row, "file": path.name})
+        return self.all[-1]
+
+
+def _circumstances() -> Row:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    found = subprocess.run(described, capture_output=True, text=True)
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "git": found.stdout.strip() if found.returncode == 0 else "unknown",
+        "versions": {"python": platform.python_version(), "la4vla": la4vla.__version__, **versions},
+        "cores": len(os.sched_getaffinity(0)),
+    }

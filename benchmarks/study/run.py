@@ -1,0 +1,173 @@
+"""Running a study: its missing jobs one after another, each as a process of its own, until they or the hours are over.
+
+A job that was killed goes on where it stopped, because its command does; the seconds that it took so far are kept. One
+study runs at a time in a folder: the lock is also held by the command, so that one that outlived its study is waited
+for. A job that fails stops the run, since others may build on it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.study.measure import measure
+from benchmarks.study.plan import Job, StudyConfig, expand
+from benchmarks.study.rows import Rows
+from la4vla.types import UserError
+
+TICK_S = 5.0
+"""How often the seconds of a job are written down, so that a kill costs no more of them."""
+
+DEFAULT_MINUTES = 5.0
+
+
+@dataclass
+class Runner:
+    """lock: file descriptor that commands inherit."""
+
+    study: StudyConfig
+    rows: Rows
+    lock: int
+
+    def made(self, job: Job) -> bool:
+        """Whether its folder is here and finished (its row may be of another machine)."""
+        return job.folder.exists() and self._note(job).get("finished", False)
+
+    def missing(self, job: Job) -> list[Job]:
+        """What has to run for this job, in order: the folders it needs that are not here, and itself."""
+        before = [item for need in job.needs if not self.made(need) for item in self.missing(need)]
+        return list(dict.fromkeys([*before, job]))
+
+    def minutes(self, job: Job) -> float:
+        """What a job will take: the median of its kind on this machine's kind, else what the plan expects."""
+        known = [
+            row["seconds"] / 60
+            for row in self.rows.all
+            if row["file"] == f"{job.kind}.jsonl" and row["job"].split("/")[:2] == job.name.split("/")[:2]
+        ]
+        return statistics.median(known) if known else self.study.minutes.get(job.kind, DEFAULT_MINUTES)
+
+    def make(self, job: Job) -> None:
+        """Runs a job's command to its end and appends its row. Raises UserError if it fails."""
+        note = self._note(job)
+        before, since = note.get("seconds", 0.0), time.monotonic()
+
+        def seconds() -> float:
+            return before + time.monotonic() - since
+
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(job.command, env=self._environment(), pass_fds=(self.lock,))
+        try:
+            while True:
+                try:
+                    status = process.wait(TICK_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    self._write_note(job, {"seconds": seconds()})
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            self._write_note(job, {"seconds": seconds()})
+        if status:
+            raise UserError(f"{job.name} failed with status {status}: {' '.join(job.command)}")
+        row = self.rows.append(job, self.study, seconds(), measure(job))
+        self._write_note(job, {"seconds": seconds(), "finished": True})
+        print(f"{job.name}: {row['seconds']} s, row in {self.rows.folder / row['file']}", flush=True)
+
+    def _environment(self) -> dict[str, str]:
+        """One thread a process, as two trainings on two cores need it; no GPU where the study is for the CPU."""
+        return {**os.environ, "OMP_NUM_THREADS": "1"} | (
+            {"CUDA_VISIBLE_DEVICES": ""} if self.study.device == "cpu" else {}
+        )
+
+    def _note_path(self, job: Job) -> Path:
+        return Path(self.study.out) / "jobs" / f"{job.name.replace('/', '-')}-{job.of}.json"
+
+    def _note(self, job: Job) -> dict:
+        path = self._note_path(job)
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _write_note(self, job: Job, note: dict) -> None:
+        path = self._note_path(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(note))
+        whole.replace(path)
+
+
+def run(study: StudyConfig, parts: Sequence[str], hours: float) -> int:
+    """Makes the parts' jobs that have no row yet; no new one is started that would not end within `hours`.
+
+    Raises UserError where a job fails or another run of this study is still at work.
+    """
+    jobs = expand(study, parts)
+    until = time.monotonic() + hours * 3600
+    with _lock(Path(study.out)) as lock, _stop_on_terminate():
+        runner = Runner(study, Rows(Path(study.rows)), lock)
+        for number, job in enumerate(jobs, start=1):
+            if runner.rows.of(job) is not None:
+                print(f"{number}/{len(jobs)} {job.name}: has its row", flush=True)
+                continue
+            for item in runner.missing(job):
+                needed = runner.minutes(item)
+                left = (until - time.monotonic()) / 60
+                if needed > left:
+                    print(
+                        f"{item.name} takes about {needed:.0f} minutes and {left:.0f} are left; start again to go on",
+                        flush=True,
+                    )
+                    return 0
+                print(f"{number}/{len(jobs)} {item.name}, about {needed:.0f} min", flush=True)
+                runner.make(item)
+    print(f"all {len(jobs)} jobs have their rows", flush=True)
+    return 0
+
+
+def listing(study: StudyConfig, parts: Sequence[str]) -> str:
+    """The jobs by part and which of them have rows."""
+    rows = Rows(Path(study.rows))
+    lines = []
+    for part in parts or study.parts:
+        jobs = expand(study, [part])
+        lines.append(f"{part}: {len(rows.newest(jobs))} of {len(jobs)} done, {study.parts[part].hours:g} h in all")
+        lines += [f"  {'done' if rows.of(job) else 'todo'}  {job.name}" for job in jobs]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: a run of this study, or a command that one left, is still at work; wait for it or end it."
+            ) from error
+        yield file.fileno()
+
+
+@contextmanager
+def _stop_on_terminate() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, the command with it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
