@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import la4vla
 from benchmarks import compare, results
-from benchmarks.perturb import CLEAN, Variant
+from benchmarks.perturb import CLEAN, Variant, check_delivered
 from benchmarks.protocols import Protocol, select
 from benchmarks.results import Results, Row
 from benchmarks.rollout import Job, Suite
@@ -99,8 +99,7 @@ def evaluate(request: Request) -> dict[Variant, results.Summary]:
         raise UserError("--workers must be at least 1 and --videos at least 0.")
     wanted = select(protocol, request.tasks, request.episodes)
     with open_policy(request) as policy:
-        if request.variants and not (policy and policy.views):
-            raise UserError("--perturb changes pictures, and this policy sees none; evaluate it without --perturb.")
+        check_delivered(request.variants, sees=bool(policy and policy.views), reads=policy is not None)
         arms = open_arms(request, policy)
         seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         try:
@@ -253,7 +252,7 @@ def make_row(end: Finished, protocol: Protocol, arm: Arm) -> Row:
         perturbation=arm.variant.identity,
         step=arm.step,
         versions=arm.versions,
-        gl=arm.gl,
+        gl=arm.gl if end.gpu is None else f"{arm.gl}:{end.gpu}",
         wall_s=round(outcome.wall_s, 4) if outcome else 0.0,
         seconds={name: round(value, 4) for name, value in outcome.seconds.items()} if outcome else {},
         latencies_ms=[round(1000 * value, 2) for value in outcome.latencies_s] if outcome else [],

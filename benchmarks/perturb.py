@@ -1,11 +1,11 @@
-"""Perturbations of what a policy sees, five severities each. Nine kinds change pixels, four the scene's looks, one the
-wording of the instruction; all in the simulator's process, so that a served policy and one in the same process see the
-same bytes. Scene edits themselves are `la4vla.sim.scene`.
+"""Perturbations of what a policy gets, five severities each. Nine change pixels, five the scene's looks, one the
+robot's start, one the wording of the instruction; all in the simulator's process, so that a served policy and one in
+this process get the same bytes. Scene edits themselves are `la4vla.sim.scene`, the other start is `la4vla.sim.start`.
 
-A kind changes its channel only: the prompt never learns of the variant, physics never does. Draws are
-named by (suite, task, episode, step), perturbation and view, not by severity: a stronger level is the same fog or the
-same noise, only more of it. What belongs to the scene or the lens (fog, direction of motion, occluder) stays for the
-episode, what belongs to the sensor (noise, dropout) is drawn anew for every picture.
+A kind changes its channel only: the prompt never learns of the variant, and physics learns of the robot's start alone.
+Draws are named by (suite, task, episode, step), perturbation and view, not by severity: a stronger level is the same
+fog or the same noise, only more of it. What belongs to the scene or the lens (fog, direction of motion, occluder) stays
+for the episode, what belongs to the sensor (noise, dropout) is drawn anew for every picture.
 
 No well-kept library fits: albumentations has ended (its successor is AGPL), imagecorruptions draws from numpy's global
 generator, kornia has no JPEG or fog. So these are OpenCV primitives with published levels: Hendrycks and Dietterich
@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.paraphrase import paraphrase
 from la4vla.rng import RngUse, generator
-from la4vla.sim.env import SceneChange
+from la4vla.sim.env import ROBOT_POSE, SceneChange
 from la4vla.types import Observation, UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -44,7 +44,7 @@ class Perturbation:
     not clipped; None where the kind is not pixels.
     """
 
-    kind: Literal["pixels", "scene", "language"]
+    kind: Literal["pixels", "scene", "robot", "language"]
     levels: tuple[Any, Any, Any, Any, Any]
     meaning: str
     source: str
@@ -197,6 +197,14 @@ PERTURBATIONS = {
     ),
     "background": Perturbation("scene", (0.2, 0.4, 0.6, 0.8, 1.0), "share of another texture", "ours", "episode"),
     "object_colour": Perturbation("scene", (0.2, 0.4, 0.6, 0.8, 1.0), "share of another colour", "ours", "episode"),
+    "distractors": Perturbation("scene", (2, 4, 6, 8, 10), "objects more on the table", "ours", "episode"),
+    ROBOT_POSE: Perturbation(
+        "robot",
+        (0.02, 0.04, 0.06, 0.08, 0.1),
+        "from where the hand would start, m",
+        "ours; LIBERO-plus's 0.1 to 0.5 rad end 1 to 8 cm away",
+        "episode",
+    ),
     "language": Perturbation("language", (1, 2, 3, 4, 5), "rules applied to the instruction", "ours", "episode"),
 }
 
@@ -243,9 +251,21 @@ def parse(wanted: Sequence[str]) -> list[Variant]:
     return list(dict.fromkeys(variants))
 
 
+def check_delivered(variants: Sequence[Variant], sees: bool, reads: bool) -> None:
+    """Raises UserError for variants that would change nothing for a policy that sees no pictures or reads no
+    instruction."""
+    reached = {"pixels": sees, "scene": sees, "language": reads, "robot": True}
+    lost = dict.fromkeys(one.name for one in variants if not reached[PERTURBATIONS[one.name].kind])
+    if lost:
+        others = ", ".join(name for name, change in PERTURBATIONS.items() if reached[change.kind])
+        raise UserError(
+            f"--perturb {', '.join(lost)}: would not reach this policy; leave it out (others do: {others})."
+        )
+
+
 def scene_change(variant: Variant, seed: int) -> SceneChange | None:
     """What the env's reset has to know of the variant; None where the scene stays as it is."""
-    if variant == CLEAN or PERTURBATIONS[variant.name].kind != "scene":
+    if variant == CLEAN or PERTURBATIONS[variant.name].kind not in ("scene", "robot"):
         return None
     return SceneChange(variant.name, PERTURBATIONS[variant.name].levels[variant.severity - 1], seed)
 
@@ -254,9 +274,9 @@ def perturb(
     seen: Observation, variant: Variant, seed: int, suite: str, task: str, episode: int, step: int
 ) -> Observation:
     """The observation as the policy gets it at env step `step` of the episode: other pictures or another wording,
-    nothing else. A scene's change is in its pictures already.
+    nothing else. What reset has changed is in its pictures and its state already.
     """
-    if variant == CLEAN or PERTURBATIONS[variant.name].kind == "scene":
+    if variant == CLEAN or scene_change(variant, seed):
         return seen
     change = PERTURBATIONS[variant.name]
     if change.kind == "language":

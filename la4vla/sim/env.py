@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from la4vla.rng import RngUse, generator
 from la4vla.types import Embodiment, Observation
+
+ROBOT_POSE = "robot_pose"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,17 @@ class StepResult:
 
 @dataclass(frozen=True)
 class SceneChange:
-    """A change of an episode's looks: a name of `sim.scene.EDITS`, its level, and the seed of its draws, which task and
-    episode name further."""
+    """A change of an episode: a name of `sim.scene.EDITS`, which alter looks and nothing else, or ROBOT_POSE, which
+    moves the robot's hand at the start (level: m) and no object. Its draws are named by task and episode, not by its
+    level: a stronger one is the same, further.
+    """
 
     name: str
     level: Any
     seed: int
+
+    def draws(self, task: str, episode: int) -> np.random.Generator:
+        return generator(self.seed, RngUse.PERTURB, self.name, task, episode)
 
 
 class Env(Protocol):
@@ -51,7 +59,8 @@ class Env(Protocol):
     def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
         """Start an episode. The initial state is a pure function of (suite, task, episode >= 0), whatever ran before.
 
-        change: other looks until the next reset; physics stays what it was, to the bit.
+        change: other looks until the next reset, while physics stays what it was, to the bit; or, if it is ROBOT_POSE,
+        another start of the robot, while every object's joints stay so.
 
         Raises UserError for an unknown task.
         """

@@ -67,6 +67,7 @@ TABLE_HEIGHTS = {  # m, by kind of scene
     "libero_coffee_table_manipulation": 0.41,
     "libero_floor_manipulation": 0.0,
 }
+REACH = (0.3, 0.35)  # m along x and y from the table's middle: what agentview sees of it
 SURFACES = ("table_texture", "table_ceramic", "living_room_table", "desk", "floorplane", "walls_mat")
 FIXED = (
     "robot0",
@@ -108,6 +109,7 @@ class LiberoEnv(MujocoEnv):
     simulator = "LIBERO"
     turns = dict.fromkeys(CAMERAS, 0)
     max_steps = MAX_STEPS
+    hand = "robot0_right_hand"
     hidden_groups = (0,)  # collision meshes
     task_file = "la4vla/sim/data/libero.json"
     example = "libero_object_03"
@@ -146,7 +148,7 @@ class LiberoEnv(MujocoEnv):
             horizon=MAX_STEPS + 1,
         )
         height = TABLE_HEIGHTS[self._scene.env.parsed_problem["problem_name"]]
-        self._looks = Scene(self._model, Stage((0.0, 0.0, height), SURFACES, FIXED))
+        self._looks = Scene(self._model, self._data, Stage((0.0, 0.0, height), REACH, SURFACES, FIXED))
 
     def _begin(self, episode: int) -> None:
         self._scene.seed(episode // BLOCK)
@@ -155,6 +157,15 @@ class LiberoEnv(MujocoEnv):
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self._seen = self._scene.set_init_state(_init_states(self._libero, self._task)[episode % BLOCK])
         self._expert = None
+
+    def _move_hand(self, distance: float, draws: np.random.Generator) -> None:
+        """The controller learns where the hand is: it would steer the first step from where it saw it last. The turn
+        that it holds stays, so that the hand drifts as in a clean episode."""
+        from la4vla.sim.start import move_hand
+
+        move_hand(self._model, self._data, self._model.body(self.hand).id, distance, draws, lambda move_3: True)
+        self._seen = self._scene.set_init_state(self._scene.get_sim_state())
+        self._scene.robots[0].controller.update(force=True)
 
     def _advance(self, action: np.ndarray) -> bool:
         self._seen, _, success, _ = self._scene.step(action.astype(np.float64))

@@ -56,6 +56,7 @@ LAYOUT_SEED = 4042
 BLOCK = 50  # layouts one MT1 construction samples
 MAX_STEPS = 500  # MetaWorld itself raises at the 501st step
 WORKSPACE = (0.0, 0.6, 0.1)  # m, about the middle of the layouts
+REACH = (0.4, 0.3)  # m along x and y: the layouts, and what the cameras see of the table around them
 SURFACES = ("table_wood", "basic_floor", "wall_metal")
 FIXED = ("tablelink", "RetainingWall", "base", "mocap")
 
@@ -85,6 +86,7 @@ class MetaWorldEnv(MujocoEnv):
     simulator = "MetaWorld"
     turns = CAMERA_TURNS
     max_steps = MAX_STEPS
+    hand = "hand"
     task_file = "la4vla/sim/data/mt50.json"
     example = "reach-v3"
 
@@ -118,13 +120,28 @@ class MetaWorldEnv(MujocoEnv):
         from la4vla.sim.scene import Scene, Stage
 
         self._scene = ALL_V3_ENVIRONMENTS[task]()
-        self._looks = Scene(self._model, Stage(WORKSPACE, SURFACES, FIXED))
+        self._looks = Scene(self._model, self._data, Stage(WORKSPACE, REACH, SURFACES, FIXED))
         self._expert = ENV_POLICY_MAP[task]()
 
     def _begin(self, episode: int) -> None:
         self._scene.set_task(_layouts(self._task, episode // BLOCK)[episode % BLOCK])
         self._full_observation, _ = self._scene.reset()
         self._refresh_poses()
+
+    def _move_hand(self, distance: float, draws: np.random.Generator) -> None:
+        """The target that the hand is pulled to moves as well, and no further than actions could bring it."""
+        from la4vla.sim.start import move_hand
+
+        scene, data = self._scene, self._data
+
+        def allowed(move_3: np.ndarray) -> bool:
+            target_3 = data.mocap_pos[0] + move_3
+            return bool(((scene.mocap_low <= target_3) & (target_3 <= scene.mocap_high)).all())
+
+        data.mocap_pos[0] += move_hand(self._model, data, self._model.body(self.hand).id, distance, draws, allowed)
+        self._refresh_poses()
+        scene._prev_obs = scene._get_curr_obs_combined_no_goal()
+        self._full_observation[:36] = np.tile(scene._prev_obs, 2)
 
     def _refresh_poses(self) -> None:
         """Poses from joint positions: some scenes move their goal marker last and would draw it where it was."""

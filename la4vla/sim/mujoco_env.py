@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from la4vla.sim.env import SceneChange, StepResult
+from la4vla.sim.env import ROBOT_POSE, SceneChange, StepResult
 from la4vla.sim.render import check_frame, use_backend
 from la4vla.types import Embodiment, Observation, UserError
 
@@ -26,14 +26,15 @@ class MujocoEnv(ABC):
     """An `Env` over one MuJoCo scene at a time; one live env a process.
 
     simulator: its name in sentences. turns: camera -> quarter turns that make its picture upright (a rotation, never a
-    mirror image). max_steps: what the simulator itself allows an episode. hidden_groups: kinds of geoms not drawn.
-    task_file, example: where task names are listed, and one of them.
+    mirror image). max_steps: what the simulator itself allows an episode. hand: the body that carries the gripper.
+    hidden_groups: kinds of geoms not drawn. task_file, example: where task names are listed, and one of them.
     """
 
     embodiment: Embodiment
     simulator: ClassVar[str]
     turns: ClassVar[Mapping[str, int]]
     max_steps: ClassVar[int]
+    hand: ClassVar[str]
     hidden_groups: ClassVar[tuple[int, ...]] = ()
     task_file: ClassVar[str]
     example: ClassVar[str]
@@ -63,7 +64,8 @@ class MujocoEnv(ABC):
         self._expert: Any = None
 
     def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
-        """Episode number `episode` >= 0 of `task`. Cheap within a task; another task builds another scene."""
+        """Episode number `episode` >= 0 of `task`. Cheap within a task; another task builds another scene. A change of
+        the robot's pose moves its hand only: it may meet the objects otherwise than it would have."""
         assert episode >= 0
         if task not in self._prompts:
             raise UserError(
@@ -73,10 +75,12 @@ class MujocoEnv(ABC):
             self.close()
             self._build(task)
             self._task = task
-        self._looks.restore(self._data, self._renderer)
+        self._looks.restore(self._renderer)
         self._begin(episode)
-        if change is not None:
-            self._looks.apply(change, task, episode, self._data, self._renderer)
+        if change is not None and change.name == ROBOT_POSE:
+            self._move_hand(change.level, change.draws(task, episode))
+        elif change is not None:
+            self._looks.apply(change, change.draws(task, episode), self._renderer)
         self._steps = 0
         return self.observe()
 
@@ -123,6 +127,10 @@ class MujocoEnv(ABC):
         """Puts the built scene into the initial state of an episode, whatever ran before."""
 
     @abstractmethod
+    def _move_hand(self, distance: float, draws: np.random.Generator) -> None:
+        """After `_begin`: puts the hand `distance` (m) from where it is; see `sim.start`."""
+
+    @abstractmethod
     def _advance(self, action: np.ndarray) -> bool:
         """One control step with a clipped action float32 [A]. Whether the task is solved at this step."""
 
@@ -146,6 +154,7 @@ class MujocoEnv(ABC):
             # EGL goes down before the interpreter collects what is left; a renderer freed after that prints an error.
             atexit.register(self.close)
         self._renderer.update_scene(self._data, view, self._visible)
+        self._looks.decorate(self._renderer.scene)
         image = np.rot90(self._renderer.render(), self.turns[view])
         return check_frame(np.ascontiguousarray(image), f"{self._task}/{view}")
 

@@ -1,4 +1,5 @@
-"""Edits of a MuJoCo scene that a policy sees and physics does not: camera pose, light, background, colour of objects.
+"""Edits of a MuJoCo scene that a policy sees and physics does not: camera pose, light, background, colour of objects,
+distractors.
 
 One change at a time, made after an episode's initial state is set and taken back before the next one. What it refuses:
 anything that contacts, masses or joints depend on; only looks are written. Draws come from the change's seed, task and
@@ -18,7 +19,7 @@ import cv2
 import mujoco
 import numpy as np
 
-from la4vla.rng import RngUse, generator
+from la4vla.sim import distractors
 from la4vla.sim.env import SceneChange
 
 Draw = np.random.Generator
@@ -27,35 +28,43 @@ PATTERN_PX = 256  # side of a drawn texture before it is fitted to the one it re
 
 @dataclass(frozen=True)
 class Stage:
-    """What an edit must know of a simulator. pivot: m, world frame, the point cameras orbit. surfaces: materials of
-    tables, floors and walls (those a scene lacks are skipped). fixed: starts of the names of bodies on the world that
-    are no objects: robot, table, walls.
+    """What an edit must know of a simulator. pivot: m, world frame, the point cameras orbit. reach: m along x and y,
+    how far from it distractors stand. surfaces: materials of tables, floors and walls (a scene may lack some). fixed:
+    starts of the names of bodies on the world that are no objects: robot, table, walls.
     """
 
     pivot: tuple[float, float, float]
+    reach: tuple[float, float]
     surfaces: tuple[str, ...]
     fixed: tuple[str, ...]
 
 
 @dataclass
 class Scene:
-    """A built scene under at most one change. `before` and `textures` hold what was there; both empty: nothing
-    changed."""
+    """A built scene, its mujoco.MjModel and MjData, under at most one change. `before` and `textures` hold what was
+    there, both empty: nothing changed; solids: what is drawn besides.
+    """
 
     model: Any
+    data: Any
     stage: Stage
     before: dict[str, np.ndarray] = field(default_factory=dict)
     textures: dict[int, np.ndarray] = field(default_factory=dict)
+    solids: list[distractors.Solid] = field(default_factory=list)
 
-    def apply(self, change: SceneChange, task: str, episode: int, data: Any, renderer: Any) -> None:
+    def apply(self, change: SceneChange, draws: Draw, renderer: Any) -> None:
         """renderer: the mujoco.Renderer of this model, None where there is none yet. Camera and light poses in `data`
         are refreshed, nothing else of it."""
         assert not self.before
         self.before = {name: view.copy() for name, view in _looks(self.model).items()}
-        EDITS[change.name](self, change.level, generator(change.seed, RngUse.PERTURB, change.name, task, episode))
-        self._show(data, renderer)
+        EDITS[change.name](self, change.level, draws)
+        self._show(renderer)
 
-    def restore(self, data: Any, renderer: Any) -> None:
+    def decorate(self, scene: Any) -> None:
+        """Adds what is only drawn to a mujoco.MjvScene; after each of its updates, which forget it."""
+        distractors.put_into(scene, self.solids)
+
+    def restore(self, renderer: Any) -> None:
         """Exactly as before `apply`; nothing where nothing was applied."""
         if not self.before:
             return
@@ -63,11 +72,11 @@ class Scene:
             view[:] = self.before[name]
         for texture, pixels in self.textures.items():
             texels(self.model, texture)[:] = pixels
-        self._show(data, renderer)
-        self.before, self.textures = {}, {}
+        self._show(renderer)
+        self.before, self.textures, self.solids = {}, {}, []
 
-    def _show(self, data: Any, renderer: Any) -> None:
-        mujoco.mj_camlight(self.model, data)  # pyright: ignore[reportAttributeAccessIssue]
+    def _show(self, renderer: Any) -> None:
+        mujoco.mj_camlight(self.model, self.data)  # pyright: ignore[reportAttributeAccessIssue]
         if renderer is not None and self.textures:
             renderer._gl_context.make_current()
             for texture in self.textures:
@@ -152,6 +161,12 @@ def object_colour(scene: Scene, share: float, draws: Draw) -> None:
         model.geom_rgba[geom] = [*((1 - share) * old_4[:3] + share * colours[root]), old_4[3]]
 
 
+def distract(scene: Scene, count: int, draws: Draw) -> None:
+    """So many objects more, on the table and beside what is there."""
+    stage = scene.stage
+    scene.solids = distractors.scatter(scene.model, scene.data, stage.pivot, stage.reach, count, draws)
+
+
 def pattern(draws: Draw) -> np.ndarray:
     """float32 [256, 256, 3] in 0..255: two colours in stripes, checks or clouds."""
     y, x = np.mgrid[:PATTERN_PX, :PATTERN_PX] / PATTERN_PX
@@ -174,6 +189,7 @@ EDITS: dict[str, Callable[[Scene, Any, Draw], None]] = {
     "light": light,
     "background": background,
     "object_colour": object_colour,
+    "distractors": distract,
 }
 
 

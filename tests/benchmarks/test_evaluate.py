@@ -132,7 +132,7 @@ def test_a_policy_without_views_renders_nothing(request_, place):
     blind = write_checkpoint(place / "blind", EMBODIMENT, ())
     asked = replace(request_, checkpoint=blind, out=place / "of_blind", videos=0, tasks=("hard-c",), episodes=1)
     assert evaluate.evaluate(replace(asked, workers=1))[CLEAN].micro.n == 1
-    with pytest.raises(UserError, match=r"this policy sees none; evaluate it without --perturb"):
+    with pytest.raises(UserError, match=r"--perturb fog: would not reach this policy"):
         evaluate.evaluate(replace(asked, variants=(Variant("fog", 1),)))
 
 

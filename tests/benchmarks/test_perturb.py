@@ -13,6 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import perturb
 from benchmarks.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
 from benchmarks.rollout import Job, roll_out
+from la4vla.sim.env import SceneChange
 from la4vla.types import Observation, UserError, exit_status
 from tests.benchmarks.fake_env import PointEnv, protocol
 
@@ -176,6 +177,50 @@ class Striped(PointEnv):
         return replace(seen, views=dict.fromkeys(seen.views, image))
 
 
+@pytest.mark.parametrize("kind", ["scene", "robot", "language"])
+def test_the_env_is_told_of_its_changes_and_the_policy_of_none(kind):
+    """The instruction is the clean one unless it is what changes, and then nothing else is."""
+    for name in (name for name, change in PERTURBATIONS.items() if change.kind == kind):
+        rules, asked = protocol(horizon=8, image_size=16), []
+        env = Told(rules, ("eye",))
+
+        def ask(observation, number, log=asked):
+            log.append(observation)
+            return np.full((8, 1), 0.01, np.float32)
+
+        roll_out(env, Job("easy-a", 0), rules, ask)
+        roll_out(env, Job("easy-a", 0, variant=Variant(name, 5)), rules, ask)
+        expected = SceneChange(name, PERTURBATIONS[name].levels[4], rules.seed)
+        assert env.told == [None, None if kind == "language" else expected]
+        clean, changed = asked[0], asked[len(asked) // 2]
+        assert (clean.instruction == changed.instruction) is (kind != "language")
+        assert np.array_equal(clean.views["eye"], changed.views["eye"]) and clean.state == changed.state
+
+
+class Told(Striped):
+    """Remembers the changes that its resets were asked for."""
+
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        self.told = []
+
+    def reset(self, task, episode, change=None):
+        self.told.append(change)
+        return super().reset(task, episode)
+
+
+@pytest.mark.parametrize(
+    ("views", "reads", "lost"),
+    [(False, True, "fog, camera"), (False, False, "fog, camera, language"), (True, False, "language")],
+)
+def test_only_what_reaches_a_policy_is_run(views, reads, lost):
+    """A perturbed arm that equals its clean one would read as perfect robustness."""
+    variants = perturb.parse(["fog:1,2", "camera", "robot_pose", "language"])
+    perturb.check_delivered(variants, True, True)
+    with pytest.raises(UserError, match=f"--perturb {lost}: would not reach"):
+        perturb.check_delivered(variants, views, reads)
+
+
 @pytest.mark.parametrize(
     ("wanted", "titles"),
     [
@@ -212,7 +257,14 @@ def test_an_identity_tells_the_level():
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [(["fog:9"], "write fog:3"), (["jpeg:1", "fog:2"], "this policy sees none; evaluate it without --perturb")],
+    [
+        (["fog:9"], "write fog:3"),
+        (
+            ["jpeg:1", "fog:2", "robot_pose:1"],
+            "jpeg, fog: would not reach this policy; leave it out (others do: robot_pose",
+        ),
+        (["language:1"], "language: would not reach this policy"),
+    ],
 )
 def test_the_command_takes_it_as_often_as_given_and_refuses_in_one_sentence(texts, message, tmp_path, capsys):
     asked = [part for text in texts for part in ("--perturb", text)]

@@ -1,12 +1,13 @@
-"""What a scene edit has to keep to, in any simulator; test_scene_*.py run it on theirs."""
+"""What a change of the scene or of the robot's start has to keep to, in any simulator; test_scene_*.py run it on
+theirs."""
 
 import numpy as np
 
 from benchmarks.perturb import PERTURBATIONS, SEVERITIES
-from la4vla.sim.env import SceneChange
+from la4vla.sim.env import ROBOT_POSE, SceneChange
 
 NAMES = [name for name, kind in PERTURBATIONS.items() if kind.kind == "scene"]
-RISING = {"camera", "background"}
+RISING = {"camera", "background", "distractors"}
 """Their distance from the clean picture rises with the severity; bright pictures clamp light and colours."""
 
 
@@ -33,6 +34,46 @@ def conforms(env, task, view, name):
     if name in RISING:
         assert (np.diff(distances) > 0).all(), distances
     return distances
+
+
+def starts_elsewhere(env, task):
+    """The hand starts as far away as the level says and stays there, the objects stay where they were; the next clean
+    episode is the very clean one."""
+    clean, path = _episode(env, task, None)
+    env.reset(task, 1)
+    objects, moves_53 = _objects(env), []
+    for severity in SEVERITIES:
+        seen = env.reset(task, 1, change(ROBOT_POSE, severity))
+        assert _objects(env) == objects, "an object moved, or does"
+        assert seen.instruction == clean.instruction
+        assert all((seen.views[view] != clean.views[view]).any() for view in seen.views)
+        moves_53.append(seen.state[:3] - clean.state[:3])
+        np.testing.assert_allclose(seen.state[3:], clean.state[3:], atol=1e-3)
+    distances = np.linalg.norm(moves_53, axis=1)
+    np.testing.assert_allclose(distances, PERTURBATIONS[ROBOT_POSE].levels, atol=1e-4)
+    assert (np.array(moves_53) @ moves_53[0] / distances / distances[0] > 0.999).all(), "one direction, further"
+    for _ in range(10):
+        settled = env.step(np.zeros(len(env.embodiment.action.names))).state
+    assert np.linalg.norm(settled[:3] - seen.state[:3]) < 0.01, "the controller drove it back"
+    again, other = (env.reset(task, 1, change(ROBOT_POSE, 5, seed)).state for seed in (0, 1))
+    assert again.tobytes() == seen.state.tobytes() and np.abs(other - again)[:3].max() > 0.01
+    assert _episode(env, task, None)[1] == path, "something of the change stayed"
+
+
+def looks(env):
+    """Bytes of all that scene edits write, of an env without views."""
+    model, solids = env._model, env._looks.solids
+    written = [model.cam_pos, model.light_pos, model.light_diffuse, model.geom_rgba, model.tex_data]
+    return b"".join(array.tobytes() for array in [*written, *(solid.centre_3 for solid in solids)])
+
+
+def _objects(env):
+    """Bytes of poses and velocities of all that is not the robot, nor what pulls its hand."""
+    model, data = env._model, env._data
+    robot = model.body_rootid[model.body(env.hand).id]
+    others = (model.body_rootid != robot) & (model.body_mocapid < 0)
+    moving = model.body_rootid[model.dof_bodyid] != robot
+    return b"".join(part.tobytes() for part in (data.xpos[others], data.xquat[others], data.qvel[moving]))
 
 
 def _episode(env, task, scene_change):
