@@ -24,10 +24,10 @@ ROOMS = {
     "serve": F0 | F1,
     "sim": F0 | F1,
     "construct": F0 | F1,
-    "probe": F0 | F1 | {"serve"},
+    "probe": F0 | F1 | {"serve", "construct"},
     "benchmarks": F0 | F1 | {"serve", "sim", "probe", "construct"},
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
-    "doctor": F0 | F1 | {"sim"},
+    "doctor": F0 | F1 | {"serve", "sim"},
 }
 """What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at
 import."""

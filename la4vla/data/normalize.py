@@ -182,7 +182,9 @@ class Normalize:
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Normalize:
-        assert set(raw) == {item.name for item in fields(Normalize)}
+        """The inverse of to_dict. Raises KeyError, TypeError or ValueError for what is no such dict."""
+        if extra := set(raw) - {item.name for item in fields(Normalize)}:
+            raise ValueError(f"unexpected {', '.join(sorted(extra))}")
         return Normalize(raw["mode"], Stats.from_dict(raw["state"]), Stats.from_dict(raw["action"]))
 
 

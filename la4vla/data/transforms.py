@@ -322,7 +322,13 @@ def chain_to_dicts(chain: Chain) -> list[dict[str, Any]]:
 
 def chain_from_dicts(raw: Sequence[Mapping[str, Any]]) -> Chain:
     """The inverse of chain_to_dicts. Raises UserError for a transform this version does not know, or a damaged one."""
-    return Chain(tuple(_transform_from_dict(item) for item in raw))
+    try:
+        return Chain(tuple(_transform_from_dict(item) for item in raw))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"the checkpoint's transforms are damaged ({problem}); copy the checkpoint again.") from error
 
 
 PLAIN_TRANSFORMS: tuple[type[Transform], ...] = (CleanInstruction, SelectViews, ResizeImages, DeltaToState, Pad)

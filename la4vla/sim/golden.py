@@ -1,78 +1,152 @@
-"""What a suite draws and how its scenes settle, as few numbers, to be compared with the references in data/golden.json.
+"""Golden frames: what a suite draws and how its scenes settle, as few numbers, against references in data/golden.json.
 
-    python -m la4vla.sim.golden SUITE     measures in this process (one live env) and prints JSON
+    python -m la4vla.sim.golden SUITE [VIEW,VIEW:SIZE:full|fast ...]     measures here, prints JSON
+    python -m la4vla.sim.golden SUITE --write FILE                       measures all that a reference holds, writes it
 
-References hold for the assets whose fingerprint they carry; LIBERO's were drawn with stand-in assets and say so.
+One process has one live env, so each suite is measured in its own. A reference carries what it was made with: versions,
+GL renderer, and a fingerprint of LIBERO's assets, outside of which its pictures mean nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from la4vla.sim.device import names
 from la4vla.sim.libero import LiberoEnv, open_libero
 from la4vla.sim.metaworld import MetaWorldEnv
 from la4vla.types import UserError, exit_status
 
-SCENES = {
-    "metaworld": ("corner4", ("pick-place-v3", "drawer-open-v3", "hammer-v3")),
-    "libero": ("agentview", ("libero_object_00", "libero_spatial_00", "libero_goal_00")),
-}
-"""Suite -> camera, and the tasks that must settle; the first one, episode 0, is drawn."""
-
-IMAGE_SIZE = 112
-BLOCKS = 8  # the thumbnail has 8 x 8 block means
-SETTLE_STEPS = 20  # zero actions
+BLOCKS = 8  # a thumbnail has 8 x 8 block means
+SETTLE_STEPS = 20  # zero actions after the reset; protocols wait for 10 at most
+STANDINS = "STANDINS.md"  # in an assets folder: not all of its files are the benchmark's own
 
 Measured = dict[str, Any]
 
 
-def references() -> dict[str, Measured]:
-    """sim/data/golden.json: suite -> what `measure` returned where results were made, with a note."""
-    return json.loads((resources.files("la4vla.sim") / "data" / "golden.json").read_text())
+@dataclass(frozen=True)
+class Setting:
+    """What of a protocol decides how pictures look. views: cameras. size: pixels, square."""
+
+    views: tuple[str, ...]
+    size: int
+    fast: bool
+
+    def __str__(self) -> str:
+        return f"{','.join(self.views)}:{self.size}:{'fast' if self.fast else 'full'}"
+
+    @staticmethod
+    def parse(text: str) -> Setting:
+        """The inverse of str(). Raises UserError for another text."""
+        views, _, rest = text.partition(":")
+        size, _, quality = rest.partition(":")
+        if not (views and size.isdigit() and quality in ("full", "fast")):
+            raise UserError(f"`{text}` is not VIEW,VIEW:SIZE:full or VIEW,VIEW:SIZE:fast.")
+        return Setting(tuple(views.split(",")), int(size), quality == "fast")
 
 
-def thumbnail(image: np.ndarray) -> list[list[list[float]]]:
-    """uint8 [112, 112, 3] -> block means [8][8][3], grey levels."""
-    side = IMAGE_SIZE // BLOCKS
-    return image.reshape(BLOCKS, side, BLOCKS, side, 3).mean((1, 3)).round(2).tolist()
+@dataclass(frozen=True)
+class Scenes:
+    """drawn: tasks whose episode 0 is drawn. settling: tasks that must come to rest, the drawn ones among them.
 
-
-def measure(suite: str) -> Measured:
-    """Pictures at full quality and fast (mean, std, thumbnail by channel), and the metres bodies move while settling.
-
-    Raises UserError for an unknown suite, without a GL backend, and where LIBERO or its assets are missing.
+    packages: distributions that decide pictures and physics; the first one is the suite's own. usual: drawn where no
+    protocol is asked for. others: what else a reference holds, the settings of the protocols that ship.
     """
-    if suite not in SCENES:
-        raise UserError(f"suite `{suite}` has no reference; use one of {', '.join(SCENES)}.")
-    view, tasks = SCENES[suite]
-    pictures, settling, backend = {}, {}, ""
-    for quality in ("full", "fast"):
-        build = MetaWorldEnv if suite == "metaworld" else LiberoEnv
-        env = build((view,), IMAGE_SIZE, SETTLE_STEPS + 1, quality == "fast")
-        backend = env.backend
-        image = env.reset(tasks[0], 0).views[view]
-        pictures[quality] = {
-            "mean": image.mean((0, 1)).round(2).tolist(),
-            "std": image.std((0, 1)).round(2).tolist(),
-            "blocks": thumbnail(image),
-        }
-        if quality == "full":
-            settling = {task: _settle(env, task) for task in tasks}
+
+    drawn: tuple[str, ...]
+    settling: tuple[str, ...]
+    packages: tuple[str, ...]
+    usual: Setting
+    others: tuple[Setting, ...]
+
+
+BOTH = ("agentview", "robot0_eye_in_hand")
+SCENES = {
+    "metaworld": Scenes(
+        drawn=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
+        settling=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
+        packages=("metaworld", "mujoco", "gymnasium", "PyOpenGL"),
+        usual=Setting(("corner4",), 112, False),
+        others=(Setting(("corner4",), 112, True), Setting(("corner4",), 448, False), Setting(("corner2",), 448, False)),
+    ),
+    "libero": Scenes(
+        drawn=("libero_object_00", "libero_spatial_00", "libero_goal_00", "libero_10_00"),
+        settling=("libero_object_00", "libero_spatial_00", "libero_goal_00", "libero_10_00", "libero_spatial_05"),
+        packages=("hf-libero", "robosuite", "mujoco", "gymnasium", "PyOpenGL"),
+        usual=Setting(BOTH, 112, False),
+        others=(Setting(BOTH, 112, True), Setting(BOTH, 256, False), Setting(BOTH, 448, False)),
+    ),
+}
+"""By suite; of LIBERO's own suites one task each."""
+
+
+def references(path: Path | None = None) -> dict[str, Measured]:
+    """Suite -> what `measure` returned where the reference was made. path: another file than data/golden.json.
+
+    Raises UserError where it is no such file.
+    """
+    try:
+        text = (path or resources.files("la4vla.sim") / "data" / "golden.json").read_text()
+        return dict(json.loads(text))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: no file of references ({error}); write one by `python -m la4vla.sim.golden SUITE --write FILE`."
+        ) from error
+
+
+def measure(suite: str, settings: Sequence[Setting]) -> Measured:
+    """Pictures of every setting (mean, std and thumbnail by channel), and the metres bodies move while settling.
+
+    The scenes settle once, with the first setting. Raises UserError without a GL backend and where LIBERO or its assets
+    are missing.
+    """
+    scenes, build = SCENES[suite], MetaWorldEnv if suite == "metaworld" else LiberoEnv
+    pictures, settling, driver = {}, {}, dict[str, str]()
+    for number, setting in enumerate(settings):
+        env = build(setting.views, setting.size, SETTLE_STEPS + 1, setting.fast)
+        for task in scenes.drawn if number else scenes.settling:
+            seen = env.reset(task, 0)
+            driver["vendor"], driver["renderer"] = names()
+            if task in scenes.drawn:
+                shown = {str(Setting((view,), setting.size, setting.fast)): seen.views[view] for view in setting.views}
+                pictures |= {f"{task} {name}": summary(image) for name, image in shown.items()}
+            if number == 0:
+                settling[task] = _settle(env)
+        driver["backend"] = env.backend
         env.close()
-    return {"backend": backend, "assets": _fingerprint(suite), "pictures": pictures, "settling": settling}
+    versions = {name: importlib.metadata.version(name) for name in scenes.packages}
+    return {"versions": versions, **driver, **_assets(suite), "settling": settling, "pictures": pictures}
 
 
-def _settle(env: MetaWorldEnv | LiberoEnv, task: str) -> dict[str, float]:
+def summary(image: np.ndarray) -> dict[str, Any]:
+    """uint8 [H, W, 3] -> mean and std by channel, and 8 x 8 x 3 block means in hex, one byte each, rounded."""
+    small = cv2.resize(image.astype(np.float32), (BLOCKS, BLOCKS), interpolation=cv2.INTER_AREA)
+    return {
+        "mean": image.mean((0, 1)).round(2).tolist(),
+        "std": image.std((0, 1)).round(2).tolist(),
+        "blocks": small.round().astype(np.uint8).tobytes().hex(),
+    }
+
+
+def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The largest difference of two summaries in a block mean, a mean or a std; grey levels."""
+    blocks = (np.frombuffer(bytes.fromhex(each["blocks"]), np.uint8).astype(float) for each in (one, other))
+    wholes = (np.array([*each["mean"], *each["std"]]) for each in (one, other))
+    return max(float(np.abs(np.subtract(*pair)).max()) for pair in (blocks, wholes))
+
+
+def _settle(env: MetaWorldEnv | LiberoEnv) -> dict[str, float]:
     """moved: largest displacement of a body over SETTLE_STEPS zero actions; last: over the last one; metres."""
-    env.reset(task, 0)
     places = [_bodies(env)]
     for _ in range(SETTLE_STEPS):
         env.step(np.zeros(len(env.embodiment.action.names)))
@@ -86,10 +160,13 @@ def _bodies(env: MetaWorldEnv | LiberoEnv) -> np.ndarray:
     return data.xpos.copy()
 
 
-def _fingerprint(suite: str) -> str:
-    """Empty for MetaWorld, whose package holds its assets; else of names and sizes of LIBERO's asset files."""
+def _assets(suite: str) -> dict[str, Any]:
+    """assets: empty for MetaWorld, whose package holds them, else a fingerprint of names and sizes of LIBERO's files.
+
+    standins: whether the folder says that not all of them are LIBERO's own. assets_folder: where they are.
+    """
     if suite == "metaworld":
-        return ""
+        return {"assets": "", "standins": False, "assets_folder": ""}
     open_libero()
     import libero.libero  # pyright: ignore[reportMissingImports]
 
@@ -99,11 +176,42 @@ def _fingerprint(suite: str) -> str:
         for path in folder.rglob("*")
         if path.suffix in (".xml", ".msh", ".stl", ".obj", ".png")
     )
-    return hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+    return {"assets": fingerprint, "standins": (folder / STANDINS).is_file(), "assets_folder": str(folder)}
+
+
+def write(suite: str, path: Path) -> None:
+    """Measures everything a reference holds and puts it into the file, beside those of other suites."""
+    scenes = SCENES[suite]
+    measured = measure(suite, (scenes.usual, *scenes.others))
+    del measured["assets_folder"]
+    measured = {"made_by": f"python -m la4vla.sim.golden {suite} --write FILE", **measured}
+    kept = references(path) if path.is_file() else {}
+    path.write_text(_laid_out({**kept, suite: measured}) + "\n")
+
+
+def _laid_out(everything: Mapping[str, Measured]) -> str:
+    """JSON with one line for each value of a suite and each picture."""
+
+    def lines(values: Mapping[str, Any], indent: str) -> str:
+        inner = [
+            f"{indent} {json.dumps(key)}: "
+            + (lines(value, f"{indent} ") if key in ("pictures", "settling", *everything) else json.dumps(value))
+            for key, value in values.items()
+        ]
+        return "{\n" + ",\n".join(inner) + f"\n{indent}}}"
+
+    return lines(everything, "")
 
 
 def _main(arguments: Sequence[str]) -> int:
-    print(json.dumps(measure(arguments[0] if arguments else "")))
+    suite, *rest = arguments or ("",)
+    if suite not in SCENES:
+        raise UserError(f"suite `{suite}` has no scenes to compare; use one of {', '.join(SCENES)}.")
+    if len(rest) == 2 and rest[0] == "--write":
+        write(suite, Path(rest[1]))
+    else:
+        print(json.dumps(measure(suite, [Setting.parse(text) for text in rest] or [SCENES[suite].usual])))
     return 0
 
 

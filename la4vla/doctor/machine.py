@@ -1,0 +1,129 @@
+"""GL backends and EGL devices, torch with CUDA and NCCL, disk and memory: what no simulator has to be opened for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch.cuda import nccl
+
+from la4vla.doctor.check import Check
+from la4vla.sim import device
+from la4vla.sim.device import Drawing
+from la4vla.sim.render import APT_LINE, BACKENDS
+
+MIN_DISK, MIN_SHM = 10e9, 1e9  # bytes below which a warning is due
+WRONG = "draws another picture of a known scene than it should"
+INSTALL = {"egl": APT_LINE, "osmesa": "apt-get install libosmesa6 (only needed where egl does not draw)"}
+
+
+def machine_checks() -> list[Check]:
+    return [*gl_checks(), *torch_checks(), *space_checks()]
+
+
+def gl_checks() -> list[Check]:
+    """Every backend (or the one MUJOCO_GL names), egl on every device; one must draw, the first that does is chosen."""
+    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
+    checks, chosen = [], ""
+    for name in (wanted,) if wanted else BACKENDS:
+        found = (
+            egl_checks() if name == "egl" else [backend_check(f"GL {name}", device.ask(name), INSTALL.get(name, ""))]
+        )
+        if not chosen and any(check.status == "ok" for check in found):
+            chosen = name
+        checks += found
+    if not chosen:
+        cure = f"{APT_LINE}{', or unset MUJOCO_GL to try egl and osmesa' if wanted else ''}"
+        return [*checks, Check("GL", "fail", "no backend draws, so no picture can be made here.", cure)]
+    return [
+        *checks,
+        Check("GL", "ok", f"{chosen} is used by evaluations ({'MUJOCO_GL' if wanted else 'first to draw'})."),
+    ]
+
+
+def egl_checks() -> list[Check]:
+    """One check for each EGL device (only MUJOCO_EGL_DEVICE_ID's, where it is set), and what CUDA has to do with it."""
+    number = device.count()
+    if isinstance(number, str):
+        return [Check("GL egl", "note", f"does not draw: {number}.", INSTALL["egl"])]
+    wanted = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
+    devices = [int(wanted)] if wanted.isdigit() else range(number)
+    answers = {index: device.ask("egl", index) for index in devices}
+    checks = [backend_check(f"GL egl device {index}", answer, APT_LINE) for index, answer in answers.items()]
+    hardware = sum(isinstance(answer, Drawing) and not answer.software for answer in answers.values())
+    gpus = torch.cuda.device_count()
+    if not gpus and not hardware:
+        says = "there is no GPU: a CPU draws, slowly, and with the same pictures."
+        return [*checks, Check("EGL on GPUs", "note", says)]
+    if hardware < gpus and not wanted:
+        cure = "install the driver's EGL library (libnvidia-gl), in containers with NVIDIA_DRIVER_CAPABILITIES=all"
+        return [
+            *checks,
+            Check("EGL on GPUs", "warn", f"{hardware} of {gpus} GPUs draw; the rest is done slowly.", cure),
+        ]
+    return [*checks, Check("EGL on GPUs", "ok", f"{hardware} devices draw in hardware, CUDA has {gpus}.")]
+
+
+def backend_check(name: str, answer: Drawing | str, cure: str) -> Check:
+    """answer: what was drawn, or why nothing was."""
+    if isinstance(answer, str):
+        return Check(name, "note", f"does not draw: {answer.rstrip('.')}.", cure)
+    says = f"{answer.vendor}, {answer.renderer}, {answer.frame_ms:.1f} ms a frame"
+    if not answer.right:
+        return Check(
+            name, "warn", f"{says}, but {WRONG}: mean {answer.mean}.", "update the driver or use another device"
+        )
+    return Check(name, "ok", f"{says}.")
+
+
+def torch_checks() -> list[Check]:
+    """torch and, on GPUs, whether each multiplies in bf16 and whether NCCL sums over them."""
+    if not torch.cuda.is_available():
+        return [Check("torch", "note", f"{torch.__version__}, no CUDA device: everything runs on the CPU.")]
+    gpus = range(torch.cuda.device_count())
+    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in gpus}))
+    says = f"{torch.__version__}, CUDA {torch.version.cuda}, {len(gpus)} x {names}"
+    try:
+        for index in gpus:
+            ones = torch.ones(64, 64, dtype=torch.bfloat16, device=f"cuda:{index}")
+            assert float((ones @ ones).sum()) == 64**3
+    except RuntimeError as error:
+        cure = "install the torch build for this driver (pytorch.org)"
+        return [Check("torch", "warn", f"{says}, but a bf16 product fails: {_first_line(error)}.", cure)]
+    return [Check("torch", "ok", f"{says}, bf16 multiplies."), nccl_check(len(gpus))]
+
+
+def nccl_check(gpus: int) -> Check:
+    """A sum over all GPUs of this process."""
+    version = ".".join(str(part) for part in nccl.version())
+    ones = [torch.ones(8, device=f"cuda:{index}") for index in range(gpus)]
+    try:
+        nccl.all_reduce(ones)
+        right = all(float(values.sum()) == 8 * gpus for values in ones)
+    except RuntimeError as error:
+        cure = "run with NCCL_DEBUG=INFO to see why; try NCCL_P2P_DISABLE=1"
+        return Check("NCCL", "warn", f"{version}, but a sum over {gpus} GPUs fails: {_first_line(error)}.", cure)
+    if not right:
+        return Check("NCCL", "warn", f"{version}, but a sum over {gpus} GPUs is wrong.", "try NCCL_P2P_DISABLE=1")
+    return Check("NCCL", "ok", f"{version}, sums over {gpus} GPUs.")
+
+
+def space_checks() -> list[Check]:
+    """Free bytes of the working folder's disk and of shared memory, which worker processes use."""
+    checks = []
+    for name, place, least in (("disk", ".", MIN_DISK), ("shared memory", "/dev/shm", MIN_SHM)):
+        if Path(place).is_dir():
+            free = shutil.disk_usage(place).free
+            says = f"{free / 1e9:.1f} GB free"
+            if free >= least:
+                checks.append(Check(name, "ok", f"{says}."))
+            else:
+                cure = f"free some or enlarge it{' (docker: --shm-size)' if place != '.' else ''}"
+                checks.append(Check(name, "warn", f"{says}, less than {least / 1e9:.0f} GB.", cure))
+    return checks
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")

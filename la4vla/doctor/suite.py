@@ -1,0 +1,143 @@
+"""A simulator suite against its reference: versions, LIBERO's assets, pictures, and initial states that settle.
+
+Tolerances stand between what was measured to be harmless and what was measured to be a fault (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from la4vla.doctor.check import Check, Demand
+from la4vla.sim.device import last_words
+from la4vla.sim.golden import SCENES, SETTLE_STEPS, Measured, Setting, distance
+
+TOLERANCE = 3.0  # grey levels of a block mean, a mean or a std
+MAX_OFF = 0.005  # m by which a body's way while settling may differ from the reference's
+MAX_LAST = 0.002  # m that a body may move in the last step
+TIMEOUT_S = 600.0  # the slowest suite took 90 s on a busy CPU
+
+
+def suite_checks(suite: str, references: Mapping[str, Measured], demand: Demand | None) -> list[Check]:
+    """Draws and steps the suite's scenes in a subprocess, at the demand's setting or the usual one, and compares."""
+    if suite not in references:
+        cure = f"python -m la4vla.sim.golden {suite} --write FILE, where the results to compare with were made"
+        return [Check(f"{suite} pictures", "fail", "the file of references has none of this suite.", cure, suite)]
+    reference = references[suite]
+    checks = [*version_checks(suite, reference), pins_check(suite, reference)]
+    setting = demand.setting if demand else SCENES[suite].usual
+    measured = measured_here(suite, setting)
+    if isinstance(measured, str):
+        return [*checks, Check(f"{suite} pictures", "fail", f"nothing is drawn: {measured}", suite=suite)]
+    checks += assets_checks(suite, measured)
+    return [*checks, picture_check(suite, measured, reference, setting), settling_check(suite, measured, reference)]
+
+
+def measured_here(suite: str, setting: Setting) -> Measured | str:
+    """What sim.golden measures in a subprocess, or in a sentence why it could not."""
+    command = [sys.executable, "-m", "la4vla.sim.golden", suite, str(setting)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {TIMEOUT_S:.0f} s; a GL driver may hang."
+    if done.returncode:
+        return last_words(done.stderr) or f"exit status {done.returncode}."
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def version_checks(suite: str, reference: Measured) -> list[Check]:
+    """Each package that decides pictures and physics, against the version the reference was made with."""
+    checks = []
+    for name, wanted in reference["versions"].items():
+        have, cure = installed(name), f"pip install {name}=={wanted}"
+        if have == wanted:
+            checks.append(Check(name, "ok", f"{have}, as the {suite} reference.", suite=suite))
+        else:
+            says = f"{have or 'none'} is installed, the {suite} reference was made with {wanted}."
+            checks.append(Check(name, "fail", says, cure, suite))
+    return checks
+
+
+def pins_check(suite: str, reference: Measured) -> Check:
+    """Whether la4vla's own metadata pins what the reference was made with; after an update it may be that of before."""
+    has = pins()
+    stale = [
+        f"{name} ({has.get(name, 'no pin')}, reference {wanted})"
+        for name, wanted in reference["versions"].items()
+        if has.get(name) != wanted
+    ]
+    if stale:
+        says = f"la4vla's installed metadata does not pin {', '.join(stale)}."
+        return Check(f"{suite} pins", "warn", says, f'install la4vla again: pip install "la4vla[{suite}]"', suite)
+    return Check(f"{suite} pins", "ok", "the extra pins what the reference was made with.", suite=suite)
+
+
+def pins() -> dict[str, str]:
+    """Distribution -> version, of every exact pin in la4vla's extras."""
+    rows = importlib.metadata.requires("la4vla") or []
+    return {m[1]: m[2] for row in rows if (m := re.match(r"([\w.-]+)==([\w.]+)", row))}
+
+
+def installed(package: str) -> str:
+    """Its version, empty where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def assets_checks(suite: str, measured: Measured) -> Sequence[Check]:
+    """Where LIBERO's assets and config are; stand-ins for its own make results incomparable."""
+    if not measured["assets_folder"]:
+        return []
+    where = f"in {measured['assets_folder']}"
+    if measured["standins"]:
+        says = f"stand-in assets {where} (STANDINS.md lists them): comparable only with results on the same ones."
+        cure = "set LA4VLA_LIBERO_ASSETS to LIBERO's own assets, or unset it to take the hub's"
+        return [Check(f"{suite} assets", "fail", says, cure, suite)]
+    return [Check(f"{suite} assets", "ok", f"LIBERO's own, {where}.", suite=suite)]
+
+
+def picture_check(suite: str, measured: Measured, reference: Measured, setting: Setting) -> Check:
+    """Every picture's block means, means and stds against the reference's."""
+    name = f"{suite} pictures"
+    remake = (
+        f"python -m la4vla.sim.golden {suite} --write FILE, where the results to compare with were made; then --golden"
+    )
+    if measured["assets"] != reference["assets"]:
+        return Check(
+            name, "fail", "the reference was drawn with other assets, so pictures are not vouched for.", remake, suite
+        )
+    missing = measured["pictures"].keys() - reference["pictures"].keys()
+    if missing:
+        says = f"the reference has no pictures like {setting}, so they are not vouched for."
+        return Check(name, "fail", says, "run a protocol that ships; its pictures are all in the reference", suite)
+    off = {key: distance(seen, reference["pictures"][key]) for key, seen in measured["pictures"].items()}
+    worst = max(off, key=lambda key: off[key])
+    how = f"{len(off)} of {setting}, {off[worst]:.2f} grey levels off at most ({TOLERANCE} allowed)"
+    if off[worst] > TOLERANCE:
+        drawn = f"drawn by {measured['renderer']}, the reference by {reference['renderer']}"
+        says = f"{how}, {worst.partition(' ')[0]} most; {drawn}."
+        return Check(name, "fail", says, "use the reference's versions; then try another GL backend or device", suite)
+    return Check(name, "ok", f"{how}; drawn by {measured['renderer']}.", suite=suite)
+
+
+def settling_check(suite: str, measured: Measured, reference: Measured) -> Check:
+    """How far bodies move while nothing is commanded, against the reference; and that they have come to rest."""
+    name, seen = f"{suite} settling", measured["settling"]
+    off = {task: abs(row["moved"] - reference["settling"][task]["moved"]) for task, row in seen.items()}
+    worst = max(off, key=lambda task: off[task])
+    restless = max(seen, key=lambda task: seen[task]["last"])
+    last = seen[restless]["last"]
+    how = f"{len(seen)} initial states, {SETTLE_STEPS} zero actions"
+    if off[worst] > MAX_OFF or last > MAX_LAST:
+        moved, before = seen[worst]["moved"], reference["settling"][worst]["moved"]
+        says = f"{how}: a body of {worst} moves {100 * moved:.1f} cm (reference {100 * before:.1f}), one of {restless} "
+        says += f"{1000 * last:.1f} mm in the last step ({1000 * MAX_LAST:.0f} allowed)."
+        return Check(name, "fail", says, "use the reference's versions of MuJoCo and the suite", suite)
+    says = f"{how}: ways as the reference's to {1000 * off[worst]:.1f} mm, {1000 * last:.2f} mm in the last step."
+    return Check(name, "ok", says, suite=suite)
