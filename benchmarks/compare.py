@@ -174,8 +174,9 @@ def _notes(sides: Sequence[Side], a: Row, b: Row) -> list[str]:
     for name, side in zip("AB", sides, strict=True):
         notes += [f"{side.crashed} episodes crashed in {name} and are in no pair"] if side.crashed else []
         notes += [f"{side.alone} episodes are in {name} only and in no pair"] if side.alone else []
-    if a.gl != b.gl:
-        notes.append(f"pictures were drawn by {a.gl} in A and {b.gl} in B")
+    drew_a, drew_b = (row.gl.partition(":")[0] for row in (a, b))
+    if drew_a != drew_b:
+        notes.append(f"pictures were drawn by {drew_a} in A and {drew_b} in B")
     changed = [name for name in a.versions if a.versions[name] != b.versions.get(name)]
     notes += [f"{name} is {a.versions[name]} in A and {b.versions.get(name, 'absent')} in B" for name in changed]
     return notes

@@ -22,6 +22,7 @@ import torch
 from benchmarks import video
 from benchmarks.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.protocols import Protocol
+from la4vla.sim import render
 from la4vla.sim.env import Env
 from la4vla.types import Embodiment, Observation, UserError
 
@@ -162,10 +163,20 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
 
 
 def work(
-    connection: Connection, suite: Suite, protocol: Protocol, views: tuple[str, ...], expert: bool, log: str
+    connection: Connection,
+    suite: Suite,
+    protocol: Protocol,
+    views: tuple[str, ...],
+    expert: bool,
+    gpu: int | None,
+    log: str,
 ) -> None:
-    """A worker process: says Ready, then answers each Job with Queries and one Outcome, until it is sent None."""
+    """A worker process: says Ready, then answers each Job with Queries and one Outcome, until it is sent None.
+
+    gpu: EGL's number of the one to draw on, None for what the driver takes."""
     _redirect_output(log)
+    if gpu is not None:
+        render.use_gpu(gpu)
     torch.set_num_threads(1)
     try:
         env = suite.make_env(protocol, views)

@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.protocols import Protocol
 from benchmarks.rollout import Job, Outcome, Query, Ready, Refusal, Suite, work
 from la4vla.serve.policy import NoiseKey
+from la4vla.sim import render
 from la4vla.types import Embodiment, Observation, UserError
 
 ATTEMPTS = 2
@@ -47,11 +48,13 @@ class Actor(Interface):
 
 @dataclass(frozen=True)
 class Finished:
-    """An episode that is over. outcome: None where every attempt crashed, then `error` is the last one's last words."""
+    """An episode that is over. outcome: None where every attempt crashed, then `error` is the last one's last words.
+    gpu: EGL's number of the one that drew its pictures, None where none was chosen."""
 
     job: Job
     attempts: int
     outcome: Outcome | None
+    gpu: int | None
     error: str = ""
 
 
@@ -60,6 +63,7 @@ class Worker:
     process: BaseProcess
     connection: Connection
     log: Path
+    gpu: int | None
     job: Job | None = None
     heard: float = 0.0
 
@@ -92,7 +96,8 @@ class Runner:
     """Use as a context: workers start when there are jobs for them and end at exit. `policy` is None for the suite's
     scripted expert.
 
-    views: cameras the envs render, () for none. logs: folder for the workers' output.
+    views: cameras the envs render, () for none; where there are several GPUs, worker n renders on the n-th, and round
+    again. logs: folder for the workers' output.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Runner:
         self._count, self._logs = workers, logs
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
+        self._gpus: tuple[int, ...] = ()
         self._queue = TaskQueue([])
         self._attempts: dict[Job, int] = defaultdict(int)
         self._finished_any = False
@@ -110,6 +116,7 @@ class Runner:
 
     def __enter__(self) -> Runner:
         self._logs.mkdir(parents=True, exist_ok=True)
+        self._gpus = render.gpus() if self._views else ()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -184,7 +191,7 @@ class Runner:
             self.spent.worker_s[activity] += seconds
         self._finished_any = True
         self._give(worker)
-        return Finished(job, self._attempts.pop(job), outcome)
+        return Finished(job, self._attempts.pop(job), outcome, worker.gpu)
 
     def _give(self, worker: Worker) -> None:
         """The next job for this worker, of the task whose scene it already has if there is one."""
@@ -207,7 +214,7 @@ class Runner:
             self._queue.put_back(job)
         else:
             self._lost += 1
-            lost = Finished(job, self._attempts.pop(job), None, words)
+            lost = Finished(job, self._attempts.pop(job), None, worker.gpu, words)
         if self._lost >= HOPELESS and not self._finished_any:
             raise UserError(f"{self._lost} episodes crashed and none finished; the last words were: {words}.")
         self._give(self._workers[number])
@@ -215,12 +222,14 @@ class Runner:
 
     def _start(self, number: int) -> Worker:
         log = self._logs / f"worker-{number}.log"
+        log.touch()  # its last words are asked for even if it dies before its first
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, self._suite, self._protocol, self._views, self._policy is None, str(log))
+        gpu = render.gpu_of(number, self._gpus)
+        arguments = (theirs, self._suite, self._protocol, self._views, self._policy is None, gpu, str(log))
         process = self._context.Process(target=work, args=arguments, daemon=True, name=f"env-{number}")
         process.start()
         theirs.close()  # so that a dead worker reads as end-of-file here
-        return Worker(process, ours, log, heard=time.monotonic())
+        return Worker(process, ours, log, gpu, heard=time.monotonic())
 
 
 class TaskQueue:

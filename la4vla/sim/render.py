@@ -2,16 +2,19 @@
 
 A backend is never switched silently: `MUJOCO_GL`, when set, is the only one tried; otherwise `egl`, then `osmesa`, each
 in a subprocess (a failed GL import cannot be undone in this one), and the choice is printed and put into the
-environment so that spawned workers draw with the same one. `MUJOCO_EGL_DEVICE_ID` is left to the user.
+environment so that spawned workers draw with the same one. Where there are GPUs, workers share them out among
+themselves; `MUJOCO_EGL_DEVICE_ID`, when set, is the one for all.
 
     python -m la4vla.sim.render     says which backend renders here; exit status 2 and the cure where none does
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +29,7 @@ MIN_FRAME_STD = 2.0
 """Grey levels. Real frames have 40 and more; a frame of a dead GL context is black."""
 
 _PROBED = "LA4VLA_GL_PROBED"
+_DEVICE, _VISIBLE = "MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES"
 _PROBE_TIMEOUT_S = 120
 _PROBE = """
 import mujoco
@@ -36,6 +40,20 @@ mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 32, 32) as renderer:
     renderer.update_scene(data)
     assert renderer.render().std() > 2, "the picture is flat"
+"""
+
+_GPUS = """
+import ctypes, json
+from mujoco.egl import egl_ext as egl
+number_p = ctypes.POINTER(ctypes.c_ssize_t)
+function = ctypes.CFUNCTYPE(egl.EGLBoolean, egl.EGLDeviceEXT, egl.EGLint, number_p)
+cuda_number_of = function(egl.eglGetProcAddress("eglQueryDeviceAttribEXT"))
+found = []
+for number, device in enumerate(egl.eglQueryDevicesEXT()):
+    cuda_number = ctypes.c_ssize_t()
+    if cuda_number_of(device, 0x323A, ctypes.byref(cuda_number)):  # EGL_CUDA_DEVICE_NV; Mesa's devices have none
+        found.append((cuda_number.value, number))
+print(json.dumps(found))
 """
 
 
@@ -91,6 +109,53 @@ def why_not(name: str) -> str:
         return ""
     lines = [line.strip() for line in probe.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit status {probe.returncode}"
+
+
+def gpus() -> tuple[int, ...]:
+    """EGL's numbers of the GPUs that `CUDA_VISIBLE_DEVICES` leaves to this process, in its order.
+
+    Empty where there is no choice to make: without EGL or a GPU, and where `MUJOCO_EGL_DEVICE_ID` is set. Empty, and
+    said so, where the GPUs cannot be told apart.
+    """
+    import torch
+
+    if os.environ.get("MUJOCO_GL") != "egl" or os.environ.get(_DEVICE) or not torch.cuda.device_count():
+        return ()
+    # Some drivers number only the visible GPUs, others all of them; without the variable both number all.
+    environment = {name: value for name, value in os.environ.items() if name != _VISIBLE}
+    asked = subprocess.run(
+        [sys.executable, "-c", _GPUS], env=environment, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
+    )
+    found = dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
+    chosen = visible_gpus(found, os.environ.get(_VISIBLE))
+    if not chosen:
+        print(f"all workers render on EGL's first device; set {_DEVICE} to choose another", file=sys.stderr)
+    return chosen
+
+
+def visible_gpus(found: Mapping[int, int], visible: str | None) -> tuple[int, ...]:
+    """found: CUDA's number of a GPU -> EGL's (they differ), all GPUs. visible: `CUDA_VISIBLE_DEVICES`, None where it
+    is not set. Empty where that names a GPU by its UUID, or one that was not found."""
+    if visible is None:
+        return tuple(found[number] for number in sorted(found))
+    names = [name.strip() for name in visible.split(",")]
+    if not all(name.isdecimal() and int(name) in found for name in names):
+        return ()
+    return tuple(found[int(name)] for name in names)
+
+
+def gpu_of(worker: int, gpus: Sequence[int]) -> int | None:
+    """The one that worker number `worker` draws on; None where there is none to choose."""
+    return gpus[worker % len(gpus)] if gpus else None
+
+
+def use_gpu(number: int) -> None:
+    """This process, which has not drawn yet and uses no CUDA, draws on EGL's device `number`.
+
+    `CUDA_VISIBLE_DEVICES` goes, because `number` counts all GPUs; robosuite, too, refuses numbers that it lacks.
+    """
+    os.environ[_DEVICE] = str(number)
+    os.environ.pop(_VISIBLE, None)
 
 
 if __name__ == "__main__":

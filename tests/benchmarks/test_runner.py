@@ -2,6 +2,7 @@
 failures, and where a killed evaluation loses its hours. Real processes, a fake simulator."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from benchmarks import runner as runner_module
 from benchmarks.rollout import Job, roll_out
 from benchmarks.runner import Runner, TaskQueue
 from la4vla.serve.policy import NoiseKey
+from la4vla.sim import render
 from la4vla.types import UserError
 from tests.benchmarks.fake_env import SUITE, TASKS, PointEnv, Pusher, protocol
 
@@ -51,6 +53,25 @@ def test_the_expert_drives_through_the_same_runner(tmp_path):
     assert all(end.outcome.success for end in finished) and runner.spent.queries == 0
 
 
+def say_gpu(protocol, views) -> PointEnv:
+    print("draws on", os.environ.get("MUJOCO_EGL_DEVICE_ID"), "of", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+    return PointEnv(protocol, views)
+
+
+def test_workers_share_out_the_gpus(tmp_path, monkeypatch):
+    """robosuite refuses a number that CUDA's mask lacks, so the mask goes, but not from the policy's own process."""
+    monkeypatch.setattr(render, "gpus", lambda: (4, 6))
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    suite = replace(SUITE, make_env=say_gpu)
+    with Runner(suite, protocol(), Pusher(seconds=0.02), ("eye",), 2, tmp_path) as runner:
+        finished = list(runner.run(ALL))
+    said = [(tmp_path / f"worker-{number}.log").read_text() for number in (0, 1)]
+    assert said == ["draws on 4 of None\n", "draws on 6 of None\n"]
+    assert {end.gpu for end in finished} == {4, 6}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
 def test_a_crash_is_rerun_once_and_a_second_one_is_an_error_not_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("POINT_MARKERS", str(tmp_path))
     once, always = Job("crash-once-x", 0), Job("crash-x", 5)
@@ -69,11 +90,36 @@ def test_a_simulator_that_only_crashes_stops_the_run(tmp_path, monkeypatch):
         run([Job("crash-x", episode) for episode in range(50)], tmp_path)
 
 
+class Impatient(Pusher):
+    """Once a worker is up, however slowly it started, silence is soon too long."""
+
+    def infer(self, observations, noise_keys):
+        runner_module.SILENCE_S = 2.0
+        return super().infer(observations, noise_keys)
+
+
 def test_a_hanging_worker_counts_as_crashed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner_module, "SILENCE_S", 6.0)
+    monkeypatch.setattr(runner_module, "SILENCE_S", runner_module.SILENCE_S)
     monkeypatch.setattr(runner_module, "ATTEMPTS", 1)
-    finished, _ = run([ALL[0], Job("hang-x", 0)], tmp_path)
+    finished, _ = run([ALL[0], Job("hang-x", 0)], tmp_path, policy=Impatient())
     assert finished[Job("hang-x", 0)].outcome is None and finished[ALL[0]].outcome is not None
+
+
+class Deadly:
+    """Ends the process that unpickles it, before it has opened its log."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_worker_that_dies_before_its_first_word_is_an_error_like_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "HOPELESS", 1)
+    suite = replace(SUITE, make_env=Deadly())
+    with (
+        Runner(suite, protocol(), Pusher(), ("eye",), 1, tmp_path) as runner,
+        pytest.raises(UserError, match=r"no output \(exit status 9"),
+    ):
+        list(runner.run(ALL[:1]))
 
 
 def test_a_user_error_inside_a_worker_reaches_the_user(tmp_path):

@@ -1,14 +1,18 @@
 """Why: a machine without GL must say so in one sentence before an hour of work, a backend is never switched in silence,
-and a dead GL context (which draws black without an error) must not become training data."""
+a dead GL context (which draws black without an error) must not become training data, and eight GPUs must not wait for
+the first."""
 
+import json
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
-from la4vla.sim.render import APT_LINE, FlatFrameError, check_frame
+from la4vla.sim import render
+from la4vla.sim.render import APT_LINE, FlatFrameError, check_frame, gpu_of, visible_gpus
 
 CONFIG = "schema: construct\nout_dir: {0}/o\nread: {{path: {0}/e}}\nrecord: {{tasks: [reach-v3], episodes: 1}}\n"
 
@@ -55,3 +59,78 @@ def test_a_flat_frame_is_not_a_frame(level):
         check_frame(flat, "reach-v3/corner4")
     flat[:4] += 40
     assert check_frame(flat, "reach-v3/corner4") is flat
+
+
+SWAPPED = {0: 3, 1: 2, 2: 1, 3: 0}
+"""CUDA's numbers -> EGL's, as seen on machines with four GPUs."""
+
+
+@pytest.mark.parametrize(
+    ("visible", "chosen"),
+    [
+        (None, (3, 2, 1, 0)),
+        ("2", (1,)),
+        ("3, 0", (0, 3)),
+        ("4", ()),
+        ("", ()),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", ()),
+        ("MIG-0", ()),
+    ],
+)
+def test_workers_get_the_gpus_that_cuda_leaves_them(visible, chosen):
+    assert visible_gpus(SWAPPED, visible) == chosen
+
+
+def test_workers_take_turns_on_the_gpus():
+    assert [gpu_of(worker, (0, 3)) for worker in range(5)] == [0, 3, 0, 3, 0]
+    assert gpu_of(7, ()) is None
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """Four GPUs, as far as torch and EGL's enumeration say; a MUJOCO_GL of egl and no choice made."""
+    asked = []
+
+    def run(command, env, **rest):
+        asked.append(env)
+        return subprocess.CompletedProcess(command, 0, json.dumps(list(SWAPPED.items())), "")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(render.subprocess, "run", run)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    for name in ("MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+def test_gpus_are_counted_without_cudas_mask_and_chosen_by_it(four_gpus, monkeypatch):
+    """A driver that numbers the visible ones only would be asked for a number it does not have."""
+    assert render.gpus() == (3, 2, 1, 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    assert render.gpus() == (2, 1)
+    assert len(four_gpus) == 2 and not any("CUDA_VISIBLE_DEVICES" in environment for environment in four_gpus)
+
+
+@pytest.mark.parametrize(("name", "value"), [("MUJOCO_EGL_DEVICE_ID", "2"), ("MUJOCO_GL", "osmesa")])
+def test_a_choice_of_the_users_stays(four_gpus, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert render.gpus() == () and not four_gpus
+
+
+def test_what_cannot_be_chosen_is_said(four_gpus, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    assert render.gpus() == ()
+    assert "set MUJOCO_EGL_DEVICE_ID" in capsys.readouterr().err
+
+
+def test_without_a_gpu_nobody_is_asked(four_gpus, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert render.gpus() == () and not four_gpus and not capsys.readouterr().err
+
+
+def test_the_question_itself_runs():
+    """Mesa's devices, the only ones of a machine without a GPU, have no number of CUDA's."""
+    environment = {**os.environ, "MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}
+    asked = subprocess.run([sys.executable, "-c", render._GPUS], env=environment, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    assert len(json.loads(asked.stdout)) == torch.cuda.device_count()
