@@ -20,6 +20,7 @@ CONSTRUCT = [
     "uvicorn>=0.30",
     *REPORT,
 ]
+PROBE = ["scikit-learn>=1.5", *REPORT]
 SERVE = ["websockets>=15", "msgpack>=1.0"]
 DEV = [
     "pytest>=8",
@@ -46,6 +47,7 @@ setup(
         "la4vla.construct": ["robots/*", "templates/*"],
         "la4vla.construct.review": ["static/*"],
         "la4vla.data": ["templates/*"],
+        "la4vla.probe": ["templates/*"],
         "benchmarks": ["data/*", "protocols/*/*.yaml", "templates/*"],
     },
     install_requires=[
@@ -68,10 +70,11 @@ setup(
         "metaworld": METAWORLD + REPORT,
         "libero": LIBERO + REPORT,
         "construct": CONSTRUCT,
+        "probe": PROBE,
         "serve": SERVE,
         "tensorboard": ["tensorboard>=2.18"],
         "wandb": ["wandb>=0.19"],
-        "dev": METAWORLD + LIBERO + CONSTRUCT + SERVE + DEV + ["tensorboard>=2.18"],
+        "dev": METAWORLD + LIBERO + CONSTRUCT + PROBE + SERVE + DEV + ["tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["la4vla=la4vla.cli:main"]},
 )

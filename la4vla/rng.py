@@ -29,6 +29,8 @@ class RngUse(IntEnum):
     REVIEW = 14  # who reviews a candidate
     PERTURB = 15  # what a perturbation does to a picture
     BOOTSTRAP = 16  # units of a confidence interval
+    CASES = 17  # clips, other frames and paraphrases of a probe's cases
+    RESAMPLE = 18  # cases of a probe's intervals
 
 
 def name_id(name: str) -> int:

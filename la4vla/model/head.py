@@ -153,16 +153,22 @@ class FlowHead(nn.Module):
         self.readout = READOUTS[readout](size)
 
     def remember(self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor) -> Memory:
-        """Keys and values of every block, from the context and the state token behind it. Once a chunk.
+        """Keys and values of every block, from `context`. Once a chunk."""
+        source_BLE, mask_BL = self.context(context_BLE, key_mask_BL, state_BS, state_mask_BS)
+        keys_values = tuple(block.attn.keys_values(source_BLE) for block in self._blocks())
+        return Memory(keys_values, mask_BL[:, None, None, :])
+
+    def context(
+        self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All that the blocks attend to, the state token behind the context, and which of it is seen (bool).
 
         key_mask_BL: bool, False keys are never seen. state_BS: float32; dims outside state_mask_BS count as 0.
         """
         dtype = self.state_encoder.fc1.weight.dtype
         state_BE = self.state_encoder(state_BS.masked_fill(~state_mask_BS, 0.0).to(dtype))
         source_BLE = torch.cat([context_BLE, state_BE[:, None].to(context_BLE.dtype)], dim=1)
-        mask_BL = F.pad(key_mask_BL, (0, 1), value=True)
-        keys_values = tuple(block.attn.keys_values(source_BLE) for block in self._blocks())
-        return Memory(keys_values, mask_BL[:, None, None, :])
+        return source_BLE, F.pad(key_mask_BL, (0, 1), value=True)
 
     def velocity(self, x_BTA: Tensor, time_B: Tensor, memory: Memory) -> Tensor:
         """fp32 [B, T, A]. x_BTA: fp32 point on the path. time_B: fp32 in [0, 1]."""

@@ -63,6 +63,11 @@ class Policy(nn.Module):
         context_BLE, key_mask_BL = self.backbone(batch)
         return self.head.remember(context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS)
 
+    def context(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[B, L + 1, E] that the head attends to, the state token last, and which of it is real (bool)."""
+        context_BLE, key_mask_BL = self.backbone(batch)
+        return self.head.context(context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS)
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the vision and language blocks in the backward pass: less memory, one forward pass more."""
         self.backbone.enable_gradient_checkpointing()

@@ -1,0 +1,217 @@
+"""`la4vla probe cases`: draws the cases of a shard folder that has pictures (FACTS 1.2: pairs of opposite directions).
+
+A clip is a candidate where its instruction names one direction, its actions go that way with little detour, and its
+label is a motion of the hand. Opposite directions of an axis get the same number of cases. Later frames of a clip's
+first half serve where there are too few clips. What a case is confused with is preferably of its own episode, else of
+its task, else of any.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+
+from la4vla.construct.robot import RobotFrame, robot_frame
+from la4vla.construct.vocabulary import DIRECTIONS, named_direction
+from la4vla.data.cases import Case, CaseList, FrameOf
+from la4vla.data.index import Index, read_index, starts
+from la4vla.data.motion import TRANSLATION, check_translation, travel
+from la4vla.data.read import read_shard
+from la4vla.data.setup import fingerprint
+from la4vla.data.shards import Clip
+from la4vla.probe.wording import only_direction, opposite, paraphrase
+from la4vla.rng import RngUse, generator
+from la4vla.types import UserError
+
+MOTIONS = ("move", "lift", "lower", "transport", "push", "pull", "press")
+"""Primitives whose physical effect is a displacement; grasps and turns have none of their own."""
+
+Direction = tuple[int, int]
+"""Axis of (forward, left, up), sign."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """count: cases in all. directness: share of the path, from the case's frame to the clip's end, that leads in the
+    named direction. robot: robot file that says where forward, left and up are; empty: the embodiment's own.
+    one_sided: take axes of which the folder shows one direction only; their cases have no conflict."""
+
+    count: int = 100  # a condition (FACTS 1.2)
+    seed: int = 0
+    directness: float = 0.9
+    robot: str = ""
+    one_sided: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A clip that moves one way. frames: sample starts that may become a case, the clip's first frame first."""
+
+    clip: Clip
+    direction: Direction
+    frames: tuple[int, ...]
+
+
+def draw(folder: str, drawing: Drawing) -> CaseList:
+    """The cases of a shard folder (local path, URL or pipe:). Raises UserError where it holds none."""
+    index = read_index(folder)
+    check_translation(index.embodiment)
+    if not index.views:
+        raise UserError(f"{folder}: holds no images; draw cases from shards with views, such as vla/ beside la/.")
+    frame = robot_frame(drawing.robot or index.embodiment.name)
+    clips = [clip for number in range(len(index.shards)) for clip in read_shard(index, number, ())]
+    found = [item for clip in clips if (item := candidate(clip, index, frame, drawing.directness)) is not None]
+    by_direction: dict[Direction, list[Candidate]] = {}
+    for item in found:
+        by_direction.setdefault(item.direction, []).append(item)
+    quotas = quota({way: sum(len(item.frames) for item in items) for way, items in by_direction.items()}, drawing)
+    if not quotas:
+        raise UserError(
+            f"{folder}: no axis has clips in both directions ({_counted(by_direction)}); use a folder with more tasks, "
+            "lower --directness, or take the directions there are with --one-sided."
+        )
+    cases = [
+        _case(item, at, clips, by_direction, index, frame, drawing.seed)
+        for way in sorted(quotas, key=lambda way: (way[0], -way[1]))
+        for item, at in _chosen(by_direction[way], quotas[way], drawing.seed)
+    ]
+    settings = {
+        "count": drawing.count,
+        "seed": drawing.seed,
+        "directness": drawing.directness,
+        "one_sided": drawing.one_sided,
+    }
+    axes = {ends[0]: toward((axis, 1), frame) for axis, ends in enumerate(DIRECTIONS)}
+    return CaseList(folder, fingerprint(index), index.embodiment.name, axes, settings, tuple(cases))
+
+
+def summary(listed: CaseList) -> str:
+    """What was drawn, in a few lines."""
+    directions = Counter(case.direction for case in listed.cases)
+    lines = [f"{len(listed.cases)} cases: {', '.join(f'{count} {word}' for word, count in directions.items())}"]
+    if len(listed.cases) < listed.settings["count"]:
+        lines.append(f"the folder holds no more of the {listed.settings['count']} that were asked for")
+    for name, found in (
+        ("unaligned", [c.unaligned for c in listed.cases]),
+        ("conflict", [c.conflict for c in listed.cases]),
+    ):
+        nearness = Counter(item.nearness if item else "none" for item in found)
+        lines.append(f"{name} pictures: {', '.join(f'{count} of {word}' for word, count in nearness.items())}")
+    return "\n".join(lines)
+
+
+def candidate(clip: Clip, index: Index, frame: RobotFrame, directness: float) -> Candidate | None:
+    """The clip's direction if its words and its motion agree on one, and the frames from which they still do."""
+    direction = only_direction(clip.instruction)
+    if direction is None or clip.primitive not in MOTIONS:
+        return None
+    first_half = range(0, max(1, len(clip) // 2), index.frame_stride)
+    fitting = tuple(at for at in first_half if progress(clip, at, index, frame, direction) >= directness)
+    return Candidate(clip, direction, fitting) if 0 in fitting else None
+
+
+def progress(clip: Clip, at: int, index: Index, frame: RobotFrame, direction: Direction) -> float:
+    """Progress along `direction` over the length of the commanded path, from frame `at` to the clip's end: -1 .. 1."""
+    axis, sign = direction
+    path_T3 = frame.from_base(travel(clip.action[at:], clip.state[at], index.embodiment))
+    steps_T3 = np.diff(path_T3, axis=0, prepend=np.zeros((1, 3)))
+    length = float(np.linalg.norm(steps_T3, axis=1).sum())
+    return sign * float(path_T3[-1, axis]) / length if length > 0 else 0.0
+
+
+def quota(available: dict[Direction, int], drawing: Drawing) -> dict[Direction, int]:
+    """How many cases each direction gets: opposite ones alike, axes as evenly as what is available allows."""
+    groups = [tuple((axis, sign) for sign in (1, -1)) for axis in range(len(DIRECTIONS))]
+    if drawing.one_sided:
+        groups = [tuple(way for way in group if available.get(way)) for group in groups]
+    room = [min(available.get(way, 0) for way in group) if group else 0 for group in groups]
+    given = [0] * len(groups)
+    left = drawing.count
+    while open_groups := [n for n, group in enumerate(groups) if given[n] < room[n] and len(group) <= left]:
+        least = min(open_groups, key=lambda n: (given[n] * len(groups[n]), n))
+        given[least] += 1
+        left -= len(groups[least])
+    return {way: given[n] for n, group in enumerate(groups) for way in group if given[n]}
+
+
+def _chosen(candidates: Sequence[Candidate], count: int, seed: int) -> list[tuple[Candidate, int]]:
+    """(candidate, frame): clips in drawn order at their first frame, then the same clips at later frames."""
+    axis, sign = candidates[0].direction
+    order = generator(seed, RngUse.CASES, f"clips {axis} {sign}").permutation(len(candidates))
+    rounds = zip_longest(*(candidates[number].frames for number in order))
+    pairs = [
+        (candidates[number], at)
+        for frames in rounds
+        for number, at in zip(order, frames, strict=True)
+        if at is not None
+    ]
+    return pairs[:count]
+
+
+def _case(
+    item: Candidate,
+    at: int,
+    clips: Sequence[Clip],
+    by_direction: dict[Direction, list[Candidate]],
+    index: Index,
+    frame: RobotFrame,
+    seed: int,
+) -> Case:
+    clip, (axis, sign) = item.clip, item.direction
+    phrasing, *unaligned, conflict = generator(seed, RngUse.CASES, clip.key, at).random(4)
+    against = [other.clip for other in by_direction.get((axis, -sign), [])]
+    return Case(
+        clip=clip.key,
+        frame=at,
+        task=clip.task,
+        direction=DIRECTIONS[axis][0 if sign > 0 else 1],
+        axis="/".join(DIRECTIONS[axis]),
+        toward=toward(item.direction, frame),
+        instruction=clip.instruction,
+        opposite=opposite(clip.instruction),
+        paraphrase=paraphrase(clip.instruction, phrasing),
+        unaligned=_unaligned(item, clips, index, unaligned),
+        conflict=_near(clip, against, conflict, lambda _: 0),
+    )
+
+
+def _unaligned(item: Candidate, clips: Sequence[Clip], index: Index, draws: Sequence[float]) -> FrameOf | None:
+    """A frame of the task outside the clip that no clip naming the opposite direction holds."""
+    clip, (axis, sign) = item.clip, item.direction
+    others = [
+        other
+        for other in clips
+        if other.task == clip.task
+        and sign * named_direction(other.instruction)[axis] >= 0
+        and not (other.episode == clip.episode and other.span[0] < clip.span[1] and clip.span[0] < other.span[1])
+    ]
+    stride = index.frame_stride
+    return _near(clip, others, draws[0], lambda other: stride * int(draws[1] * starts(len(other), stride)))
+
+
+def _near(clip: Clip, others: Sequence[Clip], draw: float, frame_of: Callable[[Clip], int]) -> FrameOf | None:
+    """A frame of one of the clips, chosen by draw in [0, 1) among the nearest: of the episode, else of the task, else
+    any."""
+    same_episode = [other for other in others if other.episode == clip.episode]
+    same_task = [other for other in others if other.task == clip.task]
+    for nearness, group in (("episode", same_episode), ("task", same_task), ("any", others)):
+        if group:
+            other = group[int(draw * len(group))]
+            return FrameOf(other.key, frame_of(other), nearness)
+    return None
+
+
+def toward(direction: Direction, frame: RobotFrame) -> list[float]:
+    """The base-frame unit vector of a direction. (The frame's map is a signed permutation: its inverse is its
+    transpose.)"""
+    axis, sign = direction
+    return [float(value) + 0.0 for value in sign * frame.from_base(np.eye(len(TRANSLATION)))[:, axis]]
+
+
+def _counted(by_direction: dict[Direction, list[Candidate]]) -> str:
+    counts = [f"{len(items)} {DIRECTIONS[axis][sign < 0]}" for (axis, sign), items in sorted(by_direction.items())]
+    return ", ".join(counts) or "none that moves straight along an axis its instruction names"

@@ -1,0 +1,164 @@
+"""DAR, DCS, SR and SS of predicted displacements (the paper's appendix 9, FACTS 1.2), with bootstrap intervals.
+
+All four are functions of weights over trials: the point estimate gives every trial weight 1, a bootstrap resample how
+often it drew it. So all resamples are a few matrix products, and a trial that was drawn twice is no pair of its own at
+distance zero, which would flatter SR and SS.
+
+Shape letters: N trials, R rows of weights (resamples), C direction labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from la4vla.rng import RngUse, generator
+
+EPSILON = 1e-8
+"""Displacements below it have no direction, and what SR's denominator is kept from zero by (FACTS 1.2: both lost)."""
+
+RESAMPLES = 2000
+COVERED = 0.95
+NAMES = ("dar", "dcs", "sr", "ss")
+
+
+@dataclass(frozen=True)
+class Trials:
+    """predicted_N3, truth_N3: endpoint displacements in one frame and unit. toward_N3: unit vectors that the
+    instructions name. label_N: one integer a direction."""
+
+    predicted_N3: np.ndarray
+    truth_N3: np.ndarray
+    toward_N3: np.ndarray
+    label_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def of(self, labels: Sequence[int]) -> Trials:
+        """Those with one of `labels`."""
+        kept_N = np.isin(self.label_N, labels)
+        return Trials(self.predicted_N3[kept_N], self.truth_N3[kept_N], self.toward_N3[kept_N], self.label_N[kept_N])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score and its 95 % interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def alignment(predicted_N3: np.ndarray, toward_N3: np.ndarray) -> np.ndarray:
+    """bool [N]: the displacement lies in the half-space of its direction. DAR is the mean; chance is 0.5."""
+    return (predicted_N3 * toward_N3).sum(axis=1) > 0
+
+
+def consistency(predicted_N3: np.ndarray, truth_N3: np.ndarray) -> np.ndarray:
+    """float [N]: cosine with the demonstrated displacement, 0 where either is shorter than EPSILON. DCS is the mean."""
+    length_N = np.linalg.norm(predicted_N3, axis=1) * np.linalg.norm(truth_N3, axis=1)
+    short_N = np.minimum(np.linalg.norm(predicted_N3, axis=1), np.linalg.norm(truth_N3, axis=1)) < EPSILON
+    return np.where(short_N, 0.0, (predicted_N3 * truth_N3).sum(axis=1) / np.where(short_N, 1.0, length_N))
+
+
+def distances(points_ND: np.ndarray) -> np.ndarray:
+    """float64 [N, N]: Euclidean."""
+    return cdist(points_ND, points_ND)
+
+
+def separability(distance_NN: np.ndarray, label_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
+    """SR, float [R]: mean distance between directions over mean distance within them; NaN for a single direction.
+
+    Within: mean over pairs, then over directions (those with two trials or more). Between: mean over pairs, then over
+    pairs of directions.
+    """
+    member_CN = _members(label_N)
+    weight_RCN = weight_RN[:, None, :] * member_CN
+    size_RC = weight_RCN.sum(axis=2)
+    sums_RCC = np.einsum("rcn,nm,rdm->rcd", weight_RCN, distance_NN, weight_RCN, optimize=True)
+    pairs_RC = size_RC**2 - (weight_RCN**2).sum(axis=2)
+    diagonal = np.arange(len(member_CN))
+    within_R = _mean(_ratio(sums_RCC[:, diagonal, diagonal], pairs_RC))
+    first, second = np.triu_indices(len(member_CN), 1)
+    between_R = _mean(_ratio(sums_RCC[:, first, second], size_RC[:, first] * size_RC[:, second]))
+    return between_R / (within_R + EPSILON)
+
+
+def silhouette(distance_NN: np.ndarray, label_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
+    """SS, float [R]: mean over trials of (b - a) / max(a, b); a: mean distance to its own direction's others, b: to the
+    nearest other direction. 0 for a trial alone in its direction; NaN for a single direction."""
+    member_CN = _members(label_N)
+    if len(member_CN) < 2:
+        return np.full(len(weight_RN), np.nan)
+    own_N = member_CN.argmax(axis=0)
+    nearest_RN = np.full(weight_RN.shape, np.inf)
+    inside_RN = np.zeros(weight_RN.shape)
+    for number, member_N in enumerate(member_CN):
+        weight_of_RN = weight_RN * member_N
+        size_R1 = weight_of_RN.sum(axis=1, keepdims=True)
+        sum_RN = weight_of_RN @ distance_NN
+        mine_N = own_N == number
+        inside_RN = np.where(mine_N, _ratio(sum_RN, size_R1 - weight_RN), inside_RN)
+        nearest_RN = np.where(mine_N, nearest_RN, np.fmin(nearest_RN, _ratio(sum_RN, size_R1)))
+    alone_RN = np.isnan(inside_RN)
+    largest_RN = np.maximum(np.where(alone_RN, 0.0, inside_RN), nearest_RN)
+    gap_RN = np.where(alone_RN | (largest_RN == 0.0), 0.0, nearest_RN - inside_RN)
+    value_RN = gap_RN / np.where(largest_RN == 0.0, 1.0, largest_RN)
+    return (weight_RN * value_RN).sum(axis=1) / weight_RN.sum(axis=1)
+
+
+def scores(trials: Trials, weight_RN: np.ndarray) -> dict[str, np.ndarray]:
+    """NAMES -> float [R]."""
+    total_R = weight_RN.sum(axis=1)
+    distance_NN = distances(trials.predicted_N3)
+    return {
+        "dar": weight_RN @ alignment(trials.predicted_N3, trials.toward_N3) / total_R,
+        "dcs": weight_RN @ consistency(trials.predicted_N3, trials.truth_N3) / total_R,
+        "sr": separability(distance_NN, trials.label_N, weight_RN),
+        "ss": silhouette(distance_NN, trials.label_N, weight_RN),
+    }
+
+
+def resamples(label_N: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
+    """float [count, N]: how often each trial was drawn; each direction is resampled by itself and keeps its size."""
+    draw = generator(seed, RngUse.RESAMPLE, name)
+    weight_RN = np.zeros((count, len(label_N)))
+    for label in np.unique(label_N):
+        places = np.flatnonzero(label_N == label)
+        even = np.full(len(places), 1 / len(places))
+        weight_RN[:, places] = draw.multinomial(len(places), even, size=count)
+    return weight_RN
+
+
+def estimate(trials: Trials, seed: int, name: str) -> dict[str, Estimate]:
+    """NAMES -> value with a percentile interval over cases. seed, name: of the resampling. At least one trial."""
+    point = scores(trials, np.ones((1, len(trials))))
+    spread = scores(trials, resamples(trials.label_N, RESAMPLES, seed, name))
+    tail = (1 - COVERED) / 2
+    found = {}
+    for key in NAMES:
+        known_R = spread[key][np.isfinite(spread[key])]
+        low, high = np.quantile(known_R, (tail, 1 - tail)) if len(known_R) else (np.nan, np.nan)
+        found[key] = Estimate(float(point[key][0]), float(low), float(high))
+    return found
+
+
+def _members(label_N: np.ndarray) -> np.ndarray:
+    """float [C, N]: 1 where a trial has the label."""
+    return (np.unique(label_N)[:, None] == label_N[None, :]).astype(np.float64)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing to divide by."""
+    shape = np.broadcast(numerator, denominator).shape
+    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator > 0)
+
+
+def _mean(values_RC: np.ndarray) -> np.ndarray:
+    """float [R]: over the entries that are not NaN; NaN where none is left."""
+    known_RC = ~np.isnan(values_RC)
+    return _ratio(np.where(known_RC, values_RC, 0.0).sum(axis=1), known_RC.sum(axis=1))

@@ -1,0 +1,109 @@
+"""What enters the action head, without vision: the same states, each told all six directions (FACTS 1.6, Figure 5).
+
+A representation is the mean of the context over its valid tokens and the state token. Whether direction or state orders
+them is told by two silhouettes, after PCA and before t-SNE, whose picture is for the eye.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from la4vla.construct.vocabulary import DIRECTIONS, phrase
+from la4vla.data.cases import Case, Footage
+from la4vla.probe.metrics import distances, silhouette
+from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.types import Observation, UserError
+
+STATES = 200
+PERPLEXITY = 30.0
+COMPONENTS = 50
+"""FACTS 1.6: all three are lost in the paper; perplexity as in GPLA."""
+
+BATCH = 64
+WORDS = tuple(word for pair in DIRECTIONS for word in pair)
+
+
+@dataclass(frozen=True)
+class Representation:
+    """direction_M: number in WORDS. state_M: number of the state. map_M2: t-SNE. position_M3: hand, x, y, z of the base
+    frame. by_direction, by_state: silhouettes, -1 .. 1. explained: share of the variance that PCA kept."""
+
+    direction_M: np.ndarray
+    state_M: np.ndarray
+    position_M3: np.ndarray
+    map_M2: np.ndarray
+    by_direction: float
+    by_state: float
+    explained: float
+
+
+def represent(policy: ServedPolicy, cases: Sequence[Case], footage: Footage, states: int, seed: int) -> Representation:
+    """The states are those of the first `states` cases with different ones. seed: of t-SNE, which is also told to
+    start from PCA. Raises UserError without scikit-learn, or for fewer than two states."""
+    found = distinct_states(cases, footage)[:states]
+    if len(found) < 2:
+        raise UserError("the cases show fewer than two different states; draw more cases.")
+    vectors_ME = vectors(policy.asked_as("la"), found)
+    state_M = np.repeat(np.arange(len(found)), len(WORDS))
+    direction_M = np.tile(np.arange(len(WORDS)), len(found))
+    reduced_MP, map_M2, explained = _reduced(vectors_ME, seed)
+    distance_MM, once = distances(reduced_MP), np.ones((1, len(state_M)))
+    place = policy.embodiment.state.dims("x", "y", "z")
+    return Representation(
+        direction_M,
+        state_M,
+        np.array(found)[:, place][state_M],
+        map_M2,
+        float(silhouette(distance_MM, direction_M, once)[0]),
+        float(silhouette(distance_MM, state_M, once)[0]),
+        explained,
+    )
+
+
+def distinct_states(cases: Sequence[Case], footage: Footage) -> list[np.ndarray]:
+    """float32 [S] each, in an order that takes the directions in turn."""
+    by_direction: dict[str, list[Case]] = {}
+    for case in cases:
+        by_direction.setdefault(case.direction, []).append(case)
+    longest = max(map(len, by_direction.values()), default=0)
+    in_turn = [group[n] for n in range(longest) for group in by_direction.values() if n < len(group)]
+    states = [footage.clips[case.clip].state[case.frame] for case in in_turn]
+    return list({state.tobytes(): state for state in states}.values())
+
+
+def vectors(policy: ServedPolicy, states: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [M, E]: state by state, the words in order."""
+    questions = [Observation({}, state, phrase("move", 0.0, grip="", way=word)) for state in states for word in WORDS]
+    rows = []
+    for first in range(0, len(questions), BATCH):
+        part = questions[first : first + BATCH]
+        with torch.inference_mode():
+            rows.append(_pooled(policy, part))
+    return np.concatenate(rows)
+
+
+def _pooled(policy: ServedPolicy, questions: Sequence[Observation]) -> np.ndarray:
+    """Noise is no part of the context; any key will do."""
+    batch = policy.batch(questions, [NoiseKey(0, "representation", 0, 0)] * len(questions))
+    source_BLE, mask_BL = policy.policy.context(batch)
+    kept_BL1 = mask_BL[..., None].to(source_BLE.dtype)
+    return ((source_BLE * kept_BL1).sum(dim=1) / kept_BL1.sum(dim=1)).float().cpu().numpy()
+
+
+def _reduced(vectors_ME: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """(PCA coordinates, t-SNE of them, share of the variance that PCA kept)."""
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise UserError('probing needs scikit-learn: pip install "la4vla[probe]".') from error
+    parts = min(COMPONENTS, *vectors_ME.shape)
+    pca = PCA(parts, svd_solver="full")
+    reduced_MP = pca.fit_transform(vectors_ME.astype(np.float64))
+    perplexity = min(PERPLEXITY, (len(vectors_ME) - 1) / 3)  # sklearn's bound: fewer points than this have no 30
+    map_M2 = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced_MP)
+    return reduced_MP, map_M2, float(pca.explained_variance_ratio_.sum())

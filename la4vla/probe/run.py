@@ -1,0 +1,250 @@
+"""`la4vla probe DIR`: all conditions, the scores with intervals, the figures; probe.json and probe.html."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from la4vla import __version__
+from la4vla.data import page
+from la4vla.data.cases import CaseList, Footage, open_footage, read_cases
+from la4vla.data.motion import check_translation
+from la4vla.probe import figures, metrics
+from la4vla.probe.ask import Answers, Asking, ask, demonstration
+from la4vla.probe.conditions import CONDITIONS, Condition
+from la4vla.probe.representation import STATES, Representation, represent
+from la4vla.serve.policy import ServedPolicy
+from la4vla.types import UserError
+
+TEMPLATES = Path(__file__).parent / "templates"
+NUMBERS, PAGE = "probe.json", "probe.html"
+DRAWN = tuple(condition.name for condition in CONDITIONS if condition.words == "own")
+"""Conditions whose paths are drawn: those that ask for the same motion."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """checkpoint: a checkpoint, or a run (then its newest one). shards: where the cases' folder lies now; empty: where
+    it lay. out: folder of the two files. conditions: names; empty: all. states: of the representation; 0: none.
+    untrained: the checkpoint's architecture with random weights. device: empty: the best there is."""
+
+    checkpoint: Path
+    cases: Path
+    out: Path
+    shards: str = ""
+    conditions: Sequence[str] = ()
+    states: int = STATES
+    untrained: bool = False
+    device: str = ""
+    asking: Asking = field(default_factory=Asking)
+
+    @property
+    def page(self) -> Path:
+        return self.out / PAGE
+
+
+def probe(request: Request) -> dict[str, Any]:
+    """Writes probe.json and probe.html, and returns what probe.json holds. Raises UserError for what does not fit."""
+    began = time.perf_counter()
+    conditions = _chosen(request.conditions)
+    listed = read_cases(request.cases)
+    policy = _policy(request)
+    footage = open_footage(listed, policy.views, request.shards)
+    check(policy, footage)
+    answers = _answers(policy, conditions, listed, footage, request.asking)
+    found = represent(policy, listed.cases, footage, request.states, request.asking.seed) if request.states else None
+    numbers = {
+        "la4vla": __version__,
+        "checkpoint": _about(policy, request),
+        "cases": {"file": str(request.cases), **_header(listed, footage, policy.spec.horizon)},
+        "settings": {**asdict(request.asking), "resamples": metrics.RESAMPLES, "covered": metrics.COVERED},
+        "conditions": {answer.condition.name: judged(answer, listed, request.asking.seed) for answer in answers},
+        "representation": None if found is None else _shown(found),
+        "displacements": {answer.condition.name: _displacements(answer) for answer in answers},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    values = {"title": str(request.checkpoint), "numbers": numbers, **_pictures(answers, listed, footage, found)}
+    page.write(request.out / NUMBERS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    page.write(request.page, page.render(TEMPLATES, "probe.html.j2", values))
+    return numbers
+
+
+def _policy(request: Request) -> ServedPolicy:
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if request.untrained:
+        return ServedPolicy.untrained(request.checkpoint, request.asking.seed, device)
+    return ServedPolicy.load(request.checkpoint, device)
+
+
+def check(policy: ServedPolicy, footage: Footage) -> None:
+    """Raises UserError where the cases are of another robot than the policy's."""
+    theirs = footage.index.embodiment
+    if policy.embodiment != theirs:
+        raise UserError(
+            f"the cases are of `{theirs.name}` and the checkpoint was trained for `{policy.embodiment.name}`, or on "
+            "another form of its numbers; draw cases from shards like those it was trained on."
+        )
+    check_translation(theirs)
+
+
+def judged(answers: Answers, listed: CaseList, seed: int) -> dict[str, Any]:
+    """One condition's scores: pooled over all directions, and for each pair of opposite ones."""
+    condition = answers.condition
+    about = {
+        "about": condition.about,
+        "refusal": answers.refusal,
+        "cases": len({(case.clip, case.frame) for case in answers.cases}),
+        "trials": len(answers.cases),
+        "not_asked": dict(Counter(answers.missing.values())),
+        "paper": {of: dict(zip(metrics.NAMES, values, strict=True)) for of, values in condition.paper.items()},
+    }
+    if answers.refusal:
+        return {**about, "pooled": None, "pairs": {}, "mean_of_pairs": None, "obedience": None}
+    pairs = {}
+    for axis in dict.fromkeys(case.axis for case in listed.cases):
+        part = _estimates(answers, seed, axis)
+        if part is not None:
+            pairs[axis] = part
+    return {
+        **about,
+        "pooled": _estimates(answers, seed),
+        "pairs": pairs,
+        "mean_of_pairs": _mean_of_pairs(pairs),
+        "obedience": _estimates(answers.obeying(), seed) if condition.words == "opposite" else None,
+    }
+
+
+def table(numbers: Mapping[str, Any]) -> str:
+    """The pooled scores for a terminal, intervals behind them."""
+    lines = [f"{'condition':<24}{'cases':>6}  " + "".join(f"{name.upper():<20}" for name in metrics.NAMES)]
+    for name, row in numbers["conditions"].items():
+        scored = row["refusal"] or "".join(f"{_cell(row['pooled'][key]):<20}" for key in metrics.NAMES)
+        lines.append(f"{name:<24}{row['cases']:>6}  {scored}".rstrip())
+    if found := numbers["representation"]:
+        lines.append(
+            f"what enters the head: silhouette {found['by_direction']:.2f} by direction, "
+            f"{found['by_state']:.2f} by state"
+        )
+    return "\n".join(lines)
+
+
+def _cell(estimate: Mapping[str, float | None]) -> str:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    return "-" if value is None else f"{value:.2f} ({low:.2f}, {high:.2f})"
+
+
+def _chosen(names: Sequence[str]) -> list[Condition]:
+    known = {condition.name: condition for condition in CONDITIONS}
+    for name in names:
+        if name not in known:
+            raise UserError(f"`{name}` is not a condition; choose among {', '.join(known)}.")
+    return [known[name] for name in names] if names else list(CONDITIONS)
+
+
+def _answers(
+    policy: ServedPolicy, conditions: Sequence[Condition], listed: CaseList, footage: Footage, asking: Asking
+) -> list[Answers]:
+    total = len(conditions) * len(listed.cases) * asking.samples
+    with tqdm(total=total, desc="probing", unit="chunk", disable=None) as bar:
+        return [ask(policy, condition, listed.cases, footage, asking, bar.update) for condition in conditions]
+
+
+def _estimates(answers: Answers, seed: int, axis: str = "") -> dict[str, Any] | None:
+    """Of all trials, or those of one axis; None where there is none."""
+    labels = sorted({case.direction for case in answers.cases})
+    kept = [labels.index(case.direction) for case in answers.cases if not axis or case.axis == axis]
+    if not kept:
+        return None
+    trials = answers.trials(labels).of(kept)
+    found = metrics.estimate(trials, seed, f"{answers.condition.name} {axis}")
+    return {"trials": len(trials), **{name: _finite(asdict(item)) for name, item in found.items()}}
+
+
+def _mean_of_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """The other reading of "average results" (FACTS 1.2): each pair by itself, then their mean."""
+    means = {}
+    for name in metrics.NAMES:
+        values = [pair[name]["value"] for pair in pairs.values() if pair[name]["value"] is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return means
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: value if np.isfinite(value) else None for key, value in values.items()}
+
+
+def _about(policy: ServedPolicy, request: Request) -> dict[str, Any]:
+    return {
+        "path": str(request.checkpoint),
+        "identity": policy.identity,
+        "step": policy.step,
+        "kind": policy.kind,
+        "views": list(policy.views),
+        "flow_steps": policy.flow.steps,
+        "horizon": policy.spec.horizon,
+    }
+
+
+def _header(listed: CaseList, footage: Footage, horizon: int) -> dict[str, Any]:
+    """demonstrated: DAR of the demonstrations over the same horizon, the most that a copy of them reaches."""
+    ends_N3 = np.array([demonstration(case, footage, horizon)[-1] for case in listed.cases])
+    toward_N3 = np.array([case.toward for case in listed.cases])
+    return {
+        "n": len(listed.cases),
+        "folder": listed.folder,
+        "fingerprint": listed.fingerprint,
+        "embodiment": listed.embodiment,
+        "drawn": dict(listed.settings),
+        "directions": dict(Counter(case.direction for case in listed.cases)),
+        "tasks": len({case.task for case in listed.cases}),
+        "clips": len({case.clip for case in listed.cases}),
+        "demonstrated": float(metrics.alignment(ends_N3, toward_N3).mean()),
+    }
+
+
+def _shown(found: Representation) -> dict[str, Any]:
+    return {
+        "states": len(set(found.state_M.tolist())),
+        "points": len(found.state_M),
+        "by_direction": found.by_direction,
+        "by_state": found.by_state,
+        "explained": found.explained,
+    }
+
+
+def _displacements(answers: Answers) -> list[dict[str, Any]]:
+    """Every trial, so that others can score it their way."""
+    return [
+        {
+            "clip": case.clip,
+            "frame": case.frame,
+            "direction": case.direction,
+            "predicted": path[-1].tolist(),
+            "demonstrated": truth.tolist(),
+        }
+        for case, path, truth in zip(answers.cases, answers.paths, answers.truth_N3, strict=True)
+    ]
+
+
+def _pictures(
+    answers: Sequence[Answers], listed: CaseList, footage: Footage, found: Representation | None
+) -> dict[str, Any]:
+    unit = footage.index.embodiment.action.unit
+    shown = [answer for answer in answers if answer.condition.name in DRAWN and not answer.refusal]
+    paths = {}
+    for axis in dict.fromkeys(case.axis for case in listed.cases) if shown else ():
+        paths[axis] = _uri(figures.opposite_commands(shown, listed.axes, axis, unit))
+    return {"paths": paths, "map": None if found is None else _uri(figures.representation(found))}
+
+
+def _uri(svg: bytes) -> str:
+    return page.data_uri("image/svg+xml", svg)

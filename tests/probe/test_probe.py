@@ -1,0 +1,232 @@
+"""Why: the probe exists to tell a policy that follows the instruction from one that follows the picture or its own
+state. So three toys that do nothing else are put to it, then a real checkpoint, by the command."""
+
+import json
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from la4vla import cli
+from la4vla.data.cases import open_footage
+from la4vla.probe.ask import Asking, ask
+from la4vla.probe.build import Drawing, draw
+from la4vla.probe.conditions import CONDITIONS
+from la4vla.probe.representation import represent
+from la4vla.probe.run import judged
+from la4vla.serve.policy import ServedPolicy
+from la4vla.sim.metaworld import EMBODIMENT
+from la4vla.types import UserError
+from tests.hand_checkpoint import write_checkpoint
+from tests.probe.conftest import LENGTH, VIEW, WAYS
+
+torch.set_num_threads(1)
+HORIZON = 16
+PLACES = list(WAYS)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Goes where one of its inputs says, always at the same pace; down without that input."""
+
+    follows: str
+    views: tuple[str, ...] = (VIEW,)
+    kind: str = "vla"
+    embodiment = EMBODIMENT
+    spec = SimpleNamespace(horizon=HORIZON)
+
+    def asked_as(self, kind):
+        return replace(self, kind=kind, views=() if kind == "la" else self.views)
+
+    def infer(self, observations, noise_keys):
+        assert len(observations) == len(noise_keys)
+        return [self.chunk(seen) for seen in observations]
+
+    def chunk(self, seen):
+        way = "down"
+        if self.follows == "words":
+            way = next((word for word in seen.instruction.split() if word in WAYS), way)
+        elif self.follows == "picture" and self.views:
+            way = PLACES[round(float(seen.views[VIEW].mean()) / 20) - 1]
+        elif self.follows == "state":
+            way = PLACES[round(float(seen.state[2]) / 0.02) - 1]
+        chunk = np.tile(np.append(WAYS[way], 1.0), (HORIZON, 1)).astype(np.float32)
+        chunk[LENGTH:, :3] *= -9  # what lies beyond the clip's end goes far back
+        return chunk
+
+
+@pytest.fixture(scope="module")
+def listed(shards):
+    return draw(str(shards), Drawing(count=24))
+
+
+@pytest.fixture(scope="module")
+def footage(listed):
+    return open_footage(listed, (VIEW,))
+
+
+def dar(policy, listed, footage, asking=Asking()) -> dict:  # noqa: B008 (frozen)
+    found = {}
+    for condition in CONDITIONS:
+        row = judged(ask(policy, condition, listed.cases, footage, asking, lambda _: None), listed, 0)
+        found[condition.name] = row["pooled"] and row["pooled"]["dar"]["value"]
+    return found
+
+
+NOTHING = {"empty", "punctuation-only"}
+
+
+def test_a_policy_that_follows_words_is_told_by_words_alone(listed, footage):
+    found = dar(Toy("words"), listed, footage)
+    assert found.pop("swapped") == 0.0
+    assert {found.pop(name) for name in NOTHING} == {4 / 24}  # down, of six directions, is right
+    assert set(found.values()) == {1.0} and len(found) == 7
+
+
+def test_a_policy_that_follows_the_picture_is_told_by_pictures_alone(listed, footage):
+    found = dar(Toy("picture"), listed, footage)
+    assert found["visual-conflict"] == 0.0
+    assert found["visual-removed"] == found["conflicting-state"] == 4 / 24
+    assert found["visual-unaligned"] == 0.0  # pictures of an episode's other motions: straight across
+    assert {found[name] for name in ("standard", "swapped", "empty", "paraphrased", "visual-masked-released")} == {1.0}
+
+
+def test_a_policy_that_goes_where_its_state_is_typical_for_shows_in_the_conflicting_state(listed, footage):
+    found = dar(Toy("state"), listed, footage)
+    assert found.pop("conflicting-state") == 0.0 and set(found.values()) == {1.0}
+
+
+def test_all_scores_of_a_perfect_answer(listed, footage):
+    answers = ask(Toy("words"), CONDITIONS[0], listed.cases, footage, Asking(), lambda _: None)
+    found = judged(answers, listed, 0)
+    assert (
+        found["cases"] == found["trials"] == 24
+        and found["not_asked"] == {}
+        and list(found["pairs"])
+        == [
+            "forward/backward",
+            "left/right",
+            "up/down",
+        ]
+    )
+    for row in (found["pooled"], *found["pairs"].values()):
+        assert row["dcs"]["value"] > 0.98 and row["sr"]["value"] > 1e6 and row["ss"]["value"] == 1.0
+    assert found["mean_of_pairs"]["ss"] == 1.0
+    assert found["paper"]["VLA policy, Table 1"] == {"dar": 0.98, "dcs": 0.95, "sr": 2.35, "ss": 0.55}
+
+
+def test_swapped_is_also_judged_by_what_was_told(listed, footage):
+    swapped = next(condition for condition in CONDITIONS if condition.name == "swapped")
+    found = judged(ask(Toy("words"), swapped, listed.cases, footage, Asking(), lambda _: None), listed, 0)
+    assert (found["pooled"]["dar"]["value"], found["obedience"]["dar"]["value"]) == (0.0, 1.0)
+    assert found["pooled"]["ss"]["value"] == found["obedience"]["ss"]["value"] == 1.0
+
+
+def test_only_the_part_within_the_clip_counts_unless_wanted(listed, footage):
+    """A clip has 12 frames and a chunk 16; the last four of the toy undo and reverse the rest."""
+    assert dar(Toy("words"), listed, footage, Asking(whole_chunk=True))["standard"] == 0.0
+
+
+def test_several_chunks_a_case_are_trials_of_it(listed, footage):
+    answers = ask(Toy("words"), CONDITIONS[0], listed.cases[:5], footage, Asking(samples=3), lambda _: None)
+    assert len(answers.paths) == 15 and judged(answers, listed, 0)["cases"] == 5
+
+
+def test_what_cannot_be_asked_is_said_and_never_skipped(listed, footage):
+    blind = Toy("words", views=())
+    found = {c.name: ask(blind, c, listed.cases, footage, Asking(), lambda _: None) for c in CONDITIONS}
+    refused = {name: answers.refusal for name, answers in found.items() if answers.refusal}
+    assert refused == dict.fromkeys(
+        ("standard", "visual-masked-released", "visual-unaligned", "visual-conflict"),
+        "not applicable: the policy sees no pictures",
+    )
+    assert len(found["swapped"].paths) == 24
+    some = [replace(case, conflict=None) if number else case for number, case in enumerate(listed.cases)]
+    conflict = next(condition for condition in CONDITIONS if condition.name == "visual-conflict")
+    row = judged(ask(Toy("words"), conflict, some, footage, Asking(), lambda _: None), listed, 0)
+    assert row["cases"] == 1 and row["not_asked"] == {"no clip of the opposite direction": 23}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("seeing") / "checkpoint", EMBODIMENT, (VIEW,))
+
+
+@pytest.fixture(scope="module")
+def blind_run(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("blind") / "checkpoint", EMBODIMENT, (), kind="la")
+
+
+def test_the_command_from_shards_to_a_page(shards, run, tmp_path, capsys):
+    cases, out = tmp_path / "cases.jsonl", tmp_path / "out"
+    assert cli.main(["probe", "cases", str(shards), "--out", str(cases), "--count", "12"]) == 0
+    assert "12 cases: 2 forward, 2 backward, 2 left, 2 right, 2 up, 2 down" in capsys.readouterr().out
+    assert cli.main(["probe", str(run), "--cases", str(cases), "--out", str(out), "--states", "6"]) == 0
+    assert "visual-conflict" in capsys.readouterr().out
+    numbers = json.loads((out / "probe.json").read_text())
+    assert list(numbers["conditions"]) == [condition.name for condition in CONDITIONS]
+    for row in numbers["conditions"].values():
+        assert row["cases"] == 12 and row["pooled"]["dar"]["low"] <= row["pooled"]["dar"]["value"]
+    ends = {name: [row["predicted"] for row in rows] for name, rows in numbers["displacements"].items()}
+    assert len({json.dumps(rows) for rows in ends.values()}) == len(ends), "two conditions asked the same"
+    page = (out / "probe.html").read_text()
+    assert page.count("data:image/svg+xml") == 4 and "http" not in page.replace("http://www.w3.org", "")
+    again = tmp_path / "again"
+    named = ["--conditions", "standard", "visual-conflict", "--states", "0"]
+    assert cli.main(["probe", str(run), "--cases", str(cases), "--out", str(again), *named]) == 0
+    repeated = json.loads((again / "probe.json").read_text())
+    assert list(repeated["conditions"]) == ["standard", "visual-conflict"] and repeated["representation"] is None
+    for name, row in repeated["conditions"].items():
+        assert row == numbers["conditions"][name]
+
+
+def test_a_blind_checkpoint_is_probed_without_pictures(shards, blind_run, tmp_path, capsys):
+    cases = tmp_path / "cases.jsonl"
+    draw(str(shards), Drawing(count=6)).write(cases)
+    assert cli.main(["probe", str(blind_run), "--cases", str(cases), "--out", str(tmp_path), "--states", "0"]) == 0
+    assert "not applicable: the policy sees no pictures" in capsys.readouterr().out
+    assert "not applicable: the policy sees no pictures" in (tmp_path / "probe.html").read_text()
+
+
+def test_a_condition_that_does_not_exist_and_another_robot_are_refused(shards, run, tmp_path, capsys):
+    cases = tmp_path / "cases.jsonl"
+    draw(str(shards), Drawing(count=6)).write(cases)
+    assert cli.main(["probe", str(run), "--cases", str(cases), "--conditions", "blind"]) == 2
+    other = write_checkpoint(tmp_path / "other", replace(EMBODIMENT, control_hz=5.0), (VIEW,))
+    assert cli.main(["probe", str(other), "--cases", str(cases)]) == 2
+    error = capsys.readouterr().err
+    assert "`blind` is not a condition" in error and "draw cases from shards like those it was trained on" in error
+
+
+def test_what_enters_the_head_is_told_apart_by_direction_and_state(listed, footage, run):
+    policy = ServedPolicy.load(run)
+    found = represent(policy, listed.cases, footage, 200, 0)
+    again = represent(policy, listed.cases, footage, 200, 0)
+    assert np.array_equal(found.map_M2, again.map_M2)
+    assert len(found.state_M) == 6 * len(set(found.state_M.tolist())) > 12
+    assert -1 <= found.by_state <= 1 and -1 <= found.by_direction <= 1
+    few = represent(policy, listed.cases, footage, 2, 0)
+    assert len(few.state_M) == 12
+    with pytest.raises(UserError, match="fewer than two different states"):
+        represent(policy, listed.cases[:1], footage, 200, 0)
+
+
+def test_the_representation_counts_words_and_state_and_no_padding(run):
+    """By hand, one row: the mean of the context's rows and the state token; the same in a batch with a longer row."""
+    from la4vla.probe.representation import vectors
+    from la4vla.serve.policy import NoiseKey
+    from la4vla.types import Observation
+
+    policy = ServedPolicy.load(run).asked_as("la")
+    state = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    batch = policy.batch([Observation({}, state, "move the gripper forward")], [NoiseKey(0, "x", 0, 0)])
+    with torch.inference_mode():
+        context, _ = policy.policy.backbone(batch)
+        token = policy.policy.head.state_encoder(batch.state_BS)
+    wanted = torch.cat([context[0], token]).mean(dim=0).numpy()
+    rows = vectors(policy, [state, state + 0.1])
+    assert rows.shape == (12, len(wanted))
+    np.testing.assert_allclose(rows[0], wanted, atol=1e-5)
+    assert np.abs(rows[6] - wanted).max() > 1e-3
