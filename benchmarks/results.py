@@ -31,7 +31,8 @@ class Row:
     success: None for a crash, then `error` holds its last words. steps: env steps after the wait. queries: chunks
     asked. attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy:
     sha256 of the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures,
-    with EGL's number of the GPU where workers shared several, `egl:1`. perturbation: `clean`, or name, severity and parameter, `fog:3=2.0`.
+    with EGL's number of the GPU where workers shared several, `egl:1`. perturbation: `clean`, or name, severity and
+    parameter, `fog:3=2.0`.
     wall_s: whole episode; seconds: the same split into reset, physics, render and policy (waiting for actions).
     latencies_ms: of every query. final_state: raw state [S] at the end, by which two runs of an episode are compared.
     """
