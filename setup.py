@@ -21,6 +21,7 @@ CONSTRUCT = [
     *REPORT,
 ]
 PROBE = ["scikit-learn>=1.5", *REPORT]
+SWEEP = ["submitit>=1.5"]
 SERVE = ["websockets>=15", "msgpack>=1.0"]
 DEV = [
     "pytest>=8",
@@ -72,9 +73,10 @@ setup(
         "construct": CONSTRUCT,
         "probe": PROBE,
         "serve": SERVE,
+        "sweep": SWEEP,
         "tensorboard": ["tensorboard>=2.18"],
         "wandb": ["wandb>=0.19"],
-        "dev": METAWORLD + LIBERO + CONSTRUCT + PROBE + SERVE + DEV + ["tensorboard>=2.18"],
+        "dev": METAWORLD + LIBERO + CONSTRUCT + PROBE + SERVE + SWEEP + DEV + ["tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["la4vla=la4vla.cli:main"]},
 )

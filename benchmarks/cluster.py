@@ -124,13 +124,12 @@ def _wait(handles: Mapping[Job, submitit.Job[int]]) -> None:
 def _state(handle: submitit.Job[int]) -> State:
     if not handle.done():
         return State(f"job {handle.job_id} has not ended")
+    log = f"{SLURM}/{handle.paths.stderr.name}"
     try:
         status = handle.result()
-    except _submitit().core.utils.UncompletedJobError as error:
-        return State(f"job {handle.job_id} failed: {_line(error)}", failed=True)
-    return (
-        State(f"failed, exit status {status} ({SLURM}/{handle.paths.stderr.name})", failed=True) if status else State()
-    )
+    except _submitit().core.utils.UncompletedJobError:
+        return State(f"job {handle.job_id} gave no exit status, state {handle.state} ({log})", failed=True)
+    return State(f"failed, exit status {status} ({log})", failed=True) if status else State()
 
 
 def _submitit() -> Any:

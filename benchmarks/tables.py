@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -178,25 +179,23 @@ class Table:
         """The mean of a single column would be that column again."""
         return len(self.columns) > 1
 
+    @property
+    def gained(self) -> bool:
+        return bool(self.published) or any(gain is not None for gain in self.gains)
+
     def markdown(self) -> str:
-        head = ["whose", "model", "pretrain", *self.headings, *["avg"] * self.averaged, "gain", "episodes"]
-        rows = [
-            [
-                "ours",
-                f"{line.label}, {line.circumstances}",
-                "",
-                *map(_plain, self.shown(line)),
-                _points(gain),
-                line.episodes,
-            ]
-            for line, gain in self.pairs
-        ]
+        rows = [["whose", "model", "pretrain", *self.headings, "avg", "gain", "episodes"]]
+        for line, gain in self.pairs:
+            cells = [f"{cell.value} {cell.detail}" if cell else "" for cell in (*line.cells.values(), line.average)]
+            rows.append(["ours", f"{line.label}, {line.circumstances}", "", *cells, _points(gain), line.episodes])
         for row in self.published:
-            rates = [*row["rates"], *[row["average"]] * self.averaged]
-            rows.append(["published", row["model"], row["pretrain"], *map(str, rates), _points(row["gain"]), ""])
-        lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+            cells = map(str, [*row["rates"], row["average"]])
+            rows.append(["published", row["model"], row["pretrain"], *cells, _points(row["gain"]), ""])
+        kept = [True, True, bool(self.published), *[True] * len(self.columns), self.averaged, self.gained, True]
+        rows.insert(1, ["---"] * len(kept))
+        lines = ["| " + " | ".join(compress(row, kept)) + " |" for row in rows]
         source = f" ({self.source})" if self.source else ""
-        return "\n".join([f"## {self.title}{source}", "", *self.notes, "", *lines, ""])
+        return "\n".join([f"## {self.title}{source}", "", *self.notes, *[""] * bool(self.notes), *lines, ""])
 
     @property
     def pairs(self) -> list[tuple[Line, float | None]]:
@@ -304,10 +303,6 @@ def _own(name: str, prefix: str, lines: Sequence[Line], baseline: str) -> list[T
 def _cell(rates: Sequence[Rate]) -> Cell | None:
     measured = tuple(rate for rate in rates if rate.n)
     return Cell(measured, stats.micro(measured)) if measured else None
-
-
-def _plain(cell: Cell | None) -> str:
-    return f"{cell.value} {cell.detail}" if cell else ""
 
 
 def _points(gain: float | None) -> str:

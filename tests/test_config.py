@@ -5,19 +5,34 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks import perturb, protocols
+from benchmarks.jobs import SweepConfig
 from la4vla import config
 from la4vla.config.__main__ import main as config_main
 from la4vla.types import UserError, exit_status
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
-RECIPES = [path for path in CONFIGS if path.name != "common.yaml"]
+SWEEPS = [path for path in CONFIGS if path.parent.name == "sweep"]
+STUDIES = [path for path in CONFIGS if "\nschema: study\n" in path.read_text()]  # tests/benchmarks/test_study.py
+RECIPES = [path for path in CONFIGS if path.name != "common.yaml" and path not in SWEEPS + STUDIES]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_resolves_and_says_what_it_costs(path):
     config.load(path, ["run.init_from=somewhere"] if path.name == "finetune_metaworld.yaml" else [])
+    assert header_says_what_it_costs(path)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_resolves_and_says_what_it_costs(path):
+    sweep = config.load(path, schema=SweepConfig)
+    assert sweep.checkpoints and all(protocols.load(title).tasks for title in sweep.protocols)
+    assert perturb.parse(sweep.perturbations) and header_says_what_it_costs(path)
+
+
+def header_says_what_it_costs(path):
     header = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
-    assert "Expected result" in header and "Hardware" in header and "Cost" in header
+    return "Expected result" in header and "Hardware" in header and "Cost" in header
 
 
 @pytest.mark.parametrize("preset", ["tiny", "la4vla_1b"])

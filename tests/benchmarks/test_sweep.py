@@ -126,7 +126,7 @@ def test_other_tasks_have_columns_of_their_own(checkpoints, tmp_path):
     assert found["metaworld"].ours == () and tables.NOT_OURS in found["metaworld"].notes
     own = found[f"clean {QUICK}"]
     assert own.headings == ("easy (5 tasks)",) and not own.averaged and not own.published
-    assert "100.0 [72.2, 100.0], 10/10 |  | 10 of 10 |" in own.markdown()
+    assert "100.0 [72.2, 100.0], 10/10 | 10 of 10 |" in own.markdown()
 
 
 @pytest.mark.parametrize("title", ["libero/openvla_90-v1", "libero/heldout-v1", "libero/openvla-v1"])
@@ -286,16 +286,19 @@ def slurm(tmp_path, monkeypatch):
     programs = {
         "srun": "exit 1",
         "sbatch": f'cat "$1" >> {tmp_path}/sbatch.txt; echo "Submitted batch job 77"',
-        "sacct": 'printf "JobID|State|NodeList\\n77_0|RUNNING|n1\\n77_1|PENDING|\\n"',
+        "sacct": f"cat {tmp_path}/sacct.txt",
     }
     for name, script in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
+    (tmp_path / "sacct.txt").write_text("JobID|State|NodeList\n77_0|RUNNING|n1\n77_1|PENDING|\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return tmp_path / "sbatch.txt"
 
 
-def test_an_array_is_submitted_once_and_found_again(checkpoints, tmp_path, slurm):
+def test_an_array_is_submitted_once_found_again_and_its_losses_are_said(checkpoints, tmp_path, slurm, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(submitit.SlurmJob, "_results_timeout_s", 0)  # for a result on a slow file system
     config = SweepConfig(out=str(tmp_path / "out"), checkpoints={"a": checkpoints[:2]}, protocols=[QUICK])
     jobs = expand(config)
     parameters = {"timeout_min": 90, "gpus_per_node": 1, "slurm_partition": "short", "slurm_array_parallelism": 1}
@@ -307,6 +310,23 @@ def test_an_array_is_submitted_once_and_found_again(checkpoints, tmp_path, slurm
     assert script.count("#!/bin/bash") == 1
     for line in ("--array=0-1%1", "--partition=short", "--gpus-per-node=1", "--time=90", "--job-name=sweep"):
         assert f"#SBATCH {line}" in script
+    slurm.with_name("sacct.txt").write_text("JobID|State|NodeList\n77_0|RUNNING|n1\n77_1|CANCELLED by 0|\n")
+    submitit.SlurmJob.watcher.clear()
+    states = cluster.run(jobs, tmp_path / "out", parameters, wait=False)
+    assert slurm.read_text().count("#!/bin/bash") == 2  # the lost one alone, again
+    assert "--array" not in slurm.read_text().split("#!/bin/bash")[2]
+
+    def lose(seconds):
+        slurm.with_name("sacct.txt").write_text("JobID|State|NodeList\n77_0|FAILED|n1\n77|TIMEOUT|\n")
+        submitit.SlurmJob.watcher.clear()
+
+    monkeypatch.setattr(time, "sleep", lose)
+    states = cluster.run(jobs, tmp_path / "out", parameters, wait=True)
+    assert [state.text for state in states.values()] == [
+        "job 77_0 gave no exit status, state FAILED (slurm/77_0_0_log.err)",
+        "job 77 gave no exit status, state TIMEOUT (slurm/77_0_log.err)",
+    ]
+    assert all(state.failed for state in states.values())
 
 
 @pytest.mark.parametrize(
