@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.server import Settings, run
-from la4vla.types import Embodiment, VectorSpec
+from la4vla.types import Embodiment, Observation, VectorSpec
 
 ARM = Embodiment(
     name="arm",
@@ -54,6 +55,18 @@ def serving(policy, **settings):
             if not running.done():
                 box["loop"].call_soon_threadsafe(box["stop"].set)
             running.result(20)
+
+
+def recording(policy: ServedPolicy) -> tuple[ServedPolicy, list[Observation]]:
+    """The policy, and what it will have been asked."""
+    asked: list[Observation] = []
+
+    class Recording(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            asked.extend(observations)
+            return super().infer(observations, noise_keys)
+
+    return Recording(**vars(policy)), asked
 
 
 def picture(number: int, size: int = 64) -> np.ndarray:
