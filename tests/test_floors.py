@@ -42,6 +42,7 @@ CONFINED = {
     "torch.utils.tensorboard": ("la4vla/train/metrics.py",),
     "argparse": ("la4vla/cli.py", "benchmarks/"),
     "random": (),
+    "pickle": (),  # what a stranger sends must not run
     **{name: ("la4vla/sim/",) for name in SIMULATORS},
 }
 """Module -> beginnings of the paths that may import it."""

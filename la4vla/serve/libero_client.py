@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from la4vla.serve import wire
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
 STATE = VectorSpec(("x", "y", "z", "rx", "ry", "rz", "gripper"), "absolute", rotation="axis_angle")
@@ -50,4 +51,5 @@ def _state(sent: np.ndarray) -> np.ndarray:
         raise UserError(f"the state of a LIBERO client has {WIDTH} numbers, {len(sent)} came.")
     position, turn, fingers = np.split(sent.astype(np.float64), (3, 6))
     shortest = Rotation.from_rotvec(turn).as_rotvec()
-    return np.concatenate([position, shortest, [(fingers[0] - fingers[1]) / FINGER_SPAN]]).astype(np.float32)
+    translated = np.concatenate([position, shortest, [(fingers[0] - fingers[1]) / FINGER_SPAN]])
+    return wire.vector(translated, "the translated state")

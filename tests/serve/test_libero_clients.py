@@ -182,6 +182,8 @@ def test_the_state_is_translated_to_ours():
     np.testing.assert_allclose(seen.state, [0.1, 0.2, 0.3, 3.5 - 2 * math.pi, 0, 0, 0.5], atol=1e-6)
     assert seen.views["agentview"].tolist() == [[[3, 4, 5], [0, 1, 2]], [[9, 10, 11], [6, 7, 8]]]
     assert ours.EMBODIMENT.state == libero_client.STATE and ours.FINGER_SPAN == libero_client.FINGER_SPAN
+    with pytest.raises(UserError, match="not finite"):
+        libero_client.translated(Observation({}, np.array([0] * 6 + [3.4e38, -3.4e38], np.float32), "lift"))
 
 
 def test_nothing_is_translated_unless_it_was_asked_for(policy):
