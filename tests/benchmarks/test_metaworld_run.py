@@ -4,16 +4,19 @@ episode must be the same alone and in a full run (metaworld's own `reset(seed)` 
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluate, protocols, results
+from benchmarks import evaluate, protocols, results, runner
 from benchmarks.evaluate import Request
 from benchmarks.metaworld import SUITE
 from benchmarks.perturb import CLEAN
-from la4vla.sim.metaworld import EMBODIMENT, buckets
+from benchmarks.rollout import Job
+from benchmarks.runner import Runner
+from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv, buckets
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
@@ -76,6 +79,17 @@ def test_an_episode_alone_is_the_episode_of_a_full_run(tmp_path):
     assert (alone.success, alone.steps) == (whole.success, whole.steps)
     assert alone.final_state == pytest.approx(whole.final_state, abs=1e-4)
     assert alone.final_state != pytest.approx(full["window-open-v3", 1].final_state, abs=1e-4)
+
+
+def test_a_worker_draws_after_its_parent_did(tmp_path, monkeypatch):
+    """A forked one would inherit the GL context and hang at its first picture."""
+    monkeypatch.setattr(runner, "SILENCE_S", 60.0)
+    with closing(MetaWorldEnv(("corner4",), 64, 10, True)) as env:
+        env.reset("reach-v3", 0)
+        rules = protocols.load("metaworld/quickstart-v1", ["horizon=4", "fast=true"])
+        with Runner(SUITE, rules, None, ("corner4",), 1, tmp_path) as running:
+            (end,) = running.run([Job("reach-v3", 0)])
+    assert end.outcome is not None, end.error
 
 
 def test_import_and_an_episode_without_stdin_display_and_network(tmp_path):

@@ -42,6 +42,19 @@ def test_the_probe_that_the_installer_runs_can_fail():
     assert (probe(), probe(MUJOCO_GL="garbage")) == (0, 2)
 
 
+def test_the_choice_is_all_that_libraries_read(monkeypatch):
+    """robosuite draws with EGL whatever works unless MUJOCO_GL is set; PyOpenGL has a variable of its own."""
+    for name in ("LA4VLA_GL_PROBED", "MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        monkeypatch.setenv(name, "")  # so that what is chosen here is forgotten afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(render, "why_not", lambda name: "" if name == "osmesa" else "no")
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    assert render.use_backend() == "osmesa"
+    assert (os.environ["MUJOCO_GL"], os.environ["PYOPENGL_PLATFORM"]) == ("osmesa", "osmesa")
+    monkeypatch.setattr(render, "why_not", lambda name: "asked again")
+    assert render.use_backend() == "osmesa"
+
+
 def test_an_early_import_is_refused():
     script = (
         "import mujoco\nfrom la4vla.sim.render import use_backend\nfrom la4vla.types import UserError\n"

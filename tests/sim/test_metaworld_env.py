@@ -110,6 +110,9 @@ def test_the_horizon_truncates_and_then_refuses():
         assert not env.step(still).truncated
     with pytest.raises(UserError, match="500"):
         MetaWorldEnv((), SIZE, 501, False)
+    with make(views=(), horizon=500) as env:
+        env.reset("reach-v3", 0)
+        assert [env.step(still).truncated for _ in range(500)].index(True) == 499
 
 
 def test_bad_input_is_one_sentence():
