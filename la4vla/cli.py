@@ -193,6 +193,7 @@ def _doctor(arguments: Sequence[str]) -> int:
         demand = Demand(protocol.title, protocol.suite, setting)
     checks = doctor(demand, given.checkpoint, given.data, given.golden)
     if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(to_json(checks))
     print(table(checks), verdict(checks), sep="\n")
     return 0 if verdict(checks).startswith("comparable: yes") else 1

@@ -16,9 +16,9 @@ import pytest
 
 from benchmarks import protocols
 from la4vla import manifest
-from la4vla.doctor import Check, Demand, table, to_json, verdict
+from la4vla.doctor import Check, Demand, doctor, table, to_json, verdict
 from la4vla.doctor.files import checkpoint_check, shards_check
-from la4vla.doctor.machine import backend_check
+from la4vla.doctor.machine import backend_check, egl_checks
 from la4vla.doctor.suite import picture_check, pins_check, settling_check, suite_checks, version_checks
 from la4vla.sim import device, libero
 from la4vla.sim.golden import SCENES, STANDINS, Setting, references
@@ -101,6 +101,7 @@ def test_stand_in_assets_are_not_comparable(libero):
         pytest.skip("LIBERO's assets here are its own")
     status, said = run_doctor("--protocol", "libero/smoke-v1")
     assert status == 1 and "comparable: no, because libero assets: stand-in assets" in said
+    assert "ok libero config la4vla's own" in said
     assert "ok libero pictures 8 of agentview,robot0_eye_in_hand:112:fast" in said
     assert "ok libero settling 5 initial states" in said
 
@@ -113,6 +114,25 @@ def test_drivers_that_fail_or_hang_are_told_apart():
     assert isinstance(drawing, device.Drawing) and drawing.right and backend_check("GL", drawing, "").status == "ok"
     other = device.Drawing(drawing.vendor, drawing.renderer, drawing.frame_ms, (0.0, 0.0, 0.0))
     assert backend_check("GL", other, "").status == "warn"
+
+
+def test_gpus_that_do_not_draw_are_a_warning(monkeypatch):
+    """No GPU is needed: the answers of two devices are given, the judgement is real."""
+    card = device.Drawing("NVIDIA", "NVIDIA H100/PCIe/SSE2", 1.0, device.MEAN)
+    software = device.Drawing("Mesa", "llvmpipe (LLVM)", 60.0, device.MEAN)
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setattr(device, "count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for answers, status in (((card, card), "ok"), ((card, software), "warn"), (("hangs", "hangs"), "warn")):
+        monkeypatch.setattr(device, "ask", lambda backend, index, answers=answers: answers[index])
+        assert egl_checks()[-1].status == status
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "first")
+    assert "is no number" in egl_checks()[0].says
+
+
+def test_a_protocol_of_an_unknown_suite_is_refused():
+    with pytest.raises(UserError, match="suite `simpler` is not known"):
+        doctor(Demand("custom", "simpler", CORNER))
 
 
 def test_every_shipped_protocol_has_its_pictures_in_the_reference():

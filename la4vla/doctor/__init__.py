@@ -15,6 +15,7 @@ from la4vla.doctor.machine import machine_checks
 from la4vla.doctor.report import table, to_json, verdict
 from la4vla.doctor.suite import installed, suite_checks
 from la4vla.sim.golden import SCENES, references
+from la4vla.types import UserError
 
 __all__ = ["Check", "Demand", "doctor", "table", "to_json", "verdict"]
 
@@ -25,9 +26,11 @@ def doctor(
     """Every check, in the order printed; half a minute on two idle CPU cores, and the time to read shards and weights.
 
     demand: the protocol to be run; only its suite is judged, at its picture size. golden: a file of references other
-    than the one that ships. Raises UserError where it is no such file.
+    than the one that ships. Raises UserError where it is no such file, and for a protocol of an unknown suite.
     """
     reference = references(golden)
+    if demand is not None and demand.suite not in SCENES:
+        raise UserError(f"{demand.title}: suite `{demand.suite}` is not known; use one of {', '.join(SCENES)}.")
     checks = machine_checks()
     for suite, scenes in SCENES.items():
         if demand is not None and demand.suite != suite:

@@ -32,3 +32,10 @@ class Demand:
     title: str
     suite: str
     setting: Setting
+
+
+def failed(name: str, error: str, suite: str = "") -> Check:
+    """error: of a UserError, a sentence that ends in its cure, after a semicolon; the few without one are about a
+    path."""
+    says, _, cure = error.rpartition("; ")
+    return Check(name, "fail", f"{says}." if says else cure, cure.rstrip(".") if says else "check the path", suite)

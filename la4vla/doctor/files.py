@@ -8,7 +8,7 @@ from pathlib import Path
 from la4vla import manifest
 from la4vla.data.transforms import chain_from_dicts
 from la4vla.data.verify import verify
-from la4vla.doctor.check import Check, Demand
+from la4vla.doctor.check import Check, Demand, failed
 from la4vla.manifest import Manifest
 from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.serve.policy import file_sha256, require_match
@@ -34,7 +34,7 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
         if demand is not None:
             require_match(robot, about.views, ROBOTS[demand.suite], demand.setting.views)
     except UserError as error:
-        return _failed("checkpoint", error)
+        return failed("checkpoint", str(error))
     views = ", ".join(about.views) or "none"
     known = next((suite for suite, other in ROBOTS.items() if other == robot), "no suite of ours")
     says = (
@@ -71,7 +71,7 @@ def shards_check(folder: str) -> Check:
     try:
         report = verify(folder)
     except UserError as error:
-        return _failed("shards", error)
+        return failed("shards", str(error))
     problems = [*report.folder_problems, *(f"{s.name}: {p}" for s in report.shards for p in s.problems)]
     if problems:
         more = f" ({len(problems) - 1} more)" if problems[1:] else ""
@@ -81,12 +81,6 @@ def shards_check(folder: str) -> Check:
     return Check(
         "shards", "ok", f"{folder}: {len(report.shards)} shards, {clips} clips, sha256 and statistics as indexed."
     )
-
-
-def _failed(name: str, error: UserError) -> Check:
-    """A UserError's sentence ends in its cure, after a semicolon; the few without one are about a path."""
-    says, _, cure = str(error).rpartition("; ")
-    return Check(name, "fail", f"{says}." if says else cure, cure.rstrip(".") if says else "check the path")
 
 
 def _named(error: Exception) -> str:

@@ -16,7 +16,6 @@ from la4vla.sim.render import APT_LINE, BACKENDS
 
 MIN_DISK, MIN_SHM = 10e9, 1e9  # bytes below which a warning is due
 WRONG = "draws another picture of a known scene than it should"
-INSTALL = {"egl": APT_LINE, "osmesa": "apt-get install libosmesa6 (only needed where egl does not draw)"}
 
 
 def machine_checks() -> list[Check]:
@@ -28,41 +27,36 @@ def gl_checks() -> list[Check]:
     wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
     checks, chosen = [], ""
     for name in (wanted,) if wanted else BACKENDS:
-        found = (
-            egl_checks() if name == "egl" else [backend_check(f"GL {name}", device.ask(name), INSTALL.get(name, ""))]
-        )
+        found = egl_checks() if name == "egl" else [backend_check(f"GL {name}", device.ask(name), _install(name))]
         if not chosen and any(check.status == "ok" for check in found):
             chosen = name
         checks += found
     if not chosen:
         cure = f"{APT_LINE}{', or unset MUJOCO_GL to try egl and osmesa' if wanted else ''}"
         return [*checks, Check("GL", "fail", "no backend draws, so no picture can be made here.", cure)]
-    return [
-        *checks,
-        Check("GL", "ok", f"{chosen} is used by evaluations ({'MUJOCO_GL' if wanted else 'first to draw'})."),
-    ]
+    why = "MUJOCO_GL says so" if wanted else "the first that draws"
+    return [*checks, Check("GL", "ok", f"{chosen} is used by evaluations: {why}.")]
 
 
 def egl_checks() -> list[Check]:
     """One check for each EGL device (only MUJOCO_EGL_DEVICE_ID's, where it is set), and what CUDA has to do with it."""
     number = device.count()
     if isinstance(number, str):
-        return [Check("GL egl", "note", f"does not draw: {number}.", INSTALL["egl"])]
+        return [Check("GL egl", "note", f"does not draw: {number}.", _install("egl"))]
     wanted = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
-    devices = [int(wanted)] if wanted.isdigit() else range(number)
+    if wanted and not wanted.isdigit():
+        return [Check("GL egl", "note", f"MUJOCO_EGL_DEVICE_ID={wanted} is no number.", "unset it, or count from 0")]
+    devices = [int(wanted)] if wanted else range(number)
     answers = {index: device.ask("egl", index) for index in devices}
     checks = [backend_check(f"GL egl device {index}", answer, APT_LINE) for index, answer in answers.items()]
-    hardware = sum(isinstance(answer, Drawing) and not answer.software for answer in answers.values())
-    gpus = torch.cuda.device_count()
+    hardware = sum(isinstance(answer, Drawing) and answer.right and not answer.software for answer in answers.values())
+    gpus = min(torch.cuda.device_count(), len(devices)) if wanted else torch.cuda.device_count()
     if not gpus and not hardware:
-        says = "there is no GPU: a CPU draws, slowly, and with the same pictures."
+        says = "there is no GPU: everything is drawn by the CPU."
         return [*checks, Check("EGL on GPUs", "note", says)]
-    if hardware < gpus and not wanted:
+    if hardware < gpus:
         cure = "install the driver's EGL library (libnvidia-gl), in containers with NVIDIA_DRIVER_CAPABILITIES=all"
-        return [
-            *checks,
-            Check("EGL on GPUs", "warn", f"{hardware} of {gpus} GPUs draw; the rest is done slowly.", cure),
-        ]
+        return [*checks, Check("EGL on GPUs", "warn", f"{hardware} of {gpus} GPUs draw, a CPU is slow.", cure)]
     return [*checks, Check("EGL on GPUs", "ok", f"{hardware} devices draw in hardware, CUDA has {gpus}.")]
 
 
@@ -123,6 +117,11 @@ def space_checks() -> list[Check]:
                 cure = f"free some or enlarge it{' (docker: --shm-size)' if place != '.' else ''}"
                 checks.append(Check(name, "warn", f"{says}, less than {least / 1e9:.0f} GB.", cure))
     return checks
+
+
+def _install(backend: str) -> str:
+    known = {"egl": APT_LINE, "osmesa": "apt-get install libosmesa6 (only needed where egl does not draw)"}
+    return known.get(backend, "unset MUJOCO_GL, or set it to egl or osmesa")
 
 
 def _first_line(error: Exception) -> str:

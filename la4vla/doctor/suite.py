@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from la4vla.doctor.check import Check, Demand
+from la4vla.doctor.check import Check, Demand, failed
 from la4vla.sim.device import last_words
 from la4vla.sim.golden import SCENES, SETTLE_STEPS, Measured, Setting, distance
 
@@ -32,7 +32,7 @@ def suite_checks(suite: str, references: Mapping[str, Measured], demand: Demand 
     setting = demand.setting if demand else SCENES[suite].usual
     measured = measured_here(suite, setting)
     if isinstance(measured, str):
-        return [*checks, Check(f"{suite} pictures", "fail", f"nothing is drawn: {measured}", suite=suite)]
+        return [*checks, failed(f"{suite} pictures", f"nothing is drawn: {measured}", suite)]
     checks += assets_checks(suite, measured)
     return [*checks, picture_check(suite, measured, reference, setting), settling_check(suite, measured, reference)]
 
@@ -43,7 +43,7 @@ def measured_here(suite: str, setting: Setting) -> Measured | str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return f"no answer within {TIMEOUT_S:.0f} s; a GL driver may hang."
+        return f"no answer within {TIMEOUT_S:.0f} s, killed; try another GL backend or EGL device."
     if done.returncode:
         return last_words(done.stderr) or f"exit status {done.returncode}."
     return json.loads(done.stdout.splitlines()[-1])
@@ -91,15 +91,17 @@ def installed(package: str) -> str:
 
 
 def assets_checks(suite: str, measured: Measured) -> Sequence[Check]:
-    """Where LIBERO's assets and config are; stand-ins for its own make results incomparable."""
+    """Where LIBERO's config and assets are; stand-ins for its own make results incomparable."""
     if not measured["assets_folder"]:
         return []
+    config = f"la4vla's own, in {measured['config_folder']}; ~/.libero is neither read nor written."
+    checks = [Check(f"{suite} config", "ok", config, suite=suite)]
     where = f"in {measured['assets_folder']}"
     if measured["standins"]:
         says = f"stand-in assets {where} (STANDINS.md lists them): comparable only with results on the same ones."
         cure = "set LA4VLA_LIBERO_ASSETS to LIBERO's own assets, or unset it to take the hub's"
-        return [Check(f"{suite} assets", "fail", says, cure, suite)]
-    return [Check(f"{suite} assets", "ok", f"LIBERO's own, {where}.", suite=suite)]
+        return [*checks, Check(f"{suite} assets", "fail", says, cure, suite)]
+    return [*checks, Check(f"{suite} assets", "ok", f"no stand-ins, {where}.", suite=suite)]
 
 
 def picture_check(suite: str, measured: Measured, reference: Measured, setting: Setting) -> Check:

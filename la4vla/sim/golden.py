@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,10 +164,11 @@ def _bodies(env: MetaWorldEnv | LiberoEnv) -> np.ndarray:
 def _assets(suite: str) -> dict[str, Any]:
     """assets: empty for MetaWorld, whose package holds them, else a fingerprint of names and sizes of LIBERO's files.
 
-    standins: whether the folder says that not all of them are LIBERO's own. assets_folder: where they are.
+    standins: whether the folder says that not all of them are LIBERO's own. assets_folder, config_folder: of this
+    machine, empty for MetaWorld.
     """
     if suite == "metaworld":
-        return {"assets": "", "standins": False, "assets_folder": ""}
+        return {"assets": "", "standins": False, "assets_folder": "", "config_folder": ""}
     open_libero()
     import libero.libero  # pyright: ignore[reportMissingImports]
 
@@ -177,14 +179,15 @@ def _assets(suite: str) -> dict[str, Any]:
         if path.suffix in (".xml", ".msh", ".stl", ".obj", ".png")
     )
     fingerprint = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
-    return {"assets": fingerprint, "standins": (folder / STANDINS).is_file(), "assets_folder": str(folder)}
+    places = {"assets_folder": str(folder), "config_folder": os.environ["LIBERO_CONFIG_PATH"]}
+    return {"assets": fingerprint, "standins": (folder / STANDINS).is_file(), **places}
 
 
 def write(suite: str, path: Path) -> None:
     """Measures everything a reference holds and puts it into the file, beside those of other suites."""
     scenes = SCENES[suite]
     measured = measure(suite, (scenes.usual, *scenes.others))
-    del measured["assets_folder"]
+    del measured["assets_folder"], measured["config_folder"]
     measured = {"made_by": f"python -m la4vla.sim.golden {suite} --write FILE", **measured}
     kept = references(path) if path.is_file() else {}
     path.write_text(_laid_out({**kept, suite: measured}) + "\n")
