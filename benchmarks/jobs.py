@@ -117,7 +117,7 @@ class State:
 
 
 def expand(sweep: SweepConfig) -> list[Job]:
-    """The jobs, in order. Raises UserError for an empty sweep, unknown names or values, and jobs of one folder."""
+    """The jobs, in order. Raises UserError for an empty sweep, unknown names or values, and a job listed twice."""
     if not sweep.checkpoints or not sweep.protocols:
         raise UserError("a sweep needs at least one of `checkpoints` and one of `protocols`; name them in its file.")
     if sweep.runner not in (HERE, SLURM):

@@ -221,24 +221,28 @@ class Table:
 def draw(jobs: Sequence[Job], states: Mapping[Job, State], baseline: str) -> list[Table]:
     """The tables of what the result folders hold now.
 
-    Per suite the paper's Table 4; then protocols of other tasks, clean; noise, ours and the paper's Table 6; last the
-    other perturbations.
+    First what is clean: the paper's Table 4 of each suite, behind the protocols of other tasks where no row of ours is
+    in it. Then noise, ours and the paper's Table 6. Last the other perturbations.
     """
     published = json.loads(PUBLISHED.read_text())["tables"]
     lines = _lines(jobs, states)
     clean = [line for line in lines if line.variant == CLEAN]
-    drawn, alone = [], clean
+    noisy = [line for line in lines if line.variant.name == NOISE]
+    others = [line for line in lines if line not in clean and line not in noisy]
+    papers = []
     for suite in dict.fromkeys(job.protocol.suite for job in jobs if job.protocol.suite in published):
         known = published[suite]
         ours = [line for line in clean if line.tasks == dict(zip(known["columns"], known["tasks"], strict=True))]
-        alone = [line for line in alone if line not in ours]
-        drawn.append(_paper(suite, known, ours, baseline))
-    drawn += _own("clean", "", alone, baseline)
-    noisy = [line for line in lines if line.variant.name == NOISE]
-    drawn += _own("noise", "Gaussian noise, ours, simulated: ", noisy, baseline)
-    drawn.append(_paper("noise", published["noise"], [], baseline))
-    others = [line for line in lines if line.variant not in (CLEAN, *(line.variant for line in noisy))]
-    return drawn + _own("perturbed", "Other perturbations: ", others, baseline)
+        clean = [line for line in clean if line not in ours]
+        papers.append(_paper(suite, known, ours, baseline))
+    return [
+        *(table for table in papers if table.ours),
+        *_own("clean", "", clean, baseline),
+        *(table for table in papers if not table.ours),
+        *_own("noise", "Gaussian noise, ours, simulated: ", noisy, baseline),
+        _paper("noise", published["noise"], [], baseline),
+        *_own("perturbed", "Other perturbations: ", others, baseline),
+    ]
 
 
 def write(tables: Sequence[Table], out: Path) -> None:

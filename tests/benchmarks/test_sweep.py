@@ -4,6 +4,7 @@ put one of ours into a published cell. Rows are real ones, jobs are real process
 import functools
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -85,6 +86,12 @@ def test_a_slip_is_refused_before_anything_runs(checkpoints, changes, words):
     good = {"out": "x", "checkpoints": {"a": checkpoints[0]}, "protocols": [QUICK]}
     with pytest.raises(UserError, match=words):
         expand(SweepConfig(**(good | changes)))
+
+
+def test_copied_weights_are_no_second_seed(checkpoints, tmp_path):
+    shutil.copytree(checkpoints[0], tmp_path / "copy")
+    with pytest.raises(UserError, match="in the sweep twice"):
+        expand(SweepConfig(out="x", checkpoints={"a": [checkpoints[0], str(tmp_path / "copy")]}, protocols=[QUICK]))
 
 
 # What is drawn --------------------------------------------------------------------------------------------------------
