@@ -39,7 +39,7 @@ ALWAYS = {"base", "la", "vla", "la_vla", "mixpt"}
 def write(study: StudyConfig, folder: Path) -> Path:
     """tables.md and figures in `folder`; returns the path of the tables."""
     rows = Rows(Path(study.rows))
-    found = rows.newest(_everything(expand(study)))
+    found = rows.newest(everything(expand(study)))
     drawn = [
         f"# Tables of the study `{study.name}`",
         "",
@@ -143,7 +143,7 @@ def directions(found: Sequence[Row]) -> list[str]:
         listed = here[0]["listed"]
         lines += ["", f"### `{training}`, cases `{cases}`", ""]
         lines += [
-            f"{listed['n']} cases of {listed['clips']} clips and {listed['tasks']} tasks; the demonstrations' own DAR is "
+            f"{listed['n']} cases of {listed['clips']} clips and {listed['tasks']} tasks; the demonstrations' DAR is "
             f"{listed['demonstrated']:.2f}.",
             "",
         ]
@@ -180,7 +180,7 @@ def costs(study: StudyConfig, rows: Rows) -> list[str]:
     for part in study.parts:
         jobs = expand(study, [part])
         done = rows.newest(jobs)
-        spent = sum(row["seconds"] for row in rows.newest(_everything(jobs))) / 3600
+        spent = sum(row["seconds"] for row in rows.newest(everything(jobs))) / 3600
         machines = ", ".join(sorted({f"{row['cores']} cores" for row in done}))
         cells.append([part, f"{len(done)}/{len(jobs)}", f"{spent:.2f}", f"{study.parts[part].hours:g}", machines])
     head = ["part", "jobs done", "hours, all that it builds on included", "planned", "machine"]
@@ -209,11 +209,11 @@ def _budget(row: Row | None) -> str:
     return f"{counts} samples, {row['operations'] / 1e12:.1f} TFLOP"
 
 
-def _everything(jobs: Sequence[Job]) -> list[Job]:
+def everything(jobs: Sequence[Job]) -> list[Job]:
     """The jobs and all that they need, each once."""
     found: dict[str, Job] = {}
     for job in jobs:
-        found |= {item.name: item for item in _everything(job.needs)}
+        found |= {item.name: item for item in everything(job.needs)}
         found[job.name] = job
     return list(found.values())
 
