@@ -132,10 +132,10 @@ def expand(sweep: SweepConfig) -> list[Job]:
         for replan in sweep.replan or [load(title).replan_every]
     ]
     for place, job in enumerate(jobs):
-        if job.folder in [other.folder for other in jobs[:place]]:
-            raise UserError(
-                f"{job.name}: is in the sweep twice; list every checkpoint, protocol and replan value once."
-            )
+        for other in jobs[:place]:
+            same = (job.label, job.setting, job.policy) == (other.label, other.setting, other.policy)
+            if same or job.folder == other.folder:  # copied weights are no second seed
+                raise UserError(f"{job.name}: is in the sweep twice, {other.checkpoint} the first time; list it once.")
     return jobs
 
 
