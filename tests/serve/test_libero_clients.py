@@ -38,9 +38,9 @@ def policy(tmp_path_factory):
 
 
 class Scene:
-    """LIBERO's own env as both clients build it, after their wait. commands: all that was executed since."""
+    """LIBERO's own env as both clients build it. commands: all that was executed since the episode's start."""
 
-    def __init__(self, wait_action: list[float]) -> None:
+    def __init__(self) -> None:
         from libero.libero import benchmark, get_libero_path
         from libero.libero.envs import OffScreenRenderEnv
 
@@ -49,9 +49,13 @@ class Scene:
         path = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
         self.env = OffScreenRenderEnv(bddl_file_name=str(path), camera_heights=SIZE, camera_widths=SIZE)
         self.env.seed(7)
-        self.env.reset()
         self.prompt = str(task.language)
-        self.shown = self.env.set_init_state(suite.get_task_init_states(TASK)[STORED_STATE])
+        self.stored = suite.get_task_init_states(TASK)[STORED_STATE]
+
+    def begin(self, wait_action: list[float]) -> None:
+        """An episode until the end of the wait."""
+        self.env.reset()
+        self.shown = self.env.set_init_state(self.stored)
         self.commands: list[list[float]] = []
         for _ in range(WAIT):
             self.step(wait_action)
@@ -82,9 +86,10 @@ def resized(image: np.ndarray, side: int = 224) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def openpi_episode(url: str, queries: int, replan: int) -> list[list[float]]:
+def openpi_episode(scene: Scene, url: str, queries: int, replan: int) -> list[list[float]]:
     """openpi's examples/libero: wait with the gripper open, ask, execute the first actions of a chunk, ask again."""
-    scene, plan = Scene([0.0] * 6 + [-1.0]), deque()
+    scene.begin([0.0] * 6 + [-1.0])
+    plan = deque()
     with OpenpiClient(url) as client:
         while queries or plan:
             if not plan:
@@ -97,13 +102,12 @@ def openpi_episode(url: str, queries: int, replan: int) -> list[list[float]]:
                 }
                 plan.extend(client.infer(element)["actions"][:replan])
             scene.step(plan.popleft().tolist())
-    scene.close()
     return scene.commands
 
 
-def evo1_episode(url: str, queries: int, replan: int) -> list[list[float]]:
+def evo1_episode(scene: Scene, url: str, queries: int, replan: int) -> list[list[float]]:
     """Evo-1's LIBERO client: wait with zeros, ask, execute actions with a thresholded gripper, ask again."""
-    scene = Scene([0.0] * 7)
+    scene.begin([0.0] * 7)
 
     async def play() -> None:
         async with websockets.connect(url) as socket:
@@ -122,7 +126,6 @@ def evo1_episode(url: str, queries: int, replan: int) -> list[list[float]]:
                     scene.step(action[:7])
 
     asyncio.run(play())
-    scene.close()
     return scene.commands
 
 
@@ -152,17 +155,18 @@ CLIENTS = {"openpi": (openpi_episode, 5), "evo1": (evo1_episode, 7)}
 @pytest.mark.sim
 @pytest.mark.slow
 def test_clients_play_libero_and_the_policy_sees_what_our_env_shows(policy, libero):
-    """One after the other: two live envs in one process draw wrong pictures."""
+    """First theirs, then ours: two live envs in one process draw wrong pictures."""
     ours.open_libero()
     use_backend()
-    played = []
+    scene, played = Scene(), []
     for dialect, (play, replan) in CLIENTS.items():
         remembering, asked = recording(policy)
         with serving(remembering, dialect=dialect, libero_client=True) as (url, _):
-            commands = play(url, QUERIES, replan)
+            commands = play(scene, url, QUERIES, replan)
         assert len(asked) == QUERIES and len(commands) == WAIT + QUERIES * replan
         assert np.ptp([seen.state for seen in asked], 0).max() > 1e-3, "the actions never moved the robot"
         played.append((asked, commands, replan))
+    scene.close()
     env = ours.LiberoEnv(ours.CAMERAS, SIZE, 100, False)
     for asked, commands, replan in played:
         for seen, shown in zip(asked, shown_by_ours(env, commands, replan), strict=True):
