@@ -172,9 +172,11 @@ def test_assets_are_the_hubs_where_no_folder_is_named(monkeypatch, tmp_path):
                 open_libero()
 
 
-def test_it_asks_nothing_and_leaves_the_home_alone(tmp_path):
+def test_it_asks_nothing_leaves_the_home_alone_and_ends_without_a_word(tmp_path):
+    """The env is alive when the interpreter ends: a context freed after EGL went down prints an exception."""
     script = (
-        "from la4vla.sim.libero import LiberoEnv; LiberoEnv(('agentview',), 64, 9, True).reset('libero_goal_01', 0)"
+        "from la4vla.sim.libero import LiberoEnv\n"
+        "env = LiberoEnv(('agentview',), 64, 9, True)\nenv.reset('libero_goal_01', 0)"
     )
     home = tmp_path / "home"
     home.mkdir()
