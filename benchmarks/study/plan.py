@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,9 +139,9 @@ def _of_part(study: StudyConfig, part: Part) -> list[Job]:
 
 def constructed(study: StudyConfig, name: str) -> Job:
     path = study.construct[name]
-    folder = Path(config.load(path).out_dir)
+    folder = _folder(path)
     command = (sys.executable, "-m", "la4vla.construct", path)
-    return Job(f"construct/{name}", "construct", digest(config.said(path)), folder, command, (), {"data": name})
+    return Job(f"construct/{name}", "construct", digest(_said(path)), folder, command, (), {"data": name})
 
 
 def pretrained(study: StudyConfig, name: str, seed: int) -> Job:
@@ -159,7 +160,7 @@ def finetuned(study: StudyConfig, name: str, seed: int) -> Job:
 def evaluated(study: StudyConfig, arm: str, seed: int) -> Job:
     """The clean arm, where a perturbed one of the same policy looks for it."""
     policy = finetuned(study, arm, seed)
-    protocol = protocols.load(study.protocol)
+    protocol = _protocol(study.protocol)
     folder = Path(study.out) / "evaluate" / f"{arm}-{seed}-{policy.of[:6]}"
     command = _evaluation(study, protocol, policy, folder / perturb.CLEAN.folder)
     of = digest(protocol.hash, policy.of)
@@ -168,7 +169,7 @@ def evaluated(study: StudyConfig, arm: str, seed: int) -> Job:
 
 
 def perturbed(study: StudyConfig, clean: Job, variant: Variant) -> Job:
-    protocol = protocols.load(study.protocol)
+    protocol = _protocol(study.protocol)
     folder = clean.folder.parent
     command = (*_evaluation(study, protocol, clean.needs[0], folder), "--perturb", variant.title)
     about = {**clean.about, "perturbation": variant.title}
@@ -201,8 +202,8 @@ def _trained(
     study: StudyConfig, name: str, recipe: str, own: Sequence[str], seed: int, start: Job | None, about: dict[str, Any]
 ) -> Job:
     changes = [*study.changes, *own]
-    needs = [*_data_of(study, config.load(recipe, changes)), *([start] if start else [])]
-    of = digest(config.said(recipe), changes, seed, [job.of for job in needs])
+    needs = [*_data_of(study, _recipe(recipe, tuple(changes))), *([start] if start else [])]
+    of = digest(_said(recipe), changes, seed, [job.of for job in needs])
     folder = Path(study.out) / f"{name.replace('/', '-')}-{of[:6]}"
     settings = [*changes, f"run.seed={seed}", f"run.dir={folder}"]
     settings += [f"run.init_from={start.folder}"] if start else []
@@ -215,7 +216,7 @@ def _data_of(study: StudyConfig, recipe: TrainConfig) -> list[Job]:
     """The construct jobs whose folders a training reads. Raises UserError for a folder that none of them writes."""
     used = {source for stage in recipe.stages.values() for source in stage.mixture}
     used |= {recipe.data.stats_source} - {""}
-    folders = {Path(config.load(path).out_dir): name for name, path in study.construct.items()}
+    folders = {_folder(path): name for name, path in study.construct.items()}
     names = {}
     for source in sorted(used):
         parent = Path(recipe.data.sources[source].path).parent
@@ -228,6 +229,27 @@ def _data_of(study: StudyConfig, recipe: TrainConfig) -> list[Job]:
 def _evaluation(study: StudyConfig, protocol: protocols.Protocol, policy: Job, out: Path) -> tuple[str, ...]:
     command = (sys.executable, "-m", "benchmarks", protocol.suite, "--checkpoint", str(policy.folder))
     return (*command, "--protocol", study.protocol, "--out", str(out), "--device", study.device)
+
+
+@cache
+def _said(path: str) -> dict[str, Any]:
+    """Of a file as it is when the process first asks; so are the three below. The same files serve many jobs."""
+    return config.said(path)
+
+
+@cache
+def _recipe(path: str, changes: tuple[str, ...]) -> TrainConfig:
+    return config.load(path, changes)
+
+
+@cache
+def _folder(path: str) -> Path:
+    return Path(config.load(path).out_dir)
+
+
+@cache
+def _protocol(title: str) -> protocols.Protocol:
+    return protocols.load(title)
 
 
 def _known(where: str, names: Sequence[str] | dict[str, Any], known: dict[str, Any]) -> None:

@@ -142,11 +142,8 @@ def directions(found: Sequence[Row]) -> list[str]:
         here = [row for row in rows if (row["training"], row["cases"]) == (training, cases)]
         listed = here[0]["listed"]
         lines += ["", f"### `{training}`, cases `{cases}`", ""]
-        lines += [
-            f"{listed['n']} cases of {listed['clips']} clips and {listed['tasks']} tasks; the demonstrations' DAR is "
-            f"{listed['demonstrated']:.2f}.",
-            "",
-        ]
+        of = f"{listed['n']} cases of {listed['clips']} clips and {listed['tasks']} tasks"
+        lines += [f"{of}; the demonstrations' own DAR is {listed['demonstrated']:.2f}.", ""]
         cells = []
         for name in PROBED:
             for row in here:

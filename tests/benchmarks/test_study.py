@@ -1,5 +1,5 @@
-"""Why: the study's tables are what the project says about the paper. A job must not run twice or be lost to a kill, rows
-must belong to exactly what made them, budgets must match, and the tests of a difference must be the ones worked by hand."""
+"""Why: the study's tables are what the project says about the paper. A job must not run twice or be lost to a kill,
+rows must belong to exactly what made them, budgets must match, and a difference must be tested as worked by hand."""
 
 import json
 import os
