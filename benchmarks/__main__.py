@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
+    sheet = commands.add_parser("perturbations", help="one picture of all perturbations", allow_abbrev=False)
+    sheet.add_argument("--out", type=Path, required=True, help="the picture, .jpg or .png")
     return top
 
 
@@ -93,6 +95,11 @@ def main(arguments: Sequence[str]) -> int:
         from benchmarks import sweep
 
         return sweep.run(options.config, options.overrides)
+    if options.command == "perturbations":
+        from benchmarks import sheet
+
+        sheet.write(options.out)
+        return 0
     from benchmarks import evaluate
 
     if options.untrained and not options.checkpoint:

@@ -1,8 +1,7 @@
 """Objects that are drawn and nothing else: boxes, cylinders, spheres and capsules on the table, where nothing else is.
 
 They are no part of the model, so physics cannot feel them, and a hand or an object that comes to where one is passes
-through it. Every camera sees them, with shadows and reflections. Where the table is, and where it is free, is measured
-by rays from above.
+through it. Every camera sees them. Where the table is, and where it is free, is measured by rays from above.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from mujoco import mjtGeom  # pyright: ignore[reportAttributeAccessIssue]
 CELL = 0.015  # m between two rays
 DROP = 0.8  # m above the table that rays start from, over all hands and shelves
 LEVEL = 0.003  # m that the table may differ from its height; a puck, a plate and a rug differ by more
-CLEARANCE = 0.025  # m of free table around a distractor
-HALF_SIZES = (0.012, 0.03)  # m: 2.4 to 6 cm across, like what the tasks move
+CLEARANCE = 0.02  # m of free table around a distractor
+HALF_SIZES = (0.015, 0.03)  # m: 3 to 6 cm across, like what the tasks move; a capsule is half as thick
 COLOURS = (0.1, 0.9)
 MATTE = 0.1  # specular and shininess; at MuJoCo's 0.5 they would shine as nothing else in the scenes does
 

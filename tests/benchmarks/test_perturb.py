@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import perturb
+from benchmarks import perturb, sheet
 from benchmarks.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
 from benchmarks.rollout import Job, roll_out
 from la4vla.sim.env import SceneChange
@@ -271,3 +271,18 @@ def test_the_command_takes_it_as_often_as_given_and_refuses_in_one_sentence(text
     options = ["metaworld", "--expert", "--protocol", "metaworld/quickstart-v1", "--out", str(tmp_path), *asked]
     assert exit_status(command.main, options) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_sheet_has_a_row_for_every_perturbation(tmp_path, monkeypatch, capsys):
+    """It is what users look at: a kind that is missing there, or shown unchanged, would go unnoticed."""
+    rules = protocol(horizon=8, image_size=16)
+    monkeypatch.setattr(sheet, "SIDE", 16)
+    monkeypatch.setattr(sheet, "SCENES", (("point", lambda views, *settings: Told(rules, views), "eye", "easy-a"),))
+    assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "sheet.png")]) == 0
+    written = cv2.imread(str(tmp_path / "sheet.png"))
+    rows = written[:, sheet.MARGIN :].reshape(1 + len(PERTURBATIONS), 16, 3, 16, 3)
+    for row, name in enumerate(PERTURBATIONS, start=1):
+        changed = PERTURBATIONS[name].kind in ("pixels", "language")  # the others are the simulator's to show
+        assert bool((rows[row] != rows[0]).any()) is changed, name
+    assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "sheet.odt")]) == 2
+    assert "end it in .jpg or .png" in capsys.readouterr().err
