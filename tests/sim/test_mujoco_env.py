@@ -49,7 +49,12 @@ def draws_when_asked(env, task, monkeypatch):
     drawn = []
     for module in (mujoco, mujoco._render):  # robosuite draws by the first, mujoco.Renderer by the second
         draw = module.mjr_render
-        monkeypatch.setattr(module, "mjr_render", lambda *given, draw=draw: (drawn.append(1), draw(*given)))
+
+        def counting(*given, draw=draw, **named):
+            drawn.append(1)
+            draw(*given, **named)
+
+        monkeypatch.setattr(module, "mjr_render", counting)
     env.reset(task, 0)
     first = len(drawn)
     for _ in range(10):
