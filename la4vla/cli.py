@@ -97,7 +97,7 @@ def _probe_cases(arguments: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, help="cases a condition, 100 unless given")
     parser.add_argument("--seed", type=int, help="of the choice, 0 unless given")
     parser.add_argument(
-        "--directness", type=float, help="progress over path length that a clip needs, 0.9 unless given"
+        "--purity", type=float, help="cosine of motion and direction that a clip needs, 0.9 unless given"
     )
     parser.add_argument("--robot", help="robot file, for a robot that is not among ours")
     parser.add_argument("--one-sided", action="store_true", help="take axes that show only one direction")

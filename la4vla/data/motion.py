@@ -30,3 +30,8 @@ def travel(action_TA: np.ndarray, state_S: np.ndarray, embodiment: Embodiment) -
     if embodiment.action.reference == "delta":
         return np.cumsum(moved_T3, axis=0)
     return moved_T3 - state_S[embodiment.state.dims(*TRANSLATION)].astype(np.float64)
+
+
+def alignment(predicted_N3: np.ndarray, toward_N3: np.ndarray) -> np.ndarray:
+    """bool [N]: the displacement lies in the half-space of its direction. DAR is the mean; chance is 0.5."""
+    return (predicted_N3 * toward_N3).sum(axis=1) > 0

@@ -1,7 +1,7 @@
 """`la4vla probe cases`: draws the cases of a shard folder that has pictures (FACTS 1.2: pairs of opposite directions).
 
-A clip is a candidate where its instruction names one direction, its actions go that way with little detour, and its
-label is a motion of the hand. Opposite directions of an axis get the same number of cases. Later frames of a clip's
+A clip is a candidate where its instruction names one direction, its actions go that way, and its label is a motion of
+the hand. Opposite directions of an axis get the same number of cases. Later frames of a clip's
 first half serve where there are too few clips. What a case is confused with is preferably of its own episode, else of
 its task, else of any.
 """
@@ -36,13 +36,14 @@ Direction = tuple[int, int]
 
 @dataclass(frozen=True)
 class Drawing:
-    """count: cases in all. directness: share of the path, from the case's frame to the clip's end, that leads in the
-    named direction. robot: robot file that says where forward, left and up are; empty: the embodiment's own.
-    one_sided: take axes of which the folder shows one direction only; their cases have no conflict."""
+    """count: cases in all. purity: least cosine of the commanded displacement, from the case's frame to the clip's end,
+    with the named direction (as `filter.direction_purity` of the measured one). robot: robot file that says where
+    forward, left and up are; empty: the embodiment's own. one_sided: take axes of which the folder shows one direction
+    only; their cases have no conflict."""
 
     count: int = 100  # a condition (FACTS 1.2)
     seed: int = 0
-    directness: float = 0.9
+    purity: float = 0.9
     robot: str = ""
     one_sided: bool = False
 
@@ -64,7 +65,7 @@ def draw(folder: str, drawing: Drawing) -> CaseList:
         raise UserError(f"{folder}: holds no images; draw cases from shards with views, such as vla/ beside la/.")
     frame = robot_frame(drawing.robot or index.embodiment.name)
     clips = [clip for number in range(len(index.shards)) for clip in read_shard(index, number, ())]
-    found = [item for clip in clips if (item := candidate(clip, index, frame, drawing.directness)) is not None]
+    found = [item for clip in clips if (item := candidate(clip, index, frame, drawing.purity)) is not None]
     by_direction: dict[Direction, list[Candidate]] = {}
     for item in found:
         by_direction.setdefault(item.direction, []).append(item)
@@ -72,7 +73,7 @@ def draw(folder: str, drawing: Drawing) -> CaseList:
     if not quotas:
         raise UserError(
             f"{folder}: no axis has clips in both directions ({_counted(by_direction)}); use a folder with more tasks, "
-            "lower --directness, or take the directions there are with --one-sided."
+            "lower --purity, or take the directions there are with --one-sided."
         )
     cases = [
         _case(item, at, clips, by_direction, index, frame, drawing.seed)
@@ -82,7 +83,7 @@ def draw(folder: str, drawing: Drawing) -> CaseList:
     settings = {
         "count": drawing.count,
         "seed": drawing.seed,
-        "directness": drawing.directness,
+        "purity": drawing.purity,
         "one_sided": drawing.one_sided,
     }
     axes = {ends[0]: toward((axis, 1), frame) for axis, ends in enumerate(DIRECTIONS)}
@@ -104,23 +105,22 @@ def summary(listed: CaseList) -> str:
     return "\n".join(lines)
 
 
-def candidate(clip: Clip, index: Index, frame: RobotFrame, directness: float) -> Candidate | None:
+def candidate(clip: Clip, index: Index, frame: RobotFrame, least: float) -> Candidate | None:
     """The clip's direction if its words and its motion agree on one, and the frames from which they still do."""
     direction = only_direction(clip.instruction)
     if direction is None or clip.primitive not in MOTIONS:
         return None
     first_half = range(0, max(1, len(clip) // 2), index.frame_stride)
-    fitting = tuple(at for at in first_half if progress(clip, at, index, frame, direction) >= directness)
+    fitting = tuple(at for at in first_half if purity(clip, at, index, frame, direction) >= least)
     return Candidate(clip, direction, fitting) if 0 in fitting else None
 
 
-def progress(clip: Clip, at: int, index: Index, frame: RobotFrame, direction: Direction) -> float:
-    """Progress along `direction` over the length of the commanded path, from frame `at` to the clip's end: -1 .. 1."""
+def purity(clip: Clip, at: int, index: Index, frame: RobotFrame, direction: Direction) -> float:
+    """Cosine of the commanded displacement, from frame `at` to the clip's end, with a direction: -1 .. 1."""
     axis, sign = direction
-    path_T3 = frame.from_base(travel(clip.action[at:], clip.state[at], index.embodiment))
-    steps_T3 = np.diff(path_T3, axis=0, prepend=np.zeros((1, 3)))
-    length = float(np.linalg.norm(steps_T3, axis=1).sum())
-    return sign * float(path_T3[-1, axis]) / length if length > 0 else 0.0
+    moved_3 = frame.from_base(travel(clip.action[at:], clip.state[at], index.embodiment)[-1])
+    length = float(np.linalg.norm(moved_3))
+    return sign * float(moved_3[axis]) / length if length > 0 else 0.0
 
 
 def quota(available: dict[Direction, int], drawing: Drawing) -> dict[Direction, int]:
@@ -214,4 +214,4 @@ def toward(direction: Direction, frame: RobotFrame) -> list[float]:
 
 def _counted(by_direction: dict[Direction, list[Candidate]]) -> str:
     counts = [f"{len(items)} {DIRECTIONS[axis][sign < 0]}" for (axis, sign), items in sorted(by_direction.items())]
-    return ", ".join(counts) or "none that moves straight along an axis its instruction names"
+    return ", ".join(counts) or "none that moves along an axis its instruction names"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from la4vla.data.motion import alignment
 from la4vla.rng import RngUse, generator
 
 EPSILON = 1e-8
@@ -51,11 +52,6 @@ class Estimate:
     value: float
     low: float
     high: float
-
-
-def alignment(predicted_N3: np.ndarray, toward_N3: np.ndarray) -> np.ndarray:
-    """bool [N]: the displacement lies in the half-space of its direction. DAR is the mean; chance is 0.5."""
-    return (predicted_N3 * toward_N3).sum(axis=1) > 0
 
 
 def consistency(predicted_N3: np.ndarray, truth_N3: np.ndarray) -> np.ndarray:

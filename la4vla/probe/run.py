@@ -17,7 +17,7 @@ from tqdm import tqdm
 from la4vla import __version__
 from la4vla.data import page
 from la4vla.data.cases import CaseList, Footage, open_footage, read_cases
-from la4vla.data.motion import check_translation
+from la4vla.data.motion import alignment, check_translation
 from la4vla.probe import figures, metrics
 from la4vla.probe.ask import Answers, Asking, ask, demonstration
 from la4vla.probe.conditions import CONDITIONS, Condition
@@ -207,7 +207,7 @@ def _header(listed: CaseList, footage: Footage, horizon: int) -> dict[str, Any]:
         "directions": dict(Counter(case.direction for case in listed.cases)),
         "tasks": len({case.task for case in listed.cases}),
         "clips": len({case.clip for case in listed.cases}),
-        "demonstrated": float(metrics.alignment(ends_N3, toward_N3).mean()),
+        "demonstrated": float(alignment(ends_N3, toward_N3).mean()),
     }
 
 

@@ -62,7 +62,7 @@ def clips() -> list[Clip]:
         straight(90, "up", "reach", "bad", 0, said="move the gripper down"),  # words and motion disagree
         straight(91, "up", "reach", "bad", 20, said="move the gripper up and left"),  # two directions
         straight(92, "up", "reach", "bad", 40, said="move the gripper"),  # none
-        straight(93, "up", "reach", "bad", 60, wobble=3.0),  # not straight
+        straight(93, "up", "reach", "bad", 60, wobble=3.0),  # not that way
         straight(94, "up", "reach", "bad", 80, primitive="grasp"),
     ]
     return good + bad

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
 
+from la4vla.data.motion import alignment
 from la4vla.probe.metrics import (
     NAMES,
     Trials,
-    alignment,
     consistency,
     distances,
     estimate,
