@@ -93,7 +93,7 @@ def paradigms(study: StudyConfig, found: Sequence[Row]) -> list[str]:
         for row in json.loads((DATA / "published.json").read_text())["tables"]["metaworld"]["rows"]
         if row["model"] == "LA4VLA-1B"
     ]
-    lines += ["", "The paper's, about 1 B parameters, 50 tasks of 10 episodes, one seed, percent:", ""]
+    lines += ["", "The paper's, about 1 B parameters, 50 tasks of 10 episodes, percent:", ""]
     lines += _table(["arm", *protocol.groups, "macro"], cells)
     lines += ["", "Differences in points on the same initial states, arm minus reference:", ""]
     lines += differences(study, scored, arms)
