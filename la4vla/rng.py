@@ -31,6 +31,7 @@ class RngUse(IntEnum):
     BOOTSTRAP = 16  # units of a confidence interval
     CASES = 17  # clips, other frames and paraphrases of a probe's cases
     RESAMPLE = 18  # cases of a probe's intervals
+    VALIDATE = 19  # noise and time of a held-out sample
 
 
 def name_id(name: str) -> int:

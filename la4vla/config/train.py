@@ -98,6 +98,13 @@ class CheckpointConfig:
 
 
 @dataclass
+class ValidateConfig:
+    cases: str = ""  # held-out cases, made by `la4vla probe cases`; empty: off
+    shards: str = ""  # where the cases' shard folder lies; empty: where they were drawn
+    every_steps: int = 500  # a multiple of log.every_steps
+
+
+@dataclass
 class LogConfig:
     every_steps: int = 10
     tensorboard: bool = False
@@ -115,6 +122,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
 
 
 INTERVALS = {
@@ -140,8 +148,13 @@ def validate(config: TrainConfig) -> None:
     choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
     choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
-    for group in ("model", "flow", "data", "optim", "engine", "checkpoint", "log"):
+    for group in ("model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate"):
         within(f"{group}.", asdict(config)[group], INTERVALS)
+    if config.validate.cases and config.validate.every_steps % config.log.every_steps:
+        raise UserError(
+            f"validate.every_steps is {config.validate.every_steps}; it must be a multiple of log.every_steps "
+            f"({config.log.every_steps}), where its numbers are written."
+        )
     if config.data.stats_source:
         choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():

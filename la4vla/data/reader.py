@@ -29,7 +29,7 @@ from la4vla.data.read import read_shard
 from la4vla.data.setup import Setup, Source, check_world
 from la4vla.data.shards import Clip
 from la4vla.rng import RngUse, generator
-from la4vla.types import KINDS, Batch, InputSpec, Sample, UserError
+from la4vla.types import KINDS, Batch, InputSpec, Kind, Sample, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Reader:
     def _row(self, task: Task) -> Row:
         seed, spec, source = self._config.run.seed, self._spec, task.source
         clip = task.clips.result()[task.address.clip]
-        sample = window(clip, task.address.frame, spec.horizon, source)
+        sample = window(clip, task.address.frame, spec.horizon, source.kind, source.name)
         error = ""
         if source.views:
             try:
@@ -212,7 +212,7 @@ class Reader:
         return Row(sample, noise, time, error)
 
 
-def window(clip: Clip, frame: int, horizon: int, source: Source) -> Sample:
+def window(clip: Clip, frame: int, horizon: int, kind: Kind, source: str) -> Sample:
     """The raw sample of a clip at one frame, without images; rows past the clip's end are zero and not valid."""
     stop = min(frame + horizon, len(clip))
     valid = np.arange(horizon) < stop - frame
@@ -221,8 +221,8 @@ def window(clip: Clip, frame: int, horizon: int, source: Source) -> Sample:
     action[: stop - frame] = clip.action[frame:stop]
     states[: stop - frame] = clip.state[frame:stop]
     return Sample(
-        kind=source.kind,
-        key=f"{source.name}/{clip.key}/{frame}",
+        kind=kind,
+        key=f"{source}/{clip.key}/{frame}",
         instruction=clip.instruction,
         state=clip.state[frame],
         action=action,

@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "engine.max_skipped_steps",
     "checkpoint",
     "log",
+    "validate",
     "data.decode_threads",
     "data.read_ahead",
     "data.max_bad_samples",

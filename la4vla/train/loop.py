@@ -46,6 +46,8 @@ def train(config: TrainConfig, world: World) -> None:
             stage_ends = run.position.stage_step == config.stages[data.stage].steps
             if stage_ends:
                 stopping |= run.watch.settle()
+            if run.validation and every(config.validate.every_steps, run.position.step):
+                run.report.note(*run.validation.measure(run.policy, run.engine))
             if stage_ends or every(config.log.every_steps, run.position.step):
                 run.report.write(run.position, run.engine)
             if stage_ends or stopping or every(config.checkpoint.every_steps, run.position.step):

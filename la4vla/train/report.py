@@ -84,6 +84,11 @@ class Report:
         self._lr = result.lr
         self._bar.update()
 
+    def note(self, numbers: Record, seconds: float) -> None:
+        """Numbers for the next record, and the time it took to measure them, which is no training time."""
+        self._noted |= numbers
+        self._since += seconds
+
     def write(self, position: Position, engine: Engine) -> None:
         """Reduce over ranks (one sync) and tell everybody. Collective."""
         self._meters.add("memory_gb", peak_memory_gb(self._world.device))
@@ -102,6 +107,7 @@ class Report:
             "skipped_steps": position.stage_step - engine.updates(),
             "bad_samples": int(numbers["bad_samples"]),
             **{f"samples/{source}": count for source, count in sorted(self._samples.items())},
+            **self._noted,
         }
         if self._peak:
             record["mfu"] = self._flops / seconds / (self._peak * self._world.size)
@@ -123,6 +129,7 @@ class Report:
         self._steps_samples = 0
         self._bad_samples = 0
         self._flops = 0.0
+        self._noted: Record = {}
 
 
 def step_flops(policy: Policy, data: StepData, config: TrainConfig) -> float:

@@ -24,6 +24,7 @@ from la4vla.train.engine import Engine
 from la4vla.train.health import Watch
 from la4vla.train.report import Report
 from la4vla.train.start import Start
+from la4vla.train.validate import Validation
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Run:
     engine: Engine
     watch: Watch
     report: Report
+    validation: Validation | None
 
     def enter_stage(self, name: str) -> None:
         """A new stage: the weights of the checkpoint that ended the last one, other frozen parts, a new optimizer."""
@@ -69,13 +71,14 @@ def begin(config: TrainConfig, world: World) -> Run | None:
     if found.own:
         assert found.weights is not None
         checkpoint.check_data(found.weights, manifest.read(found.weights), fingerprints(loader.setup))
+    validation = Validation(config, loader.setup, spec, prompter.encode, world) if config.validate.cases else None
     on_main(world, lambda: start.write_config(config))
     policy, run_engine = build_engine(config, found, world)
     _announce(config, found, loader.setup, world)
     report = Report(config, world, found.position)
     watch = Watch(world, config.engine.max_skipped_steps)
     identity = _identity(policy, loader.setup, prompter)
-    return Run(config, world, loader, identity, found.position, policy, run_engine, watch, report)
+    return Run(config, world, loader, identity, found.position, policy, run_engine, watch, report, validation)
 
 
 def build_engine(config: TrainConfig, begin: Start, world: World) -> tuple[Policy, Engine]:

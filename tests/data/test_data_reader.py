@@ -226,8 +226,7 @@ def test_slots_of_several_sources():
 @pytest.mark.parametrize("frame", range(9))
 def test_windows_past_the_end_are_masked_never_repeated(folders, frame):
     clip = make_clip(7, 9)
-    source = prepare(train_config({"la": (folders / "la", "la")}), SPEC).sources["la"]
-    sample = window(clip, frame, SPEC.horizon, source)
+    sample = window(clip, frame, SPEC.horizon, "la", "la")
     count = min(SPEC.horizon, 9 - frame)
     assert sample.action_valid.tolist() == [True] * count + [False] * (SPEC.horizon - count)
     assert sample.action is not None and sample.action_states is not None

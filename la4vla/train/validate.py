@@ -1,0 +1,132 @@
+"""Held-out cases during training: loss and DAR with all inputs, without vision, without text, and with neither.
+
+What a policy loses without an input is what it had from it (octo reports its validation the same way). Every rank
+computes all of it: under ZeRO-3 a forward pass needs all ranks, and elsewhere the cases are few. Nothing of the run is
+touched: no global randomness is drawn, dropout is off, no gradient is made, and noise and time are the cases' own.
+A policy without views has `no_vision` and `neither` only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from la4vla.config import TrainConfig
+from la4vla.data.cases import Case, Footage, open_footage, read_cases
+from la4vla.data.collate import Encode, collate, draw_flow
+from la4vla.data.motion import alignment, check_translation, travel
+from la4vla.data.reader import window
+from la4vla.data.setup import Setup, fingerprints
+from la4vla.model.policy import Policy
+from la4vla.rng import RngUse, generator
+from la4vla.train.dist import World, log0
+from la4vla.train.engine import Engine
+from la4vla.train.metrics import Record
+from la4vla.types import KINDS, Batch, InputSpec, Kind, Sample, UserError
+
+
+@dataclass(frozen=True)
+class Mode:
+    """kind: of its rows. told: whether the instruction is there."""
+
+    name: str
+    kind: Kind
+    told: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """A micro-batch of cases in one mode. counted: of each, the actions within the clip."""
+
+    cases: tuple[Case, ...]
+    batch: Batch
+    states: tuple[np.ndarray, ...]
+    counted: tuple[int, ...]
+
+
+class Validation:
+    """Raises UserError where the cases do not fit the run's data."""
+
+    def __init__(self, config: TrainConfig, setup: Setup, spec: InputSpec, encode: Encode, world: World) -> None:
+        self._config, self._setup, self._spec, self._encode, self._world = config, setup, spec, encode, world
+        listed = read_cases(config.validate.cases)
+        footage = open_footage(listed, setup.chain.views, config.validate.shards)
+        if footage.index.embodiment != setup.embodiment:
+            raise UserError(
+                f"validate.cases: the cases are of `{footage.index.embodiment.name}`, the run's data is of "
+                f"`{setup.embodiment.name}` or of another form of its numbers; draw cases from shards like the run's."
+            )
+        check_translation(setup.embodiment)
+        for name, of_source in fingerprints(setup).items():
+            if of_source == listed.fingerprint:
+                log0(world, f"warning: validate.cases are from the shards of source {name}, so they are not held out")
+        size = min(stage.micro_batch for stage in config.stages.values())
+        parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
+        self._questions = {
+            mode.name: [self._question(mode, part, first * size, footage) for first, part in enumerate(parts)]
+            for mode in modes(setup)
+        }
+
+    def measure(self, policy: Policy, engine: Engine) -> tuple[Record, float]:
+        """(`val/loss/MODE` and `val/dar/MODE`, seconds it took). Collective; the numbers are the same on all ranks."""
+        began = time.perf_counter()
+        training = policy.training
+        policy.eval()
+        record: Record = {}
+        with torch.no_grad():
+            for name, questions in self._questions.items():
+                record[f"val/loss/{name}"] = self._loss(questions, engine)
+                record[f"val/dar/{name}"] = self._dar(questions, policy)
+        policy.train(training)
+        return record, time.perf_counter() - began
+
+    def _loss(self, questions: Sequence[Question], engine: Engine) -> float:
+        """Mean squared error over all valid values, as in training."""
+        sums = [engine.forward(question.batch.to(self._world.device)) for question in questions]
+        return float(sum(error for error, _ in sums) / sum(count for _, count in sums))
+
+    def _dar(self, questions: Sequence[Question], policy: Policy) -> float:
+        """Chunks are sampled in the precision of the weights, as a checkpoint is served."""
+        hits = []
+        for question in questions:
+            chunks_BTA = policy.sample(question.batch.to(self._world.device), self._config.flow.steps).cpu().numpy()
+            ends = [
+                travel(self._setup.chain.inverse(chunk_TA, state)[:counted], state, self._setup.embodiment)[-1]
+                for chunk_TA, state, counted in zip(chunks_BTA, question.states, question.counted, strict=True)
+            ]
+            hits.append(alignment(np.array(ends), np.array([case.toward for case in question.cases])))
+        return float(np.concatenate(hits).mean())
+
+    def _question(self, mode: Mode, cases: Sequence[Case], first: int, footage: Footage) -> Question:
+        raw = [self._sample(mode, case, footage) for case in cases]
+        draws = [
+            draw_flow(
+                generator(self._config.run.seed, RngUse.VALIDATE, first + number),
+                self._spec.horizon,
+                self._spec.action_dim,
+                self._config.flow,
+            )
+            for number in range(len(cases))
+        ]
+        noise, times = [noise for noise, _ in draws], [time for _, time in draws]
+        batch = collate([self._setup.chain(sample) for sample in raw], self._spec, self._encode, noise, times)
+        counted = tuple(int(sample.action_valid.sum()) for sample in raw)
+        return Question(tuple(cases), batch, tuple(sample.state for sample in raw), counted)
+
+    def _sample(self, mode: Mode, case: Case, footage: Footage) -> Sample:
+        sample = window(footage.clips[case.clip], case.frame, self._spec.horizon, mode.kind, "validate")
+        if mode.kind != "la":
+            sample = sample.but(views=footage.pictures(case.clip, case.frame, self._setup.chain.views))
+        return sample if mode.told else sample.but(instruction="")
+
+
+def modes(setup: Setup) -> list[Mode]:
+    """Those that a run's policy can be asked in, by what it is shown in training (`vla` where that is among it)."""
+    kinds = {source.kind for source in setup.sources.values()}
+    seeing: list[Kind] = [kind for kind in KINDS if kind in kinds - {"la"}]
+    with_vision = [Mode("full", seeing[-1], True), Mode("no_text", seeing[-1], False)] if seeing else []
+    return [*with_vision, Mode("no_vision", "la", True), Mode("neither", "la", False)]
