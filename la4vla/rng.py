@@ -30,7 +30,7 @@ class RngUse(IntEnum):
     PERTURB = 15  # what a perturbation does to a picture
     BOOTSTRAP = 16  # units of a confidence interval
     CASES = 17  # clips, other frames and paraphrases of a probe's cases
-    RESAMPLE = 18  # cases of a probe's intervals
+    RESAMPLE = 18  # clips of a probe's intervals
     VALIDATE = 19  # noise and time of a held-out sample
 
 

@@ -53,6 +53,7 @@ class Answers:
             truth_N3=self.truth_N3,
             toward_N3=np.array([case.toward for case in self.cases]).reshape(-1, 3),
             label_N=np.array([labels.index(case.direction) for case in self.cases], int),
+            clip_N=np.unique([case.clip for case in self.cases], return_inverse=True)[1],
         )
 
     def obeying(self) -> Answers:

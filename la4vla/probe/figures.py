@@ -20,6 +20,7 @@ ENDS = ("#2f81f7", "#d97706")
 """The positive and the negative end of an axis."""
 
 DIRECTION_COLORS = dict(zip(WORDS, ("#2f81f7", "#d97706", "#8957e5", "#e85aad", "#2da44e", "#cf222e"), strict=True))
+COLUMNS = 3  # panels beside each other
 PATHS = 20  # drawn of each direction; endpoints of all are
 BESIDE = {"forward": "left", "left": "forward", "up": "left"}
 """Tested axis -> the other one of the plane that paths are projected on."""
@@ -30,7 +31,7 @@ def opposite_commands(answers: Sequence[Answers], axes: Mapping[str, Sequence[fl
 
     axes: of the case list. axis: `up/down`. Thin: paths. Dots: endpoints. Arrows: mean start-to-end vectors.
     """
-    figure, panels = _figure(len(answers), 2.6, 2.9, sharex=True, sharey=True)
+    figure, panels = _figure(len(answers), 3.4, 2.8, sharex=True, sharey=True)
     positive, negative = axis.split("/")
     beside = BESIDE[positive]
     plane_23 = np.array([axes[beside], axes[positive]]) * [[-1 if beside == "left" else 1], [1]]
@@ -51,8 +52,9 @@ def opposite_commands(answers: Sequence[Answers], axes: Mapping[str, Sequence[fl
             )
         panel.set_title(answer.condition.name, fontsize=9, color=INK, loc="left")
         panel.set_xlabel("right" if beside == "left" else beside)
-    panels[0].set_ylabel(f"{positive} ({unit})")
-    panels[0].legend(frameon=False, fontsize=8)
+        panel.set_ylabel(f"{positive} ({unit})")
+        panel.label_outer()
+    panels[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     return _svg(figure)
 
 
@@ -62,7 +64,9 @@ def representation(found: Representation) -> bytes:
     for number, word in enumerate(WORDS):
         rows = found.direction_M == number
         by_direction.scatter(*found.map_M2[rows].T, s=7, linewidths=0, color=DIRECTION_COLORS[word], label=word)
-    by_direction.legend(frameon=False, fontsize=8, markerscale=2, ncols=3, loc="lower left", bbox_to_anchor=(0, -0.17))
+    by_direction.legend(
+        frameon=False, fontsize=8, labelcolor=INK, markerscale=2, ncols=3, loc="lower left", bbox_to_anchor=(0, -0.17)
+    )
     low_3, high_3 = found.position_M3.min(axis=0), found.position_M3.max(axis=0)
     colors = 0.1 + 0.8 * (found.position_M3 - low_3) / np.where(high_3 > low_3, high_3 - low_3, 1.0)
     by_state.scatter(*found.map_M2.T, s=7, linewidths=0, c=colors)
@@ -83,9 +87,14 @@ def _figure(panels: int, width: float, height: float, **shared: Any) -> tuple[An
     except ImportError as error:
         raise UserError('probing needs matplotlib: pip install "la4vla[probe]".') from error
     with rc_context(_style()):
-        figure = Figure(figsize=(width * panels + 0.6, height), layout="constrained")
+        columns = min(panels, COLUMNS)
+        rows = -(-panels // columns)
+        figure = Figure(figsize=(width * columns + 0.6, height * rows), layout="constrained")
         figure.patch.set_alpha(0)
-        axes = list(figure.subplots(1, panels, squeeze=False, **shared)[0])
+        axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+        for spare in axes[panels:]:
+            spare.remove()
+        axes = axes[:panels]
         for panel in axes:
             panel.patch.set_alpha(0)
     return figure, axes

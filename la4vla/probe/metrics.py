@@ -1,8 +1,8 @@
 """DAR, DCS, SR and SS of predicted displacements (the paper's appendix 9, FACTS 1.2), with bootstrap intervals.
 
 All four are functions of weights over trials: the point estimate gives every trial weight 1, a bootstrap resample how
-often it drew it. So all resamples are a few matrix products, and a trial that was drawn twice is no pair of its own at
-distance zero, which would flatter SR and SS.
+often it drew its clip. So all resamples are a few matrix products, and a trial that was drawn twice is no pair of its
+own at distance zero, which would flatter SR and SS.
 
 Shape letters: N trials, R rows of weights (resamples), C direction labels.
 """
@@ -10,7 +10,7 @@ Shape letters: N trials, R rows of weights (resamples), C direction labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -29,12 +29,15 @@ NAMES = ("dar", "dcs", "sr", "ss")
 @dataclass(frozen=True)
 class Trials:
     """predicted_N3, truth_N3: endpoint displacements in one frame and unit. toward_N3: unit vectors that the
-    instructions name. label_N: one integer a direction."""
+    instructions name. label_N: one integer a direction. clip_N: one integer a clip; what a clip's frames and samples
+    have in common is no evidence, so intervals resample clips.
+    """
 
     predicted_N3: np.ndarray
     truth_N3: np.ndarray
     toward_N3: np.ndarray
     label_N: np.ndarray
+    clip_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -42,7 +45,7 @@ class Trials:
     def of(self, labels: Sequence[int]) -> Trials:
         """Those with one of `labels`."""
         kept_N = np.isin(self.label_N, labels)
-        return Trials(self.predicted_N3[kept_N], self.truth_N3[kept_N], self.toward_N3[kept_N], self.label_N[kept_N])
+        return Trials(**{item.name: self.__dict__[item.name][kept_N] for item in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -119,21 +122,23 @@ def scores(trials: Trials, weight_RN: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def resamples(label_N: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
-    """float [count, N]: how often each trial was drawn; each direction is resampled by itself and keeps its size."""
+def resamples(label_N: np.ndarray, clip_N: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
+    """float [count, N]: how often each trial was drawn. A clip's trials are drawn together; each direction is resampled
+    by itself and keeps its number of clips."""
     draw = generator(seed, RngUse.RESAMPLE, name)
     weight_RN = np.zeros((count, len(label_N)))
     for label in np.unique(label_N):
         places = np.flatnonzero(label_N == label)
-        even = np.full(len(places), 1 / len(places))
-        weight_RN[:, places] = draw.multinomial(len(places), even, size=count)
+        clips, clip_of = np.unique(clip_N[places], return_inverse=True)
+        drawn_RC = draw.multinomial(len(clips), np.full(len(clips), 1 / len(clips)), size=count)
+        weight_RN[:, places] = drawn_RC[:, clip_of]
     return weight_RN
 
 
 def estimate(trials: Trials, seed: int, name: str) -> dict[str, Estimate]:
-    """NAMES -> value with a percentile interval over cases. seed, name: of the resampling. At least one trial."""
+    """NAMES -> value with a percentile interval over clips. seed, name: of the resampling. At least one trial."""
     point = scores(trials, np.ones((1, len(trials))))
-    spread = scores(trials, resamples(trials.label_N, RESAMPLES, seed, name))
+    spread = scores(trials, resamples(trials.label_N, trials.clip_N, RESAMPLES, seed, name))
     tail = (1 - COVERED) / 2
     found = {}
     for key in NAMES:

@@ -125,9 +125,9 @@ def judged(answers: Answers, listed: CaseList, seed: int) -> dict[str, Any]:
 
 def table(numbers: Mapping[str, Any]) -> str:
     """The pooled scores for a terminal, intervals behind them."""
-    lines = [f"{'condition':<24}{'cases':>6}  " + "".join(f"{name.upper():<20}" for name in metrics.NAMES)]
+    lines = [f"{'condition':<24}{'cases':>6}  " + "".join(f"{name.upper():<22}" for name in metrics.NAMES)]
     for name, row in numbers["conditions"].items():
-        scored = row["refusal"] or "".join(f"{_cell(row['pooled'][key]):<20}" for key in metrics.NAMES)
+        scored = row["refusal"] or "".join(f"{_cell(row['pooled'][key]):<22}" for key in metrics.NAMES)
         lines.append(f"{name:<24}{row['cases']:>6}  {scored}".rstrip())
     if found := numbers["representation"]:
         lines.append(

@@ -1,6 +1,8 @@
 """Why: a score that is wrong by a definition looks as plausible as a right one. Each is checked against numbers worked
 by hand, the silhouette against scikit-learn's."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
@@ -56,7 +58,7 @@ def test_silhouette_by_hand_and_as_scikit_learn_has_it():
 
 
 def test_one_direction_has_no_separation_to_measure():
-    trials = Trials(np.eye(3), np.eye(3), np.tile(UP, (3, 1)), np.zeros(3, int))
+    trials = Trials(np.eye(3), np.eye(3), np.tile(UP, (3, 1)), np.zeros(3, int), np.arange(3))
     found = estimate(trials, 0, "one")
     assert np.isnan([found["sr"].value, found["ss"].value, found["sr"].low, found["ss"].high]).all()
     assert found["dar"].value == pytest.approx(1 / 3) and found["dcs"].value == 1
@@ -75,7 +77,7 @@ def test_a_trial_drawn_twice_weighs_as_two_but_is_no_pair_of_its_own():
     first = (labels[rows] == 0)[:, None] & (labels[rows] == 0)[None, :]
     within = [distance[own & different & first].mean(), distance[own & different & ~first].mean()]
     wanted = distance[~own].mean() / np.mean(within)
-    trials = Trials(points, points, np.tile(UP, (8, 1)), labels)
+    trials = Trials(points, points, np.tile(UP, (8, 1)), labels, np.arange(8))
     found = scores(trials, weights[None].astype(float))
     np.testing.assert_allclose(found["sr"], wanted, rtol=1e-6)
     np.testing.assert_allclose(found["dar"], (points[rows] @ UP > 0).mean())
@@ -88,7 +90,7 @@ def test_intervals_cover_repeat_and_shrink():
     labels = np.array([0, 1] * 40)
     draw = np.random.Generator(np.random.Philox(2))
     toward = np.where(labels[:, None] == 0, UP, DOWN)
-    trials = Trials(toward + draw.normal(size=(80, 3)), toward, toward, labels)
+    trials = Trials(toward + draw.normal(size=(80, 3)), toward, toward, labels, np.arange(80))
     found, again, fewer = (
         estimate(trials.of([0, 1]), 0, "a"),
         estimate(trials, 0, "a"),
@@ -103,11 +105,23 @@ def test_intervals_cover_repeat_and_shrink():
 
 
 def part(trials: Trials) -> Trials:
-    return Trials(trials.predicted_N3[:16], trials.truth_N3[:16], trials.toward_N3[:16], trials.label_N[:16])
+    return Trials(*(getattr(trials, item.name)[:16] for item in fields(trials)))
 
 
-def test_each_direction_keeps_its_size_in_a_resample():
+def test_directions_keep_their_clips_and_clips_their_trials_in_a_resample():
     labels = np.array([0] * 3 + [1] * 9)
-    weights = resamples(labels, 50, 0, "x")
+    clips = np.array([0, 1, 2, *[3, 3, 3, 4, 4, 4, 5, 5, 5]])
+    weights = resamples(labels, clips, 50, 0, "x")
     assert (weights[:, :3].sum(axis=1) == 3).all() and (weights[:, 3:].sum(axis=1) == 9).all()
-    assert len(np.unique(weights, axis=0)) > 40
+    assert (weights[:, 3::3] == weights[:, 4::3]).all() and (weights[:, 3::3] == weights[:, 5::3]).all()
+    assert len(np.unique(weights, axis=0)) > 20
+
+
+def test_copies_of_a_trial_are_no_more_evidence():
+    labels = np.array([0, 1] * 10)
+    draw = np.random.Generator(np.random.Philox(3))
+    toward = np.where(labels[:, None] == 0, UP, DOWN)
+    once_each = Trials(toward + 2 * draw.normal(size=(20, 3)), toward, toward, labels, np.arange(20))
+    four_times = Trials(*(np.repeat(getattr(once_each, item.name), 4, axis=0) for item in fields(once_each)))
+    one, four = estimate(once_each, 0, "a")["dar"], estimate(four_times, 0, "a")["dar"]
+    assert one.value == four.value and four.high - four.low == pytest.approx(one.high - one.low, abs=0.051)
