@@ -87,6 +87,8 @@ def read_cases(path: str | Path) -> CaseList:
         schema = about.pop("schema")
         if schema > SCHEMA_VERSION:
             raise UserError(f"{path}: written by a newer la4vla (schema {schema}); upgrade.")
+        if not rows:
+            raise UserError(f"{path}: holds no case; make it again with `la4vla probe cases`.")
         return CaseList(**about, cases=tuple(_case(row) for row in rows))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it with `la4vla probe cases`.") from error

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
 import numpy as np
 
+from la4vla.config.checks import within
 from la4vla.construct.robot import RobotFrame, robot_frame
 from la4vla.construct.vocabulary import DIRECTIONS, named_direction
 from la4vla.data.cases import Case, CaseList, FrameOf
@@ -32,6 +33,9 @@ MOTIONS = ("move", "lift", "lower", "transport", "push", "pull", "press")
 
 Direction = tuple[int, int]
 """Axis of (forward, left, up), sign."""
+
+
+INTERVALS = {"count": "[1, inf)", "seed": "[0, inf)", "purity": "[0, 1]"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Candidate:
 
 def draw(folder: str, drawing: Drawing) -> CaseList:
     """The cases of a shard folder (local path, URL or pipe:). Raises UserError where it holds none."""
+    within("--", asdict(drawing), INTERVALS)
     index = read_index(folder)
     check_translation(index.embodiment)
     if not index.views:

@@ -13,7 +13,6 @@ import numpy as np
 
 from la4vla.probe.ask import Answers
 from la4vla.probe.representation import WORDS, Representation
-from la4vla.types import UserError
 
 INK = "#7d8590"  # text and axes; legible on white and on near-black
 ENDS = ("#2f81f7", "#d97706")
@@ -81,11 +80,9 @@ def representation(found: Representation) -> bytes:
 
 
 def _figure(panels: int, width: float, height: float, **shared: Any) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('probing needs matplotlib: pip install "la4vla[probe]".') from error
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_style()):
         columns = min(panels, COLUMNS)
         rows = -(-panels // columns)

@@ -43,7 +43,7 @@ class Representation:
 
 def represent(policy: ServedPolicy, cases: Sequence[Case], footage: Footage, states: int, seed: int) -> Representation:
     """The states are those of the first `states` cases with different ones. seed: of t-SNE, which is also told to
-    start from PCA. Raises UserError without scikit-learn, or for fewer than two states."""
+    start from PCA. Needs scikit-learn. Raises UserError for fewer than two states."""
     found = distinct_states(cases, footage)[:states]
     if len(found) < 2:
         raise UserError("the cases show fewer than two different states; draw more cases.")
@@ -96,11 +96,9 @@ def _pooled(policy: ServedPolicy, questions: Sequence[Observation]) -> np.ndarra
 
 def _reduced(vectors_ME: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """(PCA coordinates, t-SNE of them, share of the variance that PCA kept)."""
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise UserError('probing needs scikit-learn: pip install "la4vla[probe]".') from error
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     parts = min(COMPONENTS, *vectors_ME.shape)
     pca = PCA(parts, svd_solver="full")
     reduced_MP = pca.fit_transform(vectors_ME.astype(np.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from la4vla import __version__
+from la4vla.config.checks import within
 from la4vla.data import page
 from la4vla.data.cases import CaseList, Footage, open_footage, read_cases
 from la4vla.data.motion import alignment, check_translation
@@ -29,6 +31,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 NUMBERS, PAGE = "probe.json", "probe.html"
 DRAWN = tuple(condition.name for condition in CONDITIONS if condition.words == "own")
 """Conditions whose paths are drawn: those that ask for the same motion."""
+
+
+LIBRARIES = ("sklearn", "matplotlib", "jinja2")
+INTERVALS = {"samples": "[1, inf)", "seed": "[0, inf)", "states": "[0, inf)"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Request:
 def probe(request: Request) -> dict[str, Any]:
     """Writes probe.json and probe.html, and returns what probe.json holds. Raises UserError for what does not fit."""
     began = time.perf_counter()
+    require_libraries()
+    within("--", {**asdict(request.asking), "states": request.states}, INTERVALS)
     conditions = _chosen(request.conditions)
     listed = read_cases(request.cases)
     policy = _policy(request)
@@ -83,6 +91,15 @@ def _policy(request: Request) -> ServedPolicy:
     if request.untrained:
         return ServedPolicy.untrained(request.checkpoint, request.asking.seed, device)
     return ServedPolicy.load(request.checkpoint, device)
+
+
+def require_libraries() -> None:
+    """Raises UserError, before anything is computed, where what draws the page is not installed."""
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f'probing needs {name}: pip install "la4vla[probe]".') from error
 
 
 def check(policy: ServedPolicy, footage: Footage) -> None:

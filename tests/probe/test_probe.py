@@ -2,6 +2,7 @@
 state. So three toys that do nothing else are put to it, then a real checkpoint, by the command."""
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -198,6 +199,16 @@ def test_a_condition_that_does_not_exist_and_another_robot_are_refused(shards, r
     assert cli.main(["probe", str(other), "--cases", str(cases)]) == 2
     error = capsys.readouterr().err
     assert "`blind` is not a condition" in error and "draw cases from shards like those it was trained on" in error
+
+
+def test_what_is_missing_or_out_of_range_is_said_before_anything_is_computed(run, tmp_path, capsys, monkeypatch):
+    probe = ["probe", str(run), "--cases", str(tmp_path / "none.jsonl")]
+    assert cli.main([*probe, "--samples", "0"]) == cli.main(["probe", "cases", "x", "--out", "y", "--count", "0"]) == 2
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert cli.main(probe) == 2
+    error = capsys.readouterr().err
+    assert "--samples is 0; it must be in [1, inf)" in error and "--count is 0" in error
+    assert 'probing needs sklearn: pip install "la4vla[probe]"' in error
 
 
 def test_what_enters_the_head_is_told_apart_by_direction_and_state(listed, footage, run):

@@ -12,7 +12,7 @@ import simplejpeg
 
 from la4vla import manifest
 from la4vla.config import load
-from la4vla.data.cases import Case, CaseList
+from la4vla.data.cases import Case, CaseList, read_cases
 from la4vla.data.collate import collate
 from la4vla.data.index import read_index
 from la4vla.data.motion import travel
@@ -149,7 +149,9 @@ def test_what_does_not_fit_is_refused_before_training_and_what_is_not_held_out_i
     assert "multiple of log.every_steps" in in_process(*on, "log.every_steps=3", "validate.every_steps=4").stderr
     assert "probe cases" in in_process(str(config), f"validate.cases={tmp_path}/none.jsonl").stderr
     write_shards(tmp_path / "pose", 6, 1, ["front"], embodiment=POSE)
-    other = CaseList(str(tmp_path / "pose"), fingerprint(read_index(tmp_path / "pose")), "test_pose", {}, {}, ())
+    other = CaseList(
+        str(tmp_path / "pose"), fingerprint(read_index(tmp_path / "pose")), "test_pose", {}, {}, read_cases(cases).cases
+    )
     other.write(tmp_path / "pose.jsonl")
     assert "the cases are of `test_pose`" in in_process(str(config), f"validate.cases={tmp_path}/pose.jsonl").stderr
     assert "not those that the cases were drawn from" in in_process(*on, f"validate.shards={shards}/vla").stderr
