@@ -5,6 +5,7 @@
     python -m benchmarks metaworld --server ws://gpu-node:8000 --token-env SERVE_TOKEN --protocol ... --out ...
     python -m benchmarks compare runs/a/eval runs/b/eval
     python -m benchmarks report runs/quickstart
+    python -m benchmarks study configs/study/study.yaml --part paradigms_0 --hours 2
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
 """
@@ -12,6 +13,7 @@ A run that was interrupted goes on where it stopped when it is started again wit
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -67,6 +69,13 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", type=Path, help="folders that hold runs or results, at any depth")
     report.add_argument("--curves", type=Path, help="success by severity as one more file, .svg or .png")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first folder)")
+    study = commands.add_parser("study", help="the paper's claims at a small scale", allow_abbrev=False)
+    study.add_argument("config", type=Path, help="configs/study/study.yaml, or another one of its kind")
+    study.add_argument("overrides", nargs="*", help="key=value changes of it")
+    study.add_argument("--part", action="append", default=[], help="only this part; may be repeated")
+    study.add_argument("--hours", type=float, default=math.inf, help="start no job that would end later")
+    study.add_argument("--list", action="store_true", help="the jobs and which of them have rows")
+    study.add_argument("--tables", action="store_true", help="write the tables and the figure of all rows")
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
@@ -91,6 +100,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.json:
             options.json.write_text(compared.to_json())
         return 0
+    if options.command == "study":
+        return _study(options)
     if options.command == "sweep":
         from benchmarks import sweep
 
@@ -121,6 +132,19 @@ def main(arguments: Sequence[str]) -> int:
         server=_server(options),
     )
     evaluate.evaluate(request)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from benchmarks.study import plan, run, tables
+
+    study = plan.load(options.config, options.overrides)
+    if options.list:
+        print(run.listing(study, options.part))
+    elif options.tables:
+        print(f"tables: {tables.write(study, Path(study.rows).parent)}")
+    else:
+        run.run(study, options.part, options.hours)
     return 0
 
 

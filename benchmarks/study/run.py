@@ -107,7 +107,7 @@ class Runner:
         whole.replace(path)
 
 
-def run(study: StudyConfig, parts: Sequence[str], hours: float) -> int:
+def run(study: StudyConfig, parts: Sequence[str], hours: float) -> None:
     """Makes the parts' jobs that have no row yet; no new one is started that would not end within `hours`.
 
     Raises UserError where a job fails or another run of this study is still at work.
@@ -128,11 +128,10 @@ def run(study: StudyConfig, parts: Sequence[str], hours: float) -> int:
                         f"{item.name} takes about {needed:.0f} minutes and {left:.0f} are left; start again to go on",
                         flush=True,
                     )
-                    return 0
+                    return
                 print(f"{number}/{len(jobs)} {item.name}, about {needed:.0f} min", flush=True)
                 runner.make(item)
     print(f"all {len(jobs)} jobs have their rows", flush=True)
-    return 0
 
 
 def listing(study: StudyConfig, parts: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ def write(study: StudyConfig, folder: Path) -> Path:
     drawn = [
         f"# Tables of the study `{study.name}`",
         "",
-        f"Made from the rows in `{study.rows}` by `python -m benchmarks.study CONFIG --tables`, not edited by hand.",
+        f"Made from the rows in `{study.rows}` by `python -m benchmarks study CONFIG --tables`, not edited by hand.",
         "Rates are percent with 95 % intervals over all episodes of all seeds; `macro` is the mean of the groups.",
         *data(found),
         *paradigms(study, found),
