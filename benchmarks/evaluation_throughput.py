@@ -26,7 +26,7 @@ import torch
 from benchmarks import protocols
 from benchmarks.__main__ import SUITES
 from benchmarks.rollout import Job, Outcome, Suite, roll_out
-from benchmarks.runner import Runner, Spent
+from benchmarks.runner import Actor, Runner, Spent
 from la4vla.serve.policy import NoiseKey, ServedPolicy
 from la4vla.sim.env import Env
 from la4vla.types import Observation, UserError, exit_status
@@ -34,9 +34,7 @@ from la4vla.types import Observation, UserError, exit_status
 Outcomes = dict[tuple[str, int], Outcome]
 
 
-def sequential(
-    env: Env, policy: ServedPolicy, protocol: protocols.Protocol, jobs: Sequence[Job]
-) -> tuple[float, Outcomes]:
+def sequential(env: Env, policy: Actor, protocol: protocols.Protocol, jobs: Sequence[Job]) -> tuple[float, Outcomes]:
     """Seconds for all jobs, and how they ended."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     start, ended = time.perf_counter(), {}
@@ -61,11 +59,17 @@ def parallel(runner: Runner, jobs: Sequence[Job], workers: int) -> tuple[float, 
 
 
 def compare(
-    suite: Suite, protocol: protocols.Protocol, policy: ServedPolicy, jobs: Sequence[Job], workers: int, rounds: int
+    suite: Suite,
+    protocol: protocols.Protocol,
+    policy: Actor,
+    views: tuple[str, ...],
+    jobs: Sequence[Job],
+    workers: int,
+    rounds: int,
 ) -> str:
     """Times both ways `rounds` times in turns. Returns what there is to say."""
     suite.prepare()
-    views = tuple(protocol.views) if policy.views else ()
+    threads = torch.get_num_threads()
     seconds: dict[str, list[float]] = {"sequential": [], "parallel": []}
     with (
         tempfile.TemporaryDirectory() as logs,
@@ -81,6 +85,7 @@ def compare(
             seconds["sequential"].append(took)
             took, together = parallel(runner, jobs, workers)
             seconds["parallel"].append(took)
+    torch.set_num_threads(threads)
     same = sum(alone[key].success == together[key].success for key in alone)
     rates = {name: 3600 * len(jobs) / statistics.median(took) for name, took in seconds.items()}
     split = {
@@ -115,7 +120,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{options.suite}`.")
     jobs = [Job(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
     policy = ServedPolicy.load(options.checkpoint, options.device)
-    print(compare(SUITES[options.suite], protocol, policy, jobs, options.workers, options.rounds))
+    views = tuple(protocol.views) if policy.views else ()
+    print(compare(SUITES[options.suite], protocol, policy, views, jobs, options.workers, options.rounds))
     return 0
 
 

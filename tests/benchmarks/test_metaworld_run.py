@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluate, evaluation_throughput, protocols, results, runner
+from benchmarks import evaluate, protocols, results, runner
 from benchmarks.evaluate import Request
 from benchmarks.metaworld import SUITE
 from benchmarks.perturb import CLEAN
@@ -65,18 +65,6 @@ def test_the_expert_succeeds_through_the_runner(tmp_path):
     summary = evaluate.evaluate(request_(tmp_path))[CLEAN]
     assert (summary.micro.successes, summary.micro.n) == (4, 4)
     assert all(row.gl in ("egl", "osmesa", "glfw") for row in results.read_rows(tmp_path))
-
-
-def test_one_env_in_a_loop_and_the_runner_are_timed_on_the_same_episodes(tmp_path, capsys):
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", EMBODIMENT, ("corner4",))
-    arguments = ["metaworld", "--checkpoint", str(checkpoint), "--protocol", "metaworld/quickstart-v1"]
-    arguments += ["--episodes", "2", "--rounds", "1", "groups={easy: [reach-v3]}", "horizon=8"]
-    assert evaluation_throughput.main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "same success in 2 of 2 episodes" in said
-    hourly = [float(line.split()[1]) for line in said.splitlines() if "episodes/h" in line]
-    ratio = next(float(line.split()[1]) for line in said.splitlines() if line.startswith("ratio"))
-    assert ratio == pytest.approx(hourly[1] / hourly[0], rel=0.02)
 
 
 def test_an_episode_alone_is_the_episode_of_a_full_run(tmp_path):

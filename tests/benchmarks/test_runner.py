@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import evaluation_throughput
 from benchmarks import runner as runner_module
 from benchmarks.rollout import Job, roll_out
 from benchmarks.runner import Runner, TaskQueue
@@ -29,11 +30,15 @@ def facts(finished):
     return {job: (end.outcome.success, end.outcome.steps, end.outcome.final_state) for job, end in finished.items()}
 
 
-def alone(job):
+def outcome(job):
     policy, rules = Pusher(), protocol()
     ask = lambda seen, number: policy.infer([seen], [NoiseKey(0, job.task, job.episode, number)])[0]  # noqa: E731
-    outcome = roll_out(PointEnv(rules, ("eye",)), job, rules, ask)
-    return outcome.success, outcome.steps, outcome.final_state
+    return roll_out(PointEnv(rules, ("eye",)), job, rules, ask)
+
+
+def alone(job):
+    end = outcome(job)
+    return end.success, end.steps, end.final_state
 
 
 def test_full_run_equals_each_episode_alone_in_any_order_and_number_of_workers(tmp_path):
@@ -51,6 +56,16 @@ def test_the_expert_drives_through_the_same_runner(tmp_path):
     with Runner(SUITE, protocol(), None, (), 1, tmp_path) as runner:
         finished = list(runner.run(ALL[:3]))
     assert all(end.outcome.success for end in finished) and runner.spent.queries == 0
+
+
+def test_one_env_in_a_loop_is_timed_on_the_episodes_of_the_runner():
+    """The policy's pause dominates, so that the seconds printed have a known least."""
+    said = evaluation_throughput.compare(SUITE, protocol(), Pusher(seconds=0.02), ("eye",), ALL, workers=2, rounds=1)
+    hourly = {line.split()[0]: float(line.split()[1]) for line in said.splitlines()[1:4]}
+    queries = sum(outcome(job).queries for job in ALL)
+    assert 0 < hourly["sequential"] <= 3600 * len(ALL) / (0.02 * queries)
+    assert hourly["ratio"] == pytest.approx(hourly["parallel"] / hourly["sequential"], rel=0.01)
+    assert f"same success in {len(ALL)} of {len(ALL)} episodes" in said
 
 
 def say_gpu(protocol, views) -> PointEnv:
