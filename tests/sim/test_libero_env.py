@@ -192,6 +192,7 @@ def test_it_asks_nothing_leaves_the_home_alone_and_ends_without_a_word(tmp_path)
     assert not (home / ".libero").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
 def test_every_task_constructs_resets_and_renders(suite):

@@ -22,6 +22,7 @@ def environment(libero_assets, tmp_path, monkeypatch):
     monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
 
 
+@pytest.mark.thorough  # the same conformance runs on MetaWorld
 def test_looks_change_and_nothing_else():
     with closing(LiberoEnv(("agentview",), 64, 100, True)) as env:
         for name in NAMES:
