@@ -1,4 +1,5 @@
-"""One self-contained HTML page of training runs and evaluations: nothing is fetched when it is opened.
+"""One self-contained HTML page of training runs and evaluations: nothing is fetched when it is opened. Beside it
+lie the evaluations' rates as .json and .csv of the same name.
 
 It walks the given folders: whatever holds `episodes.jsonl` is an evaluation, whatever holds `metrics.jsonl` a training
 run. Evaluations of one protocol (one hash) share a table; different protocols never do. Every rate has its n and
@@ -17,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from benchmarks import curves, page, protocols, results, robustness
+from benchmarks import curves, numbers, page, protocols, results, robustness
 from benchmarks.perturb import CLEAN, Variant
 from benchmarks.protocols import Protocol
 from benchmarks.results import Row, Summary
@@ -106,10 +107,13 @@ class Source:
 
 
 def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) -> Path:
-    """Writes the page and returns its path; curves_out: a file for the curves of success by severity alone.
+    """Writes the page, its numbers, and returns the page's path; curves_out: a file for the curves of success by
+    severity alone.
 
     Raises UserError where the folders hold nothing to show.
     """
+    if out.suffix != ".html":
+        raise UserError(f"{out}: --out names the page; end it in .html, its numbers go into .json and .csv beside it.")
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give folders of training runs or results.")
@@ -133,6 +137,10 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
+    if evaluations:
+        rates = [numbers.evaluation(arm.name, arm.run, arm.summary) for item in comparisons for arm in item.every]
+        out.with_suffix(".json").write_text(numbers.to_json(rates))
+        out.with_suffix(".csv").write_text(numbers.to_csv(rates))
     return out
 
 

@@ -2,6 +2,8 @@
 fake simulator; interrupted and resumed, trained and untrained, blind and seeing."""
 
 import base64
+import csv
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -187,6 +189,27 @@ def test_the_page_shows_success_by_severity(perturbed, tmp_path):
         report.write([folder], tmp_path / "page.html", tmp_path / "curves.pdf")
     with pytest.raises(UserError, match=r"no perturbed evaluation here"):
         report.write([folder / "clean"], tmp_path / "page.html", tmp_path / "curves.svg")
+
+
+def test_the_numbers_lie_beside_the_page(perturbed, tmp_path):
+    request, summaries = perturbed
+    report.write([request.out], tmp_path / "page.html")
+    evaluations = {item["evaluation"]: item for item in json.loads((tmp_path / "page.json").read_text())["evaluations"]}
+    lines = list(csv.DictReader((tmp_path / "page.csv").open()))
+    for variant, summary in summaries.items():
+        item = evaluations[variant.folder]
+        assert (item["perturbation"], item["run"]["title"]) == (variant.identity, RULES.title)
+        assert item["latency_ms"] == summary.latency_ms
+        mine = {(line["level"], line["of"]): line for line in lines if line["evaluation"] == variant.folder}
+        assert len(mine) == len(RULES.tasks) + len(RULES.groups) + 2
+        for key, rate in {
+            ("micro", ""): summary.micro,
+            ("task", RULES.tasks[0]): summary.tasks[RULES.tasks[0]],
+        }.items():
+            found = [float(mine[key][name]) for name in ("successes", "n", "rate", "low", "high")]
+            assert found == [rate.successes, rate.n, rate.value, rate.low, rate.high]
+    with pytest.raises(UserError, match=r"end it in \.html"):
+        report.write([request.out], tmp_path / "page.csv")
 
 
 def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
