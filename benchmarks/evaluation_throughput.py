@@ -4,9 +4,10 @@
         --protocol metaworld/quickstart-v1 --episodes 4
     python -m benchmarks.evaluation_throughput libero --checkpoint DIR --protocol libero/heldout-v1 --workers 2
 
-Two ways to run the same episodes, in turns: `sequential`, one env and the policy in this process, asked for one chunk
-at a time, with all cores for torch; `parallel`, the runner of every evaluation with --workers simulator processes and
-batches. Both are warm, so neither starts processes nor loads weights while it is timed; scenes are built in both.
+Three ways to run the same episodes, in turns: `one core` and `one env`, a loop over one env and the policy in this
+process, asked for one chunk at a time, on a single core or on all (a software renderer and torch spread over them by
+themselves); `parallel`, the runner of every evaluation with --workers simulator processes and batches. All are warm, so
+none starts processes or loads weights while it is timed; scenes are built in all. Linux only.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -34,9 +35,18 @@ from la4vla.types import Observation, UserError, exit_status
 Outcomes = dict[tuple[str, int], Outcome]
 
 
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """All threads that this process has now, those of the renderer included, run on these cores; then on all again."""
+    before = os.sched_getaffinity(0)
+    _pin(cores)
+    torch.set_num_threads(len(cores))
+    yield
+    _pin(before)
+
+
 def sequential(env: Env, policy: Actor, protocol: protocols.Protocol, jobs: Sequence[Job]) -> tuple[float, Outcomes]:
     """Seconds for all jobs, and how they ended."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     start, ended = time.perf_counter(), {}
     for job in jobs:
 
@@ -70,7 +80,9 @@ def compare(
     """Times both ways `rounds` times in turns. Returns what there is to say."""
     suite.prepare()
     threads = torch.get_num_threads()
-    seconds: dict[str, list[float]] = {"sequential": [], "parallel": []}
+    everywhere = os.sched_getaffinity(0)
+    loops = {"one core": {min(everywhere)}, "one env": everywhere}
+    seconds: dict[str, list[float]] = {name: [] for name in (*loops, "parallel")}
     with (
         tempfile.TemporaryDirectory() as logs,
         closing(suite.make_env(protocol, views)) as env,
@@ -81,8 +93,10 @@ def compare(
         parallel(runner, jobs[:workers], workers)
         runner.spent = Spent()
         for _ in range(rounds):
-            took, alone = sequential(env, policy, protocol, jobs)
-            seconds["sequential"].append(took)
+            for name, cores in loops.items():
+                with on_cores(cores):
+                    took, alone = sequential(env, policy, protocol, jobs)
+                seconds[name].append(took)
             took, together = parallel(runner, jobs, workers)
             seconds["parallel"].append(took)
     torch.set_num_threads(threads)
@@ -91,16 +105,23 @@ def compare(
     split = {
         name: sum(one.seconds[name] for one in alone.values()) for name in ("reset", "physics", "render", "policy")
     }
-    shares = ", ".join(f"{name} {100 * spent / seconds['sequential'][-1]:.0f} %" for name, spent in split.items())
+    shares = ", ".join(f"{name} {100 * spent / seconds['one env'][-1]:.0f} %" for name, spent in split.items())
     return "\n".join(
         [
-            f"{protocol.title}, {len(jobs)} episodes, {rounds} rounds, {len(os.sched_getaffinity(0))} cores",
-            f"sequential  {rates['sequential']:8.1f} episodes/h  ({shares})",
-            f"parallel    {rates['parallel']:8.1f} episodes/h  ({runner.spent.sentence(workers, rounds * len(jobs))})",
-            f"ratio       {rates['parallel'] / rates['sequential']:8.2f}",
+            f"{protocol.title}, {len(jobs)} episodes, {rounds} rounds, {len(everywhere)} cores",
+            f"one core  {rates['one core']:8.1f} episodes/h",
+            f"one env   {rates['one env']:8.1f} episodes/h  ({shares})",
+            f"parallel  {rates['parallel']:8.1f} episodes/h  ({runner.spent.sentence(workers, rounds * len(jobs))})",
+            f"parallel / one core {rates['parallel'] / rates['one core']:.2f}, "
+            f"parallel / one env {rates['parallel'] / rates['one env']:.2f}",
             f"same success in {same} of {len(jobs)} episodes",
         ]
     )
+
+
+def _pin(cores: set[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 def main(arguments: Sequence[str]) -> int:
