@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from la4vla.data import ink
+from la4vla.data.ink import INK
 from la4vla.types import UserError
 
 METRICS = "metrics.jsonl"
-INK = "#7d8590"  # text and axes; legible on white and on near-black
 LINES = {
     "loss": "#7d8590",
     "loss/la": "#d97706",
@@ -74,10 +75,7 @@ def svg(curves: Curves) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    style: dict[Any, Any] = dict.fromkeys(inked, INK)
-    style |= {"svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with rc_context(style):
+    with rc_context(ink.style(9)):
         figure = Figure(figsize=(11, 2.9), layout="constrained")
         figure.patch.set_alpha(0)
         for axes, (title, keys, logarithmic) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):

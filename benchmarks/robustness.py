@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import compare, stats
-from benchmarks.curves import INK
 from benchmarks.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
 from benchmarks.results import Row
 from benchmarks.stats import Pairs, Rate
+from la4vla.data import ink
+from la4vla.data.ink import INK
 from la4vla.types import UserError
 
 COLOURS = ("#2f81f7", "#d97706", "#2da44e", "#8957e5", "#cf222e")
@@ -101,10 +102,7 @@ def _draw(curves: Sequence[Series], file: Any, kind: str) -> None:
     names = list(dict.fromkeys(curve.perturbation for curve in curves))
     policies = list(dict.fromkeys(curve.policy for curve in curves))
     rows = -(-len(names) // COLUMNS)
-    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    style: dict[Any, Any] = dict.fromkeys(inked, INK)
-    style |= {"svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with rc_context(style):
+    with rc_context(ink.style(9)):
         figure = Figure(figsize=(11, 2.7 * rows), layout="constrained")
         figure.patch.set_alpha(0)
         panels = figure.subplots(rows, COLUMNS, squeeze=False).flat

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
 
-from benchmarks.curves import INK
 from benchmarks.study.scores import Score
+from la4vla.data import ink
+from la4vla.data.ink import INK
 
 BAR, DOT = "#2f81f7", "#d97706"
 
@@ -17,12 +17,8 @@ def rates(scores: Mapping[str, Mapping[str, Score]]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    style: dict[Any, Any] = dict.fromkeys(inked, INK)
-    style |= {"svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    style |= {"svg.hashsalt": "study"}
     longest = max(len(arms) for arms in scores.values())
-    with rc_context(style):
+    with rc_context({**ink.style(9), "svg.hashsalt": "study"}):
         figure = Figure(figsize=(3.6 * len(scores) + 1, 0.32 * longest + 1), layout="constrained")
         figure.patch.set_alpha(0)
         panels = figure.subplots(1, len(scores), squeeze=False)[0]

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from la4vla.data import ink
+from la4vla.data.ink import INK
 from la4vla.probe.ask import Answers
 from la4vla.probe.representation import WORDS, Representation
 
-INK = "#7d8590"  # text and axes; legible on white and on near-black
 ENDS = ("#2f81f7", "#d97706")
 """The positive and the negative end of an axis."""
 
@@ -107,12 +108,4 @@ def _svg(figure: Any) -> bytes:
 
 
 def _style() -> dict[Any, Any]:
-    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    fixed = {"svg.fonttype": "path", "svg.hashsalt": "la4vla", "font.size": 8}
-    return {
-        **dict.fromkeys(inked, INK),
-        **fixed,
-        "legend.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
+    return {**ink.style(8), "svg.hashsalt": "la4vla", "legend.labelcolor": INK}
