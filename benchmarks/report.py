@@ -23,6 +23,7 @@ from benchmarks.perturb import CLEAN, Variant
 from benchmarks.protocols import Protocol
 from benchmarks.results import Row, Summary
 from la4vla.data import describe, index
+from la4vla.data.page import data_uri
 from la4vla.model.presets import preset
 from la4vla.types import UserError
 
@@ -127,7 +128,7 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
     if curves_out:
         robustness.write([series for comparison in comparisons for series in comparison.robustness], curves_out)
     environment = page.environment()
-    environment.filters["picture"] = lambda series: page.data_uri("image/svg+xml", robustness.svg(series))
+    environment.filters["picture"] = lambda series: data_uri("image/svg+xml", robustness.svg(series))
     text = environment.get_template("report.html.j2").render(
         title=" + ".join(folder.resolve().name for folder in folders),
         date=time.strftime("%Y-%m-%d %H:%M"),
@@ -159,7 +160,7 @@ def compare(evaluations: Sequence[tuple[str, Path]]) -> list[Comparison]:
         for path in sorted((folder / "videos").glob("*.mp4")):
             if (match := VIDEO_NAME.fullmatch(path.name)) and path.stat().st_size <= room:
                 room -= path.stat().st_size
-                uri = page.data_uri("video/mp4", path.read_bytes())
+                uri = data_uri("video/mp4", path.read_bytes())
                 videos.append(Video(match["task"], int(match["episode"]), match["outcome"] == "success", uri))
         arm = Arm(name, run, rows, results.summarise(rows, protocol), videos)
         by_hash.setdefault(protocol.hash, []).append(arm)
@@ -188,7 +189,7 @@ def training(name: str, run: Path) -> Training:
     }
     facts = {"stages": ", ".join(measured.stages), "steps": f"{measured.steps:,}"}
     facts |= {label: f"{value:.4g}" for label, value in numbers.items() if not math.isnan(value)}
-    return Training(name, facts, page.data_uri("image/svg+xml", curves.svg(measured)), config)
+    return Training(name, facts, data_uri("image/svg+xml", curves.svg(measured)), config)
 
 
 def sources(runs: Sequence[Path]) -> list[Source]:

@@ -9,16 +9,19 @@ import base64
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from la4vla.types import UserError
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 DASH = "\u2013"
 
 
-def render(folder: Path, template: str, values: Mapping[str, Any]) -> str:
-    """A page from `template` in `folder`, which may extend and import those of data/templates.
+def environment(folder: Path) -> jinja2.Environment:
+    """Templates of `folder`, which may extend and import those of data/templates. Unknown names in one are an error.
 
     Filters: `number` 1234.5 as 1,234.5, `percent` 0.5 as 50.0 %; both show None as a dash. Raises UserError without
     jinja2.
@@ -27,16 +30,21 @@ def render(folder: Path, template: str, values: Mapping[str, Any]) -> str:
         import jinja2
     except ImportError as error:
         raise UserError('pages need jinja2: pip install "la4vla[construct]".') from error
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    environment.filters["percent"] = lambda value: DASH if value is None else f"{100 * value:.1f} %"
-    return environment.get_template(template).render(**values)
+    made.filters["number"] = number
+    made.filters["percent"] = lambda value: DASH if value is None else f"{100 * value:.1f} %"
+    return made
+
+
+def render(folder: Path, template: str, values: Mapping[str, Any]) -> str:
+    """A page from `template` in `folder`. Raises UserError without jinja2."""
+    return environment(folder).get_template(template).render(**values)
 
 
 def write(path: Path, text: str) -> None:
