@@ -11,7 +11,7 @@ from la4vla.data.verify import verify
 from la4vla.doctor.check import Check, Demand, failed
 from la4vla.manifest import Manifest
 from la4vla.model.tokenizer import FILE, Prompter
-from la4vla.serve.policy import file_sha256, require_match
+from la4vla.serve.policy import require_match, whole_weights
 from la4vla.sim.libero import EMBODIMENT as LIBERO
 from la4vla.sim.metaworld import EMBODIMENT as METAWORLD
 from la4vla.types import Embodiment, InputSpec, UserError
@@ -24,10 +24,7 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
     try:
         folder = manifest.resolve(path)
         about = manifest.read(folder)
-        if file_sha256(folder / manifest.WEIGHTS) != about.weights_sha256:
-            raise UserError(
-                f"{folder / manifest.WEIGHTS}: not the weights its manifest describes; copy the checkpoint again."
-            )
+        whole_weights(folder, about)
         robot = embodiment(folder, about)
         chain_from_dicts(about.transforms)
         tokenizer(folder, about)

@@ -71,9 +71,7 @@ class ServedPolicy:
         """
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        path = folder / manifest.WEIGHTS
-        if file_sha256(path) != description.weights_sha256:
-            raise UserError(f"{path}: not the weights its manifest describes; copy the checkpoint again.")
+        path = whole_weights(folder, description)
         policy = rebuild(description.model)
         policy.load_state_dict(load_file(path))
         return _serve(description, policy, folder, description.weights_sha256, description.step, device)
@@ -156,6 +154,14 @@ def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodimen
     if difference := _difference(mine.to_dict(), embodiment.to_dict()):
         raise UserError(f"the checkpoint was trained for another embodiment: {difference}; evaluate it on its own env.")
     _require_views(needed, views)
+
+
+def whole_weights(folder: Path, description: manifest.Manifest) -> Path:
+    """The weights' file of a checkpoint. Raises UserError where it is not the one that the manifest describes."""
+    path = folder / manifest.WEIGHTS
+    if file_sha256(path) != description.weights_sha256:
+        raise UserError(f"{path}: not the weights its manifest describes; copy the checkpoint again.")
+    return path
 
 
 def file_sha256(path: Path) -> str:
