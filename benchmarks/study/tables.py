@@ -88,13 +88,7 @@ def paradigms(study: StudyConfig, found: Sequence[Row]) -> list[str]:
     cells = [_rate_cells(arm, score(rows, protocol.groups), protocol) for arm, rows in scored.items()]
     head = _rate_head(protocol)
     lines = _section("Table 4: paradigms", "paradigms_0 and its like", head, cells, "evaluate.jsonl")
-    cells = [
-        [f"LA4VLA-1B {row['pretrain']}", *row["rates"], row["average"]]
-        for row in json.loads((DATA / "published.json").read_text())["tables"]["metaworld"]["rows"]
-        if row["model"] == "LA4VLA-1B"
-    ]
-    lines += ["", "The paper's, about 1 B parameters, 50 tasks of 10 episodes, percent:", ""]
-    lines += _table(["arm", *protocol.groups, "macro"], cells)
+    lines += published("metaworld")
     lines += ["", "Differences in points on the same initial states, arm minus reference:", ""]
     lines += differences(study, scored, arms)
     return [*lines, "", *_budgets(found, arms)]
@@ -131,7 +125,16 @@ def noise(study: StudyConfig, found: Sequence[Row]) -> list[str]:
             cells.append([*_rate_cells(arm, score(kept, protocol.groups), protocol), own])
         head = [*_rate_head(protocol), "minus clean [95 %]"]
         lines += ["", f"### {variant}", "", *_table(head, cells), "", *differences(study, here, here)]
-    return lines
+    return [*lines, *published("noise")]
+
+
+def published(name: str) -> list[str]:
+    """The paper's rows of its own model, of a table in published.json, with what they are of."""
+    table = json.loads((DATA / "published.json").read_text())["tables"][name]
+    rows = [row for row in table["rows"] if row["model"] == "LA4VLA-1B"]
+    cells = [[f"{row['model']} {row['pretrain']}", *row["rates"], row["average"]] for row in rows]
+    head = ["arm", *table["columns"], "macro"]
+    return ["", f"{table['source']}, about 1 B parameters. {table['note']}", "", *_table(head, cells)]
 
 
 def directions(found: Sequence[Row]) -> list[str]:
@@ -152,9 +155,9 @@ def directions(found: Sequence[Row]) -> list[str]:
                     shown = [_estimate(one["pooled"][key]) for key in SCORES]
                     cells.append([name, row["seed"], one["trials"], *shown])
         lines += _table(["condition", "seed", "n", *(key.upper() for key in SCORES)], cells)
-    published = json.loads((DATA / "directions.json").read_text())
-    cells = [[name, *values] for name, values in published["rows"].items()]
-    lines += ["", f"{published['source']}. {published['note']}", "", *_table(["", *published["columns"]], cells)]
+    known = json.loads((DATA / "directions.json").read_text())
+    cells = [[name, *values] for name, values in known["rows"].items()]
+    lines += ["", f"{known['source']}. {known['note']}", "", *_table(["", *known["columns"]], cells)]
     return lines
 
 

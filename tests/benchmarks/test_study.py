@@ -260,6 +260,7 @@ def test_the_tables_are_made_of_the_rows_alone(tmp_path):
     assert cells[2] == "20" and cells[3].startswith("+25.0") and cells[4:7] == ["0.0625", "0.25", "0: +25.0"]
     assert "| vla |" not in paradigms, "a row of another recipe is in no table"
     assert "LA4VLA-1B MixPT | 88.9" in paradigms
+    assert "LA4VLA-1B MixPT | 65.0 | 75.0 | 70.0 |" in text[text.index("## Table 6") :]
     lost = next(line for line in text[text.index("### light:3") :].splitlines() if line.startswith("| la |"))
     assert "-25.0" in lost
     assert (tmp_path / "full" / "tables.svg").read_bytes().startswith(b"<?xml")
