@@ -8,8 +8,9 @@ whose shards are not those the list was drawn from: all checkpoints face the sam
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Case:
     direction: word of the robot's own view (`up`). toward: unit vector of it in the embodiment's base frame.
     axis: both words of the tested axis (`up/down`), names the direction pair. instruction: the clip's own; opposite:
     the same with its direction words swapped; paraphrase: the same meaning in other words.
-    unaligned: a frame outside the clip that no clip of the opposite direction holds. conflict: first frame of a clip
+    unaligned: a frame outside the clip, of a clip that names neither end of the axis. conflict: first frame of a clip
     that moves the opposite way. None where the folder has no such frame.
     """
 
@@ -72,6 +73,15 @@ class CaseList:
     axes: Mapping[str, Sequence[float]]
     settings: Mapping[str, Any]
     cases: tuple[Case, ...]
+
+    def nearness(self) -> dict[str, dict[str, int]]:
+        """Of the unaligned and the conflicting frames: how many share with their case its episode, its task, nothing
+        (`any`), and how many there are not (`none`)."""
+        frames = {
+            "unaligned": [case.unaligned for case in self.cases],
+            "conflict": [case.conflict for case in self.cases],
+        }
+        return {name: dict(Counter(one.nearness if one else "none" for one in of)) for name, of in frames.items()}
 
     def write(self, path: Path) -> None:
         """Raises UserError where it cannot be written."""
@@ -143,18 +153,27 @@ def open_footage(listed: CaseList, views: Sequence[str], folder: str = "") -> Fo
                 f"{index.location} has no view `{view}` ({', '.join(index.views) or 'none at all'}); draw cases from "
                 "shards with the policy's views."
             )
-    return Footage(index, _clips(index, set(_referred(listed.cases)), views))
+    return Footage(index, _clips(index, _referred(listed.cases), views))
 
 
-def _referred(cases: Iterable[Case]) -> Iterable[str]:
+def _referred(cases: Iterable[Case]) -> dict[str, set[int]]:
+    """Clip key -> frames that are shown."""
+    frames: dict[str, set[int]] = {}
     for case in cases:
-        yield case.clip
-        yield from (other.clip for other in (case.unaligned, case.conflict) if other)
+        for clip, frame in (
+            (case.clip, case.frame),
+            *((f.clip, f.frame) for f in (case.unaligned, case.conflict) if f),
+        ):
+            frames.setdefault(clip, set()).add(frame)
+    return frames
 
 
-def _clips(index: Index, keys: set[str], views: Sequence[str]) -> dict[str, Clip]:
+def _clips(index: Index, referred: Mapping[str, set[int]], views: Sequence[str]) -> dict[str, Clip]:
+    """The clips with copies of the JPEGs that are shown: a view of one would keep its whole shard in memory."""
     clips = {}
     for number, shard in enumerate(index.shards):
-        if keys & set(shard.keys):
-            clips |= {clip.key: clip for clip in read_shard(index, number, views) if clip.key in keys}
+        for clip in read_shard(index, number, views) if referred.keys() & set(shard.keys) else ():
+            if shown := referred.get(clip.key):
+                kept = {name: {t: bytes(of[t]) for t in shown} for name, of in clip.frames.items()}
+                clips[clip.key] = replace(clip, frames=kept)
     return clips

@@ -16,6 +16,7 @@ from la4vla.data.motion import travel
 from la4vla.probe.conditions import SEES_NOTHING, Condition, asked, observation
 from la4vla.probe.metrics import Trials
 from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.types import UserError
 
 BATCH = 32  # chunks computed together; changes no result beyond rounding
 
@@ -92,6 +93,11 @@ def ask(
         part = queries[first : first + BATCH]
         seen = [observation(case, condition, footage, as_asked) for case, _ in part]
         for (case, _), shown, chunk in zip(part, seen, as_asked.infer(seen, [key for _, key in part]), strict=True):
+            if not np.isfinite(chunk).all():
+                raise UserError(
+                    f"the policy answers {case.clip} with actions that are not finite; its training diverged, probe an "
+                    "earlier checkpoint."
+                )
             demonstrated_T3 = demonstration(case, footage, policy.spec.horizon)
             counted = len(chunk) if asking.whole_chunk else len(demonstrated_T3)
             paths.append(travel(chunk[:counted], shown.state, policy.embodiment))

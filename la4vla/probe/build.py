@@ -35,7 +35,7 @@ Direction = tuple[int, int]
 """Axis of (forward, left, up), sign."""
 
 
-INTERVALS = {"count": "[1, inf)", "seed": "[0, inf)", "purity": "[0, 1]"}
+INTERVALS = {"count": "[2, inf)", "seed": "[0, inf)", "purity": "[0, 1]"}
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def draw(folder: str, drawing: Drawing) -> CaseList:
         "seed": drawing.seed,
         "purity": drawing.purity,
         "one_sided": drawing.one_sided,
+        "robot": drawing.robot,
     }
     axes = {ends[0]: toward((axis, 1), frame) for axis, ends in enumerate(DIRECTIONS)}
     return CaseList(folder, fingerprint(index), index.embodiment.name, axes, settings, tuple(cases))
@@ -101,11 +102,7 @@ def summary(listed: CaseList) -> str:
     lines = [f"{len(listed.cases)} cases: {', '.join(f'{count} {word}' for word, count in directions.items())}"]
     if len(listed.cases) < listed.settings["count"]:
         lines.append(f"the folder holds no more of the {listed.settings['count']} that were asked for")
-    for name, found in (
-        ("unaligned", [c.unaligned for c in listed.cases]),
-        ("conflict", [c.conflict for c in listed.cases]),
-    ):
-        nearness = Counter(item.nearness if item else "none" for item in found)
+    for name, nearness in listed.nearness().items():
         lines.append(f"{name} pictures: {', '.join(f'{count} of {word}' for word, count in nearness.items())}")
     return "\n".join(lines)
 
@@ -185,13 +182,13 @@ def _case(
 
 
 def _unaligned(item: Candidate, clips: Sequence[Clip], index: Index, draws: Sequence[float]) -> FrameOf | None:
-    """A frame of the task outside the clip that no clip naming the opposite direction holds."""
-    clip, (axis, sign) = item.clip, item.direction
+    """A frame of the task outside the clip, of a clip whose words name neither end of the case's axis."""
+    clip, axis = item.clip, item.direction[0]
     others = [
         other
         for other in clips
         if other.task == clip.task
-        and sign * named_direction(other.instruction)[axis] >= 0
+        and named_direction(other.instruction)[axis] == 0
         and not (other.episode == clip.episode and other.span[0] < clip.span[1] and clip.span[0] < other.span[1])
     ]
     stride = index.frame_stride

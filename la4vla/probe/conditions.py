@@ -13,13 +13,23 @@ from typing import Literal
 
 from la4vla.data.cases import Case, Footage
 from la4vla.serve.policy import ServedPolicy
-from la4vla.types import Observation
+from la4vla.types import Kind, Observation
 
 Picture = Literal["own", "removed", "masked", "unaligned", "conflict", "as trained"]
 Words = Literal["own", "opposite", "paraphrase", "empty", "punctuation"]
 
 PUNCTUATION = "?! , ; :"
 """Punctuation alone. Not dots: a final dot is no part of an instruction (data/transforms.py)."""
+
+KINDS: dict[Picture, Kind | None] = {
+    "own": "vla",
+    "unaligned": "vla",
+    "conflict": "vla",
+    "masked": "la_leaky",
+    "removed": "la",
+    "as trained": None,
+}
+"""The kind of row that shows the picture so. A policy trained on masked pictures sees them here for the first time."""
 
 SEES_NOTHING = "not applicable: the policy sees no pictures"
 
@@ -61,7 +71,7 @@ CONDITIONS = (
     Condition("visual-masked-released", "own picture, masked in the release's leaky way", "masked"),
     Condition(
         "visual-unaligned",
-        "a picture of the same scene at another time",
+        "a picture of the same task, outside the clip and of neither direction",
         "unaligned",
         paper={VLA: (0.66, 0.37, 1.13, 0.05)},
     ),
@@ -89,9 +99,8 @@ def asked(policy: ServedPolicy, condition: Condition) -> ServedPolicy | None:
     """The policy as the condition asks it, or None where it sees no pictures and the condition is about them."""
     if condition.needs_pictures and not policy.views:
         return None
-    if condition.picture == "removed":
-        return policy.asked_as("la")
-    return policy.asked_as("la_leaky") if condition.picture == "masked" else policy
+    kind = KINDS[condition.picture]
+    return policy.asked_as(kind) if kind else policy
 
 
 def observation(case: Case, condition: Condition, footage: Footage, policy: ServedPolicy) -> Observation:

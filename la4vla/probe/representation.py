@@ -16,7 +16,7 @@ from la4vla.construct.vocabulary import DIRECTIONS, phrase
 from la4vla.data.cases import Case, Footage
 from la4vla.probe.metrics import distances, silhouette
 from la4vla.serve.policy import NoiseKey, ServedPolicy
-from la4vla.types import Observation, UserError
+from la4vla.types import Observation
 
 STATES = 200
 PERPLEXITY = 30.0
@@ -30,7 +30,8 @@ WORDS = tuple(word for pair in DIRECTIONS for word in pair)
 @dataclass(frozen=True)
 class Representation:
     """direction_M: number in WORDS. state_M: number of the state. map_M2: t-SNE. position_M3: hand, x, y, z of the base
-    frame. by_direction, by_state: silhouettes, -1 .. 1. explained: share of the variance that PCA kept."""
+    frame, less those that the state lacks. by_direction, by_state: silhouettes, -1 .. 1. explained: share of the
+    variance that PCA kept. perplexity: PERPLEXITY, or what so few points allow."""
 
     direction_M: np.ndarray
     state_M: np.ndarray
@@ -39,28 +40,28 @@ class Representation:
     by_direction: float
     by_state: float
     explained: float
+    perplexity: float
 
 
-def represent(policy: ServedPolicy, cases: Sequence[Case], footage: Footage, states: int, seed: int) -> Representation:
-    """The states are those of the first `states` cases with different ones. seed: of t-SNE, which is also told to
-    start from PCA. Needs scikit-learn. Raises UserError for fewer than two states."""
-    found = distinct_states(cases, footage)[:states]
-    if len(found) < 2:
-        raise UserError("the cases show fewer than two different states; draw more cases.")
-    vectors_ME = vectors(policy.asked_as("la"), found)
-    state_M = np.repeat(np.arange(len(found)), len(WORDS))
-    direction_M = np.tile(np.arange(len(WORDS)), len(found))
-    reduced_MP, map_M2, explained = _reduced(vectors_ME, seed)
+def represent(policy: ServedPolicy, states: Sequence[np.ndarray], seed: int) -> Representation:
+    """states: float32 [S], two different ones or more. seed: of t-SNE, which is also told to start from PCA. Needs
+    scikit-learn."""
+    assert len(states) > 1
+    vectors_ME = vectors(policy.asked_as("la"), states)
+    state_M = np.repeat(np.arange(len(states)), len(WORDS))
+    direction_M = np.tile(np.arange(len(WORDS)), len(states))
+    reduced_MP, map_M2, explained, perplexity = _reduced(vectors_ME, seed)
     distance_MM, once = distances(reduced_MP), np.ones((1, len(state_M)))
     place = policy.embodiment.state.dims("x", "y", "z")
     return Representation(
         direction_M,
         state_M,
-        np.array(found)[:, place][state_M],
+        np.array(states)[:, place][state_M],
         map_M2,
         float(silhouette(distance_MM, direction_M, once)[0]),
         float(silhouette(distance_MM, state_M, once)[0]),
         explained,
+        perplexity,
     )
 
 
@@ -94,8 +95,8 @@ def _pooled(policy: ServedPolicy, questions: Sequence[Observation]) -> np.ndarra
     return ((source_BLE * kept_BL1).sum(dim=1) / kept_BL1.sum(dim=1)).float().cpu().numpy()
 
 
-def _reduced(vectors_ME: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """(PCA coordinates, t-SNE of them, share of the variance that PCA kept)."""
+def _reduced(vectors_ME: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """(PCA coordinates, t-SNE of them, share of the variance that PCA kept, perplexity)."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -104,4 +105,4 @@ def _reduced(vectors_ME: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray,
     reduced_MP = pca.fit_transform(vectors_ME.astype(np.float64))
     perplexity = min(PERPLEXITY, (len(vectors_ME) - 1) / 3)  # sklearn's bound: fewer points than this have no 30
     map_M2 = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced_MP)
-    return reduced_MP, map_M2, float(pca.explained_variance_ratio_.sum())
+    return reduced_MP, map_M2, float(pca.explained_variance_ratio_.sum()), perplexity

@@ -23,7 +23,7 @@ from la4vla.data.motion import alignment, check_translation
 from la4vla.probe import figures, metrics
 from la4vla.probe.ask import Answers, Asking, ask, demonstration
 from la4vla.probe.conditions import CONDITIONS, Condition
-from la4vla.probe.representation import STATES, Representation, represent
+from la4vla.probe.representation import STATES, Representation, distinct_states, represent
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
 
@@ -68,8 +68,11 @@ def probe(request: Request) -> dict[str, Any]:
     policy = _policy(request)
     footage = open_footage(listed, policy.views, request.shards)
     check(policy, footage)
+    states = distinct_states(listed.cases, footage)[: request.states]
+    if request.states and len(states) < 2:
+        raise UserError("the representation needs two different states or more; draw more cases or take --states 0.")
     answers = _answers(policy, conditions, listed, footage, request.asking)
-    found = represent(policy, listed.cases, footage, request.states, request.asking.seed) if request.states else None
+    found = represent(policy, states, request.asking.seed) if states else None
     numbers = {
         "la4vla": __version__,
         "checkpoint": _about(policy, request),
@@ -80,8 +83,8 @@ def probe(request: Request) -> dict[str, Any]:
         "displacements": {answer.condition.name: _displacements(answer) for answer in answers},
         "seconds": round(time.perf_counter() - began, 1),
     }
-    values = {"title": str(request.checkpoint), "numbers": numbers, **_pictures(answers, listed, footage, found)}
     page.write(request.out / NUMBERS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    values = {"title": str(request.checkpoint), "numbers": numbers, **_pictures(answers, listed, footage, found)}
     page.write(request.page, page.render(TEMPLATES, "probe.html.j2", values))
     return numbers
 
@@ -223,6 +226,7 @@ def _header(listed: CaseList, footage: Footage, horizon: int) -> dict[str, Any]:
         "drawn": dict(listed.settings),
         "directions": dict(Counter(case.direction for case in listed.cases)),
         "tasks": len({case.task for case in listed.cases}),
+        "nearness": listed.nearness(),
         "clips": len({case.clip for case in listed.cases}),
         "demonstrated": float(alignment(ends_N3, toward_N3).mean()),
     }
@@ -235,6 +239,7 @@ def _shown(found: Representation) -> dict[str, Any]:
         "by_direction": found.by_direction,
         "by_state": found.by_state,
         "explained": found.explained,
+        "perplexity": found.perplexity,
     }
 
 

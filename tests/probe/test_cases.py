@@ -18,7 +18,7 @@ from la4vla.probe.wording import only_direction, opposite, paraphrase
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
 from tests.fixtures import POSE, write_shards
-from tests.probe.conftest import LENGTH, STRIDE, VIEW, WAYS, clips, straight
+from tests.probe.conftest import LENGTH, SIZE, STRIDE, VIEW, WAYS, clips, straight
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,24 @@ def test_a_case_is_confused_with_what_it_says(listed, by_key):
         assert against.episode == clip.episode and case.conflict.nearness == "episode" and case.conflict.frame == 0
         assert float(against.action[:, :3].sum(axis=0) @ case.toward) < -LENGTH / 2
         assert against.instruction == case.opposite
+
+
+def test_what_confuses_is_looked_for_near_and_names_neither_direction(tmp_path):
+    made = [
+        straight(0, "up", "open", "one", 0),
+        straight(1, "up", "open", "one", 40),
+        straight(2, "left", "open", "one", 6),  # overlaps the first
+        straight(3, "left", "open", "two", 0),
+        straight(4, "down", "close", "one", 0),
+    ]
+    write_shards(tmp_path / "vla", made, 2, {VIEW: View(SIZE, SIZE)}, STRIDE, EMBODIMENT)
+    listed = draw(str(tmp_path / "vla"), Drawing())
+    unaligned = {case.clip[-1]: case.unaligned for case in listed.cases}
+    assert (unaligned["0"].clip[-1], unaligned["0"].nearness) == ("3", "task")
+    assert (unaligned["1"].clip[-1], unaligned["1"].nearness) == ("2", "episode")
+    assert unaligned["4"] is None
+    assert {case.conflict.clip[-1] for case in listed.cases if case.direction == "up"} == {"4"}
+    assert listed.nearness() == {"unaligned": {"task": 1, "episode": 1, "none": 2}, "conflict": {"any": 4}}
 
 
 def test_later_frames_serve_where_clips_are_few_and_the_rest_is_said_to_be_missing(shards):

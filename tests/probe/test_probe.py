@@ -12,10 +12,11 @@ import torch
 
 from la4vla import cli
 from la4vla.data.cases import open_footage
+from la4vla.probe import figures, representation
 from la4vla.probe.ask import Asking, ask
 from la4vla.probe.build import Drawing, draw
-from la4vla.probe.conditions import CONDITIONS
-from la4vla.probe.representation import represent
+from la4vla.probe.conditions import CONDITIONS, asked
+from la4vla.probe.representation import distinct_states, represent
 from la4vla.probe.run import judged
 from la4vla.serve.policy import ServedPolicy
 from la4vla.sim.metaworld import EMBODIMENT
@@ -42,7 +43,7 @@ class Toy:
         return replace(self, kind=kind, views=() if kind == "la" else self.views)
 
     def infer(self, observations, noise_keys):
-        assert len(observations) == len(noise_keys)
+        assert len(observations) == len(set(noise_keys)), "two chunks of one noise"
         return [self.chunk(seen) for seen in observations]
 
     def chunk(self, seen):
@@ -150,6 +151,26 @@ def test_what_cannot_be_asked_is_said_and_never_skipped(listed, footage):
     assert row["cases"] == 1 and row["not_asked"] == {"no clip of the opposite direction": 23}
 
 
+def test_pictures_are_shown_to_a_policy_that_was_trained_on_masked_ones():
+    leaky = Toy("words", kind="la_leaky")
+    kinds = {condition.name: asked(leaky, condition).kind for condition in CONDITIONS}
+    assert [name for name, kind in kinds.items() if kind == "vla"] == [
+        "standard",
+        "visual-unaligned",
+        "visual-conflict",
+    ]
+    assert [name for name, kind in kinds.items() if kind == "la"] == ["visual-removed", "conflicting-state"]
+
+
+def test_actions_that_are_not_finite_are_no_answer(listed, footage):
+    class Diverged(Toy):
+        def chunk(self, seen):
+            return np.full((HORIZON, 4), np.nan, np.float32)
+
+    with pytest.raises(UserError, match="not finite; its training diverged"):
+        ask(Diverged("words"), CONDITIONS[0], listed.cases, footage, Asking(), lambda _: None)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("seeing") / "checkpoint", EMBODIMENT, (VIEW,))
@@ -203,25 +224,33 @@ def test_a_condition_that_does_not_exist_and_another_robot_are_refused(shards, r
 
 def test_what_is_missing_or_out_of_range_is_said_before_anything_is_computed(run, tmp_path, capsys, monkeypatch):
     probe = ["probe", str(run), "--cases", str(tmp_path / "none.jsonl")]
-    assert cli.main([*probe, "--samples", "0"]) == cli.main(["probe", "cases", "x", "--out", "y", "--count", "0"]) == 2
+    assert cli.main([*probe, "--samples", "0"]) == cli.main(["probe", "cases", "x", "--out", "y", "--count", "1"]) == 2
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert cli.main(probe) == 2
     error = capsys.readouterr().err
-    assert "--samples is 0; it must be in [1, inf)" in error and "--count is 0" in error
+    assert "--samples is 0; it must be in [1, inf)" in error and "--count is 1" in error
     assert 'probing needs sklearn: pip install "la4vla[probe]"' in error
 
 
 def test_what_enters_the_head_is_told_apart_by_direction_and_state(listed, footage, run):
     policy = ServedPolicy.load(run)
-    found = represent(policy, listed.cases, footage, 200, 0)
-    again = represent(policy, listed.cases, footage, 200, 0)
+    states = distinct_states(listed.cases, footage)
+    found, again = represent(policy, states, 0), represent(policy, states, 0)
     assert np.array_equal(found.map_M2, again.map_M2)
     assert len(found.state_M) == 6 * len(set(found.state_M.tolist())) > 12
     assert -1 <= found.by_state <= 1 and -1 <= found.by_direction <= 1
-    few = represent(policy, listed.cases, footage, 2, 0)
-    assert len(few.state_M) == 12
-    with pytest.raises(UserError, match="fewer than two different states"):
-        represent(policy, listed.cases[:1], footage, 200, 0)
+    pages = [figures.representation(replace(found, position_M3=found.position_M3[:, :dims])) for dims in (3, 0)]
+    assert b"hand position" in pages[0] and b"its number" in pages[1], "a state of joint angles is numbered"
+    few = represent(policy, states[:2], 0)
+    assert len(few.state_M) == 12 and few.perplexity == 11 / 3
+
+
+def test_the_silhouettes_are_of_what_they_are_called(monkeypatch):
+    """Vectors that the word alone decides lie together by direction and not at all by state."""
+    word = np.tile(np.eye(6, dtype=np.float32), (5, 1))
+    monkeypatch.setattr(representation, "vectors", lambda policy, states: word)
+    found = represent(Toy("words"), [np.full(4, n, np.float32) for n in range(5)], 0)
+    assert found.by_direction > 0.99 and found.by_state < 0.01
 
 
 def test_the_representation_counts_words_and_state_and_no_padding(run):
