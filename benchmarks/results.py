@@ -114,7 +114,9 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def write_run(folder: Path, values: Mapping[str, Any]) -> None:
-    (folder / RUN).write_text(json.dumps(values, indent=1) + "\n")
+    whole = folder / f"{RUN}.new"
+    whole.write_text(json.dumps(values, indent=1) + "\n")
+    whole.replace(folder / RUN)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from la4vla.model.tokenizer import build_prompter
 from la4vla.probe.run import NUMBERS
 from la4vla.types import UserError
 
-CRASH = "x"
 """In a string of outcomes: an episode that has none. 1: success, 0: failure."""
 
 
@@ -108,9 +107,10 @@ def outcomes(job: Job) -> dict[str, Any]:
     protocol = run["protocol"]
     numbers = range(protocol["first_episode"], protocol["first_episode"] + protocol["episodes"])
     tasks = [task for tasks in protocol["groups"].values() for task in tasks]
-    missing = [(task, number) for task in tasks for number in numbers if (task, number) not in rows]
+    ended = {key: row.success for key, row in rows.items() if row.success is not None}
+    missing = [(task, number) for task in tasks for number in numbers if (task, number) not in ended]
     if missing:
-        raise UserError(f"{job.folder}: {len(missing)} episodes are missing; run the study again to go on.")
+        raise UserError(f"{job.folder}: {len(missing)} episodes are missing or crashed; run the study again to go on.")
     return {
         "protocol": run["title"],
         "protocol_hash": next(iter(rows.values())).protocol_hash,
@@ -118,7 +118,7 @@ def outcomes(job: Job) -> dict[str, Any]:
         "step": run["step"],
         "gl": run["gl"],
         "n": len(rows),
-        "successes": {task: "".join(_character(rows[task, number].success) for number in numbers) for task in tasks},
+        "successes": {task: "".join(str(int(ended[task, number])) for number in numbers) for task in tasks},
     }
 
 
@@ -139,7 +139,3 @@ def probe(job: Job) -> dict[str, Any]:
         "conditions": {name: {key: one[key] for key in kept} for name, one in found["conditions"].items()},
         "representation": found["representation"],
     }
-
-
-def _character(success: bool | None) -> str:
-    return CRASH if success is None else str(int(success))

@@ -126,6 +126,15 @@ def expand(study: StudyConfig, parts: Sequence[str] = ()) -> list[Job]:
     return list(jobs.values())
 
 
+def everything(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs and all that they need, each once."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        found |= {item.name: item for item in everything(job.needs)}
+        found[job.name] = job
+    return list(found.values())
+
+
 def _of_part(study: StudyConfig, part: Part) -> list[Job]:
     jobs = [constructed(study, name) for name in part.construct]
     for seed in part.seeds:
@@ -233,7 +242,8 @@ def _evaluation(study: StudyConfig, protocol: protocols.Protocol, policy: Job, o
 
 @cache
 def _said(path: str) -> dict[str, Any]:
-    """Of a file as it is when the process first asks; so are the three below. The same files serve many jobs."""
+    """Of a file as it is when the process first asks, or first after `reread`; so are the three below. The same files
+    serve many jobs."""
     return config.said(path)
 
 
@@ -250,6 +260,12 @@ def _folder(path: str) -> Path:
 @cache
 def _protocol(title: str) -> protocols.Protocol:
     return protocols.load(title)
+
+
+def reread() -> None:
+    """Jobs that are expanded from here on are of the files as they are now."""
+    for remembered in (_said, _recipe, _folder, _protocol):
+        remembered.cache_clear()
 
 
 def _known(where: str, names: Sequence[str] | dict[str, Any], known: dict[str, Any]) -> None:

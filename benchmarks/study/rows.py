@@ -47,9 +47,10 @@ class Rows:
         found = [self.of(job) for job in jobs]
         return [row for row in found if row is not None]
 
-    def append(self, job: Job, study: StudyConfig, seconds: float, measured: Row) -> Row:
-        """Writes and returns the row of a job that has just been made; seconds: all that it took, restarts included."""
-        row = {"study": study.name, "job": job.name, "of": job.of, **_circumstances(), "seconds": round(seconds)}
+    def append(self, job: Job, study: StudyConfig, began: Row, seconds: float, measured: Row) -> Row:
+        """Writes and returns the row of a job that has just been made. began: circumstances when it did. seconds: all
+        that it took, restarts included."""
+        row = {"study": study.name, "job": job.name, "of": job.of, **began, "seconds": round(seconds)}
         row |= {**job.about, **measured}
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{job.kind}.jsonl"
@@ -59,7 +60,12 @@ class Rows:
         return self.all[-1]
 
 
-def _circumstances() -> Row:
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def circumstances() -> Row:
+    """Date, code, versions and cores, now."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
     found = subprocess.run(described, capture_output=True, text=True)
@@ -67,5 +73,5 @@ def _circumstances() -> Row:
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "git": found.stdout.strip() if found.returncode == 0 else "unknown",
         "versions": {"python": platform.python_version(), "la4vla": la4vla.__version__, **versions},
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
     }

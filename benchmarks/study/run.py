@@ -22,8 +22,8 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.study.measure import measure
-from benchmarks.study.plan import Job, StudyConfig, expand
-from benchmarks.study.rows import Rows
+from benchmarks.study.plan import Job, StudyConfig, everything, expand, reread
+from benchmarks.study.rows import Rows, circumstances, cores
 from la4vla.types import UserError
 
 TICK_S = 5.0
@@ -50,11 +50,12 @@ class Runner:
         return list(dict.fromkeys([*before, job]))
 
     def minutes(self, job: Job) -> float:
-        """What a job will take: the median of its kind on this machine's kind, else what the plan expects."""
+        """What a job will take: the median of this study's own with as many cores, else what the plan expects."""
+        alike = (self.study.name, cores(), f"{job.kind}.jsonl", job.name.split("/")[:2])
         known = [
             row["seconds"] / 60
             for row in self.rows.all
-            if row["file"] == f"{job.kind}.jsonl" and row["job"].split("/")[:2] == job.name.split("/")[:2]
+            if (row.get("study"), row.get("cores"), row["file"], row["job"].split("/")[:2]) == alike
         ]
         return statistics.median(known) if known else self.study.minutes.get(job.kind, DEFAULT_MINUTES)
 
@@ -66,6 +67,11 @@ class Runner:
         def seconds() -> float:
             return before + time.monotonic() - since
 
+        reread()
+        if job.of not in {item.of for item in everything(expand(self.study))}:
+            raise UserError(f"{job.name}: its recipe has changed since this run began; start again.")
+        began = circumstances()
+        self._forget_others(job)
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(job.command, env=self._environment(), pass_fds=(self.lock,))
         try:
@@ -82,7 +88,7 @@ class Runner:
             self._write_note(job, {"seconds": seconds()})
         if status:
             raise UserError(f"{job.name} failed with status {status}: {' '.join(job.command)}")
-        row = self.rows.append(job, self.study, seconds(), measure(job))
+        row = self.rows.append(job, self.study, began, seconds(), measure(job))
         self._write_note(job, {"seconds": seconds(), "finished": True})
         print(f"{job.name}: {row['seconds']} s, row in {self.rows.folder / row['file']}", flush=True)
 
@@ -94,6 +100,12 @@ class Runner:
 
     def _note_path(self, job: Job) -> Path:
         return Path(self.study.out) / "jobs" / f"{job.name.replace('/', '-')}-{job.of}.json"
+
+    def _forget_others(self, job: Job) -> None:
+        """What another recipe has made in this folder is about to be gone: only data keep their folder."""
+        for path in self._note_path(job).parent.glob(f"{job.name.replace('/', '-')}-*.json"):
+            if job.kind == "construct" and path != self._note_path(job):
+                path.unlink()
 
     def _note(self, job: Job) -> dict:
         path = self._note_path(job)

@@ -3,7 +3,7 @@
 An episode of one seed's policy is a unit. Two arms are paired by (seed, task, episode): the same initial state and flow
 noise, and pretraining and finetuning seeds of the same number. Two p values go with a difference: McNemar's exact one
 over episodes, which takes them as independent, and a sign-flip one over tasks, which does not and so asks whether the
-difference would hold on other tasks.
+difference would hold on other tasks. Neither says what other trainings would give: for that there are the seeds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from statistics import fmean
 
 from benchmarks import stats
 from benchmarks.stats import Pairs, Rate
-from benchmarks.study.measure import CRASH
 from benchmarks.study.rows import Row
 from la4vla.types import UserError
 
@@ -46,7 +45,7 @@ class Difference:
 
 
 def episodes(rows: Iterable[Row]) -> dict[Episode, bool]:
-    """Those that ended. Raises UserError where rows of different protocols meet."""
+    """Raises UserError where rows of different protocols meet."""
     rows = list(rows)
     if len({row["protocol_hash"] for row in rows}) > 1:
         raise UserError(f"rows of {rows[0]['job']} and others are of different protocols; evaluate them with one.")
@@ -55,7 +54,6 @@ def episodes(rows: Iterable[Row]) -> dict[Episode, bool]:
         for row in rows
         for task, ends in row["successes"].items()
         for number, end in enumerate(ends)
-        if end != CRASH
     }
 
 

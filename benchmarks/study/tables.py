@@ -14,7 +14,7 @@ from benchmarks import compare, protocols
 from benchmarks.protocols import Protocol
 from benchmarks.stats import Rate
 from benchmarks.study import figures
-from benchmarks.study.plan import Job, StudyConfig, expand
+from benchmarks.study.plan import StudyConfig, everything, expand
 from benchmarks.study.rows import Row, Rows
 from benchmarks.study.scores import Score, difference, score
 
@@ -23,7 +23,6 @@ CLEAN = "clean"
 PAPER = {"base": "No", "la": "LA", "vla": "VLA", "la_vla": "LA-VLA", "mixpt": "MixPT"}
 """Arm -> `pretrain` of the paper's tables."""
 
-REFERENCES = ("base", "vla")
 PROBED = (
     "standard",
     "visual-removed",
@@ -33,7 +32,6 @@ PROBED = (
     "conflicting-state",
 )
 SCORES = ("dar", "dcs", "sr", "ss")
-ALWAYS = {"base", "la", "vla", "la_vla", "mixpt"}
 
 
 def write(study: StudyConfig, folder: Path) -> Path:
@@ -89,13 +87,12 @@ def paradigms(study: StudyConfig, found: Sequence[Row]) -> list[str]:
     head = _rate_head(protocol)
     lines = _section("Table 4: paradigms", "paradigms_0 and its like", head, cells, "evaluate.jsonl")
     lines += published("metaworld")
-    lines += ["", "Differences in points on the same initial states, arm minus reference:", ""]
-    lines += differences(study, scored, arms)
+    lines += ["", *differences(study, scored, arms)]
     return [*lines, "", *_budgets(found, arms)]
 
 
 def differences(study: StudyConfig, scored: Mapping[str, Sequence[Row]], arms: Iterable[str]) -> list[str]:
-    """Each arm minus what it is compared with, on the same episodes."""
+    """Each arm minus what it is compared with, on the same episodes; what another training would give is in no p."""
     cells = []
     for arm, reference in [(name, other) for name in arms for other in study.arms[name].against]:
         found = difference(scored.get(reference, ()), scored.get(arm, ()))
@@ -106,7 +103,12 @@ def differences(study: StudyConfig, scored: Mapping[str, Sequence[Row]], arms: I
                 [f"{arm} - {reference}", *shown, f"{found.pairs.p_value:.3g}", f"{found.p_tasks:.3g}", by_seed]
             )
     head = ["difference", "pairs", "points [95 %]", "p, episodes (McNemar)", "p, tasks (sign flip)", "by seed"]
-    return _table(head, cells) if cells else ["No two arms have a seed in common yet."]
+    if not cells:
+        return ["No two arms have a seed in common yet."]
+    said = (
+        "Points on the same initial states, arm minus reference. Intervals and p are of these trained policies: how far"
+    )
+    return [f"{said} other seeds would differ is in no one of them, only in `by seed`.", "", *_table(head, cells)]
 
 
 def noise(study: StudyConfig, found: Sequence[Row]) -> list[str]:
@@ -207,15 +209,6 @@ def _budget(row: Row | None) -> str:
         return "none"
     counts = " + ".join(f"{count:,} {source}" for source, count in row["samples"].items())
     return f"{counts} samples, {row['operations'] / 1e12:.1f} TFLOP"
-
-
-def everything(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs and all that they need, each once."""
-    found: dict[str, Job] = {}
-    for job in jobs:
-        found |= {item.name: item for item in everything(job.needs)}
-        found[job.name] = job
-    return list(found.values())
 
 
 def _clean(found: Sequence[Row], arm: str) -> list[Row]:

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import protocols, stats
+from benchmarks import protocols, results, stats
 from benchmarks.study import measure, plan, rows, run, scores, tables
 from la4vla import config
 from la4vla.types import UserError
@@ -52,7 +52,18 @@ def test_budgets_match():
     pretrainings = [config.load(study.pretrainings[name].recipe) for name in (*PARADIGMS[1:], "la_leaky")]
     assert {sum(measure.samples(recipe).values()) for recipe in pretrainings} == {19_200}
     assert {recipe.data.stats_source for recipe in [*pretrainings, config.load(study.finetune)]} == {"la"}
-    assert not any(study.arms[arm].changes for arm in (*PARADIGMS, "la_leaky"))
+    assert not any(study.arms[arm].changes for arm in (*PARADIGMS, "la_leaky", "la_removed"))
+
+
+def test_leaky_masking_and_true_removal_differ_in_the_kind_alone():
+    """The name of a source seeds its order and noise, its path says where samples start."""
+    both = [plan.load(STUDY).pretrainings[name] for name in ("la_leaky", "la_removed")]
+    leaky, removed = (asdict(config.load(training.recipe, training.changes)) for training in both)
+    assert (leaky["data"]["sources"]["leaky"].pop("kind"), removed["data"]["sources"]["leaky"].pop("kind")) == (
+        "la_leaky",
+        "la",
+    )
+    assert leaky == removed and list(leaky["stages"]["pretrain"]["mixture"]) == ["leaky"]
 
 
 @pytest.mark.parametrize("job", ["finetune/la/0", "pretrain/la/0", "construct/pretrain"])
@@ -68,14 +79,30 @@ def test_a_digest_is_of_what_decides_a_result(tmp_path, job):
     copied = tmp_path / "construct.yaml"
     copied.write_text((ROOT / study.construct["pretrain"]).read_text().replace("episodes: 20", "episodes: 21"))
     assert digest(replace(study, construct={**study.construct, "pretrain": str(copied)})) != digest(study)
+    chain = {item.name: item.of for item in tables.everything(plan.expand(study, ["paradigms_0", "paradigms_1"]))}
+    assert job == "construct/pretrain" or chain[job] != chain[job.replace("/0", "/1")]
     longer = plan.load(STUDY, ["pretrainings.la.changes=[stages.pretrain.steps=601]"])
     assert (digest(longer) != digest(study)) == (job != "construct/pretrain")
 
 
-def test_comments_and_new_defaults_change_no_digest(tmp_path):
-    (tmp_path / "a.yaml").write_text("run: {dir: x}\n")
-    (tmp_path / "b.yaml").write_text("# said\nbase: a.yaml\nrun: {seed: 1}\n")
-    assert config.said(tmp_path / "b.yaml") == {"run": {"dir": "x", "seed": 1}}
+def test_an_evaluation_is_of_its_protocol():
+    said = [plan.load(STUDY, [f"protocol=metaworld/{name}"]) for name in ("study-v1", "quickstart-v1")]
+    first, second = (jobs_of(study, "paradigms_0")["evaluate/la/0"] for study in said)
+    assert first.of != second.of and first.needs[0].of == second.needs[0].of
+
+
+def test_comments_change_no_digest_and_what_is_said_does(tmp_path):
+    study = plan.load(STUDY)
+    recipe = Path(study.pretrainings["la"].recipe)
+    kept, changed = tmp_path / "kept.yaml", tmp_path / "changed.yaml"
+    text = recipe.read_text().replace("base: common.yaml", f"base: {recipe.resolve().parent / 'common.yaml'}")
+    kept.write_text("# said\n" + text)
+    changed.write_text(text.replace("warmup_steps: 50", "warmup_steps: 51"))
+
+    def digest(path):
+        return jobs_of(plan.load(STUDY, [f"pretrainings.la.recipe={path}"]), "paradigms_0")["evaluate/la/0"].of
+
+    assert digest(recipe) == digest(kept) != digest(changed)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +150,7 @@ def ran(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "measure", lambda job: {"loss": 1.0})
 
     def start(study, jobs, hours=1.0):
-        monkeypatch.setattr(run, "expand", lambda study, parts: jobs)
+        monkeypatch.setattr(run, "expand", lambda study, parts=(): jobs)
         log = tmp_path / "log"
         log.write_text("")
         run.run(study, [], hours)
@@ -144,6 +171,26 @@ def test_done_jobs_are_skipped_and_lost_folders_made_again(tmp_path, ran):
     found = rows.Rows(Path(study.rows))
     assert [row["job"] for row in found.all] == ["first", "second", "first", "second"]
     assert found.of(jobs[1])["of"] == "of-second" and found.of(changed[0])["of"] == "of-changed"
+
+
+def test_a_recipe_that_changes_under_a_run_stops_it(tmp_path, ran, monkeypatch):
+    study, jobs = toy(tmp_path)
+    other = [replace(job, of=f"{job.of}-changed") for job in jobs]
+    answers = iter([jobs, jobs, other])
+    monkeypatch.setattr(run, "expand", lambda study, parts=(): next(answers))
+    with pytest.raises(UserError, match="second: its recipe has changed since this run began"):
+        run.run(study, [], 1.0)
+    assert (tmp_path / "log").read_text().split() == ["first"]
+
+
+def test_data_of_another_recipe_in_the_same_folder_are_made_again(tmp_path, ran):
+    study, (first, _) = toy(tmp_path)
+    one, two = (replace(first, kind="construct", of=name) for name in ("one", "two"))
+    wanted = [
+        plan.Job(f"use {n}", "train", f"use {n}", first.folder, first.command, (job,), {})
+        for n, job in enumerate((one, two, one))
+    ]
+    assert ran(study, wanted[:1]) == ran(study, wanted[1:2]) == ran(study, wanted[2:]) == ["first", "first"]
 
 
 def test_a_failed_job_stops_the_run_and_is_tried_again(tmp_path, ran):
@@ -169,7 +216,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import test_study
 from benchmarks.study import run
 study, jobs = test_study.toy(Path({folder!r}), {script!r})
-run.expand = lambda study, parts: jobs
+run.expand = lambda study, parts=(): jobs
 run.measure = lambda job: {{}}
 run.run(study, [], 1.0)
 """
@@ -193,6 +240,29 @@ def test_a_terminated_run_takes_its_command_along_and_is_resumed(tmp_path, ran):
         os.kill(int(pid.read_text()), 0)
     assert ran(study, jobs) == ["first", "second"]
     assert rows.Rows(Path(study.rows)).all[0]["seconds"] >= 0
+
+
+def test_outcomes_are_whole_and_a_crash_is_none(tmp_path):
+    protocol = protocols.load("metaworld/study-v1", ["episodes=2"])
+    job = replace(toy(tmp_path)[1][0], folder=tmp_path / "clean")
+    kept = results.Results(job.folder, "h", "p", "clean")
+    results.write_run(job.folder, {"protocol": asdict(protocol), "title": "t", "policy": "p", "step": 9, "gl": "egl"})
+
+    def end(task, episode, success):
+        fields = dict.fromkeys(("group", "error", "gl"), "") | dict.fromkeys(("seed", "steps", "queries", "step"), 0)
+        fields |= {"attempts": 1, "protocol": "t", "protocol_hash": "h", "policy": "p", "perturbation": "clean"}
+        fields |= {"versions": {}, "wall_s": 1.0, "seconds": {}, "latencies_ms": (), "final_state": ()}
+        kept.append(results.Row(task=task, episode=episode, success=success, **fields))
+
+    for task in protocol.tasks:
+        end(task, 1, success=True)
+        end(task, 0, success=None if task == protocol.tasks[0] else False)
+    with pytest.raises(UserError, match="1 episodes are missing or crashed; run the study again"):
+        measure.outcomes(job)
+    end(protocol.tasks[0], 0, success=True)
+    found = measure.outcomes(job)
+    assert found["n"] == 2 * len(protocol.tasks) and found["successes"].pop(protocol.tasks[0]) == "11"
+    assert set(found["successes"].values()) == {"01"}
 
 
 # Tables: rows given by hand.
@@ -225,11 +295,11 @@ def test_a_difference_is_tested_over_episodes_and_over_tasks():
     assert found.seeds == {0: 5 / (2 * len(TASKS))} and found.tasks[TASKS[2]] == 0.5
 
 
-def test_only_the_same_seed_task_and_state_is_paired_and_crashes_are_in_no_pair():
-    crashed = evaluation("la", 0, {**BETTER, TASKS[3]: "x1"})
-    found = scores.difference([evaluation("base", 0, {}), evaluation("base", 1, {})], [crashed])
-    assert found is not None and found.pairs.n == 2 * len(TASKS) - 1 and found.pairs.only_b == 6
-    assert scores.difference([evaluation("base", 1, {})], [crashed]) is None
+def test_only_the_same_seed_task_and_state_is_paired():
+    arm = evaluation("la", 0, {**BETTER, TASKS[3]: "01"})
+    found = scores.difference([evaluation("base", 0, {}), evaluation("base", 1, {})], [arm])
+    assert found is not None and found.pairs.n == 2 * len(TASKS) and found.pairs.only_b == 6
+    assert scores.difference([evaluation("base", 1, {})], [arm]) is None
 
 
 def test_rows_of_two_protocols_never_meet():
