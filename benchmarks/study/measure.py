@@ -135,7 +135,9 @@ def probe(job: Job) -> dict[str, Any]:
     kept = ("cases", "trials", "refusal", "pooled", "obedience")
     return {
         "policy": found["checkpoint"]["identity"],
-        "listed": {name: found["cases"][name] for name in ("n", "tasks", "clips", "fingerprint", "demonstrated")},
+        "listed": {
+            name: found["cases"][name] for name in ("n", "tasks", "clips", "fingerprint", "demonstrated", "nearness")
+        },
         "conditions": {name: {key: one[key] for key in kept} for name, one in found["conditions"].items()},
         "representation": found["representation"],
     }

@@ -155,6 +155,11 @@ def validate(config: TrainConfig) -> None:
             f"validate.every_steps is {config.validate.every_steps}; it must be a multiple of log.every_steps "
             f"({config.log.every_steps}), where its numbers are written."
         )
+    if config.validate.cases and config.model.attention == "flash_attention_2":
+        raise UserError(
+            "validate.cases samples in fp32, which flash_attention_2 cannot; set model.attention=sdpa or leave "
+            "validate.cases out."
+        )
     if config.data.stats_source:
         choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():

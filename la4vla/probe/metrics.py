@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.spatial.distance import cdist
+from scipy.stats import binomtest
 
 from la4vla.data.motion import alignment
 from la4vla.rng import RngUse, generator
@@ -136,15 +137,24 @@ def resamples(label_N: np.ndarray, clip_N: np.ndarray, count: int, seed: int, na
 
 
 def estimate(trials: Trials, seed: int, name: str) -> dict[str, Estimate]:
-    """NAMES -> value with a percentile interval over clips. seed, name: of the resampling. At least one trial."""
+    """NAMES -> value with a percentile interval over clips. seed, name: of the resampling. At least one trial.
+
+    What resampling cannot tell is not claimed: a clip in each direction gives no interval, and a DAR of 0 or 1, which
+    every resample repeats, has Wilson's for as many clips.
+    """
     point = scores(trials, np.ones((1, len(trials))))
     spread = scores(trials, resamples(trials.label_N, trials.clip_N, RESAMPLES, seed, name))
     tail = (1 - COVERED) / 2
+    repeated = len(np.unique(trials.clip_N)) > len(np.unique(trials.label_N))
     found = {}
     for key in NAMES:
         known_R = spread[key][np.isfinite(spread[key])]
-        low, high = np.quantile(known_R, (tail, 1 - tail)) if len(known_R) else (np.nan, np.nan)
+        low, high = np.quantile(known_R, (tail, 1 - tail)) if len(known_R) and repeated else (np.nan, np.nan)
         found[key] = Estimate(float(point[key][0]), float(low), float(high))
+    if found["dar"].value in (0.0, 1.0):
+        clips = len(np.unique(trials.clip_N))
+        all_or_none = binomtest(clips if found["dar"].value else 0, clips).proportion_ci(COVERED, "wilson")
+        found["dar"] = Estimate(found["dar"].value, float(all_or_none.low), float(all_or_none.high))
     return found
 
 

@@ -18,9 +18,10 @@ import torch
 from la4vla.config import TrainConfig
 from la4vla.data.cases import Case, Footage, open_footage, read_cases
 from la4vla.data.collate import Encode, collate, draw_flow
+from la4vla.data.index import Index
 from la4vla.data.motion import alignment, check_translation, travel
 from la4vla.data.reader import window
-from la4vla.data.setup import Setup, fingerprints
+from la4vla.data.setup import Setup
 from la4vla.model.policy import Policy
 from la4vla.rng import RngUse, generator
 from la4vla.train.dist import World, log0
@@ -61,9 +62,9 @@ class Validation:
                 f"`{setup.embodiment.name}` or of another form of its numbers; draw cases from shards like the run's."
             )
         check_translation(setup.embodiment)
-        for name, of_source in fingerprints(setup).items():
-            if of_source == listed.fingerprint:
-                log0(world, f"warning: validate.cases are from the shards of source {name}, so they are not held out")
+        for name, source in setup.sources.items():
+            if contents(source.index) == contents(footage.index):
+                log0(world, f"warning: validate.cases are of the clips of source {name}, so they are not held out")
         size = min(stage.micro_batch for stage in config.stages.values())
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
         self._questions = {
@@ -90,14 +91,17 @@ class Validation:
         return float(sum(error for error, _ in sums) / sum(count for _, count in sums))
 
     def _dar(self, questions: Sequence[Question], policy: Policy) -> float:
-        """Chunks are sampled in the precision of the weights, as a checkpoint is served."""
-        hits = []
+        """Chunks are sampled in the precision of the weights, as a checkpoint is served; NaN for a policy that
+        diverged."""
+        hits: list[np.ndarray] = []
         for question in questions:
             chunks_BTA = policy.sample(question.batch.to(self._world.device), self._config.flow.steps).cpu().numpy()
             ends = [
                 travel(self._setup.chain.inverse(chunk_TA, state)[:counted], state, self._setup.embodiment)[-1]
                 for chunk_TA, state, counted in zip(chunks_BTA, question.states, question.counted, strict=True)
             ]
+            if not np.isfinite(ends).all():
+                return float("nan")
             hits.append(alignment(np.array(ends), np.array([case.toward for case in question.cases])))
         return float(np.concatenate(hits).mean())
 
@@ -122,6 +126,11 @@ class Validation:
         if mode.kind != "la":
             sample = sample.but(views=footage.pictures(case.clip, case.frame, self._setup.chain.views))
         return sample if mode.told else sample.but(instruction="")
+
+
+def contents(index: Index) -> set[tuple[str, int]]:
+    """Names and lengths of the clips: the same for la/ and vla/ of one dataset, whose shards differ."""
+    return {pair for shard in index.shards for pair in zip(shard.keys, shard.lengths, strict=True)}
 
 
 def modes(setup: Setup) -> list[Mode]:

@@ -125,3 +125,17 @@ def test_copies_of_a_trial_are_no_more_evidence():
     four_times = Trials(*(np.repeat(getattr(once_each, item.name), 4, axis=0) for item in fields(once_each)))
     one, four = estimate(once_each, 0, "a")["dar"], estimate(four_times, 0, "a")["dar"]
     assert one.value == four.value and four.high - four.low == pytest.approx(one.high - one.low, abs=0.051)
+
+
+def test_no_interval_is_claimed_that_resamples_cannot_show():
+    """Wilson's lower end for 8 of 8: 8 / (8 + 1.96^2)."""
+    labels = np.array([0, 1] * 4)
+    toward = np.where(labels[:, None] == 0, UP, DOWN)
+    perfect = estimate(Trials(toward, toward, toward, labels, np.arange(8)), 0, "a")["dar"]
+    assert (perfect.value, perfect.high) == (1, 1) and perfect.low == pytest.approx(8 / (8 + 1.96**2), abs=1e-4)
+    wrong = estimate(Trials(-toward, toward, toward, labels, np.arange(8)), 0, "a")["dar"]
+    assert (wrong.value, wrong.low) == (0, 0) and wrong.high == pytest.approx(1 - perfect.low)
+    half = np.concatenate([toward[:4], -toward[4:]])
+    one_each = Trials(half, toward, toward, labels, labels)
+    found = estimate(one_each, 0, "a")
+    assert 0 < found["dar"].value < 1 and all(np.isnan(found[name].low) for name in NAMES)

@@ -4,6 +4,7 @@ that were saved."""
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +142,21 @@ def test_a_blind_run_is_validated_blind(place, shards, cases, in_process):
     }
 
 
-def test_what_does_not_fit_is_refused_before_training_and_what_is_not_held_out_is_told(
-    place, shards, cases, in_process, tmp_path
-):
+def test_clips_that_the_run_trains_on_are_said_not_to_be_held_out(shards, cases, in_process, tmp_path):
+    """Of a blind run's own clips too, whose pictures lie in another folder."""
+    twin = shards / "vla"
+    clip = read_shard(read_index(twin), 0, ())[0]
+    case = replace(read_cases(cases).cases[0], clip=clip.key)
+    listed = replace(read_cases(cases), folder=str(twin), fingerprint=fingerprint(read_index(twin)), cases=(case,))
+    listed.write(tmp_path / "cases.jsonl")
+    short = ("stages.pretrain.steps=1", "stages.finetune.steps=1", "stages.pretrain.train=[llm,head]")
+    config = write_config(tmp_path, shards, "own")
+    changes = (*short, "stages.pretrain.mixture.vla=0", f"validate.cases={tmp_path}/cases.jsonl")
+    ended = in_process(str(config), *changes)
+    assert "warning: validate.cases are of the clips of source la, so they are not held out" in ended.stdout
+
+
+def test_what_does_not_fit_is_refused_before_training(shards, cases, in_process, tmp_path):
     config = write_config(tmp_path, shards, "refused")
     on = (str(config), f"validate.cases={cases}")
     assert "multiple of log.every_steps" in in_process(*on, "log.every_steps=3", "validate.every_steps=4").stderr
@@ -155,4 +168,6 @@ def test_what_does_not_fit_is_refused_before_training_and_what_is_not_held_out_i
     other.write(tmp_path / "pose.jsonl")
     assert "the cases are of `test_pose`" in in_process(str(config), f"validate.cases={tmp_path}/pose.jsonl").stderr
     assert "not those that the cases were drawn from" in in_process(*on, f"validate.shards={shards}/vla").stderr
+    flash = in_process(*on, "model.attention=flash_attention_2")
+    assert "set model.attention=sdpa or leave validate.cases out" in flash.stderr
     assert not list(Path(load(config).run.dir).glob("checkpoints/*"))
