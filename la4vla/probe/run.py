@@ -159,7 +159,9 @@ def table(numbers: Mapping[str, Any]) -> str:
 
 def _cell(estimate: Mapping[str, float | None]) -> str:
     value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    return "-" if value is None else f"{value:.2f} ({low:.2f}, {high:.2f})"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} ({low:.2f}, {high:.2f})"
 
 
 def _chosen(names: Sequence[str]) -> list[Condition]:
