@@ -87,7 +87,8 @@ def worked_by_hand(checkpoint: Path, cases: Path) -> dict[str, float]:
     served = ServedPolicy.load(checkpoint)
     clips = read_shard(read_index(cases.parent / "vla"), 0, ("front",))
     found = {}
-    for mode, kind, told in (("full", "vla", True), ("no_vision", "la", True), ("neither", "la", False)):
+    asked = (("full", "vla", True), ("no_text", "vla", False), ("no_vision", "la", True), ("neither", "la", False))
+    for mode, kind, told in asked:
         errors, counts, hits = [], [], []
         for number, clip in enumerate(clips):
             sample = window(clip, 0, served.spec.horizon, kind, "by hand")
