@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from la4vla.serve.policy import NoiseKey, PolicyLost, ServedPolicy
+from la4vla.serve.policy import NOT_FINITE, NoiseKey, PolicyLost, ServedPolicy
 from la4vla.types import Observation, UserError
 
 
@@ -133,7 +133,7 @@ class Batcher:
             if all(np.isfinite(chunk_TA).all() for chunk_TA in own):
                 waiting.resolve(Answer(own, 1000 * (began - waiting.since), infer_ms, len(keys)))
             else:
-                waiting.fail(UserError("the policy's actions are not finite; the state is far from its training data."))
+                waiting.fail(UserError(NOT_FINITE))
 
 
 def _stopped() -> PolicyLost:

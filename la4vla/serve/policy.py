@@ -29,6 +29,11 @@ from la4vla.model.tokenizer import Prompter
 from la4vla.rng import RngUse, generator
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
+NOT_FINITE = (
+    "the policy's actions are not finite: its training diverged, or the state is far from its training data; "
+    "use an earlier checkpoint, or check the state."
+)
+
 
 class PolicyLost(UserError):
     """A policy that can be asked no more; what it answered before stands."""
@@ -72,7 +77,7 @@ class ServedPolicy:
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
         path = whole_weights(folder, description)
-        policy = rebuild(description.model)
+        policy = _rebuilt(description)
         policy.load_state_dict(load_file(path))
         return _serve(description, policy, folder, description.weights_sha256, description.step, device)
 
@@ -81,7 +86,7 @@ class ServedPolicy:
         """The control arm: a checkpoint's architecture, transforms and tokenizer with random weights."""
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        policy = rebuild(description.model)
+        policy = _rebuilt(description)
         randomise(policy, "policy", seed)
         identity = f"untrained, seed {seed}, architecture of {description.weights_sha256[:16]}"
         return _serve(description, policy, folder, identity, 0, device)
@@ -108,11 +113,13 @@ class ServedPolicy:
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
         """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
 
-        Raises UserError for a missing view or a state of the wrong size.
+        Raises UserError for a missing view, a state of the wrong size and a chunk that is not finite.
         """
         batch = self.batch(observations, noise_keys)
         with torch.inference_mode():
             chunks_BTA = self.policy.sample(batch, self.flow.steps).cpu().numpy()
+        if not np.isfinite(chunks_BTA).all():
+            raise UserError(NOT_FINITE)
         return [
             self.chain.inverse(chunk_TA, seen.state).astype(np.float32)
             for chunk_TA, seen in zip(chunks_BTA, observations, strict=True)
@@ -170,6 +177,13 @@ def file_sha256(path: Path) -> str:
         raise UserError(f"{path}: missing from its checkpoint; copy the checkpoint again.")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rebuilt(description: manifest.Manifest) -> Policy:
+    """The policy of a checkpoint without its weights. What was trained with flash_attention_2, which knows neither fp32
+    nor CPUs, is asked with sdpa: the same weights and the same mathematics."""
+    model = description.model
+    return rebuild({**model, "attention": "sdpa"} if model["attention"] == "flash_attention_2" else model)
 
 
 def _serve(

@@ -189,7 +189,8 @@ class Server:
     def _session(self, connection: ServerConnection, number: int) -> dialects.Session:
         """ws://host:port/NAME draws its noise from NAME, other connections from their number."""
         assert connection.request is not None
-        name = unquote(connection.request.path).strip("/")
+        path = unquote(connection.request.path)  # raw bytes in it have become lone surrogates, which name nothing
+        name = path.encode(errors="replace").decode().strip("/")
         if name:
             return dialects.Session(self.settings.seed, name, 0)
         return dialects.Session(self.settings.seed, "connection", number)

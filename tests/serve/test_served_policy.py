@@ -161,6 +161,16 @@ def test_observations_that_do_not_fit_are_refused(served, seen, message):
         served.infer([seen], KEYS[:1])
 
 
+def test_what_was_trained_with_flash_attention_is_asked_with_sdpa(served, folder, tmp_path):
+    """flash-attn is not installed here; where it is, it takes neither fp32 nor a CPU."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    description = manifest.read(copy)
+    replace(description, model={**description.model, "attention": "flash_attention_2"}).write(copy)
+    assert np.array_equal(ServedPolicy.load(copy).infer(SEEN, KEYS), served.infer(SEEN, KEYS))
+    assert ServedPolicy.untrained(copy, 5).policy.backbone.attention == "sdpa"
+
+
 def test_another_embodiment_is_refused_and_the_difference_named(served):
     served.check(EMBODIMENT, (VIEW,))
     flipped = replace(EMBODIMENT, action=replace(EMBODIMENT.action, gripper_open=1.0))

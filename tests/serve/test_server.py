@@ -11,17 +11,23 @@ import threading
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Request
 from websockets.sync.client import connect
 
 from la4vla import cli
+from la4vla.data.transforms import Chain, DeltaToState
 from la4vla.serve import wire
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.server import Server, Settings
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
 from tests.serve.serving import ARM, VIEWS, picture, serving
@@ -152,6 +158,36 @@ def test_actions_that_are_not_finite_never_reach_a_robot(policy):
         pytest.raises(UserError, match="not finite"),
     ):
         remote.infer(SEEN[:1], KEYS[:1])
+
+
+def test_a_chunk_that_is_not_finite_is_refused_before_it_is_turned_into_poses(policy, monkeypatch):
+    """A rotation of NaN is an exception of scipy's, and what is no UserError ends the server."""
+    places = tuple(range(6))
+    delta = DeltaToState(places, places, rotation_dims=(3, 4, 5), rotation="axis_angle", frame="base")
+    turning = replace(policy, chain=Chain((*policy.chain.transforms[:3], delta, *policy.chain.transforms[3:])))
+    sample = policy.policy.sample
+
+    def diverging(batch, steps):
+        chunks_BTA = sample(batch, steps)
+        for row, key in enumerate(batch.keys):
+            if key.startswith("push"):
+                chunks_BTA[row] = torch.nan
+        return chunks_BTA
+
+    monkeypatch.setattr(policy.policy, "sample", diverging)
+    with serving(turning) as (url, _), RemotePolicy(url) as remote:
+        with pytest.raises(UserError, match="not finite"):
+            remote.infer(SEEN, KEYS)
+        assert np.array_equal(remote.infer(SEEN[:1], KEYS[:1]), turning.infer(SEEN[:1], KEYS[:1]))
+
+
+def test_a_path_of_raw_bytes_is_a_name_like_any_other(policy):
+    """websockets 15 hands them over as lone surrogates, later ones turn them away."""
+    server = Server(policy, Settings(Path()))
+    for path, name in (("/\udcff/", "?"), ("/rig%FF1", "rig\ufffd1"), ("/r\u00e9", "r\u00e9")):
+        session = server._session(SimpleNamespace(request=Request(path, Headers())), 7)
+        assert session.key() == NoiseKey(0, name, 0, 0)
+        assert len(policy.infer(SEEN[:1], [session.key()])) == 1
 
 
 def test_what_was_batched_is_close_to_what_was_not(policy, url):
