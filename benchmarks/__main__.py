@@ -152,10 +152,12 @@ def _server(options: argparse.Namespace) -> evaluate.Server | None:
     """--server with its token, or None without. Raises UserError for options that do not go together."""
     from benchmarks import evaluate
 
-    if not options.server:
+    if options.server is None:
         if options.token_env:
             raise UserError("--token-env is for --server; leave it out.")
         return None
+    if not options.server:
+        raise UserError("--server is empty; give ws://HOST:PORT, or set the variable that should have held it.")
     if options.device:
         raise UserError("--device is chosen where the policy is served; leave it out beside --server.")
     if "@" in options.server:

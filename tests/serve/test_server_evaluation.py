@@ -168,6 +168,7 @@ def test_a_late_answer_is_not_taken_for_the_next(policy):
         (["--server", "ws://127.0.0.1:9", "--token-env", "NO_SUCH_TOKEN"], "export the token"),
         (["--server", "ws://any:s3cret@127.0.0.1:9"], "use --token-env"),
         (["--expert", "--token-env", "PATH"], "--token-env is for --server"),
+        (["--server", ""], "--server is empty; give ws://HOST:PORT"),
     ],
 )
 def test_options_that_do_not_go_together(tmp_path, monkeypatch, capsys, options, sentence):
