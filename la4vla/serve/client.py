@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from la4vla.serve import wire
 from la4vla.serve.dialects import SCHEMA
 from la4vla.serve.policy import NoiseKey, PolicyLost, require_match
 from la4vla.types import Embodiment, Observation, UserError
 
+DIALECT = "la4vla"
 MAX_REPLY = 2**24  # bytes: a batch of 64 chunks of 50 x 24 takes a third of a megabyte
 
 
@@ -37,33 +38,22 @@ class RemotePolicy:
         self.timeout_s = timeout_s
         self.timing: dict[str, Any] = {}
         self._closing = ExitStack()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            self._socket = self._closing.enter_context(
-                connect(
-                    url,
-                    additional_headers=headers,
-                    compression=None,
-                    open_timeout=timeout_s,
-                    max_size=MAX_REPLY,
-                    ping_interval=None,
-                    proxy=None,
+        with ExitStack() as opening:  # closes the connection again where the server is refused
+            self._socket = opening.enter_context(_connected(url, token, timeout_s))
+            self.contract = self._receive("hello")
+            if self.contract["schema"] != SCHEMA:
+                raise UserError(
+                    f"{url}: the server speaks schema {self.contract['schema']}, this client {SCHEMA}; upgrade."
                 )
-            )
-        except (OSError, InvalidHandshake, InvalidURI) as error:
-            if isinstance(error, InvalidStatus) and error.response.status_code == HTTPStatus.UNAUTHORIZED:
-                raise UserError(f"{url}: HTTP 401; give the token that the server has or printed.") from error
-            raise UserError(f"{url}: no policy server answers there ({error}); start `la4vla serve`.") from error
-        self.contract = self._receive("hello")
-        if self.contract["schema"] != SCHEMA:
-            raise UserError(
-                f"{url}: the server speaks schema {self.contract['schema']}, this client {SCHEMA}; upgrade."
-            )
-        self.identity: str = self.contract["identity"]
-        self.step: int = self.contract["step"]
-        self.views: tuple[str, ...] = tuple(self.contract["views"])
-        self.versions: dict[str, str] = self.contract["versions"]
-        self.embodiment = Embodiment.from_dict(self.contract["embodiment"])
+            if self.contract["dialect"] != DIALECT:
+                spoken = self.contract["dialect"]
+                raise UserError(f"{url}: the server speaks the dialect {spoken}; serve with --dialect {DIALECT}.")
+            self.identity: str = self.contract["identity"]
+            self.step: int = self.contract["step"]
+            self.views: tuple[str, ...] = tuple(self.contract["views"])
+            self.versions: dict[str, str] = self.contract["versions"]
+            self.embodiment = Embodiment.from_dict(self.contract["embodiment"])
+            self._closing = opening.pop_all()
 
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
@@ -119,8 +109,28 @@ class RemotePolicy:
         if answer.get("type") == "error":
             raise UserError(f"{self.url} refuses: {answer['error']}")
         if answer.get("type") != kind:
-            raise UserError(f"{self.url} does not speak our dialect; serve with --dialect la4vla.")
+            raise UserError(f"{self.url} does not speak our dialect; serve with --dialect {DIALECT}.")
         return answer
 
     def _lost(self, error: ConnectionClosed) -> PolicyLost:
         return PolicyLost(f"{self.url}: the connection is lost ({error}); connect again.")
+
+
+def _connected(url: str, token: str, timeout_s: float) -> ClientConnection:
+    """A connection with its handshake done. Raises UserError for a bad address and where no server lets us in."""
+    try:
+        return connect(
+            url,
+            additional_headers={"Authorization": f"Bearer {token}"} if token else {},
+            compression=None,
+            open_timeout=timeout_s,
+            max_size=MAX_REPLY,
+            ping_interval=None,
+            proxy=None,
+        )
+    except (OSError, InvalidHandshake) as error:
+        if isinstance(error, InvalidStatus) and error.response.status_code == HTTPStatus.UNAUTHORIZED:
+            raise UserError(f"{url}: HTTP 401; give the token that the server has or printed.") from error
+        raise UserError(f"{url}: no policy server answers there ({error}); start `la4vla serve`.") from error
+    except (InvalidURI, ValueError) as error:  # ValueError: a port that is no number, or none that there is
+        raise UserError(f"{url}: not an address ({error}); give one such as ws://127.0.0.1:8000.") from error

@@ -329,6 +329,28 @@ def test_no_server_and_a_taken_port_are_one_sentence(policy, folder, capsys):
         assert words in line
 
 
+@pytest.mark.parametrize(
+    "url", ["ws://HOST:PORT", "ws://127.0.0.1:80000", "127.0.0.1:8000", "ws://[::1", "ws://a..b", ""]
+)
+def test_a_bad_address_is_one_sentence(url):
+    with pytest.raises(UserError, match=r"not an address .*; give one such as ws://127.0.0.1:8000.$"):
+        RemotePolicy(url)
+
+
+def test_a_server_of_another_dialect_is_refused_and_left(policy, monkeypatch):
+    left, talk = threading.Event(), Server.talk
+
+    async def watched(self, connection):
+        await talk(self, connection)
+        left.set()
+
+    monkeypatch.setattr(Server, "talk", watched)
+    with serving(policy, dialect="openpi") as (url, _):
+        with pytest.raises(UserError, match=r"speaks the dialect openpi; serve with --dialect la4vla"):
+            RemotePolicy(url)
+        assert left.wait(10), "the connection was left open"
+
+
 def test_the_command_serves_and_ends_cleanly(policy, folder):
     command = [sys.executable, "-m", "la4vla.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
