@@ -50,7 +50,7 @@ class _Waiting:
         return len(self.question.keys)
 
     def resolve(self, answer: Answer) -> None:
-        if not self.answer.done():  # a connection that is being shut down waits no more
+        if not self.answer.done():  # who has left waits no more
             self.answer.set_result(answer)
 
     def fail(self, error: UserError) -> None:
@@ -66,14 +66,16 @@ class Batcher:
         self.policy = policy
         self.max_batch = max_batch
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._left_over: list[_Waiting] = []
+        self._left_over: _Waiting | None = None
         self._open: set[_Waiting] = set()
+        self._computed: Sequence[_Waiting] = ()
         self._stopped = False
         self._thread = ThreadPoolExecutor(1, "policy")
 
     async def ask(self, question: Question) -> Answer:
         """Raises UserError for an observation the policy refuses and for more questions than a batch holds, PolicyLost
-        where nothing is answered any more."""
+        where nothing is answered any more. A question whose asking is cancelled before its batch begins costs nothing.
+        """
         if len(question.keys) > self.max_batch:
             raise UserError(f"{len(question.keys)} queries came in one message, --max-batch is {self.max_batch}.")
         if self._stopped:
@@ -91,23 +93,35 @@ class Batcher:
         """Answers until it is cancelled or the policy raises what is no UserError; then all who wait hear so."""
         try:
             while True:
-                await self._answer(await self._next_batch())
+                self._computed = await self._next_batch()
+                await self._answer(self._computed)
         finally:
             self._stopped = True
             for waiting in self._open:
                 waiting.fail(_stopped())
             self._thread.shutdown()
 
-    async def _next_batch(self) -> list[_Waiting]:
-        """The first that waits, and those behind it that fit; the first that does not fit begins the next batch."""
-        batch = self._left_over or [await self._waiting.get()]
-        self._left_over = []
-        size = batch[0].size
-        while not self._waiting.empty():
-            following = self._waiting.get_nowait()
+    async def stop(self) -> None:
+        """Refuses what waits and all that comes, and returns when what is being computed is answered."""
+        self._stopped = True
+        for waiting in self._open.difference(self._computed):
+            waiting.fail(_stopped())
+        if self._computed:
+            await asyncio.wait([waiting.answer for waiting in self._computed])
+
+    async def _next_batch(self) -> Sequence[_Waiting]:
+        """The first that waits, and those behind it that fit; the first that does not fit begins the next batch. Who
+        waits no more is left out."""
+        batch: list[_Waiting] = []
+        size = 0
+        while not batch or not self._waiting.empty():
+            following = self._left_over or await self._waiting.get()
+            self._left_over = None
+            if following.answer.done():
+                continue
             size += following.size
             if size > self.max_batch:
-                self._left_over = [following]
+                self._left_over = following
                 break
             batch.append(following)
         return batch

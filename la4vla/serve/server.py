@@ -16,7 +16,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import count
@@ -31,11 +32,14 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from la4vla.serve import dialects, wire
-from la4vla.serve.batcher import Batcher
+from la4vla.serve.batcher import Answer, Batcher, Question
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
 HEALTH = "/healthz"
+PATIENCE_S = (
+    10.0  # at the end, for clients that take no reply; as long as websockets waits for one that says no goodbye
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ async def run(
         at = next(iter(listening.sockets)).getsockname()[1]
         started(server, f"ws://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{at}")
         await asyncio.wait((answering, stopping), return_when=asyncio.FIRST_COMPLETED)
-    # Only now, so that who waits for an answer while the server stops does not wait for ever.
+        await server.stop()
     crashed = answering.done()
     answering.cancel()
     stopping.cancel()
@@ -145,6 +149,13 @@ class Server:
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
         self._numbers = count()
+        self._owed: set[asyncio.Future[None]] = set()
+
+    async def stop(self) -> None:
+        """What is being computed is still answered, all else refused. Connections stay; nobody on them waits."""
+        await self.batcher.stop()
+        if self._owed:
+            await asyncio.wait(self._owed, timeout=PATIENCE_S)
 
     def admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Before the connection is one: the health check, and 401 for who lacks the token."""
@@ -166,25 +177,48 @@ class Server:
                 await connection.send(hello)
             async for message in connection:
                 came = time.perf_counter()
-                try:
-                    asked = self.dialect.read(message, session)
-                    if isinstance(asked, bytes):
-                        reply = asked
-                    else:
-                        reply = self.dialect.reply(await self.batcher.ask(asked), session)
-                except PolicyLost as error:
-                    await connection.close(CloseCode.INTERNAL_ERROR, str(error))
-                    return
-                except UserError as error:
-                    sentence = "".join(letter if letter.isprintable() else "?" for letter in str(error))
-                    reply = self.dialect.error(sentence)
-                    if not quiet:  # Evo-1's clients do not show it; once is enough for a log
-                        print(f"client {number}: {sentence}", file=sys.stderr, flush=True)
-                        quiet = True
-                await connection.send(reply)
+                with self._owing():
+                    try:
+                        asked = self.dialect.read(message, session)
+                        if isinstance(asked, bytes):
+                            reply = asked
+                        else:
+                            reply = self.dialect.reply(await self._answer(asked, connection), session)
+                    except PolicyLost as error:
+                        await connection.close(CloseCode.INTERNAL_ERROR, str(error))
+                        return
+                    except UserError as error:
+                        sentence = "".join(letter if letter.isprintable() else "?" for letter in str(error))
+                        reply = self.dialect.error(sentence)
+                        if not quiet:  # Evo-1's clients do not show it; once is enough for a log
+                            print(f"client {number}: {sentence}", file=sys.stderr, flush=True)
+                            quiet = True
+                    await connection.send(reply)
                 session.last_total_ms = 1000 * (time.perf_counter() - came)
         except ConnectionClosed:
             pass  # clients may leave in the middle of a word
+
+    @contextmanager
+    def _owing(self) -> Iterator[None]:
+        """A client is owed a reply."""
+        replied = asyncio.get_running_loop().create_future()
+        self._owed.add(replied)
+        try:
+            yield
+        finally:
+            self._owed.remove(replied)
+            replied.set_result(None)
+
+    async def _answer(self, question: Question, connection: ServerConnection) -> Answer:
+        """Raises ConnectionClosed, and asks no more, where the client leaves before it is answered."""
+        asking = asyncio.create_task(self.batcher.ask(question))
+        leaving = asyncio.create_task(connection.wait_closed())
+        await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not asking.done():
+            asking.cancel()
+            raise connection.protocol.close_exc
+        return asking.result()
 
     def _session(self, connection: ServerConnection, number: int) -> dialects.Session:
         """ws://host:port/NAME draws its noise from NAME, other connections from their number."""

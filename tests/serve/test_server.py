@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import replace
@@ -71,6 +72,29 @@ def ask(connection, **message) -> dict:
     return wire.unpack(connection.recv(20))
 
 
+def gated(policy) -> tuple[ServedPolicy, threading.Event, threading.Event, list[int]]:
+    """The policy, which says that it was asked, waits for leave to answer and notes how much it was asked."""
+    entered, gate, sizes = threading.Event(), threading.Event(), []
+
+    class Gated(ServedPolicy):
+        def infer(self, observations, noise_keys):
+            sizes.append(len(noise_keys))
+            entered.set()
+            assert gate.wait(20)
+            return super().infer(observations, noise_keys)
+
+    return Gated(**vars(policy)), entered, gate, sizes
+
+
+def until(met) -> None:
+    """Waits for a condition that another thread brings about."""
+    for _ in range(1000):
+        if met():
+            return
+        time.sleep(0.01)
+    pytest.fail("waited in vain")
+
+
 def test_served_is_in_process_bit_for_bit(policy, url):
     with RemotePolicy(url) as remote:
         for seen, key in zip(SEEN, KEYS, strict=True):
@@ -109,15 +133,7 @@ def test_questions_without_a_key_are_counted_from_the_last_reset(policy, url):
 @pytest.mark.parametrize(("max_batch", "expected"), [(3, [1, 2, 1, 1]), (1, [1, 1, 1])])
 def test_clients_are_batched_and_do_not_see_each_other(policy, max_batch, expected):
     """What waits goes together as far as it fits; the two are asked again one by one after the refusal of one."""
-    entered, gate, sizes = threading.Event(), threading.Event(), []
-
-    class Gated(ServedPolicy):
-        def infer(self, observations, noise_keys):
-            sizes.append(len(noise_keys))
-            entered.set()
-            assert gate.wait(20)
-            return super().infer(observations, noise_keys)
-
+    slow, entered, gate, sizes = gated(policy)
     answers = {}
 
     def client(url, number, seen):
@@ -127,15 +143,14 @@ def test_clients_are_batched_and_do_not_see_each_other(policy, max_batch, expect
             except UserError as error:
                 answers[number] = str(error)
 
-    with serving(Gated(**vars(policy)), max_batch=max_batch) as (url, server):
+    with serving(slow, max_batch=max_batch) as (url, server):
         cases = [SEEN[0], SEEN[1], observation(2, "word " * 3000)]
         threads = [threading.Thread(target=client, args=(url, *case)) for case in enumerate(cases)]
         threads[0].start()
         assert entered.wait(20)
         for thread in threads[1:]:
             thread.start()
-        while server.batcher._waiting.qsize() < 2:
-            threading.Event().wait(0.01)
+        until(lambda: server.batcher._waiting.qsize() == 2)
         gate.set()
         for thread in threads:
             thread.join(20)
@@ -287,24 +302,55 @@ def test_a_server_that_breaks_says_so_to_who_waits_and_ends(policy):
         remote.infer(SEEN[:1], KEYS[:1])
 
 
-def test_a_server_that_is_stopped_finishes_what_it_computes(policy):
-    entered, gate = threading.Event(), threading.Event()
+def test_a_server_that_is_stopped_answers_what_it_computes_and_refuses_what_waits(policy):
+    slow, entered, gate, sizes = gated(policy)
+    heard = {}
 
-    class Slow(ServedPolicy):
-        def infer(self, observations, noise_keys):
-            entered.set()
-            assert gate.wait(20)
-            return super().infer(observations, noise_keys)
+    def refused(connection):
+        """Opens the gate only when the refusal has come: it must not wait for what is being computed."""
+        try:
+            connection.recv(20)
+        except ConnectionClosed as error:
+            heard["refused"] = str(error)
+        gate.set()
 
     with ExitStack() as stack:
-        with serving(Slow(**vars(policy))) as (url, _):
-            connection = stack.enter_context(connect(url))
-            connection.recv(20)
-            connection.send(wire.pack({"type": "infer", "queries": [spoken()]}))
+        with serving(slow, max_batch=1) as (url, server):
+            running, waiting, behind, idle = (stack.enter_context(connect(url)) for _ in range(4))
+            for connection in (running, waiting, behind, idle):
+                connection.recv(20)
+            running.send(wire.pack({"type": "infer", "queries": [spoken()]}))
             assert entered.wait(20)
-            threading.Timer(0.3, gate.set).start()
-        with pytest.raises(ConnectionClosed, match="1001"):
-            connection.recv(20)
+            for connection in (waiting, behind):
+                connection.send(wire.pack({"type": "infer", "queries": [spoken()]}))
+            until(lambda: server.batcher._waiting.qsize() == 2)
+            telling = threading.Thread(target=refused, args=(waiting,))
+            telling.start()
+        telling.join(20)
+        assert "the server has stopped" in heard["refused"]
+        answer = wire.unpack(running.recv(20))
+        assert np.array_equal(answer["actions"][0], policy.infer(SEEN[:1], [NoiseKey(0, "connection", 0, 0)])[0])
+        for connection, code in ((running, "1001"), (behind, "1011"), (idle, "1001")):
+            with pytest.raises(ConnectionClosed, match=code):
+                connection.recv(20)
+    assert sizes == [1]
+
+
+def test_questions_of_clients_that_have_left_are_not_computed(policy):
+    slow, entered, gate, sizes = gated(policy)
+    with serving(slow, max_batch=2) as (url, server), connect(url) as running:
+        running.recv(20)
+        running.send(wire.pack({"type": "infer", "queries": [spoken()]}))
+        assert entered.wait(20)
+        with connect(url) as leaving:
+            leaving.recv(20)
+            leaving.send(wire.pack({"type": "infer", "queries": [spoken()]}))
+            until(lambda: len(server.batcher._open) == 2)
+        until(lambda: len(server.batcher._open) == 1)
+        gate.set()
+        assert wire.unpack(running.recv(20))["type"] == "actions"
+        assert ask(running, type="infer", queries=[spoken()])["timing"]["batch"] == 1
+    assert sizes == [1, 1]
 
 
 def test_no_server_and_a_taken_port_are_one_sentence(policy, folder, capsys):
