@@ -258,10 +258,10 @@ class TaskQueue:
 
 
 def _receive(worker: Worker) -> object:
-    """The worker's message; None where it died."""
+    """The worker's message; None where it died, were it in the middle of one."""
     try:
         return worker.connection.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):
         return None
 
 

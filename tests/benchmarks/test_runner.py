@@ -1,8 +1,10 @@
 """Why: parallel workers and batched queries are where episodes start to depend on each other, where crashes turn into
 failures, and where a killed evaluation loses its hours. Real processes, a fake simulator."""
 
+import multiprocessing
 import os
 import re
+import struct
 from dataclasses import replace
 
 import pytest
@@ -140,6 +142,15 @@ def test_a_worker_that_dies_before_its_first_word_is_an_error_like_any(tmp_path,
         pytest.raises(UserError, match=r"no output \(exit status 9"),
     ):
         list(runner.run(ALL[:1]))
+
+
+def test_a_message_cut_short_by_a_kill_is_a_death(tmp_path):
+    """Pictures are longer than a pipe holds, so workers are often killed between two parts of one."""
+    ours, theirs = multiprocessing.Pipe()
+    os.write(theirs.fileno(), struct.pack("!i", 100) + b"x" * 50)  # multiprocessing's header, and half of its body
+    theirs.close()
+    nobody = multiprocessing.get_context("spawn").Process()
+    assert runner_module._receive(runner_module.Worker(nobody, ours, tmp_path, None)) is None
 
 
 def test_a_user_error_inside_a_worker_reaches_the_user(tmp_path):
