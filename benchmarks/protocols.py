@@ -12,14 +12,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from la4vla import config
 from la4vla.types import UserError
 
 FOLDER = Path(__file__).parent / "protocols"
 CUSTOM = "custom"
+T = TypeVar("T")
 
 
 @dataclass
@@ -75,7 +77,7 @@ def titles() -> list[str]:
 
 def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
     """The protocol of that title, or of a YAML file of one's own (`title` then ends in `.yaml`), with `key=value`
-    changes.
+    changes. `groups=` and `horizons=` replace, `groups.easy=` and `horizons.easy=` change one entry.
 
     Raises UserError for an unknown title or key, a missing value, or values that cannot be run.
     """
@@ -89,7 +91,14 @@ def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
         raise UserError(f"{path}: calls itself `{protocol.title}`; name and version must match the file's place.")
     if overrides or not path.is_relative_to(FOLDER):
         protocol.name = CUSTOM
+    protocol.groups = _replaced("groups", protocol.groups, overrides)
+    protocol.horizons = _replaced("horizons", protocol.horizons, overrides)
     _validate(protocol, title)
+    if set(protocol.groups) == set(protocol.horizons) and any(text.startswith("horizon=") for text in overrides):
+        raise UserError(
+            f"{title}: `horizon` changes nothing, since every group has its own in `horizons`; add 'horizons={{}}' or "
+            "change `horizons`."
+        )
     return protocol
 
 
@@ -117,13 +126,27 @@ def select(protocol: Protocol, tasks: Sequence[str], episodes: int | None) -> li
     return [(task, episode) for task in protocol.tasks if not tasks or task in tasks for episode in indices]
 
 
+def _replaced(key: str, merged: dict[str, T], overrides: Sequence[str]) -> dict[str, T]:
+    """Of a mapping that overrides were merged into, what they leave of it: a `key={...}` drops what was there."""
+    own = [text for text in overrides if text.startswith((f"{key}=", f"{key}.", f"{key}["))]
+    whole = [place for place, text in enumerate(own) if text.startswith(f"{key}=")]
+    if not whole:
+        return merged
+    said = OmegaConf.to_container(OmegaConf.from_dotlist(own[whole[-1] :]))
+    assert isinstance(said, dict)
+    return {name: merged[name] for name in said[key]}
+
+
 def _validate(protocol: Protocol, title: str) -> None:
     if protocol.success != "any_step":
         raise UserError(f"{title}: success rule `{protocol.success}` is not known; use any_step.")
     if not protocol.tasks or len(set(protocol.tasks)) != len(protocol.tasks):
         raise UserError(f"{title}: `groups` must list at least one task, and none twice.")
     if not protocol.views or not set(protocol.horizons) <= set(protocol.groups):
-        raise UserError(f"{title}: `views` must name a camera, and `horizons` only groups that `groups` has.")
+        raise UserError(
+            f"{title}: `views` must name a camera, and `horizons` only groups that `groups` has; 'horizons={{}}' empties "
+            "`horizons`."
+        )
     if min(protocol.horizons.values(), default=1) < 1:
         raise UserError(f"{title}: `horizons` must be at least 1 each.")
     for key, lowest in _lowest(protocol):

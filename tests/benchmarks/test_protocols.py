@@ -34,6 +34,18 @@ def test_override_makes_it_custom_and_changes_the_hash():
     assert protocols.load("metaworld/mt50-v1").hash == whole.hash
 
 
+def test_a_mapping_on_the_command_line_replaces_and_an_entry_of_it_changes_one():
+    def horizons(*overrides):
+        rules = protocols.load("libero/openvla-v1", overrides)
+        return [rules.horizon_of(f"{group}_00") for group in ("libero_spatial", "libero_object", "libero_10")]
+
+    assert horizons("horizon=30", "horizons={}") == horizons("horizons={}", "horizon=30") == [30, 30, 30]
+    assert horizons("horizons={libero_object: 40}", "horizons.libero_10=50") == [520, 40, 50]
+    assert horizons("horizons.libero_object=40") == [220, 40, 520]
+    mine = protocols.load("metaworld/mt50-v1", ["groups={mine: [reach-v3], easy: [push-v3]}"])
+    assert mine.groups == {"mine": ["reach-v3"], "easy": ["push-v3"]}
+
+
 def test_a_part_of_a_protocol_stays_the_protocol():
     protocol = protocols.load("metaworld/mt50-v1")
     part = protocols.select(protocol, ["reach-v3", "push-v3"], 2)
@@ -49,6 +61,9 @@ def test_a_part_of_a_protocol_stays_the_protocol():
         ("metaworld/mt50-v1", ["replan_every=0"], "`replan_every` is 0"),
         ("metaworld/mt50-v1", ["success=last_step"], "success rule `last_step`"),
         ("metaworld/mt50-v1", ["horizon=long"], "horizon"),
+        ("libero/openvla-v1", ["horizon=30"], "`horizon` changes nothing.*add 'horizons={}'"),
+        ("libero/openvla-v1", ["groups={mine: [libero_10_00]}"], "groups that `groups` has; 'horizons={}' empties"),
+        ("libero/openvla-v1", ["horizons={libero_10: long}"], "libero_10"),
     ],
 )
 def test_bad_protocols_say_the_cure(title, overrides, message):
