@@ -190,7 +190,12 @@ def test_each_broken_checkpoint_is_one_sentence(good, tmp_path):
         "another embodiment": edited_manifest(whole, tmp_path / "d", embodiment=libero.EMBODIMENT.to_dict()),
         "trained with the view `topview`": edited_manifest(whole, tmp_path / "e", views=["topview"]),
         "no such checkpoint folder": tmp_path / "nowhere",
+        "its config is damaged": edited_manifest(whole, tmp_path / "f", config={"flow": {"steps": "ten"}}),
+        "its tokenizer is damaged": edited_manifest(whole, tmp_path / "g"),
     }
+    (wrecks["its tokenizer is damaged"] / manifest.TOKENIZER / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": [], "model": {}})
+    )
     for name in (manifest.TOKENIZER, manifest.COMPLETE, manifest.WEIGHTS):
         wrecks[name] = edited_manifest(whole, tmp_path / name)
     (wrecks[manifest.TOKENIZER] / manifest.TOKENIZER / "tokenizer.json").write_text("{")

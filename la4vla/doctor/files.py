@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from la4vla import manifest
-from la4vla.data.transforms import chain_from_dicts
 from la4vla.data.verify import verify
 from la4vla.doctor.check import Check, Demand, failed
-from la4vla.manifest import Manifest
-from la4vla.model.tokenizer import FILE, Prompter
-from la4vla.serve.policy import require_match, whole_weights
+from la4vla.serve.policy import contents, require_match, whole_weights
 from la4vla.sim.libero import EMBODIMENT as LIBERO
 from la4vla.sim.metaworld import EMBODIMENT as METAWORLD
-from la4vla.types import Embodiment, InputSpec, UserError
+from la4vla.types import UserError
 
 ROBOTS = {"metaworld": METAWORLD, "libero": LIBERO}
 
@@ -25,9 +21,7 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
         folder = manifest.resolve(path)
         about = manifest.read(folder)
         whole_weights(folder, about)
-        robot = embodiment(folder, about)
-        chain_from_dicts(about.transforms)
-        tokenizer(folder, about)
+        robot = contents(folder, about).embodiment
         if demand is not None:
             require_match(robot, about.views, ROBOTS[demand.suite], demand.setting.views)
     except UserError as error:
@@ -38,29 +32,6 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
         f"{folder}: step {about.step}, {robot.name} ({known}), views {views}; weights, tokenizer and transforms whole."
     )
     return Check("checkpoint", "ok", says)
-
-
-def embodiment(folder: Path, about: Manifest) -> Embodiment:
-    """The checkpoint's robot. Raises UserError where the manifest's entry is damaged."""
-    try:
-        return Embodiment.from_dict(about.embodiment)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: its embodiment is damaged ({_named(error)}); copy the checkpoint again.") from error
-
-
-def tokenizer(folder: Path, about: Manifest) -> Prompter:
-    """The checkpoint's tokenizer. Raises UserError where it is missing, damaged or not the model's."""
-    file = folder / manifest.TOKENIZER / FILE
-    if not file.is_file():
-        raise UserError(f"{file}: missing; copy the checkpoint again.")
-    try:
-        whole = {"added_tokens", "model"} <= set(json.loads(file.read_text()))
-        spec = InputSpec(**about.input_spec)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: damaged, or its input spec is ({error}); copy the checkpoint again.") from error
-    if not whole:
-        raise UserError(f"{file}: no tokenizer in it; copy the checkpoint again.")
-    return Prompter.load(file.parent, spec)
 
 
 def shards_check(folder: str) -> Check:
@@ -78,7 +49,3 @@ def shards_check(folder: str) -> Check:
     return Check(
         "shards", "ok", f"{folder}: {len(report.shards)} shards, {clips} clips, sha256 and statistics as indexed."
     )
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

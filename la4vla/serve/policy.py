@@ -10,14 +10,18 @@ Refuses: an embodiment that is not the checkpoint's, a view that is missing, wei
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from la4vla import manifest
 from la4vla.config import FlowConfig
@@ -25,7 +29,8 @@ from la4vla.data.collate import collate, draw_flow
 from la4vla.data.transforms import Chain, chain_from_dicts
 from la4vla.model.initial import randomise
 from la4vla.model.policy import Policy, rebuild
-from la4vla.model.tokenizer import Prompter
+from la4vla.model.presets import ModelSize
+from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.rng import RngUse, generator
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
@@ -76,20 +81,23 @@ class ServedPolicy:
         """
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        path = whole_weights(folder, description)
-        policy = _rebuilt(description)
-        policy.load_state_dict(load_file(path))
-        return _serve(description, policy, folder, description.weights_sha256, description.step, device)
+        path, held = whole_weights(folder, description), contents(folder, description)
+        with _damage(folder, "model"):
+            policy = _rebuilt(description)
+            policy.load_state_dict(load_file(path))
+        return _serve(held, policy, description.weights_sha256, description.step, device)
 
     @staticmethod
     def untrained(folder: str | Path, seed: int, device: str | torch.device = "cpu") -> ServedPolicy:
         """The control arm: a checkpoint's architecture, transforms and tokenizer with random weights."""
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        policy = _rebuilt(description)
+        held = contents(folder, description)
+        with _damage(folder, "model"):
+            policy = _rebuilt(description)
         randomise(policy, "policy", seed)
         identity = f"untrained, seed {seed}, architecture of {description.weights_sha256[:16]}"
-        return _serve(description, policy, folder, identity, 0, device)
+        return _serve(held, policy, identity, 0, device)
 
     @property
     def spec(self) -> InputSpec:
@@ -163,6 +171,34 @@ def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodimen
     _require_views(needed, views)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds beside its weights; the fields are those of ServedPolicy."""
+
+    embodiment: Embodiment
+    views: tuple[str, ...]
+    kind: Kind
+    flow: FlowConfig
+    chain: Chain
+    prompter: Prompter
+
+
+def contents(folder: Path, description: manifest.Manifest) -> Contents:
+    """All of a checkpoint that can be read without its model. Raises UserError for what is missing or damaged."""
+    tokenizer = folder / manifest.TOKENIZER / FILE
+    if not tokenizer.is_file():
+        raise UserError(f"{tokenizer}: missing; copy the checkpoint again.")
+    with _damage(folder, "embodiment"):
+        embodiment = Embodiment.from_dict(description.embodiment)
+    with _damage(folder, "model"):
+        spec = _size(description).spec
+    with _damage(folder, "config"):
+        views, kind, flow = tuple(description.views), _kind(description), _flow(description)
+    with _damage(folder, "tokenizer"):  # read from memory: from a file the library raises a bare Exception
+        prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec)
+    return Contents(embodiment, views, kind, flow, chain_from_dicts(description.transforms), prompter)
+
+
 def whole_weights(folder: Path, description: manifest.Manifest) -> Path:
     """The weights' file of a checkpoint. Raises UserError where it is not the one that the manifest describes."""
     path = folder / manifest.WEIGHTS
@@ -186,22 +222,55 @@ def _rebuilt(description: manifest.Manifest) -> Policy:
     return rebuild({**model, "attention": "sdpa"} if model["attention"] == "flash_attention_2" else model)
 
 
-def _serve(
-    description: manifest.Manifest, policy: Policy, folder: Path, identity: str, step: int, device: str | torch.device
-) -> ServedPolicy:
+def _serve(held: Contents, policy: Policy, identity: str, step: int, device: str | torch.device) -> ServedPolicy:
     place = torch.device(device)
     return ServedPolicy(
         identity=identity,
         step=step,
-        embodiment=Embodiment.from_dict(description.embodiment),
-        views=tuple(description.views),
-        kind=_kind(description),
-        flow=FlowConfig(**description.config["flow"]),
+        embodiment=held.embodiment,
+        views=held.views,
+        kind=held.kind,
+        flow=held.flow,
         policy=policy.eval().requires_grad_(False).to(place),
-        chain=chain_from_dicts(description.transforms),
-        prompter=Prompter.load(folder / manifest.TOKENIZER, policy.spec),
+        chain=held.chain,
+        prompter=held.prompter,
         device=place,
     )
+
+
+@contextmanager
+def _damage(folder: Path, part: str) -> Iterator[None]:
+    """Whatever breaks while a part of a checkpoint is read is a UserError that names the part."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OmegaConfBaseException,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as e:
+        says = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
+        raise UserError(f"{folder}: its {part} is damaged ({says}); copy the checkpoint again.") from e
+
+
+def _size(description: manifest.Manifest) -> ModelSize:
+    """Raises TypeError where a value is not of its type, which the model's libraries tell in ways of their own."""
+    size = ModelSize.from_dict(description.model["size"])
+    for item in fields(size):
+        if not isinstance(description.model["size"][item.name], int if item.type == "int" else int | float):
+            raise TypeError(f"{item.name} must be of type {item.type}")
+    return size
+
+
+def _flow(description: manifest.Manifest) -> FlowConfig:
+    """Raises what omegaconf raises where a value is not of its type."""
+    merged: Any = OmegaConf.merge(OmegaConf.structured(FlowConfig), description.config["flow"])
+    return FlowConfig(**merged)
 
 
 def _kind(description: manifest.Manifest) -> Kind:

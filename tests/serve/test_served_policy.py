@@ -1,6 +1,7 @@
 """Why: the policy that is evaluated must be the policy that was trained, and an episode's actions must not depend on
 what else runs. Each of these has cost other projects tens of points without an error."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -192,6 +193,57 @@ def test_changed_weights_are_refused(folder, tmp_path):
         ServedPolicy.load(copy)
     (copy / manifest.WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"missing from its checkpoint"):
+        ServedPolicy.load(copy)
+
+
+def spoilt(where: str, value: object = None):
+    """An edit of a manifest: the entry at a dotted path is set, or is gone where the value is None."""
+
+    def edit(copy):
+        raw = json.loads((copy / manifest.MANIFEST).read_text())
+        *above, last = where.split(".")
+        inner = raw
+        for key in above:
+            inner = inner[key]
+        inner[last] = value
+        if value is None:
+            del inner[last]
+        (copy / manifest.MANIFEST).write_text(json.dumps(raw))
+
+    return edit
+
+
+def tokenizer_of(text: str):
+    return lambda copy: (copy / manifest.TOKENIZER / "tokenizer.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (tokenizer_of('{"added_tokens": [], "mod'), "tokenizer"),
+        (tokenizer_of('{"added_tokens": [], "model": {}}'), "tokenizer"),
+        (tokenizer_of("3"), "tokenizer"),
+        (spoilt("embodiment.state"), "embodiment"),
+        (spoilt("embodiment.action.names", 7), "embodiment"),
+        (spoilt("model.size"), "model"),
+        (spoilt("model.readout"), "model"),
+        (spoilt("model.size", {}), "model"),
+        (spoilt("model.size.width", "wide"), "model"),
+        (spoilt("model.size.llm_mlp", 8), "model"),
+        (spoilt("model.size.vision_heads", 0), "model"),
+        (spoilt("config.flow"), "config"),
+        (spoilt("config.flow.step", 3), "config"),
+        (spoilt("config.flow.steps", "ten"), "config"),
+        (spoilt("config.stages", []), "config"),
+        (spoilt("views", 1), "config"),
+        (spoilt("transforms", 1), "transforms"),
+    ],
+)
+def test_each_damaged_part_is_one_sentence_with_the_cure(folder, tmp_path, spoil, part):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    spoil(copy)
+    with pytest.raises(UserError, match=rf"{part}.*(damaged|disagree).*; (copy the checkpoint again|use the version)"):
         ServedPolicy.load(copy)
 
 
