@@ -16,7 +16,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla construct CONFIG [key=value ...]      demonstrations -> labelled language-action clips -> shards
   la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards report
                                                (propose --dry-run: its cost; review --serve: the page)
-  la4vla data verify DIR                       compare a shard folder with its index
+  la4vla data verify DIR ...                   compare shard folders with their indexes
   la4vla data stats DIR [PRESET]               what a shard folder holds
   la4vla data preview DIR [OUT.html]           one HTML page of it, with clips drawn by chance
   la4vla config CONFIG [key=value ...]         print the resolved config
@@ -44,18 +44,24 @@ def _construct(arguments: Sequence[str]) -> int:
 def _data(arguments: Sequence[str]) -> int:
     from la4vla.types import UserError
 
-    if len(arguments) < 2 or arguments[0] not in ("verify", "stats", "preview"):
-        raise UserError("say `la4vla data verify DIR`, `data stats DIR [PRESET]` or `data preview DIR [OUT.html]`.")
+    most = {"verify": len(arguments), "stats": 3, "preview": 3}
+    if len(arguments) < 2 or len(arguments) > most.get(arguments[0], 0):
+        raise UserError(
+            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]` or `data preview DIR [OUT.html]`, no more."
+        )
     if arguments[0] == "verify":
         from la4vla.data.verify import verify
 
-        report = verify(arguments[1])
-        print(report.text())
-        return 0 if report.ok else 1
+        whole = True
+        for folder in arguments[1:]:
+            report = verify(folder)
+            print(report.text())
+            whole = whole and report.ok
+        return 0 if whole else 1
     if arguments[0] == "preview":
         from la4vla.data.preview import preview
 
-        print(f"preview: {preview(*arguments[1:3])}")
+        print(f"preview: {preview(*arguments[1:])}")
         return 0
     from la4vla.data.describe import describe, estimated_tokens
     from la4vla.model.presets import preset

@@ -27,6 +27,8 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         (["train", "configs/nowhere.yaml"], "no such config file"),
         (["construct", "configs/nowhere.yaml"], "no such config file"),
         (["data", "verify"], "la4vla data verify DIR"),
+        (["data", "stats", "one", "tiny", "two"], "data stats DIR [PRESET]"),
+        (["data", "preview", "one", "one.html", "two"], "data preview DIR [OUT.html]"),
         (["data", "stats", "nowhere"], "nowhere"),
         (["eval", "report", "nowhere"], "no such folder"),
         (["eval", "metaworld", "--expert", "--protocol", "x", "--out", "nowhere"], "protocol `x` does not exist"),
@@ -49,3 +51,15 @@ def test_config_and_data_reach_their_rooms(tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:2000])
     assert cli.main(["data", "verify", str(tmp_path / "la")]) == 1
     assert shard.name in capsys.readouterr().out
+
+
+def test_verify_looks_into_every_folder_it_is_given(tmp_path, capsys):
+    for name in ("whole", "torn"):
+        write_shards(tmp_path / name)
+    folders = [str(tmp_path / "whole"), str(tmp_path / "torn")]
+    assert cli.main(["data", "verify", *folders]) == 0
+    assert capsys.readouterr().out.count("all as the index says") == 2
+    shard = next((tmp_path / "torn").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:2000])
+    assert cli.main(["data", "verify", *folders]) == 1
+    assert "all as the index says" in (said := capsys.readouterr().out) and shard.name in said
