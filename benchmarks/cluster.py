@@ -2,7 +2,7 @@
 
 Every job of the array runs the command that would run here. A preempted one, or one whose time is up, is put back into
 the queue and goes on from its rows. `submitted.json` remembers which SLURM job runs what, so that the same sweep,
-started again, waits for the jobs that are still there and submits the others only.
+started again, waits for the jobs that are still there, says what became of those that ended, and submits them again.
 """
 
 from __future__ import annotations
@@ -63,21 +63,27 @@ def run(
 
     cluster: submitit's name of it. Raises UserError where nothing can be submitted.
     """
-    handles = submit(jobs, out / SLURM, parameters, cluster)
+    earlier = _earlier(jobs, out / SLURM, cluster)
+    handles = submit(jobs, earlier, out / SLURM, parameters, cluster)
     if wait:
         _wait(handles)
-    return {job: _state(handle) for job, handle in handles.items()}
+    states = {job: _state(handle) for job, handle in handles.items()}
+    for job, before in earlier.items():
+        if handles[job] is not before and not handles[job].done():
+            why = _state(before).text or f"job {before.job_id} ended, but episodes are missing"
+            states[job] = State(f"{why}; submitted again as {handles[job].job_id}", failed=True)
+    return states
 
 
 def submit(
-    jobs: Sequence[Job], folder: Path, parameters: Mapping[str, Any], cluster: str
+    jobs: Sequence[Job],
+    earlier: Mapping[Job, submitit.Job[int]],
+    folder: Path,
+    parameters: Mapping[str, Any],
+    cluster: str,
 ) -> dict[Job, submitit.Job[int]]:
     """The cluster's job of each of ours: the one of before where that has not ended, else one of a new array."""
     submitit = _submitit()
-    kinds = {SLURM: submitit.SlurmJob, "local": submitit.LocalJob}
-    record = folder / SUBMITTED
-    known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
-    earlier = {job: kinds[cluster](folder, known[str(job.folder)]) for job in jobs if str(job.folder) in known}
     handles = {job: handle for job, handle in earlier.items() if not handle.done()}
     fresh = [job for job in jobs if job not in handles]
     if fresh:
@@ -87,11 +93,40 @@ def submit(
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"SLURM refused the jobs ({_line(error)}); correct `slurm` in the sweep's file.") from error
         handles |= dict(zip(fresh, submitted, strict=True))
-        known |= {str(job.folder): handles[job].job_id for job in fresh}
-        record.write_text(json.dumps(known, indent=1) + "\n")
+        known = _known(folder) | {str(job.folder): {"job": handles[job].job_id, "argv": job.argv} for job in fresh}
+        (folder / SUBMITTED).write_text(json.dumps(known, indent=1) + "\n")
     for job in jobs:
         print(f"{cluster} job {handles[job].job_id}{' (of before)' if job not in fresh else ''}: {job.name}")
     return {job: handles[job] for job in jobs}
+
+
+def _earlier(jobs: Sequence[Job], folder: Path, cluster: str) -> dict[Job, submitit.Job[int]]:
+    """What was submitted before for these very commands. Raises UserError where another command still writes into the
+    folder of one."""
+    submitit = _submitit()
+    kind = {SLURM: submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
+    known, found = _known(folder), {}
+    for job in jobs:
+        if (before := known.get(str(job.folder))) is None:
+            continue
+        handle = kind(folder, before["job"])
+        if before["argv"] == list(job.argv):
+            found[job] = handle
+        elif not handle.done():
+            raise UserError(
+                f"{job.folder}: {cluster} job {handle.job_id}, of the sweep as it was, still writes there; let it end "
+                f"or `scancel {handle.job_id}`, then start the sweep again."
+            )
+    return found
+
+
+def _known(folder: Path) -> dict[str, dict[str, Any]]:
+    """A job's folder -> the `job` of the cluster that was submitted for it last, and the `argv` that one runs."""
+    record = folder / SUBMITTED
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    if any(isinstance(before, str) for before in known.values()):
+        raise UserError(f"{record}: of an older la4vla; let its jobs end or `scancel` them, and remove the file.")
+    return known
 
 
 def _executor(folder: Path, parameters: Mapping[str, Any], cluster: str) -> submitit.AutoExecutor:

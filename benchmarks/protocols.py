@@ -144,8 +144,8 @@ def _validate(protocol: Protocol, title: str) -> None:
         raise UserError(f"{title}: `groups` must list at least one task, and none twice.")
     if not protocol.views or not set(protocol.horizons) <= set(protocol.groups):
         raise UserError(
-            f"{title}: `views` must name a camera, and `horizons` only groups that `groups` has; 'horizons={{}}' empties "
-            "`horizons`."
+            f"{title}: `views` must name a camera, and `horizons` only groups that `groups` has; "
+            "'horizons={}' empties it."
         )
     if min(protocol.horizons.values(), default=1) < 1:
         raise UserError(f"{title}: `horizons` must be at least 1 each.")

@@ -62,7 +62,7 @@ def test_a_part_of_a_protocol_stays_the_protocol():
         ("metaworld/mt50-v1", ["success=last_step"], "success rule `last_step`"),
         ("metaworld/mt50-v1", ["horizon=long"], "horizon"),
         ("libero/openvla-v1", ["horizon=30"], "`horizon` changes nothing.*add 'horizons={}'"),
-        ("libero/openvla-v1", ["groups={mine: [libero_10_00]}"], "groups that `groups` has; 'horizons={}' empties"),
+        ("libero/openvla-v1", ["groups={mine: [libero_10_00]}"], "groups that `groups` has; 'horizons={}' empties it"),
         ("libero/openvla-v1", ["horizons={libero_10: long}"], "libero_10"),
     ],
 )

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -320,6 +321,11 @@ def test_an_array_is_submitted_once_found_again_and_its_losses_are_said(checkpoi
     slurm.with_name("sacct.txt").write_text("JobID|State|NodeList\n77_0|RUNNING|n1\n77_1|CANCELLED by 0|\n")
     submitit.SlurmJob.watcher.clear()
     states = cluster.run(jobs, tmp_path / "out", parameters, wait=False)
+    assert [state.text for state in states.values()] == [
+        "job 77_0 has not ended",
+        "job 77_1 gave no exit status, state CANCELLED by 0 (slurm/77_1_0_log.err); submitted again as 77",
+    ]
+    assert [state.failed for state in states.values()] == [False, True]
     assert slurm.read_text().count("#!/bin/bash") == 2  # the lost one alone, again
     assert "--array" not in slurm.read_text().split("#!/bin/bash")[2]
 
@@ -334,6 +340,25 @@ def test_an_array_is_submitted_once_found_again_and_its_losses_are_said(checkpoi
         "job 77 gave no exit status, state TIMEOUT (slurm/77_0_log.err)",
     ]
     assert all(state.failed for state in states.values())
+
+
+def test_a_job_that_was_submitted_for_another_command_is_not_taken_for_this_one(
+    checkpoints, tmp_path, slurm, monkeypatch
+):
+    """And two that write into one folder never run at a time."""
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(submitit.SlurmJob, "_results_timeout_s", 0)
+    (job,) = expand(SweepConfig(out=str(tmp_path / "out"), checkpoints={"a": checkpoints[0]}, protocols=[QUICK]))
+    parameters = {"timeout_min": 90}
+    slurm.with_name("sacct.txt").write_text("JobID|State|NodeList\n77|RUNNING|n1\n")
+    cluster.run([job], tmp_path / "out", parameters, wait=False)
+    other = replace(job, argv=(*job.argv, "--perturb", "fog:1"))
+    with pytest.raises(UserError, match=r"slurm job 77, of the sweep as it was, still writes there.*`scancel 77`"):
+        cluster.run([other], tmp_path / "out", parameters, wait=False)
+    slurm.with_name("sacct.txt").write_text("JobID|State|NodeList\n77|CANCELLED|n1\n")
+    submitit.SlurmJob.watcher.clear()
+    cluster.run([other], tmp_path / "out", parameters, wait=False)
+    assert slurm.read_text().count("#!/bin/bash") == 2
 
 
 @pytest.mark.parametrize(
