@@ -18,7 +18,7 @@ from benchmarks import protocols
 from la4vla import manifest
 from la4vla.doctor import Check, Demand, doctor, table, to_json, verdict
 from la4vla.doctor.files import checkpoint_check, shards_check
-from la4vla.doctor.machine import backend_check, egl_checks
+from la4vla.doctor.machine import backend_check, egl_checks, gl_checks
 from la4vla.doctor.suite import picture_check, pins_check, settling_check, suite_checks, version_checks
 from la4vla.sim import device, libero
 from la4vla.sim.golden import SCENES, STANDINS, Setting, references
@@ -128,6 +128,22 @@ def test_gpus_that_do_not_draw_are_a_warning(monkeypatch):
         assert egl_checks()[-1].status == status
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "first")
     assert "is no number" in egl_checks()[0].says
+
+
+def test_the_backend_that_is_named_is_the_one_that_evaluations_use(monkeypatch):
+    """An egl that draws, though not what it should, is what render.use_backend takes."""
+    wrong = device.Drawing("Mesa", "llvmpipe (LLVM)", 60.0, (0.0, 0.0, 0.0))
+    right = device.Drawing("Mesa", "OSMesa", 60.0, device.MEAN)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setattr(device, "count", lambda: 1)
+    monkeypatch.setattr(device, "ask", lambda backend, *_: wrong if backend == "egl" else right)
+    for draws, says in ((("egl", "osmesa"), "egl is used"), (("osmesa",), "osmesa is used"), ((), "no backend draws")):
+        monkeypatch.setattr("la4vla.sim.render.why_not", lambda name, draws=draws: "" if name in draws else "dead")
+        checks = gl_checks()
+        assert says in checks[-1].says
+        status = {check.name: check.status for check in checks}
+        assert (status["GL egl device 0"], status["GL osmesa"]) == ("warn", "ok")
 
 
 def test_a_protocol_of_an_unknown_suite_is_refused():

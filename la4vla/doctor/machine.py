@@ -10,7 +10,7 @@ import torch
 from torch.cuda import nccl
 
 from la4vla.doctor.check import Check
-from la4vla.sim import device
+from la4vla.sim import device, render
 from la4vla.sim.device import Drawing
 from la4vla.sim.render import APT_LINE, BACKENDS
 
@@ -23,12 +23,15 @@ def machine_checks() -> list[Check]:
 
 
 def gl_checks() -> list[Check]:
-    """Every backend (or the one MUJOCO_GL names), egl on every device; one must draw, the first that does is chosen."""
+    """Every backend (or the one MUJOCO_GL names), egl on every device; whether it draws right is its own row's matter.
+
+    One must draw; the one that is used is chosen as evaluations choose it.
+    """
     wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
     checks, chosen = [], ""
     for name in (wanted,) if wanted else BACKENDS:
         found = egl_checks() if name == "egl" else [backend_check(f"GL {name}", device.ask(name), _install(name))]
-        if not chosen and any(check.status == "ok" for check in found):
+        if not chosen and not render.why_not(name):
             chosen = name
         checks += found
     if not chosen:
