@@ -146,6 +146,7 @@ def _probe_policy(arguments: Sequence[str]) -> int:
 
 def _serve(arguments: Sequence[str]) -> int:
     import argparse
+    import os
     from pathlib import Path
 
     from la4vla.types import UserError
@@ -155,7 +156,9 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--dialect", help="la4vla (default), openpi or evo1")
     parser.add_argument("--host", help="127.0.0.1 unless given; elsewhere clients need a token")
     parser.add_argument("--port", type=int, help="0 for any free one")
-    parser.add_argument("--token", help="asked of every client")
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument("--token", help="asked of every client; others on this machine can read it in `ps`")
+    token.add_argument("--token-env", metavar="NAME", help="environment variable that has the token")
     parser.add_argument("--seed", type=int, help="of the noise of clients that send none")
     parser.add_argument("--device", help="the best there is unless given")
     parser.add_argument("--max-batch", type=int, help="chunks computed together at most")
@@ -166,6 +169,13 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--gripper", choices=("raw", "opening"), help="evo1: as trained, or 1 = open and 0 = closed")
     parser.add_argument("--trim-state", action="store_true", help="evo1: ignore the end of a state that is too long")
     given = vars(parser.parse_args(arguments))
+    if "token_env" in given:
+        name = given.pop("token_env")
+        given["token"] = os.environ.get(name, "")
+        if not given["token"]:
+            raise UserError(f"--token-env {name}: no such variable, or an empty one; export the token in it.")
+    if given.get("token") == "":
+        raise UserError("--token is empty; leave it out to serve this machine without one, or give one.")
     evo1 = {name: given.pop(name) for name in ("channels", "gripper", "trim_state") if name in given}
     try:
         from la4vla.serve.server import Settings, serve

@@ -279,6 +279,23 @@ def test_the_token_opens_and_nothing_else_does(policy):
         assert healthy(url), "the health check needs no token"
 
 
+def test_the_command_takes_its_token_from_a_variable_and_none_that_is_empty(folder, monkeypatch, capsys):
+    served = []
+    monkeypatch.setattr("la4vla.serve.server.serve", lambda settings: served.append(settings) or 0)
+    monkeypatch.setenv("SERVE_TOKEN", "s3cret")
+    monkeypatch.setenv("EMPTY", "")
+    assert cli.main(["serve", str(folder), "--token-env", "SERVE_TOKEN"]) == 0
+    assert [settings.token for settings in served] == ["s3cret"]
+    for words, sentence in (
+        (["--token", ""], "--token is empty; leave it out"),
+        (["--token-env", "EMPTY"], "--token-env EMPTY: no such variable, or an empty one; export"),
+        (["--token-env", ""], "no such variable"),
+    ):
+        assert cli.main(["serve", str(folder), *words]) == 2
+        assert sentence in capsys.readouterr().err
+    assert len(served) == 1
+
+
 def test_without_a_token_only_this_machine_is_let_in(policy):
     with serving(policy) as (url, server):
         assert not server.token and url.startswith("ws://127.0.0.1:")
