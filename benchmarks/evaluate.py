@@ -104,6 +104,7 @@ def evaluate(request: Request) -> dict[Variant, results.Summary]:
         seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         try:
             with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
+                runner.works = any(row.success is not None for arm in arms for row in arm.stored.rows.values())
                 summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
         except PolicyLost as error:
             kept = f"finished episodes are in {request.out}, and the same command runs the rest"

@@ -31,7 +31,7 @@ SILENCE_S = 600.0
 dead."""
 
 HOPELESS = 3
-"""So many episodes lost before any was finished, and the simulator itself is broken: the run stops."""
+"""So many episodes lost before any was ever finished, and the simulator itself is broken: the run stops."""
 
 
 class Actor(Interface):
@@ -97,7 +97,7 @@ class Runner:
     scripted expert.
 
     views: cameras the envs render, () for none; where there are several GPUs, worker n renders on the n-th, and round
-    again. logs: folder for the workers' output.
+    again. logs: folder for the workers' output. `works` is for the caller to set where episodes of before have ended.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class Runner:
         self._gpus: tuple[int, ...] = ()
         self._queue = TaskQueue([])
         self._attempts: dict[Job, int] = defaultdict(int)
-        self._finished_any = False
         self._lost = 0
+        self.works = False
         self.spent = Spent()
 
     def __enter__(self) -> Runner:
@@ -131,7 +131,6 @@ class Runner:
         while len(self._workers) < min(self._count, len(jobs)):
             self._workers.append(self._start(len(self._workers)))
         for worker in self._workers:
-            worker.heard = time.monotonic()
             self._give(worker)
         while active := [worker for worker in self._workers if worker.job]:
             queries: list[tuple[Worker, Query]] = []
@@ -183,13 +182,14 @@ class Runner:
                     f"{len(chunk)}; choose replan_every={len(chunk)} or less."
                 )
             _send(worker, chunk)
+            worker.heard = time.monotonic()  # it was not silent while it waited
 
     def _finish(self, worker: Worker, outcome: Outcome) -> Finished:
         job = worker.job
         assert job is not None
         for activity, seconds in outcome.seconds.items():
             self.spent.worker_s[activity] += seconds
-        self._finished_any = True
+        self.works = True
         self._give(worker)
         return Finished(job, self._attempts.pop(job), outcome, worker.gpu)
 
@@ -199,6 +199,7 @@ class Runner:
         if worker.job is not None:
             self._attempts[worker.job] += 1
             _send(worker, worker.job)
+            worker.heard = time.monotonic()
 
     def _replace(self, worker: Worker) -> Finished | None:
         """A new process for a dead worker. Its job goes back to the queue, or, crashed twice, comes back as an
@@ -215,7 +216,7 @@ class Runner:
         else:
             self._lost += 1
             lost = Finished(job, self._attempts.pop(job), None, worker.gpu, words)
-        if self._lost >= HOPELESS and not self._finished_any:
+        if self._lost >= HOPELESS and not self.works:
             raise UserError(f"{self._lost} episodes crashed and none finished; the last words were: {words}.")
         self._give(self._workers[number])
         return lost
@@ -229,7 +230,7 @@ class Runner:
         process = self._context.Process(target=work, args=arguments, daemon=True, name=f"env-{number}")
         process.start()
         theirs.close()  # so that a dead worker reads as end-of-file here
-        return Worker(process, ours, log, gpu, heard=time.monotonic())
+        return Worker(process, ours, log, gpu)
 
 
 class TaskQueue:

@@ -77,6 +77,16 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(finished, request_, place
         assert second[key].final_state == pytest.approx(row.final_state, abs=1e-4)
 
 
+def test_old_crashes_do_not_end_an_evaluation_that_has_outcomes(request_, tmp_path, monkeypatch):
+    """Every resume runs them first."""
+    monkeypatch.setattr(runner, "HOPELESS", 1)
+    rules = protocol(groups={"easy": ["crash-x"], "hard": ["easy-a"]}, episodes=1)
+    asked = replace(request_, protocol=rules, out=tmp_path, workers=1, videos=0)
+    evaluate.evaluate(replace(asked, tasks=("easy-a",)))
+    summary = evaluate.evaluate(asked)[CLEAN]
+    assert summary.micro.n == 1 and [row.task for row in summary.errors] == ["crash-x"]
+
+
 def keyed(folder):
     return {(row.task, row.episode): row for row in results.read_rows(folder)}
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import struct
+import time
 from dataclasses import replace
 
 import pytest
@@ -125,6 +126,32 @@ def test_a_hanging_worker_counts_as_crashed(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "ATTEMPTS", 1)
     finished, _ = run([ALL[0], Job("hang-x", 0)], tmp_path, policy=Impatient())
     assert finished[Job("hang-x", 0)].outcome is None and finished[ALL[0]].outcome is not None
+
+
+class OneBusy(PointEnv):
+    """Its second task takes its time."""
+
+    def step(self, action):
+        time.sleep(0.1 if self.task == TASKS[1] else 0)
+        return super().step(action)
+
+
+class Thinker(Pusher):
+    """Once both tasks are up, however slowly they started, each of its calls outlasts the silence that is allowed."""
+
+    def infer(self, observations, noise_keys):
+        if {key.task for batch in self.batches for key in batch} == set(TASKS[:2]):
+            runner_module.SILENCE_S = 1.5
+            time.sleep(2.0)
+        return super().infer(observations, noise_keys)
+
+
+def test_waiting_for_a_long_policy_call_is_no_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "SILENCE_S", runner_module.SILENCE_S)
+    suite = replace(SUITE, make_env=OneBusy)
+    with Runner(suite, protocol(horizon=12), Thinker(), ("eye",), 2, tmp_path) as runner:
+        finished = list(runner.run([Job(task, 0) for task in TASKS[:2]]))
+    assert runner_module.SILENCE_S == 1.5 and [end.attempts for end in finished] == [1, 1]
 
 
 class Deadly:
