@@ -17,6 +17,7 @@ import pytest
 from benchmarks import protocols
 from la4vla import manifest
 from la4vla.doctor import Check, Demand, doctor, table, to_json, verdict
+from la4vla.doctor.check import failed
 from la4vla.doctor.files import checkpoint_check, shards_check
 from la4vla.doctor.machine import backend_check, egl_checks, gl_checks
 from la4vla.doctor.suite import picture_check, pins_check, settling_check, suite_checks, version_checks
@@ -176,6 +177,36 @@ def test_other_pictures_and_those_without_a_reference_are_not_vouched_for():
     stranger = {**here, "pictures": {"pick-place-v3 corner4:100:full": next(iter(kept.values()))}}
     assert "no pictures like" in picture_check("metaworld", stranger, golden, CORNER).says
     assert suite_checks("metaworld", {}, None)[0].status == "fail"
+
+
+def test_a_reference_that_lacks_what_is_compared_is_said_to():
+    golden = references()["metaworld"]
+    for part in ("versions", "renderer", "assets", "pictures", "settling"):
+        (check,) = suite_checks("metaworld", {"metaworld": {**golden, part: 3}}, None)
+        assert check.status == "fail" and f"no {part}" in check.says and "--write FILE" in check.cure
+    (check,) = suite_checks("metaworld", {"metaworld": {**golden, "versions": {"mujoco": "3.3.0"}}}, None)
+    assert check.status == "fail" and "no version of metaworld" in check.says
+    listed: dict = {"metaworld": [1]}
+    assert suite_checks("metaworld", listed, None)[0].status == "fail"
+    kept = {key: value for key, value in golden["pictures"].items() if key.endswith(str(CORNER))}
+    here = {**golden, "pictures": kept}
+    for picture in ({}, {"mean": 1, "std": [], "blocks": ""}, 7):
+        check = picture_check("metaworld", here, {**golden, "pictures": dict.fromkeys(kept, picture)}, CORNER)
+        assert check.status == "fail" and "pictures are damaged" in check.says and "--write FILE" in check.cure
+    for row in ({}, {"moved": "far"}, 7):
+        check = settling_check("metaworld", here, {**golden, "settling": {**golden["settling"], "hammer-v3": row}})
+        assert check.status == "fail" and "hammer-v3" in check.says and "--write FILE" in check.cure
+
+
+def test_an_error_without_a_cure_gets_none_that_is_invented():
+    assert failed("a", "no file; copy it.", "look") == Check("a", "fail", "no file.", "copy it")
+    assert failed("a", "KeyError: 'x'", "look", "libero") == Check("a", "fail", "KeyError: 'x'.", "look", "libero")
+
+
+def test_a_simulator_that_breaks_is_not_a_matter_of_a_path(monkeypatch):
+    monkeypatch.setattr("la4vla.doctor.suite.measured_here", lambda *_: "KeyError: 'corner4'")
+    check = suite_checks("metaworld", references(), None)[-1]
+    assert check.status == "fail" and check.cure.startswith("run `python -m la4vla.sim.golden metaworld`")
 
 
 def test_objects_that_fly_or_do_not_rest_are_seen():

@@ -34,8 +34,7 @@ class Demand:
     setting: Setting
 
 
-def failed(name: str, error: str, suite: str = "") -> Check:
-    """error: of a UserError, a sentence that ends in its cure, after a semicolon; the few without one are about a
-    path."""
-    says, _, cure = error.rpartition("; ")
-    return Check(name, "fail", f"{says}." if says else cure, cure.rstrip(".") if says else "check the path", suite)
+def failed(name: str, error: str, otherwise: str, suite: str = "") -> Check:
+    """error: a sentence that ends in its cure, after a semicolon. otherwise: the cure of one that has none."""
+    says, _, cure = error.rstrip(".").rpartition("; ")
+    return Check(name, "fail", f"{says or cure}.", cure if says else otherwise, suite)

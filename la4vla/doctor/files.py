@@ -25,7 +25,7 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
         if demand is not None:
             require_match(robot, about.views, ROBOTS[demand.suite], demand.setting.views)
     except UserError as error:
-        return failed("checkpoint", str(error))
+        return failed("checkpoint", str(error), "check the path")
     views = ", ".join(about.views) or "none"
     known = next((suite for suite, other in ROBOTS.items() if other == robot), "no suite of ours")
     says = (
@@ -39,7 +39,7 @@ def shards_check(folder: str) -> Check:
     try:
         report = verify(folder)
     except UserError as error:
-        return failed("shards", str(error))
+        return failed("shards", str(error), "check the path")
     problems = [*report.folder_problems, *(f"{s.name}: {p}" for s in report.shards for p in s.problems)]
     if problems:
         more = f" ({len(problems) - 1} more)" if problems[1:] else ""

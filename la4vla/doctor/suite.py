@@ -21,20 +21,41 @@ MAX_OFF = 0.005  # m by which a body's way while settling may differ from the re
 MAX_LAST = 0.002  # m that a body may move in the last step
 TIMEOUT_S = 600.0  # the slowest suite took 90 s on a busy CPU
 
+PARTS = {"versions": dict, "renderer": str, "assets": str, "pictures": dict, "settling": dict}
+"""Of a reference: what is compared, or said where it differs."""
+
 
 def suite_checks(suite: str, references: Mapping[str, Measured], demand: Demand | None) -> list[Check]:
     """Draws and steps the suite's scenes in a subprocess, at the demand's setting or the usual one, and compares."""
     if suite not in references:
-        cure = f"python -m la4vla.sim.golden {suite} --write FILE, where the results to compare with were made"
-        return [Check(f"{suite} pictures", "fail", "the file of references has none of this suite.", cure, suite)]
+        says = "the file of references has none of this suite."
+        return [Check(f"{suite} pictures", "fail", says, remake(suite), suite)]
     reference = references[suite]
+    if lacking := lacks(suite, reference):
+        says = f"the reference has no {' and no '.join(lacking)}."
+        return [Check(f"{suite} reference", "fail", says, remake(suite), suite)]
     checks = [*version_checks(suite, reference), pins_check(suite, reference)]
     setting = demand.setting if demand else SCENES[suite].usual
     measured = measured_here(suite, setting)
     if isinstance(measured, str):
-        return [*checks, failed(f"{suite} pictures", f"nothing is drawn: {measured}", suite)]
+        cure = f"run `python -m la4vla.sim.golden {suite}` to see all that it says"
+        return [*checks, failed(f"{suite} pictures", f"nothing is drawn: {measured}", cure, suite)]
     checks += assets_checks(suite, measured)
     return [*checks, picture_check(suite, measured, reference, setting), settling_check(suite, measured, reference)]
+
+
+def lacks(suite: str, reference: object) -> list[str]:
+    """What a reference that a user wrote does not have, of what every check of the suite needs."""
+    if not isinstance(reference, dict):
+        return list(PARTS)
+    lacking = [part for part, kind in PARTS.items() if not isinstance(reference.get(part), kind)]
+    return lacking or [f"version of {name}" for name in SCENES[suite].packages if name not in reference["versions"]]
+
+
+def remake(suite: str) -> str:
+    """The cure of a reference that does not hold what is needed."""
+    made = f"python -m la4vla.sim.golden {suite} --write FILE"
+    return f"{made}, where the results to compare with were made; then --golden"
 
 
 def measured_here(suite: str, setting: Setting) -> Measured | str:
@@ -107,18 +128,18 @@ def assets_checks(suite: str, measured: Measured) -> Sequence[Check]:
 def picture_check(suite: str, measured: Measured, reference: Measured, setting: Setting) -> Check:
     """Every picture's block means, means and stds against the reference's."""
     name = f"{suite} pictures"
-    remake = (
-        f"python -m la4vla.sim.golden {suite} --write FILE, where the results to compare with were made; then --golden"
-    )
     if measured["assets"] != reference["assets"]:
-        return Check(
-            name, "fail", "the reference was drawn with other assets, so pictures are not vouched for.", remake, suite
-        )
+        says = "the reference was drawn with other assets, so pictures are not vouched for."
+        return Check(name, "fail", says, remake(suite), suite)
     missing = measured["pictures"].keys() - reference["pictures"].keys()
     if missing:
         says = f"the reference has no pictures like {setting}, so they are not vouched for."
         return Check(name, "fail", says, "run a protocol that ships; its pictures are all in the reference", suite)
-    off = {key: distance(seen, reference["pictures"][key]) for key, seen in measured["pictures"].items()}
+    try:
+        off = {key: distance(seen, reference["pictures"][key]) for key, seen in measured["pictures"].items()}
+    except (KeyError, TypeError, ValueError) as error:
+        says = f"the reference's pictures are damaged ({type(error).__name__}: {error})."
+        return Check(name, "fail", says, remake(suite), suite)
     worst = max(off, key=lambda key: off[key])
     how = f"{len(off)} of {setting}, {off[worst]:.2f} grey levels off at most ({TOLERANCE} allowed)"
     if off[worst] > TOLERANCE:
@@ -131,7 +152,11 @@ def picture_check(suite: str, measured: Measured, reference: Measured, setting: 
 def settling_check(suite: str, measured: Measured, reference: Measured) -> Check:
     """How far bodies move while nothing is commanded, against the reference; and that they have come to rest."""
     name, seen = f"{suite} settling", measured["settling"]
-    off = {task: abs(row["moved"] - reference["settling"][task]["moved"]) for task, row in seen.items()}
+    try:
+        off = {task: abs(row["moved"] - reference["settling"][task]["moved"]) for task, row in seen.items()}
+    except (KeyError, TypeError) as error:
+        says = f"the reference does not tell how all of {', '.join(seen)} settle ({type(error).__name__}: {error})."
+        return Check(name, "fail", says, remake(suite), suite)
     worst = max(off, key=lambda task: off[task])
     restless = max(seen, key=lambda task: seen[task]["last"])
     last = seen[restless]["last"]
