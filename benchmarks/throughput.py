@@ -1,7 +1,7 @@
 """How fast the model trains and acts, against the same model fed the released layout; and how fast the loader is alone.
 
     python -m benchmarks.throughput --preset tiny --device cpu --batch 32
-    python -m benchmarks.throughput --preset la4vla_1b --device cuda --batch 32 --precision bf16 --checkpointing --json out.json
+    python -m benchmarks.throughput --preset la4vla_1b --device cuda --batch 32 --precision bf16 --checkpointing
 
 Layouts, all through the same weights and the same `Policy`:
     la             the instruction alone; language model and head train (FACTS 4.1, stage 2)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Several machines: run the same line on each of them, in any order.
 # usage: NNODES=2 HEAD=host:29500 [NPROC=8] [RUN_ID=name] bash launch/train_multi_node.sh CONFIG.yaml [key=value ...]
-# HEAD is one of the machines, reachable from all. Network interfaces are NCCL's choice unless you export your own.
+# HEAD is one of the machines, reachable from all. Network interfaces are chosen by NCCL and gloo unless you
+# export NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME (both: numbers of the host go over gloo).
 set -euo pipefail
 : "${NNODES:?how many machines}" "${HEAD:?host:port of one of them}"
 # shellcheck source=launch/environment.sh

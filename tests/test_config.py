@@ -109,7 +109,13 @@ def test_a_leaky_source_trains_vision_and_needs_a_backend_that_can_mask(recipe):
     leaky = ["data.sources.la.kind=la_leaky", "stages.pretrain.train=[vision,projector,llm,head]"]
     assert config.load(recipe, leaky).data.sources["la"].kind == "la_leaky"
     with pytest.raises(UserError, match=r"flash_attention_2 cannot take; set model\.attention=sdpa"):
-        config.load(recipe, [*leaky, "model.attention=flash_attention_2"])
+        config.load(recipe, [*leaky, "model.attention=flash_attention_2", "engine.precision=bf16"])
+
+
+def test_flash_attention_needs_half_precision(recipe):
+    with pytest.raises(UserError, match=r"bf16 only; set engine\.precision=bf16, or sdpa"):
+        config.load(recipe, ["model.attention=flash_attention_2"])
+    config.load(recipe, ["model.attention=flash_attention_2", "engine.precision=bf16"])
 
 
 @pytest.mark.parametrize("override", ["optim.clip_norm=inf", "data.augment=1", "stages.pretrain.lr=0"])

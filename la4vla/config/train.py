@@ -65,7 +65,9 @@ class StageConfig:
     mixture: dict[str, float] = field(default_factory=dict)  # source -> share, any sum; 0 takes out a source of `base:`
     steps: int = MISSING
     global_batch: int = 128  # samples an optimizer step, over all ranks; a multiple of data.streams
-    micro_batch: int = 16  # samples that go through the model at once on one rank; changes memory, not results
+    micro_batch: int = (
+        16  # samples that go through the model at once on one rank; memory, not results (but for dropout's draws)
+    )
     train: list[str] = field(default_factory=lambda: ["llm", "head"])  # module groups; all others are frozen
     lr: float = 1e-5
     warmup_steps: int = 1000  # linear from 0, then cosine to 0 at `steps`
@@ -155,6 +157,8 @@ def validate(config: TrainConfig) -> None:
             f"validate.every_steps is {config.validate.every_steps}; it must be a multiple of log.every_steps "
             f"({config.log.every_steps}), where its numbers are written."
         )
+    if config.model.attention == "flash_attention_2" and config.engine.precision != "bf16":
+        raise UserError("model.attention: flash_attention_2 computes in bf16 only; set engine.precision=bf16, or sdpa.")
     if config.validate.cases and config.model.attention == "flash_attention_2":
         raise UserError(
             "validate.cases samples in fp32, which flash_attention_2 cannot; set model.attention=sdpa or leave "

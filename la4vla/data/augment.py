@@ -14,7 +14,7 @@ import numpy as np
 from la4vla.types import Sample
 
 CROP_AREA = (0.95, 1.0)  # of the image's area, FACTS 1.7
-CROP_ASPECT = (3 / 4, 4 / 3)  # torchvision's RandomResizedCrop, which the recipe names
+CROP_ASPECT = (3 / 4, 4 / 3)  # at most, and only what fits; torchvision's RandomResizedCrop, which the recipe names
 TURN_DEGREES = 5.0
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, 0.4, 0.5, 0.08  # FACTS 1.7; hue is a share of the full circle
 
@@ -36,10 +36,12 @@ class Look:
 
 
 def draw_look(generator: np.random.Generator) -> Look:
-    area, aspect = generator.uniform(*CROP_AREA), np.exp(generator.uniform(*np.log(CROP_ASPECT)))
-    width, height = min(1.0, np.sqrt(area * aspect)), min(1.0, np.sqrt(area / aspect))
+    area = generator.uniform(*CROP_AREA)
+    # A crop of this area fits where neither side is longer than the image's; torchvision draws again until one does.
+    fitting = max(CROP_ASPECT[0], area), min(CROP_ASPECT[1], 1 / area)
+    aspect = np.exp(generator.uniform(*np.log(fitting)))
     return Look(
-        crop=(float(width), float(height)),
+        crop=(float(np.sqrt(area * aspect)), float(np.sqrt(area / aspect))),
         centre=(float(generator.uniform()), float(generator.uniform())),
         degrees=float(generator.uniform(-TURN_DEGREES, TURN_DEGREES)),
         brightness=float(generator.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)),

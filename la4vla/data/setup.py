@@ -101,6 +101,12 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
             f"micro-batches of {stage.micro_batch}; "
             f"{stage.steps:,} steps = {stage.steps * stage.global_batch:,} samples"
         )
+        if stage.warmup_steps >= stage.steps:
+            top = stage.lr * (stage.steps - 1) / stage.warmup_steps
+            lines.append(
+                f"warning: stage {name} ends inside its warm-up of {stage.warmup_steps:,} steps; its learning rate "
+                f"gets to {top:.2g} and not to {stage.lr:g}"
+            )
         for source, count in total.items():
             one = setup.sources[source].index.samples
             lines.append(f"  {source}: {count:,} samples = {count / one:.2f} passes over {one:,}")

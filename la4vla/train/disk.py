@@ -1,4 +1,5 @@
-"""A disk without room, turned into one sentence wherever a run writes. Other file errors pass: they are no user's."""
+"""A disk without room, or a folder that may not be written, turned into one sentence wherever a run writes. Other file
+errors pass: they are no user's."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from la4vla.types import UserError
 
 SPARE = 1.05  # free disk asked for, over the size of what is to be written
 GB = 1e9
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -28,10 +30,15 @@ def check_room(folder: Path, needed: int) -> None:
 
 @contextmanager
 def guarded(path: Path, what: str) -> Iterator[None]:
-    """Around writing `what` to `path`: a disk (or a quota) that becomes full is a UserError."""
+    """Around writing `what` to `path`: a disk (or a quota) that becomes full is a UserError, and so is a place that is
+    not to be written to."""
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in FORBIDDEN:
+            raise UserError(
+                f"{path}: {what} cannot be written there ({error.strerror}); choose another run.dir."
+            ) from error
         if not _is_full(error):
             raise
         raise UserError(

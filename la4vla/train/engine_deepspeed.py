@@ -139,6 +139,8 @@ def deepspeed_config(config: TrainConfig, world_size: int, parameters: int) -> d
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
+        # Its own throughput timer waits for the device at every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
         "gradient_clipping": config.optim.clip_norm if stage else 0.0,
         "zero_optimization": {
             "stage": stage,

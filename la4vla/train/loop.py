@@ -66,7 +66,7 @@ def train_step(engine: Engine, data: StepData, config: TrainConfig, world: World
     """
     stage = config.stages[data.stage]
     seed_dropout(config.run.seed, world.rank, data.step)
-    totals = sum_over_ranks(step_totals(data, stop).to(world.device, non_blocking=True))
+    totals = sum_over_ranks(step_totals(data, stop, world).to(world.device, non_blocking=True))
     rows = {kind: sum(batch.rows for batch in data.batches if batch.kind == kind) for kind in KINDS}
     losses = []
     for number, batch in enumerate(data.batches):
@@ -84,12 +84,13 @@ def on_device(batch: Batch, world: World) -> Batch:
     return batch.pin().to(world.device) if world.device.type == "cuda" else batch
 
 
-def step_totals(data: StepData, stop: bool) -> Tensor:
-    """float32 on the host: valid action values of each kind on this rank, then this rank's vote to stop."""
+def step_totals(data: StepData, stop: bool, world: World) -> Tensor:
+    """float32 on the host, pinned for a GPU: valid action values of each kind on this rank, then its vote to stop."""
     valid = dict.fromkeys(KINDS, 0)
     for batch in data.batches:
         valid[batch.kind] += int(batch.action_mask_BTA.sum())
-    return torch.tensor([*valid.values(), int(stop)], dtype=torch.float32)
+    pinned = world.device.type == "cuda"
+    return torch.tensor([*valid.values(), int(stop)], dtype=torch.float32, pin_memory=pinned)
 
 
 def seed_dropout(seed: int, rank: int, step: int) -> None:

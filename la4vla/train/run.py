@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from la4vla.model.presets import preset
 from la4vla.model.tokenizer import Prompter, build_prompter
 from la4vla.train import checkpoint, engine, start
 from la4vla.train.checkpoint import Identity, Position
-from la4vla.train.dist import World, log0, on_main
+from la4vla.train.dist import World, gathered, log0, on_main
 from la4vla.train.engine import Engine
 from la4vla.train.health import Watch
 from la4vla.train.report import Report
 from la4vla.train.start import Start
 from la4vla.train.validate import Validation
+from la4vla.types import UserError
 
 
 @dataclass
@@ -71,6 +73,7 @@ def begin(config: TrainConfig, world: World) -> Run | None:
     if found.own:
         assert found.weights is not None
         checkpoint.check_data(found.weights, manifest.read(found.weights), fingerprints(loader.setup))
+    check_ranks_agree(config, loader.setup)
     validation = Validation(config, loader.setup, spec, prompter.encode, world) if config.validate.cases else None
     on_main(world, lambda: start.write_config(config))
     policy, run_engine = build_engine(config, found, world)
@@ -79,6 +82,27 @@ def begin(config: TrainConfig, world: World) -> Run | None:
     watch = Watch(world, config.engine.max_skipped_steps)
     identity = _identity(policy, loader.setup, prompter)
     return Run(config, world, loader, identity, found.position, policy, run_engine, watch, report, validation)
+
+
+def check_ranks_agree(config: TrainConfig, setup: Setup) -> None:
+    """Raises UserError, on every rank, where one has another config, other shards or other statistics than rank 0: each
+    reads its own files, and its gradient counts for all. Only paths of shards may differ. Collective."""
+    said = asdict(config)
+    for source in said["data"]["sources"].values():
+        del source["path"]
+    parts = {
+        "config": said,
+        "shards": fingerprints(setup),
+        "statistics of the data": chain_to_dicts(setup.chain),
+    }
+    first, *others = gathered({name: json.dumps(part, sort_keys=True) for name, part in parts.items()})
+    for rank, theirs in enumerate(others, start=1):
+        for name, of_main in first.items():
+            if theirs[name] != of_main:
+                raise UserError(
+                    f"rank {rank} has another {name} than rank 0; start all ranks with the same command, config and "
+                    "data."
+                )
 
 
 def build_engine(config: TrainConfig, begin: Start, world: World) -> tuple[Policy, Engine]:
@@ -125,8 +149,18 @@ def _announce(config: TrainConfig, begin: Start, setup: Setup, world: World) -> 
         )
     log0(world, "transforms: " + " -> ".join(type(item).__name__ for item in setup.chain.transforms))
     if begin.own and begin.weights is not None:
-        ranks = manifest.read(begin.weights).world_size
-        exact = "exact" if ranks == world.size else f"the same samples on {world.size} instead of {ranks} ranks"
-        log0(world, f"resume: {exact}, from {begin.weights}")
+        log0(world, f"resume: {_likeness(manifest.read(begin.weights), config, world)}, from {begin.weights}")
     elif begin.weights is not None:
         log0(world, f"weights from {begin.weights}; step and optimizer start fresh")
+
+
+def _likeness(found: manifest.Manifest, config: TrainConfig, world: World) -> str:
+    """How like the run without an end the resumed one will be: what changes the order of sums changes rounding, and
+    which values dropout leaves out."""
+    if found.world_size != world.size:
+        return f"the same samples on {world.size} instead of {found.world_size} ranks"
+    now = asdict(config)
+    sizes = [{name: stage["micro_batch"] for name, stage in said["stages"].items()} for said in (found.config, now)]
+    if found.config["engine"] != now["engine"] or sizes[0] != sizes[1]:
+        return "the same samples with another engine or micro-batch"
+    return "exact"

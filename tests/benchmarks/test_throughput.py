@@ -48,6 +48,22 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert "released la" in printed and "loader, vla" in printed
 
 
+def test_a_layout_that_does_not_fit_costs_no_other(capsys, monkeypatch):
+    train = throughput.Bench.train
+
+    def full(bench, layout, *arguments):
+        if layout.name == "la":
+            raise torch.OutOfMemoryError
+        return train(bench, layout, *arguments)
+
+    monkeypatch.setattr(throughput.Bench, "train", full)
+    small = ["--batch", "1", "--seconds", "0.01", "--no-sampler", "--no-loader", "--layouts", "la", "vla"]
+    assert throughput.main(small) == 0
+    said = capsys.readouterr()
+    assert "la: out of memory at batch 1; left out" in said.err
+    assert [line.split()[0] for line in said.out.splitlines() if " 1 " in line and line.startswith("vla")] == ["vla"]
+
+
 def test_bad_input_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert exit_status(throughput.main, ["--device", "cuda"]) == 2

@@ -423,4 +423,7 @@ def test_the_arithmetic_is_printed(folders):
     text = explain(config, prepare(config, SPEC), 2)
     assert "stage first: a step is 16 = 8 la + 8 vla samples = 2 ranks x (1 la + 1 vla) micro-batches of 4" in text
     assert "5 steps = 80 samples" in text
+    assert "warning: stage first ends inside its warm-up of 1,000 steps; its learning rate gets to 4e-08" in text
+    config.stages["first"].warmup_steps = 4
+    assert "stage first ends inside" not in explain(config, prepare(config, SPEC), 2)
     assert f"la: 40 samples = {40 / read_index(folders / 'la').samples:.2f} passes" in text

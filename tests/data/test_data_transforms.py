@@ -261,6 +261,14 @@ def test_augmentation_is_one_look_for_all_views_and_leaves_no_black_corner():
     assert draw_look(draw(1)) == draw_look(draw(1)) != draw_look(draw(2))
 
 
+def test_a_crop_keeps_the_share_of_the_picture_that_the_recipe_says():
+    """95 % and more of its area, within its borders, and so at most 1 / 0.95 wider or higher."""
+    sides = np.array([draw_look(generator(0, RngUse.AUGMENT, "source", number)).crop for number in range(500)])
+    areas, aspects = sides.prod(axis=1), sides[:, 0] / sides[:, 1]
+    assert sides.max() <= 1 and 0.95 <= areas.min() < 0.955 and areas.max() <= 1
+    assert 0.95 <= aspects.min() < 0.97 and 1.03 < aspects.max() <= 1 / 0.95
+
+
 def test_a_neutral_look_changes_nothing_and_a_crop_is_exact():
     neutral = Look((1.0, 1.0), (0.5, 0.5), 0.0, 1.0, 1.0, 1.0, 0.0)
     picture = np.random.Generator(np.random.Philox(1)).integers(0, 256, (24, 40, 3), dtype=np.uint8)

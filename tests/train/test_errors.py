@@ -11,7 +11,7 @@ from la4vla.config import load
 from la4vla.train import __main__ as command
 from la4vla.train import dist
 from tests.fixtures import write_shards
-from tests.train.launch import Ended, start_torchrun, wait, write_config
+from tests.train.launch import Ended, start, start_torchrun, wait, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +96,35 @@ def test_a_wrong_config_is_said_once_under_torchrun(tmp_path, shards):
     assert ended.codes != (0,)
     (said,) = errors(ended)
     assert "unknown key `run.sede`" in said
+
+
+ONE_RANK_DIFFERS = """
+import os, sys
+from la4vla.train.__main__ import main
+sys.exit(main([sys.argv[1], sys.argv[2 + int(os.environ["RANK"])]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [("stages.pretrain.lr=2.0e-3", "another config"), ("data.sources.la.path={}/la", "another shards")],
+)
+def test_ranks_that_were_given_different_things_do_not_train_together(tmp_path, shards, second, sentence):
+    write_shards(tmp_path / "la", 25, 4)
+    config = write_config(tmp_path, shards, "different")
+    first = "stages.pretrain.lr=1.0e-3"
+    ended = wait(start(2, "-c", ONE_RANK_DIFFERS, str(config), first, second.format(tmp_path)))
+    assert ended.codes == (2, 2)
+    (said,) = errors(ended)
+    assert f"rank 1 has {sentence} than rank 0; start all ranks with the same" in said
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence(tmp_path, shards):
+    (tmp_path / "taken").write_text("a file")
+    ended = wait(start(2, "-m", "la4vla.train", str(write_config(tmp_path, shards, "x")), f"run.dir={tmp_path}/taken"))
+    assert ended.codes == (2, 2)
+    (said,) = errors(ended)
+    assert "taken" in said and "choose another run.dir" in said and "Traceback" not in ended.stderr
 
 
 def test_other_data_in_the_same_folder_is_one_sentence(tmp_path, shards, in_process):

@@ -1,6 +1,8 @@
 """Why: only a device shows whether a step waits for it, whether bf16 learns there, and whether it computes what the CPU
 does. `pytest -m gpu` runs this file; without a GPU it is skipped."""
 
+import traceback
+
 import pytest
 import torch
 
@@ -33,6 +35,15 @@ def world():
     dist.stop()
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """The places that waited for the whole device, which the sync debug mode does not see."""
+    places = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: places.append(traceback.format_stack(limit=4)))
+    yield places
+    torch.cuda.set_sync_debug_mode("default")
+
+
 def trained(shards, tmp_path, world, steps, overrides=(), sync_mode="default"):
     """Losses of each step, and the policy."""
     path = tmp_path / "config.yaml"
@@ -57,9 +68,17 @@ def trained(shards, tmp_path, world, steps, overrides=(), sync_mode="default"):
     return means, policy
 
 
-def test_a_step_never_waits_for_the_device(shards, tmp_path, world):
+def test_a_step_never_waits_for_the_device(shards, tmp_path, world, waits):
     means, _ = trained(shards, tmp_path, world, 8, ["engine.precision=bf16"], sync_mode="error")
-    assert len(means) == 8
+    assert len(means) == 8 and not waits
+
+
+def test_deepspeed_does_not_wait_for_the_device_at_every_micro_batch(shards, tmp_path, world, waits):
+    """Two micro-batches of each kind a step; ZeRO 2 may wait once a step."""
+    trained(shards, tmp_path, world, 4, ["engine.name=deepspeed", "engine.zero_stage=2"])
+    before = len(waits)
+    trained(shards, tmp_path, world, 8, ["engine.name=deepspeed", "engine.zero_stage=2"])
+    assert len(waits) - 2 * before <= 4
 
 
 def test_bf16_learns_as_fp32_does(shards, tmp_path, world):
