@@ -7,6 +7,7 @@ import re
 import struct
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -129,29 +130,38 @@ def test_a_hanging_worker_counts_as_crashed(tmp_path, monkeypatch):
 
 
 class OneBusy(PointEnv):
-    """Its second task takes its time."""
+    """Its second task takes its time, and the first waits until that one is up."""
+
+    def reset(self, task, episode):
+        up = Path(os.environ["POINT_MARKERS"]) / "up"
+        if task == TASKS[1]:
+            up.touch()
+        while not up.exists():
+            time.sleep(0.01)
+        return super().reset(task, episode)
 
     def step(self, action):
-        time.sleep(0.1 if self.task == TASKS[1] else 0)
+        time.sleep(0.05 if self.task == TASKS[1] else 0)
         return super().step(action)
 
 
 class Thinker(Pusher):
-    """Once both tasks are up, however slowly they started, each of its calls outlasts the silence that is allowed."""
+    """Once both tasks have asked, each of its calls outlasts the silence that is allowed."""
 
     def infer(self, observations, noise_keys):
         if {key.task for batch in self.batches for key in batch} == set(TASKS[:2]):
-            runner_module.SILENCE_S = 1.5
-            time.sleep(2.0)
+            runner_module.SILENCE_S = 1.0
+            time.sleep(1.3)
         return super().infer(observations, noise_keys)
 
 
 def test_waiting_for_a_long_policy_call_is_no_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "SILENCE_S", runner_module.SILENCE_S)
+    monkeypatch.setenv("POINT_MARKERS", str(tmp_path))
     suite = replace(SUITE, make_env=OneBusy)
-    with Runner(suite, protocol(horizon=12), Thinker(), ("eye",), 2, tmp_path) as runner:
+    with Runner(suite, protocol(horizon=16), Thinker(), ("eye",), 2, tmp_path) as runner:
         finished = list(runner.run([Job(task, 0) for task in TASKS[:2]]))
-    assert runner_module.SILENCE_S == 1.5 and [end.attempts for end in finished] == [1, 1]
+    assert runner_module.SILENCE_S == 1.0 and [end.attempts for end in finished] == [1, 1]
 
 
 class Deadly:
