@@ -81,10 +81,15 @@ class Prompter:
 
     @staticmethod
     def load(folder: str | Path, spec: InputSpec) -> Prompter:
+        """Raises UserError for a file that is missing or damaged."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise UserError(f"{folder}: no {FILE} in it; point model.tokenizer at a folder that has one.")
-        return Prompter(Tokenizer.from_file(str(path)), spec)
+        try:
+            # From memory: of a damaged file the library makes a bare Exception.
+            return Prompter(Tokenizer.from_buffer(path.read_bytes()), spec)
+        except ValueError as error:
+            raise UserError(f"{path}: no tokenizer ({error}); fetch the file again.") from error
 
     def __reduce__(self) -> tuple[type[Prompter], tuple[Tokenizer, InputSpec]]:
         return Prompter, (self.tokenizer, self.spec)  # the tokenizer's own pickle forgets encode_special_tokens

@@ -99,7 +99,7 @@ def references(path: Path | None = None) -> dict[str, Measured]:
     try:
         text = (path or resources.files("la4vla.sim") / "data" / "golden.json").read_text()
         return dict(json.loads(text))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: no file of references ({error}); write one by `python -m la4vla.sim.golden SUITE --write FILE`."
         ) from error

@@ -93,6 +93,14 @@ def test_a_place_that_does_not_exist_is_an_error(monkeypatch):
         build_prompter(ModelConfig(tokenizer="nowhere/at-all"))
 
 
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path, prompter):
+    prompter.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(UserError, match="tokenizer.json: no tokenizer .*; fetch the file again"):
+        build_prompter(ModelConfig(tokenizer=str(tmp_path)))
+
+
 def test_the_committed_tokenizer_is_what_the_script_makes():
     committed = json.loads((TINY_TOKENIZER / "tokenizer.json").read_text())
     assert json.loads(train_tokenizer.build().to_str()) == committed
