@@ -132,6 +132,11 @@ def open_arms(request: Request, policy: ServedPolicy | RemotePolicy | None) -> l
             f"{request.out}: is itself the folder of one evaluation; give --perturb another --out, or, if that one is "
             f"the clean arm, move its files to {request.out / CLEAN.folder}."
         )
+    if not request.variants and (request.out / CLEAN.folder / results.EPISODES).exists():
+        raise UserError(
+            f"{request.out}: holds the arms of a perturbed evaluation; --out {request.out / CLEAN.folder} goes on with "
+            "its clean one, or give another --out."
+        )
     identity, step = (policy.identity, policy.step) if policy else (EXPERT, 0)
     gl = request.suite.prepare()
     versions = {name: importlib.metadata.version(name) for name in request.suite.packages}

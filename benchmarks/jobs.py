@@ -1,7 +1,8 @@
 """What a sweep evaluates: checkpoints x protocols x replan values as jobs, and which episodes of each are there.
 
 Each job is one `python -m benchmarks SUITE` of its own folder, so a failed one stops no other and an interrupted one
-resumes. Perturbations are arms of a job, since each needs the clean one. A replan value that is not the protocol's
+resumes. Perturbations are arms of a job, since each needs the clean one; every arm has a folder of its own, so that
+perturbations may be added to a sweep that has run, or taken from it. A replan value that is not the protocol's
 makes the protocol `custom` with another hash, which `compare` refuses beside the original.
 """
 
@@ -47,7 +48,7 @@ class Job:
     """One evaluation of one checkpoint. label: its row in the tables, which seeds share. policy: sha256 of the weights.
 
     title: the protocol's, before the replan value. wanted: (task, episode) of every arm. variants: of the arms, the
-    clean one first. folder: its --out. argv: the command, the same wherever it runs.
+    clean one first. folder: of its arms. argv: the command, the same wherever it runs.
     """
 
     label: str
@@ -70,8 +71,8 @@ class Job:
         return f"{self.label}, {self.setting}, {self.checkpoint}"
 
     def arm(self, variant: Variant) -> Path:
-        """The result folder of a variant: the job's own where it has the clean arm alone."""
-        return self.folder / variant.folder if len(self.variants) > 1 else self.folder
+        """The result folder of a variant."""
+        return self.folder / variant.folder
 
     @property
     def complete(self) -> bool:
@@ -144,8 +145,13 @@ def _job(sweep: SweepConfig, label: str, given: str, title: str, replan: int) ->
     protocol = load(title, changes)
     checkpoint = manifest.resolve(given)
     folder = Path(sweep.out) / _name(label) / _name(str(checkpoint)) / f"{_name(title)}_replan{replan}"
+    if (folder / results.EPISODES).exists():
+        raise UserError(
+            f"{folder}: clean rows lie in a folder of their own now; move its files to {folder / CLEAN.folder}."
+        )
+    out = folder if sweep.perturbations else folder / CLEAN.folder
     argv = [sys.executable, "-m", "benchmarks", protocol.suite, *changes, "--checkpoint", str(checkpoint)]
-    argv += ["--protocol", title, "--out", str(folder), "--workers", str(sweep.workers)]
+    argv += ["--protocol", title, "--out", str(out), "--workers", str(sweep.workers)]
     argv += ["--episodes", str(sweep.episodes)] if sweep.episodes else []
     argv += [part for text in sweep.perturbations for part in ("--perturb", text)]
     return Job(

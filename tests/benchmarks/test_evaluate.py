@@ -183,6 +183,8 @@ def test_a_folder_of_one_evaluation_takes_no_perturbation(request_, perturbed, f
         evaluate.evaluate(replace(request_, variants=(Variant("fog", 1),)))
     with pytest.raises(UserError, match=r"gaussian_noise:5=50; give this evaluation another --out"):
         evaluate.evaluate(replace(request_, out=perturbed[0].out / "gaussian_noise_5"))
+    with pytest.raises(UserError, match=r"holds the arms of a perturbed evaluation; --out .*perturbed/clean goes on"):
+        evaluate.evaluate(replace(request_, out=perturbed[0].out))
 
 
 def test_the_page_shows_success_by_severity(perturbed, tmp_path):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,20 @@ def test_every_combination_is_a_job_of_its_own_folder_and_protocol(checkpoints):
     assert [job.protocol.hash == own.hash for job in jobs] == [True, False] * 3
     assert [job.setting for job in jobs[:2]] == [QUICK, f"{QUICK}, replan 4"]
     assert "replan_every=4" in jobs[1].argv and "replan_every=4" not in jobs[0].argv
+
+
+def test_perturbations_come_and_go_without_moving_the_clean_rows(checkpoints, tmp_path):
+    """The folder that a job's command is given makes the arms' folders out of itself, or is the clean arm's."""
+    config = SweepConfig(out=str(tmp_path), checkpoints={"a": checkpoints[0]}, protocols=[QUICK], episodes=1)
+    (plain,) = expand(config)
+    fill(plain)
+    (perturbed,) = expand(replace(config, perturbations=["fog:3"]))
+    assert plain.complete and len(Arm.read(perturbed, CLEAN).rows) == len(plain.wanted)
+    given = [Path(job.argv[job.argv.index("--out") + 1]) for job in (plain, perturbed)]
+    assert given == [plain.arm(CLEAN), perturbed.arm(CLEAN).parent] and perturbed.folder == plain.folder
+    (plain.arm(CLEAN) / results.EPISODES).rename(plain.folder / results.EPISODES)
+    with pytest.raises(UserError, match=r"move its files to .*clean"):
+        expand(config)
 
 
 @pytest.mark.parametrize(
