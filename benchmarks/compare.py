@@ -9,7 +9,7 @@ only are counted and said. Pairs share initial state, flow noise and, under one 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def folders(a: Path, b: Path) -> Compared:
         b=sides[1],
         total=stats.pairs(paired.values()),
         tasks={task: stats.pairs(pair for key, pair in paired.items() if key[0] == task) for task in tasks},
-        notes=_notes(sides, first_a, first_b),
+        notes=_notes(sides, rows_a.values(), rows_b.values()),
     )
 
 
@@ -169,14 +169,15 @@ def _crashed(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.success is None]
 
 
-def _notes(sides: Sequence[Side], a: Row, b: Row) -> list[str]:
+def _notes(sides: Sequence[Side], a: Collection[Row], b: Collection[Row]) -> list[str]:
     notes = []
     for name, side in zip("AB", sides, strict=True):
         notes += [f"{side.crashed} episodes crashed in {name} and are in no pair"] if side.crashed else []
         notes += [f"{side.alone} episodes are in {name} only and in no pair"] if side.alone else []
-    drew_a, drew_b = (row.gl.partition(":")[0] for row in (a, b))
-    if drew_a != drew_b:
-        notes.append(f"pictures were drawn by {drew_a} in A and {drew_b} in B")
-    changed = [name for name in a.versions if a.versions[name] != b.versions.get(name)]
-    notes += [f"{name} is {a.versions[name]} in A and {b.versions.get(name, 'absent')} in B" for name in changed]
+    made_a, made_b = results.made_with(a), results.made_with(b)
+    for name in made_a | made_b:
+        in_a, in_b = (made.get(name, {results.ABSENT}) for made in (made_a, made_b))
+        if in_a != in_b or len(in_a) > 1:
+            verb = "" if name == results.DRAWN_BY else " is"
+            notes.append(f"{name}{verb} {' and '.join(sorted(in_a))} in A and {' and '.join(sorted(in_b))} in B")
     return notes

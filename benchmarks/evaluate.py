@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import os
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -145,8 +146,19 @@ def open_arms(request: Request, policy: ServedPolicy | RemotePolicy | None) -> l
     for variant in dict.fromkeys([CLEAN, *request.variants]):
         folder = request.out / variant.folder if request.variants else request.out
         stored = Results(folder, request.protocol.hash, identity, variant.identity)
+        warn_of_other_makers(stored, versions, gl)
         arms.append(Arm(variant, folder, stored, identity, step, versions, gl))
     return arms
+
+
+def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) -> None:
+    """Says where episodes that are there were made with something else than those to come will be."""
+    here = {results.DRAWN_BY: gl, **versions}
+    for name, there in results.made_with(stored.rows.values()).items():
+        now = here.get(name, results.ABSENT)
+        if there - {now}:
+            so_far = f"{name} {' and '.join(sorted(there))} so far, {now} from now on"
+            print(f"{stored.path}: {so_far}; another --out would keep them apart", file=sys.stderr)
 
 
 def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runner: Runner) -> results.Summary:

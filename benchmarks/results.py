@@ -9,7 +9,7 @@ counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from la4vla.types import UserError
 
 EPISODES, RUN = "episodes.jsonl", "run.json"
 PERCENTILES = (50, 95, 99)
+DRAWN_BY, ABSENT = "pictures were drawn by", "absent"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ def read_rows(folder: Path) -> list[Row]:
             ) from error
         rows[(row.task, row.episode)] = row
     return list(rows.values())
+
+
+def made_with(rows: Collection[Row]) -> dict[str, set[str]]:
+    """What may differ between rows of one evaluation: DRAWN_BY -> the GL backends of its pictures, and a package -> its
+    versions."""
+    packages = dict.fromkeys(name for row in rows for name in row.versions)
+    drawn = {row.gl.partition(":")[0] for row in rows}
+    return {DRAWN_BY: drawn, **{name: {row.versions.get(name, ABSENT) for row in rows} for name in packages}}
 
 
 def write_run(folder: Path, values: Mapping[str, Any]) -> None:

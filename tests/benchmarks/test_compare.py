@@ -95,6 +95,20 @@ def test_crashed_and_unpaired_episodes_are_counted_and_said(tmp_path):
     assert all(note in text for note in (*expected, "numpy is 2 in A and 3 in B"))
 
 
+def test_what_differs_within_one_side_is_said_too(tmp_path):
+    """A folder that was resumed on another machine; its first row knows nothing of it."""
+    a = write(tmp_path / "a", {"easy-a": "+"}, policy="a", gl="egl:0", versions={"mujoco": "3.3.0", "torch": "2"})
+    with (a / results.EPISODES).open("a") as file:
+        later = row("easy-a", 1, True, policy="a", gl="osmesa", versions={"mujoco": "3.4.0", "torch": "2"})
+        file.write(json.dumps(asdict(later)) + "\n")
+    b = write(tmp_path / "b", {"easy-a": "++"}, policy="b", gl="egl:1", versions={"mujoco": "3.3.0", "torch": "2"})
+    assert compare.folders(a, b).notes == [
+        "pictures were drawn by egl and osmesa in A and egl in B",
+        "mujoco is 3.3.0 and 3.4.0 in A and 3.3.0 in B",
+    ]
+    assert len(compare.folders(a, a).notes) == 2
+
+
 def test_one_thing_may_differ(tmp_path):
     clean, fog = CLEAN, Variant("fog", 3)
     mine = write(tmp_path / "mine", {"easy-a": "++"}, variant=clean, policy="a")

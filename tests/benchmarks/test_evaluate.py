@@ -87,6 +87,22 @@ def test_old_crashes_do_not_end_an_evaluation_that_has_outcomes(request_, tmp_pa
     assert summary.micro.n == 1 and [row.task for row in summary.errors] == ["crash-x"]
 
 
+def test_going_on_with_another_simulator_or_backend_is_said(finished, request_, tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(runner.Runner, "_start")
+    shutil.copytree(request_.out, tmp_path, dirs_exist_ok=True)
+    same = replace(request_, out=tmp_path, videos=0)
+    evaluate.evaluate(same)
+    assert "so far" not in capsys.readouterr().err
+    rows = (tmp_path / results.EPISODES).read_text()
+    older = json.loads(rows.splitlines()[0])["versions"]["numpy"]
+    changed = rows.replace(f'"numpy": "{older}"', '"numpy": "1.0"').replace('"gl": "none"', '"gl": "egl:1"', 1)
+    (tmp_path / results.EPISODES).write_text(changed)
+    evaluate.evaluate(same)
+    said = capsys.readouterr().err
+    assert f"numpy 1.0 so far, {older} from now on" in said
+    assert "pictures were drawn by egl and none so far, none from now on" in said
+
+
 def keyed(folder):
     return {(row.task, row.episode): row for row in results.read_rows(folder)}
 
