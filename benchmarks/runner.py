@@ -60,9 +60,12 @@ class Finished:
 
 @dataclass
 class Worker:
+    """born_at: bytes that the log had before this process; a number's workers, of earlier runs too, share one log."""
+
     process: BaseProcess
     connection: Connection
     log: Path
+    born_at: int
     gpu: int | None
     job: Job | None = None
     heard: float = 0.0
@@ -207,7 +210,7 @@ class Runner:
         job = worker.job
         assert job is not None
         _stop(worker)
-        words = f"{_last_words(worker.log)} (exit status {worker.process.exitcode}; {worker.log})"
+        words = f"{_last_words(worker)} (exit status {worker.process.exitcode}; {worker.log})"
         number = self._workers.index(worker)
         self._workers[number] = self._start(number)
         lost = None
@@ -224,13 +227,14 @@ class Runner:
     def _start(self, number: int) -> Worker:
         log = self._logs / f"worker-{number}.log"
         log.touch()  # its last words are asked for even if it dies before its first
+        born_at = log.stat().st_size
         ours, theirs = self._context.Pipe()
         gpu = render.gpu_of(number, self._gpus)
         arguments = (theirs, self._suite, self._protocol, self._views, self._policy is None, gpu, str(log))
         process = self._context.Process(target=work, args=arguments, daemon=True, name=f"env-{number}")
         process.start()
         theirs.close()  # so that a dead worker reads as end-of-file here
-        return Worker(process, ours, log, gpu)
+        return Worker(process, ours, log, born_at, gpu)
 
 
 class TaskQueue:
@@ -284,7 +288,6 @@ def _stop(worker: Worker) -> None:
     worker.connection.close()
 
 
-def _last_words(log: Path) -> str:
-    """The last line a worker wrote that is not blank."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
+def _last_words(worker: Worker) -> str:
+    said = worker.log.read_bytes()[worker.born_at :].decode(errors="replace")
+    return render.last_words(said) or "no output"

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from la4vla.sim.render import last_words
+
 TIMEOUT_S = 60.0
 """A driver that hangs is killed after this; the slowest that worked, a busy CPU, took 6 s, most of it imports."""
 
@@ -105,13 +107,6 @@ def _run(arguments: Sequence[str], changes: Mapping[str, str], timeout_s: float)
     if done.returncode:
         return "", last_words(done.stderr) or f"exit status {done.returncode}"
     return done.stdout.splitlines()[-1], ""
-
-
-def last_words(stderr: str) -> str:
-    """The line that says what ended a process: the last one before what destructors complain about afterwards."""
-    said = stderr.partition("Exception ignored in")[0]
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else ""
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -97,7 +97,7 @@ def check_frame(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def why_not(name: str) -> str:
-    """Empty if a subprocess can draw with this backend, else the last line of its error."""
+    """Empty if a subprocess can draw with this backend, else the last words of its error."""
     environment = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
     try:
         probe = subprocess.run(
@@ -107,8 +107,14 @@ def why_not(name: str) -> str:
         return f"no picture within {_PROBE_TIMEOUT_S} s"
     if probe.returncode == 0:
         return ""
-    lines = [line.strip() for line in probe.stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit status {probe.returncode}"
+    return last_words(probe.stderr) or f"exit status {probe.returncode}"
+
+
+def last_words(stderr: str) -> str:
+    """The line that says what ended a process: the last one before what destructors complain about afterwards."""
+    said = stderr.partition("Exception ignored in")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else ""
 
 
 def gpus() -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import struct
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_a_crash_is_rerun_once_and_a_second_one_is_an_error_not_a_failure(tmp_pa
     assert facts(finished) == {job: alone(job) for job in ALL[:4]}
 
 
+class Noisy(PointEnv):
+    """Dies as MuJoCo does: what its destructors say comes last."""
+
+    def reset(self, task, episode):
+        print("RuntimeError: no GPU 99\nException ignored in: <function Renderer.__del__>", file=sys.stderr)
+        print("AttributeError: 'Renderer' object has no attribute '_mjr_context'", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def test_the_reason_of_a_crash_is_neither_a_destructors_nor_an_earlier_workers(tmp_path):
+    (tmp_path / "worker-0.log").write_text("of an earlier run\nException ignored in: <function X.__del__>\n")
+    with Runner(replace(SUITE, make_env=Noisy), protocol(), Pusher(), ("eye",), 1, tmp_path) as runner:
+        (lost,) = runner.run(ALL[:1])
+    assert lost.error.startswith("RuntimeError: no GPU 99 (exit status 1;")
+
+
 def test_a_simulator_that_only_crashes_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "HOPELESS", 1)
     with pytest.raises(UserError, match=r"1 episodes crashed and none finished.*the point exploded"):
@@ -187,7 +204,7 @@ def test_a_message_cut_short_by_a_kill_is_a_death(tmp_path):
     os.write(theirs.fileno(), struct.pack("!i", 100) + b"x" * 50)  # multiprocessing's header, and half of its body
     theirs.close()
     nobody = multiprocessing.get_context("spawn").Process()
-    assert runner_module._receive(runner_module.Worker(nobody, ours, tmp_path, None)) is None
+    assert runner_module._receive(runner_module.Worker(nobody, ours, tmp_path, 0, None)) is None
 
 
 def test_a_user_error_inside_a_worker_reaches_the_user(tmp_path):

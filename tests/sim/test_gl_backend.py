@@ -34,6 +34,12 @@ def test_a_missing_backend_is_one_sentence_with_the_cure(tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+def test_the_reason_is_what_went_wrong_and_not_what_was_left_behind(monkeypatch):
+    """MuJoCo's destructors complain after the error that matters."""
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    assert "MUJOCO_EGL_DEVICE_ID environment variable must be an integer" in render.why_not("egl")
+
+
 def test_the_probe_that_the_installer_runs_can_fail():
     def probe(**changes: str) -> int:
         kept = {name: value for name, value in os.environ.items() if name not in ("LA4VLA_GL_PROBED", "MUJOCO_GL")}
