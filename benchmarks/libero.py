@@ -19,8 +19,7 @@ def prepare() -> str:
 
 def make_env(protocol: Protocol, views: tuple[str, ...]) -> LiberoEnv:
     """In the worker. Its horizon leaves room for the wait."""
-    horizon = max([protocol.horizon, *protocol.horizons.values()])
-    return LiberoEnv(views, protocol.image_size, horizon + protocol.wait_steps, protocol.fast)
+    return LiberoEnv(views, protocol.image_size, protocol.longest_horizon + protocol.wait_steps, protocol.fast)
 
 
 def expert(env: Env) -> np.ndarray:

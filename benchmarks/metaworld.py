@@ -13,7 +13,7 @@ from la4vla.sim.metaworld import MetaWorldEnv
 
 def make_env(protocol: Protocol, views: tuple[str, ...]) -> MetaWorldEnv:
     """In the worker. Its horizon leaves room for the wait."""
-    return MetaWorldEnv(views, protocol.image_size, protocol.horizon + protocol.wait_steps, protocol.fast)
+    return MetaWorldEnv(views, protocol.image_size, protocol.longest_horizon + protocol.wait_steps, protocol.fast)
 
 
 def expert(env: Env) -> np.ndarray:

@@ -62,6 +62,11 @@ class Protocol:
         """16 hex digits over every value."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def longest_horizon(self) -> int:
+        """Of all groups: what an env must allow."""
+        return max([self.horizon, *self.horizons.values()])
+
     def horizon_of(self, task: str) -> int:
         own = (steps for group, steps in self.horizons.items() if task in self.groups[group])
         return next(own, self.horizon)

@@ -165,6 +165,8 @@ class MujocoEnv(ABC):
         quality.shadowsize = 0 if self._fast else SHADOW_MAP
         if self._fast:
             quality.offsamples = 0
+        screen = self._model.vis.global_  # its 640 x 480 by default would be the most that can be drawn
+        screen.offwidth, screen.offheight = (max(s, self._image_size) for s in (screen.offwidth, screen.offheight))
         self._visible = mujoco.MjvOption()  # pyright: ignore[reportAttributeAccessIssue]
         for group in self.hidden_groups:
             self._visible.geomgroup[group] = 0

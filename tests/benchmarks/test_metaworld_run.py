@@ -67,6 +67,21 @@ def test_the_expert_succeeds_through_the_runner(tmp_path):
     assert all(row.gl in ("egl", "osmesa", "glfw") for row in results.read_rows(tmp_path))
 
 
+def test_a_groups_longer_horizon_is_run_to_its_end(tmp_path):
+    """The env itself truncates, and would do so at the protocol's own."""
+    longer = [
+        "groups={easy: [reach-v3], hard: [push-v3]}",
+        "horizon=4",
+        "horizons={easy: 9}",
+        "replan_every=8",
+        "episodes=1",
+    ]
+    rules = protocols.load("metaworld/quickstart-v1", longer)
+    with Runner(SUITE, rules, None, (), 1, tmp_path) as running:
+        (end,) = running.run([Job("reach-v3", rules.first_episode)])
+    assert end.outcome is not None and end.outcome.steps == 9
+
+
 def test_an_episode_alone_is_the_episode_of_a_full_run(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", EMBODIMENT, ("corner4",))
     short = protocols.load("metaworld/quickstart-v1", ["groups={easy: [reach-v3, window-open-v3]}", "horizon=24"])

@@ -32,6 +32,11 @@ def test_two_live_envs_draw_their_own_pictures():
         assert np.array_equal(first.reset("button-press-v3", 0).views["corner4"], clean)
 
 
+def test_pictures_may_be_larger_than_mujocos_own_screen():
+    with closing(MetaWorldEnv(("corner4",), 512, 400, True)) as env:
+        assert env.reset("reach-v3", 0).views["corner4"].shape == (512, 512, 3)
+
+
 def test_what_is_left_of_a_closed_env_does_not_black_out_the_next():
     with make() as first:
         first.reset("button-press-v3", 0)
