@@ -97,7 +97,7 @@ def test_a_damaged_tokenizer_is_one_sentence(tmp_path, prompter):
     prompter.save(tmp_path)
     file = tmp_path / "tokenizer.json"
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(UserError, match="tokenizer.json: no tokenizer .*; fetch the file again"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer .*; fetch the file again"):
         build_prompter(ModelConfig(tokenizer=str(tmp_path)))
 
 
