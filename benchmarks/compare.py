@@ -149,7 +149,8 @@ def numbers(pairs: Pairs) -> dict[str, Any]:
 
 
 def _outcomes(folder: Path) -> dict[tuple[str, int], Row]:
-    rows = {(row.task, row.episode): row for row in results.read_rows(folder)}
+    begun = (folder / results.EPISODES).is_file()  # run.json is written first
+    rows = {(row.task, row.episode): row for row in results.read_rows(folder)} if begun else {}
     if not rows:
         raise UserError(f"{folder}: holds no episode yet; evaluate into it first.")
     return rows

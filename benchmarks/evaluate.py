@@ -196,10 +196,15 @@ def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runne
 
 
 def load_policy(request: Request) -> ServedPolicy | None:
-    """The policy of a request on its device, or None for the scripted expert."""
+    """The policy of a request on its device, or None for the scripted expert. Raises UserError for a device that is not
+    there."""
     if request.checkpoint is None:
         return None
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
     if device == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores - request.workers))

@@ -28,9 +28,14 @@ EPISODE, SEED = 1, 0
 
 
 def write(path: Path) -> None:
-    """The sheet, in the format of the path's suffix. Raises UserError for another suffix or a missing simulator."""
+    """The sheet, in the format of the path's suffix. Raises UserError for another suffix, a missing simulator, or a
+    place where nothing can be written."""
     if not cv2.haveImageWriter(str(path)):
         raise UserError(f"{path}: no picture can be written under this name; end it in .jpg or .png.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: its folder cannot be made ({error.strerror}); give another --out.") from error
     names = [CLEAN.name, *PERTURBATIONS]
     sheet = np.full((len(names) * SIDE, MARGIN + len(SCENES) * len(SHOWN) * SIDE, 3), 255, np.uint8)
     for row, name in enumerate(names):
@@ -47,7 +52,8 @@ def write(path: Path) -> None:
                         _say(sheet, textwrap.fill(seen.instruction, 18), left + 4, top + 14)
                     else:
                         sheet[top : top + SIDE, left : left + SIDE] = seen.views[view]
-    cv2.imwrite(str(path), sheet[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 85))
+    if not cv2.imwrite(str(path), sheet[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 85)):
+        raise UserError(f"{path}: cannot be written there; give another --out.")
 
 
 def _say(sheet: np.ndarray, text: str, left: int, top: int) -> None:

@@ -130,6 +130,9 @@ def test_unlike_protocols_and_empty_pairs_are_refused(tmp_path):
         compare.folders(a, crashed)
     with pytest.raises(UserError, match=r"no run.json in it"):
         compare.folders(a, tmp_path)
+    (other / results.EPISODES).unlink()
+    with pytest.raises(UserError, match=r"other: holds no episode yet; evaluate into it first"):
+        compare.folders(a, other)
 
 
 def test_the_command_prints_and_writes_the_same_numbers(tmp_path, capsys):

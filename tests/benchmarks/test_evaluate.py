@@ -255,6 +255,8 @@ def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
     [
         ({"protocol": protocol(suite="metaworld")}, r"is for `metaworld`, not for `point`"),
         ({"workers": 0}, r"--workers must be at least 1"),
+        ({"device": "gpu"}, r"--device gpu: torch has no such device here; choose cpu"),
+        ({"device": "cuda:99"}, r"--device cuda:99: torch has no such device here; choose cpu"),
         ({"protocol": protocol(views=["ear"])}, r"trained with the view `eye`, the env shows ear"),
         ({"protocol": protocol(replan_every=17)}, r"executes 17 actions of a chunk, but the policy gives 16"),
     ],

@@ -278,11 +278,16 @@ def test_the_sheet_has_a_row_for_every_perturbation(tmp_path, monkeypatch, capsy
     rules = protocol(horizon=8, image_size=16)
     monkeypatch.setattr(sheet, "SIDE", 16)
     monkeypatch.setattr(sheet, "SCENES", (("point", lambda views, *settings: Told(rules, views), "eye", "easy-a"),))
-    assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "sheet.png")]) == 0
-    written = cv2.imread(str(tmp_path / "sheet.png"))
+    assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "new" / "sheet.png")]) == 0
+    written = cv2.imread(str(tmp_path / "new" / "sheet.png"))
     rows = written[:, sheet.MARGIN :].reshape(1 + len(PERTURBATIONS), 16, 3, 16, 3)
     for row, name in enumerate(PERTURBATIONS, start=1):
         changed = PERTURBATIONS[name].kind in ("pixels", "language")  # the others are the simulator's to show
         assert bool((rows[row] != rows[0]).any()) is changed, name
     assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "sheet.odt")]) == 2
     assert "end it in .jpg or .png" in capsys.readouterr().err
+    (tmp_path / "taken.png").mkdir()
+    assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "taken.png")]) == 2
+    assert "cannot be written there; give another --out" in capsys.readouterr().err
+    assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "new" / "sheet.png" / "x.png")]) == 2
+    assert "its folder cannot be made" in capsys.readouterr().err
