@@ -88,13 +88,18 @@ class Backbone(nn.Module):
         and where they are real tokens (bool).
         """
         assert (batch.images_NCHW is None) == (batch.image_index is None)
-        assert (batch.kind == "la") == (batch.images_NCHW is None)
+        assert batch.kind != "la" or batch.images_NCHW is None
         embeds_BLE = self.internvl.language_model.embed_tokens(batch.input_ids_BL)
         if batch.images_NCHW is not None and batch.image_index is not None:
             tokens_NPE = self._image_tokens(batch.images_NCHW).to(embeds_BLE.dtype)
             flat = rearrange(embeds_BLE, "b l e -> (b l) e")
             flat = flat.index_copy(0, batch.image_index, rearrange(tokens_NPE, "n p e -> (n p) e"))
             embeds_BLE = rearrange(flat, "(b l) e -> b l e", b=batch.rows)
+        elif batch.kind != "la" and torch.is_grad_enabled():
+            # No row shows a view (unreadable images). Vision still takes part, with zero gradient: other ranks wait.
+            side = self.size.image_size
+            blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=embeds_BLE.device)
+            embeds_BLE = embeds_BLE + 0.0 * self._image_tokens(blank).mean().to(embeds_BLE.dtype)
         output = self.internvl.language_model(
             inputs_embeds=embeds_BLE, attention_mask={"full_attention": self._attention_mask(batch, embeds_BLE)}
         )
