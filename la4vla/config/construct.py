@@ -167,6 +167,7 @@ INTERVALS = {
         ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames", "plots"),
         "[0, inf)",
     ),
+    **dict.fromkeys(("seed", "first_episode"), "[0, inf)"),
     **dict.fromkeys(("temperature", "context_s", "action_noise", "rotation_weight", "threshold"), "[0, inf)"),
     **dict.fromkeys(("input_price", "output_price"), "[0, inf)"),
     **dict.fromkeys(("fps", "timeout_s", "backoff_s", "bend_tolerance", "command_jump"), "(0, inf)"),

@@ -8,15 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from la4vla.construct.candidates import Proposal
 from la4vla.construct.episodes import Episode
 from la4vla.construct.spans import snap, validate
-from la4vla.construct.track import track_of
 from la4vla.construct.vocabulary import ALIASES, PRIMITIVES, ObjectStatus
 
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)  # some servers cut the opening tag off
@@ -27,7 +23,8 @@ _EITHER = ("reorient", "rotate")  # labels that mean another primitive when some
 def read_answer(text: str, episode: Episode, min_frames: int, slack: int) -> tuple[list[Proposal], list[str]]:
     """The usable proposals of an answer in the order of time, and a sentence for everything that is not.
 
-    Starts are multiples of the episode's frame_stride. min_frames, slack: of spans.validate.
+    Displacements are 0: judge measures them, where the state has a position. Starts are multiples of the episode's
+    frame_stride. min_frames, slack: of spans.validate.
     """
     items = segments(text)
     if items is None:
@@ -36,9 +33,7 @@ def read_answer(text: str, episode: Episode, min_frames: int, slack: int) -> tup
     kept, rejected = validate(found, len(episode), min_frames, slack)
     if not items:
         problems.append("the list is empty.")
-    track = track_of(episode.state, episode.action, episode.robot)
-    moved = [track.moved(item.start, item.end) for item in kept]
-    return [replace(item, displacement=_triple(m)) for item, m in zip(kept, moved, strict=True)], problems + rejected
+    return kept, problems + rejected
 
 
 def segments(text: str) -> list[dict[str, Any]] | None:
@@ -112,7 +107,3 @@ def _frames(start: float, end: float, episode: Episode) -> tuple[int, int]:
     stride, last = episode.frame_stride, len(episode)
     first, stop = round(start * episode.fps), round(end * episode.fps)
     return snap(first, stride), last if abs(stop - last) < stride else snap(stop, stride)
-
-
-def _triple(vector_3: np.ndarray) -> tuple[float, float, float]:
-    return float(vector_3[0]), float(vector_3[1]), float(vector_3[2])

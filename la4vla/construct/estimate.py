@@ -19,7 +19,7 @@ from la4vla.construct import prompt, steps
 from la4vla.construct.episodes import Source
 from la4vla.construct.keyframes import Keyframe, prompt_lines
 from la4vla.construct.ledger import Ledger, Row
-from la4vla.construct.vlm import version
+from la4vla.construct.vlm import CACHE, version
 from la4vla.types import UserError
 
 PAPER_OUTPUT_TOKENS = 354  # an episode, mean of the paper's 9,560 (FACTS 1.3.4)
@@ -56,6 +56,7 @@ class Estimate:
             )
         else:
             lines.append("price          unknown; set vlm.input_price and vlm.output_price, of a million tokens")
+        lines.append(f"cached         what {CACHE} has been answered before costs nothing, and is not deducted here")
         hours = self.episodes / config.requests_per_minute / 60
         pace = f"{config.requests_per_minute} requests a minute and {config.concurrency} at once"
         lines.append(f"time           {hours:.2f} h or more, at {pace}")

@@ -115,7 +115,7 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     _, read = _format(path)
     candidates = _candidates(config, source)
     episodes = Ledger(Path(config.out_dir) / steps.READ)
-    frames = {row["key"]: int(row["frames"]) for row in episodes if not row["faults"]}
+    frames = {row["key"]: int(row["frames"]) for row in episodes}
     try:
         said = list(read(path.read_text("utf-8-sig")))
     except FileNotFoundError as error:
@@ -144,10 +144,11 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
 
 
 def _candidates(config: ConstructConfig, source: Source) -> Candidates:
-    """What is proposed now. Raises UserError if nothing is."""
+    """What is proposed now, of the episodes without faults. Raises UserError if nothing is."""
     ledger = Ledger(Path(config.out_dir) / steps.CANDIDATES)
+    usable = dataset_of(Ledger(Path(config.out_dir) / steps.READ))
     candidates = {}
-    for row in steps.rows(ledger, source):
+    for row in (row for row in steps.rows(ledger, source) if row["key"] in usable):
         for item in map(Candidate.from_dict, row["candidates"]):
             candidates[candidate_key(row["key"], item.start)] = item
     if not candidates:

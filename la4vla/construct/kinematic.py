@@ -31,7 +31,7 @@ from la4vla.construct.track import LEAD_FRAMES, Track, bends, command_jumps, tra
 from la4vla.construct.vocabulary import ObjectStatus, phrase, way
 from la4vla.rng import RngUse, generator
 
-VERSION = 7
+VERSION = 8
 """Counts changes of what the same episodes and settings are cut and labelled into."""
 
 _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest
@@ -102,7 +102,8 @@ def _gripper_phases(
 ) -> tuple[list[_Segment], np.ndarray, list[int]]:
     """The grasps and releases among the gripper events, whether something is held, bool [T], and all events' starts.
 
-    A closing that ends at rest on nothing and an opening of an empty gripper are no phases of their own.
+    A closing that ends at rest on nothing and an opening of an empty gripper are no phases of their own. A phase has
+    min_clip_frames, if nothing happens to the gripper meanwhile: one that closes at once is seen in one frame.
     """
     frames = len(track)
     holding_T = np.zeros(frames, bool)
@@ -118,7 +119,7 @@ def _gripper_phases(
         lost = _lost(track, end, until) if held_after else until
         starts.append(start)
         if held_before != held_after:
-            end = _last_of(track, start, end, lost, jumps, config)
+            end = max(_last_of(track, start, end, lost, jumps, config), min(start + config.min_clip_frames, lost))
             phases.append(_Segment(start, end, "grasp" if held_after else "place"))
         holding_T[end:] = held_after
         holding_T[lost:until] = False
@@ -243,7 +244,7 @@ def _snap(segments: Sequence[_Segment], stride: int, min_frames: int) -> list[_S
     final = segments[-1].end
     edges = [0]
     for item in segments:
-        end = round(item.end / stride) * stride
+        end = max(round(item.end / stride) * stride, edges[-1])
         if end - edges[-1] < min_frames <= item.frames:
             end += stride
         edges.append(min(end, final))

@@ -7,6 +7,7 @@ episodes or other settings at any time, and does only the work that is missing. 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -30,16 +31,18 @@ class Ledger:
     """The rows of one step, in one JSONL file. Opens with what is there; a row cut off by a kill is dropped.
     Raises UserError for any other line that is no row.
 
-    Use as a context manager while rows are put; reading needs none. One writer at a time.
+    Use as a context manager while rows are put; reading needs none. One writer at a time: a second is a UserError.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[str, Row] = {}
-        self._size = 0
+        self._size = self._seen = 0
         self._file: Any = None
         if path.is_file():
-            for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            data = path.read_bytes()
+            self._seen = len(data)
+            for number, line in enumerate(data.splitlines(keepends=True), 1):
                 if not line.endswith(b"\n"):
                     break
                 try:
@@ -51,7 +54,15 @@ class Ledger:
 
     def __enter__(self) -> Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("r+b" if self.path.is_file() else "w+b")
+        self._file = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = self._file.seek(0, os.SEEK_END) != self._seen
+        except BlockingIOError:
+            taken = True
+        if taken:
+            self._file.close()
+            raise UserError(f"{self.path}: another process is writing here; wait for it, then run the command again.")
         self._file.truncate(self._size)
         self._file.seek(self._size)
         return self
@@ -61,6 +72,7 @@ class Ledger:
     ) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._size = self._seen = self._file.tell()
         self._file.close()
         self._file = None
 

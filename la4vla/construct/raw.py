@@ -78,14 +78,26 @@ def wrap(angle: np.ndarray) -> np.ndarray:
     return math.pi - np.mod(math.pi - angle, 2 * math.pi)
 
 
-def raw_vector(values: Mapping[str, Any], where: str) -> RawVector:
+def number(value: Any, name: str, where: str) -> float:
+    """A finite number of a robot's file. where: names it in messages. Raises UserError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{where}: `{name}` is {value}; it must be a number.")
+    return float(value)
+
+
+def raw_vector(values: Any, where: str) -> RawVector:
     """A block of a robot's file. where: names it in messages. Raises UserError for a word that is not understood."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: holds {values}; it must hold `names`, `reference` and what else is not the usual.")
     known = {item.name for item in fields(RawVector)}
     if wrong := set(values) - known:
         raise UserError(f"{where}: `{min(wrong)}` is none of {', '.join(sorted(known))}.")
-    if not values.get("names"):
+    if not isinstance(values.get("names"), list) or not values["names"]:
         raise UserError(f"{where}: `names` is missing; name every column in order, and those to drop `{DROPPED}`.")
-    ends = {name: float(values[name]) for name in ("gripper_open", "gripper_closed") if name in values}
+    if "reference" not in values:
+        raise UserError(f"{where}: `reference` is missing; say absolute or delta.")
+    numbers = ("length_unit", "gripper_open", "gripper_closed")
+    ends = {name: number(values[name], name, where) for name in numbers if name in values}
     raw = RawVector(**{**values, **ends, "names": tuple(map(str, values["names"]))})
     plain = _plain(raw.names)
     needed = {"none": (), "quaternion": QUATERNION}.get(raw.rotation, ROTATION)

@@ -3,8 +3,9 @@
 The file is a history: a score is a row that is never changed, undo marks the newest row of an annotator. Every row is
 committed and fsynced before `put` returns, so neither a kill nor a power cut loses an answer that was acknowledged. A
 row carries the digest of its episode, so scores cannot land on, or be counted for, another dataset's episodes of the
-same names, while episodes may be added at any time; and the digest of the proposal it judged, so that a score does not
-outlive a change of label or instruction (`standing`). Agreement and filter are elsewhere.
+same names, while episodes may be added or repaired at any time (the scores of a repaired one are left out); and the
+digest of the proposal it judged, so that a score does not outlive a change of label or instruction (`standing`).
+Agreement and filter are elsewhere.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ CREATE TABLE IF NOT EXISTS undone (
 """
 _COLUMNS = 'candidate, annotator, quality, confidence, start, "end", comment, of'
 _NEWEST = f"""
-SELECT {_COLUMNS} FROM history WHERE id IN (
+SELECT episode_of, {_COLUMNS} FROM history WHERE id IN (
     SELECT max(id) FROM history WHERE id NOT IN (SELECT id FROM undone) GROUP BY annotator, candidate
 ) ORDER BY id
 """
@@ -109,7 +110,7 @@ def read_scores(path: Path) -> list[Score]:
     if not path.is_file():
         return []
     with closing(_connect(path)) as database:
-        return [Score(*row) for row in database.execute(_NEWEST)]
+        return [Score(*row[1:]) for row in database.execute(_NEWEST)]
 
 
 class Reviews:
@@ -124,20 +125,27 @@ class Reviews:
     def open(path: Path, dataset: Mapping[str, str]) -> Reviews:
         """Opens the file, or makes it. dataset: dataset_of(its episodes).
 
-        Raises UserError for a file that is not ours, or whose scores are of another dataset's episodes.
+        Scores of an episode that is another since are left out, and it is said. Raises UserError for a file that is not
+        ours, or in which most of the episodes that have scores are not those here.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         database = _connect(path)
         known = {
             (Score(*row[1:]).episode, row[0]) for row in database.execute(f"SELECT episode_of, {_COLUMNS} FROM history")
         }
-        strangers = sorted(key for key, of in known if key in dataset and dataset[key] != of)
-        if strangers or (known and not any(key in dataset for key, _ in known)):
+        same = {key for key, of in known if dataset.get(key) == of}
+        strangers = sorted({key for key, _ in known if key in dataset} - same)
+        if len(strangers) > len(same) or (known and not same):
             name = strangers[0] if strangers else min(known)[0]
             database.close()
             raise UserError(
                 f"{path}: holds reviews of another dataset (its episode {name} is not the one here); move the file "
                 "back to where it belongs, or set another out_dir."
+            )
+        if strangers:
+            print(
+                f"{path}: {len(strangers)} episodes have another task or length than when they were scored "
+                f"({', '.join(strangers[:3])}{', ...' * (len(strangers) > 3)}); those scores are left out"
             )
         return Reviews(database, dataset)
 
@@ -181,9 +189,10 @@ class Reviews:
             return Score(*row[1:])
 
     def scores(self) -> list[Score]:
-        """As read_scores."""
+        """As read_scores, without those of episodes that are others since."""
         with self._lock:
-            return [Score(*row) for row in self._database.execute(_NEWEST)]
+            rows = [(row[0], Score(*row[1:])) for row in self._database.execute(_NEWEST)]
+        return [score for of, score in rows if self._dataset.get(score.episode, of) == of]
 
     def close(self) -> None:
         with self._lock:

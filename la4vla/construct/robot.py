@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from la4vla.construct.raw import RawVector, raw_vector
+from la4vla.construct.raw import RawVector, number, raw_vector
 from la4vla.types import Embodiment, UserError
 
 ROBOTS = Path(__file__).parent / "robots"
@@ -85,7 +85,7 @@ def raw_robot(name: str) -> RawRobot:
             raise UserError(f"{path}: `{key}` is missing; see la4vla/construct/robots/droid_franka.yaml for all of it.")
     return RawRobot(
         path.stem,
-        float(values["control_hz"]),
+        number(values["control_hz"], "control_hz", str(path)),
         raw_vector(values["state"], f"{path}, state"),
         raw_vector(values["action"], f"{path}, action"),
         _frame(values, path),
@@ -113,10 +113,11 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _frame(values: Mapping[str, Any], path: Path) -> RobotFrame:
     known = {item.name for item in fields(RobotFrame)}
-    given = values.get("frame") or {}
-    if set(given) != known:
+    given = values.get("frame")
+    if not isinstance(given, Mapping) or set(given) != known:
         raise UserError(f"{path}: `frame` must hold exactly {', '.join(sorted(known))}.")
     axes = [given[name] for name in ("forward", "left", "up")]
     if any(axis not in AXES for axis in axes) or len({axis[1] for axis in axes}) < 3:
         raise UserError(f"{path}: forward, left and up are three different axes such as +x, -y, +z, not {axes}.")
-    return RobotFrame(**given)
+    limits = {name: number(given[name], name, f"{path}, frame") for name in sorted(known - {"forward", "left", "up"})}
+    return RobotFrame(*axes, **limits)

@@ -219,8 +219,9 @@ def _fill(
 ) -> Ledger:
     """Brings a ledger up to date: makes the rows (key -> `of`) that it lacks, `at_once` of them in threads.
 
-    A row that says why it `failed` is made of nothing that can be wanted, so the next time it is made anew. When one
-    raises, no more are begun and those begun are finished and kept.
+    A row that says why it `failed`, or what `faults` it found, is made of nothing that can be wanted, so the next time
+    it is made anew: the cure may lie where no digest sees it. When one raises, no more are begun and those begun are
+    finished and kept.
     """
     ledger = Ledger(path)
     ledger.forget_all_but(wanted)  # an episode that has got a fault since must not go on to the next step
@@ -234,7 +235,8 @@ def _fill(
                 return make(key)
 
         def put(key: str, values: dict[str, Any]) -> None:
-            ledger.put(key, "" if values.get("failed") else wanted[key], values)
+            again = values.get("failed") or values.get("faults")
+            ledger.put(key, "" if again else wanted[key], values)
             bar.update()
 
         if at_once == 1:

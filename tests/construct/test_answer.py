@@ -4,10 +4,12 @@ segment whose words and frames do not belong together would teach a wrong motion
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
+from la4vla.config import ConstructConfig, ReadConfig
 from la4vla.construct.answer import read_answer, segments
+from la4vla.construct.judge import judge
+from la4vla.types import VectorSpec
 from tests.construct.recorded import FRAMES, STRIDE, episode
 
 EPISODE = episode(1000)  # 80 Hz: forward until frame 25, down until 50, left until 83
@@ -99,11 +101,12 @@ def test_starts_have_a_picture_and_the_last_end_is_the_episodes():
     assert [(item.start % STRIDE, item.end) for item in proposals] == [(0, 24), (0, FRAMES)]
 
 
-def test_displacement_is_the_measured_one_of_the_span_as_it_was_cut():
-    (forward, down), _ = read([{**MOVES[0], "end": 0.34}, MOVES[1]])
-    assert (forward.start, forward.end) == (0, 24)
-    np.testing.assert_allclose(forward.displacement, (0.2 * 24 / 25, 0, 0), atol=1e-4)
-    np.testing.assert_allclose(down.displacement, (0.2 / 25, 0, -0.2 * 23 / 25), atol=1e-4)
+def test_states_without_a_position_are_read_too():
+    spec = VectorSpec(("j1", "j2", "j3", "gripper"), "absolute")
+    jointed = replace(EPISODE, robot=replace(EPISODE.robot, embodiment=replace(EPISODE.embodiment, state=spec)))
+    assert read_answer(LIST, jointed, 5, 3) == read(LIST)
+    judged = judge(read(LIST)[0], jointed, ConstructConfig(out_dir="", read=ReadConfig(path="")))
+    assert {item.score for item in judged} == {2.0}
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,17 @@ def test_a_bad_row_is_named_and_nothing_is_imported(config, tmp_path, change, wh
     assert stored(tmp_path) == []
 
 
+def test_an_episode_that_has_got_a_fault_is_neither_offered_nor_taken(tmp_path):
+    config = place(tmp_path)
+    with Ledger(tmp_path / steps.READ) as read:
+        read.put("reach-v3-000002", "r", {"task": "t", "frames": 60, "faults": []})
+        read.put("reach-v3-000001", "", {"task": "", "frames": 0, "faults": ["damaged"]})
+    with pytest.raises(UserError, match="no candidates"):
+        export_reviews(config, SOURCE, tmp_path / "out.labelstudio.json")
+    with pytest.raises(UserError, match="no candidates"):
+        import_reviews(config, SOURCE, as_jsonl(tmp_path, SCORES))
+
+
 def test_two_answers_of_one_person_in_a_file_are_refused(config, tmp_path):
     with pytest.raises(UserError, match="line 2: a second score"):
         import_reviews(config, SOURCE, as_jsonl(tmp_path, [score(0, "ann", 3), score(0, "ann", 0)]))

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from la4vla.config import KeyframeConfig, ProposeConfig
 from la4vla.construct.keyframes import detect
-from la4vla.construct.kinematic import propose
+from la4vla.construct.kinematic import _Segment, _snap, propose
 from la4vla.construct.robot import Robot, RobotFrame, robot_frame
 from la4vla.construct.track import bends, command_jumps
 from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, WORD, contradictions, lint
@@ -94,6 +94,25 @@ def test_pick_and_place_comes_out_phase_by_phase():
     edges = np.cumsum([0, *(frames for _, frames, _, _ in PICK)])
     assert np.abs(np.array([clip.start for clip in clips]) - edges[:-1]).max() <= 4
     assert direction_words(clips[4].instruction) == {"left"}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5])
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_a_gripper_that_closes_at_once_still_grasps_and_places(frames, stride):
+    """As binary grippers do, and all of them at 5 frames a second."""
+    quick = [(0.0 * UP, frames, *phase[2:]) if phase[1] in (12, 15) else phase for phase in PICK]
+    clips = label(*episode(*quick), config=ProposeConfig(), stride=stride)
+    assert [clip.primitive for clip in clips] == [
+        "move",
+        "move",
+        "grasp",
+        "lift",
+        "transport",
+        "lower",
+        "place",
+        "move",
+    ]
+    assert all(one.end == other.start for one, other in pairwise(clips))
 
 
 def test_a_hand_that_leaves_before_its_fingers_rest_ends_the_grasp():
@@ -241,6 +260,17 @@ def test_a_jump_of_the_commands_is_a_cut_though_the_path_hardly_bends(reference)
     assert [clip.start for clip in label(state, action, robot)] == [0, 25]
     unaware = label(state, action, robot, ProposeConfig(min_clip_frames=8, command_jump=100.0))
     assert 25 not in {edge for clip in unaware for edge in (clip.start, clip.end)}
+
+
+def test_snapped_segments_never_overlap():
+    draws = np.random.default_rng(3)
+    for _ in range(500):
+        edges = np.cumsum(draws.integers(1, 9, draws.integers(1, 12)))
+        segments = [_Segment(int(one), int(two)) for one, two in pairwise([0, *edges])]
+        for stride in (1, 2, 5, 10):
+            snapped = _snap(segments, stride, 5)
+            assert all(one.end <= two.start for one, two in pairwise(snapped))
+            assert all(item.start % stride == 0 for item in snapped)
 
 
 def test_snapped_clips_stay_long_enough():

@@ -10,7 +10,6 @@ import pytest
 
 from la4vla.construct import steps
 from la4vla.construct.__main__ import run
-from la4vla.construct.episodes import BadEpisode
 from la4vla.construct.readers import open_source
 from la4vla.data.shards import read_index
 from la4vla.types import UserError
@@ -78,6 +77,13 @@ def test_state_action_and_instruction_are_enough(tmp_path):
         ({"state": np.zeros((45, 2, 7))}, "column state has dtype float64 and shape"),
         ({"frame_stride": 2}, "images_front has 15 pictures, 23 are due for 45 frames at frame_stride 2"),
         ({"images_front": None}, "images_front has 0 pictures, 15 are due"),
+        ({"images_front": np.zeros((15, 8, 8), np.float32)}, "not uint8 [N, H, W, 3]"),
+        ({"images_front": np.zeros((15, 32, 48, 4), np.uint8)}, "not uint8 [N, H, W, 3]"),
+        ({"images_front": np.zeros((15, 16, 48, 3), np.uint8)}, "is (16, 48) pixels, in"),
+        ({"frame_stride": 9, "images_front": np.zeros((5, 32, 48, 3), np.uint8)}, "frame_stride 9, in"),
+        ({"instruction": np.array([], "U4")}, "instruction is <U4 (0,), not one text"),
+        ({"instruction": np.array(["open", "close"])}, "not one text"),
+        ({"task": b"\xff"}, "task is not UTF-8"),
         ({"state": np.array([{}], object)}, "cannot be read"),
     ],
 )
@@ -90,11 +96,47 @@ def test_a_wrong_file_is_left_out_with_its_cure(tmp_path, arrays, said):
     assert said in ledger[1]["faults"][0]
 
 
-def test_pictures_of_another_kind_are_refused(tmp_path):
+@pytest.mark.parametrize("text", ["open the drawer", b"open the drawer", ["open the drawer"]])
+def test_a_text_may_be_bytes_or_in_a_list(tmp_path, text):
     root = write_npz(tmp_path / "set")
-    change(root / "episode 1.npz", images_front=np.zeros((15, 8, 8), np.float32))
-    with pytest.raises(BadEpisode, match=r"not uint8 \[N, H, W, 3\]"):
-        open_source(npz(root)).read(KEYS[1]).frames("front", [0])
+    change(root / "episode 1.npz", instruction=text, task=np.array(text))
+    read = open_source(npz(root)).read(KEYS[1])
+    assert (read.instruction, read.task) == ("open the drawer", "open-the-drawer")
+
+
+def test_a_zero_quaternion_is_a_fault_of_its_episode(tmp_path):
+    root = write_npz(tmp_path / "set")
+    arm = tmp_path / "arm.yaml"
+    names = "names: [x, y, z, qx, qy, qz, qw], reference: absolute, rotation: quaternion"
+    arm.write_text(
+        "frame: {forward: +x, left: +y, up: +z, closed_on_nothing: 0, hold_margin: 0.1, open_from: 0.8}\n"
+        f"control_hz: 15\nstate: {{{names}}}\naction: {{{names}}}\n"
+    )
+    turned = np.tile([0.4, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0], (45, 1))
+    change(root / "episode 1.npz", state=turned, action=np.where(np.arange(45)[:, None] == 7, 0.0, turned))
+    ledger = list(
+        steps.read(config_of(root, "npz", str(arm), max_bad_episodes=3), open_source(config_of(root, "npz", str(arm))))
+    )
+    assert "action: the quaternion of frame 7 is zero" in ledger[1]["faults"][0]
+
+
+def test_a_repaired_file_is_read_again(tmp_path):
+    root = write_npz(tmp_path / "set")
+    config = npz(root, max_bad_episodes=1)
+    change(root / "episode 1.npz", instruction=" ")
+    assert [bool(row["faults"]) for row in steps.read(config, open_source(config))] == [False, True, False]
+    change(root / "episode 1.npz", instruction="open the drawer")
+    assert [bool(row["faults"]) for row in steps.read(config, open_source(config))] == [False] * 3
+
+
+def test_sentences_in_other_scripts_stay_different_tasks(tmp_path):
+    root = write_npz(tmp_path / "set")
+    for number, text in enumerate(("打开抽屉", "关上抽屉", "ouvre le tiroir à gauche")):
+        change(root / f"episode {number}.npz", instruction=text)
+    source = open_source(npz(root))
+    tasks = [source.read(key).task for key in KEYS]
+    assert len(set(tasks)) == 3
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", task) for task in tasks)
 
 
 def test_names_that_keys_cannot_tell_apart_are_refused(tmp_path):
@@ -123,7 +165,7 @@ def test_damaged_pictures_are_a_fault_of_their_episode_alone(tmp_path):
     data[about.header_offset + 2000] ^= 255
     path.write_bytes(data)
     with pytest.raises(UserError, match="1 of 3 episodes"):
-        run(npz(root), "read")
-    config = npz(root, max_bad_episodes=1)
+        run(npz(root, decode=True), "read")
+    config = npz(root, max_bad_episodes=1, decode=True)
     run(config, "shards")
     assert read_index(tmp_path / "out/task").clips == 2

@@ -102,6 +102,12 @@ action: {names: [x, y, z, gripper], reference: delta}
         (("control_hz: 10", ""), "`control_hz` is missing"),
         (("left: +y", "left: -x"), "three different axes"),
         (("up: +z, ", ""), "`frame` must hold exactly"),
+        (("control_hz: 10", "control_hz: 10 Hz"), "`control_hz` is 10 Hz; it must be a number"),
+        (("reference: delta", "reference: delta, length_unit: mm"), "`length_unit` is mm"),
+        (("reference: delta", "reference: delta, gripper_open: open"), "`gripper_open` is open"),
+        (("hold_margin: 0.1", "hold_margin: some"), "`hold_margin` is some"),
+        (("{names: [x, y, z, gripper], reference: absolute}", ""), "state: holds None"),
+        ((", reference: delta", ""), "`reference` is missing"),
         (("frame:", "{frame:"), "not YAML"),
     ],
 )

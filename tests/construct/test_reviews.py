@@ -93,6 +93,16 @@ def test_a_database_of_another_dataset_is_refused_and_left_alone(reviews, path, 
     assert read_scores(path) == [score()]
 
 
+def test_a_repaired_episode_loses_its_scores_and_no_other(reviews, path, capsys):
+    kept, lost = score(), score(episode="reach-000002")
+    reviews.put_all([kept, lost])
+    with closing(Reviews.open(path, {**DATASET, "reach-000002": "of 300 frames now"})) as again:
+        assert again.scores() == [kept]
+        again.put(lost)
+        assert again.scores() == [kept, lost]
+    assert "1 episodes have another task or length than when they were scored (reach-000002)" in capsys.readouterr().out
+
+
 def test_episodes_may_be_added_and_left_out(reviews, path):
     reviews.put(score())
     for dataset in ({**DATASET, "reach-000003": "cc"}, {"reach-000001": "aa"}):

@@ -17,7 +17,7 @@ import simplejpeg
 
 from la4vla.config import ReadConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Source
-from la4vla.construct.raw import RawVector, convert
+from la4vla.construct.raw import QUATERNION, RawVector, convert
 from la4vla.construct.robot import RawRobot, raw_robot
 from la4vla.types import UserError
 
@@ -53,9 +53,12 @@ def episode_key(stem: str, number: int) -> str:
 
 
 def slug(text: str, longest: int) -> str:
-    """`text` with the characters a key may have; a long one keeps its beginning and gets a digest."""
+    """`text` with the characters a key may have.
+
+    A long one keeps its beginning and gets a digest; one with letters of other scripts, which are lost, gets it too.
+    """
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text)
-    if len(plain) <= longest:
+    if len(plain) <= longest and not re.search(r"[^\W_]", re.sub(r"[A-Za-z0-9]", "", text)):
         return plain
     return f"{plain[: longest - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
@@ -97,6 +100,10 @@ def vectors(column: Mapping[str, np.ndarray], names: Sequence[str], raw: RawVect
     if not np.isfinite(joined_TD).all():
         frame, dim = (int(index[0]) for index in np.nonzero(~np.isfinite(joined_TD)))
         raise BadEpisode(f"{what} is not finite at frame {frame}, dim {dim}; repair or drop the episode.")
+    if raw.rotation == "quaternion" and not raw.unit:
+        turns_T4 = joined_TD[:, [raw.names.index(name) for name in QUATERNION]]
+        if (zero := np.flatnonzero(np.linalg.norm(turns_T4, axis=1) < 1e-6)).size:
+            raise BadEpisode(f"{what}: the quaternion of frame {zero[0]} is zero; repair or drop the episode.")
     if len(joined_TD) < 2:
         raise BadEpisode(f"too short: {len(joined_TD)} frame; an episode needs at least 2, drop it.")
     return convert(joined_TD, raw)[0]

@@ -59,7 +59,9 @@ class LeRobot:
             partial(_read_table, columns=(*STANDARD, *self._columns["state"], *self._columns["action"]))
         )
         self._pictures = lru_cache(max(TABLES, len(self._views)))(_read_pictures)
-        self._about = digest(self._raw.text, [stat_of(path) for path in self._meta.files], dict(self._meta.tasks))
+        meta = self._meta
+        files = [stat_of(path) for path in meta.files]
+        self._about = digest(self._raw.text, files, dict(meta.tasks), meta.fps, dict(meta.features))
 
     @property
     def keys(self) -> Sequence[str]:

@@ -112,14 +112,20 @@ class Libero:
         )
 
     def video_faults(self, episode: Episode) -> list[str]:
-        return []
+        path, demo = self._demos[episode.key]
+        with _open(path) as file:
+            stored = {view: file[f"data/{demo}/obs/{name}"] for view, name in self._views.items()}
+            return [
+                f"{path}: {demo}, {view} is {item.dtype} {item.shape}, not uint8 [T, H, W, 3]; leave it out of "
+                "read.views."
+                for view, item in stored.items()
+                if item.dtype != np.uint8 or item.ndim != 4 or item.shape[3] != 3
+            ]
 
     def _frames(self, path: Path, demo: str, view: str, numbers: Sequence[int]) -> Frames:
         try:
             with _open(path) as file:
                 stored = file[f"data/{demo}/obs/{self._views[view]}"]
-                if stored.dtype != np.uint8 or stored.ndim != 4 or stored.shape[3] != 3:
-                    raise BadEpisode(f"{path}: {demo}, {view} is not uint8 [T, H, W, 3]; leave it out of read.views.")
                 upright = file["data"].attrs.get("macros_image_convention", "opengl") == "opencv"
                 rows = slice(None) if upright else slice(None, None, -1)
                 return {number: encode(stored[number][rows], self._quality) for number in numbers}

@@ -6,7 +6,7 @@ docs/construction.md, "Reading", says what is in them.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from la4vla.construct.readers.checks import (
 )
 from la4vla.types import UserError
 
-IMAGES = "images_"
+IMAGES, STRIDE = "images_", "frame_stride"
 
 
 class Npz:
@@ -45,6 +45,7 @@ class Npz:
         if len(self._paths) < len(paths):
             raise UserError(f"{root}: names of files differ only in characters that keys cannot have; rename them.")
         self._keys = tuple(self._paths)
+        self._first = paths[0]
         self._state, self._action = tuple(read.state) or ("state",), tuple(read.action) or ("action",)
         self._views = chosen_views(read, _views(paths[0]))
 
@@ -58,19 +59,19 @@ class Npz:
     def read(self, key: str) -> Episode:
         number, path = self._paths[key]
         wanted = (*self._state, *self._action, "instruction")
-        optional = ("task", "frame_stride")
+        optional = ("task", STRIDE)
         column = _arrays(path, (*wanted, *optional))
         if missing := [name for name in wanted if name not in column]:
             raise BadEpisode(f"{path} has no {missing[0]}; add it or remove the file.")
-        instruction = sentence(str(column["instruction"]))
-        stride = _stride(column.get("frame_stride", np.array(1)), path)
+        instruction = sentence(_text(column["instruction"], "instruction", path))
+        stride = _frame_stride(column, path)
         state = vectors(column, self._state, self._raw.state, "state")
         action = vectors(column, self._action, self._raw.action, "action")
         if len(state) != len(action):
             raise BadEpisode(f"{path}: {len(state)} states but {len(action)} actions; give every state its action.")
         return Episode(
             key=key,
-            task=slug(str(column.get("task", instruction)), MAX_KEY),
+            task=slug(_text(column["task"], "task", path) if "task" in column else instruction, MAX_KEY),
             number=number,
             instruction=instruction,
             robot=self._robot,
@@ -85,21 +86,27 @@ class Npz:
     def video_faults(self, episode: Episode) -> list[str]:
         path = self._paths[episode.key][1]
         due = -(-len(episode) // episode.frame_stride)
-        pictures = _arrays(path, [IMAGES + name for name in self._views.values()])
-        counts = {name: len(np.atleast_1d(pictures.get(IMAGES + name, ()))) for name in self._views.values()}
-        return [
-            f"{path}: {IMAGES}{name} has {count} pictures, {due} are due for {len(episode)} frames at frame_stride "
-            f"{episode.frame_stride}; correct frame_stride or the pictures."
-            for name, count in counts.items()
-            if count != due
-        ]
+        names = [IMAGES + name for name in self._views.values()]
+        headers, first = _headers(path, names), _headers(self._first, names)
+        faults = []
+        for name in names:
+            shape, dtype = headers.get(name, ((0,), np.dtype(np.uint8)))
+            if shape[:1] != (due,):
+                faults.append(
+                    f"{path}: {name} has {shape[0] if shape else 'no'} pictures, {due} are due for {len(episode)} "
+                    f"frames at frame_stride {episode.frame_stride}; correct frame_stride or the pictures."
+                )
+            elif dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+                faults.append(f"{path}: {name} is {dtype} {shape}, not uint8 [N, H, W, 3]; convert it.")
+            elif shape[1:] != first[name][0][1:]:
+                usual = first[name][0][1:3]
+                faults.append(f"{path}: {name} is {shape[1:3]} pixels, in {self._first} {usual}; convert it.")
+        if (stride := _frame_stride(_arrays(self._first, (STRIDE,)), self._first)) != episode.frame_stride:
+            faults.append(f"{path}: frame_stride {episode.frame_stride}, in {self._first} {stride}; keep them apart.")
+        return faults
 
     def _frames(self, path: Path, stride: int, view: str, numbers: Sequence[int]) -> Frames:
         pictures = _arrays(path, [IMAGES + self._views[view]])[IMAGES + self._views[view]]
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
-            raise BadEpisode(
-                f"{path}: {view} is {pictures.dtype} {pictures.shape}, not uint8 [N, H, W, 3]; convert it."
-            )
         return {number: encode(pictures[number // stride], self._quality) for number in numbers}
 
 
@@ -112,8 +119,36 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise BadEpisode(f"{path} cannot be read ({error}); write it anew or remove it.") from error
 
 
-def _stride(value: np.ndarray, path: Path) -> int:
+def _headers(path: Path, names: Sequence[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of those of the arrays that are there, without reading them. Raises BadEpisode."""
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in set(names) & {member.removesuffix(".npy") for member in archive.namelist()}:
+                with archive.open(f"{name}.npy") as file:
+                    version = np.lib.format.read_magic(file)
+                    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+                    shape, _, dtype = read(file)
+                    headers[name] = shape, dtype
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise BadEpisode(f"{path} cannot be read ({error}); write it anew or remove it.") from error
+    return headers
+
+
+def _text(value: np.ndarray, name: str, path: Path) -> str:
     """Raises BadEpisode."""
+    if value.size != 1 or value.dtype.kind not in "US":
+        raise BadEpisode(f"{path}: {name} is {value.dtype} {value.shape}, not one text; correct it.")
+    text = value.item()
+    try:
+        return text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise BadEpisode(f"{path}: {name} is not UTF-8 ({error}); correct it.") from error
+
+
+def _frame_stride(column: Mapping[str, np.ndarray], path: Path) -> int:
+    """1 where it is not said. Raises BadEpisode."""
+    value = column.get(STRIDE, np.array(1))
     if value.dtype.kind not in "iu" or value.size != 1 or value.item() < 1:
         raise BadEpisode(f"{path}: frame_stride is not one whole number of at least 1; correct it.")
     return int(value.item())

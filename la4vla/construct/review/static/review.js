@@ -68,6 +68,7 @@ function attempt(action) {
     try {
       await action(...given);
     } catch (error) {
+      waiting.length = 0; // what was typed ahead was meant for the next clip
       say(error.message, true);
     } finally {
       state.busy = false;
@@ -144,7 +145,8 @@ function tick(now) {
   drawn_at = now;
   if (state.clip) {
     const { clip, answer } = state;
-    const [from, to] = state.context ? [clip.first, clip.last] : [answer.start, answer.end];
+    const from = state.context ? clip.first : Math.min(Math.max(answer.start, clip.first), clip.last - 1);
+    const to = state.context ? clip.last : Math.min(answer.end, clip.last);
     if (!state.paused) {
       state.frame += passed * clip.fps * SPEEDS[state.speed];
       if (state.frame >= to || state.frame < from) state.frame = from;
