@@ -93,6 +93,8 @@ def test_precedence_is_defaults_then_base_then_file_then_command_line(recipe):
         ("optim.clip_norm=0", "must be in (0, inf]"),
         ("model.dropout=1", "must be in [0, 1)"),
         ("data.augment=1.5", "must be in [0, 1]"),
+        ("run.seed=-1", "run.seed is -1; it must be in [0, inf)"),
+        ("engine.max_skipped_steps=0", "must be in [1, inf)"),
         ("checkpoint.every_steps=0", "checkpoint.every_steps"),
         ("log.every_steps=-3", "log.every_steps"),
         ("model.readout=pertoken", "nearest is `per_token`"),

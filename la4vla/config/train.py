@@ -129,10 +129,11 @@ class TrainConfig:
 
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
-    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "max_skipped_steps", "keep_every"), "[0, inf)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed"), "[0, inf)"),
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
+    "max_skipped_steps": "[1, inf)",
     **dict.fromkeys(("steps", "global_batch", "micro_batch"), "[1, inf)"),
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]"},
 }
@@ -150,7 +151,7 @@ def validate(config: TrainConfig) -> None:
     choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
     choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
-    for group in ("model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate"):
+    for group in ("run", "model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate"):
         within(f"{group}.", asdict(config)[group], INTERVALS)
     if config.validate.cases and config.validate.every_steps % config.log.every_steps:
         raise UserError(

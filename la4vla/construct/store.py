@@ -20,6 +20,7 @@ import numpy as np
 from la4vla.config import RecordConfig
 from la4vla.construct.episodes import Episode, Frames, Script
 from la4vla.construct.robot import Robot, robot_frame
+from la4vla.data.npz import read_npz
 from la4vla.types import Embodiment, UserError
 
 SCHEMA_VERSION = 1
@@ -88,20 +89,19 @@ def write_episode(path: Path, episode: Episode) -> None:
 def read_episode(path: Path) -> Episode:
     """An episode of a store; its pictures are read when asked for. Raises UserError for a file that is not one."""
     try:
-        with np.load(path) as archive:
-            about: dict[str, Any] = json.loads(archive["about"].tobytes())
-            state, action, executed = (archive[name] for name in ("state", "action", "executed"))
-            script = None
-            if "phase" in archive:  # not in stores of before it was recorded
-                script = Script(archive["phase"], archive["target"], archive["object"])
+        table = read_npz(path, ("about", "state", "action", "executed", "phase", "target", "object"))
+        about: dict[str, Any] = json.loads(table["about"].tobytes())
+        state, action, executed = (table[name] for name in ("state", "action", "executed"))
+        script = None
+        if "phase" in table:  # not in stores of before it was recorded
+            script = Script(table["phase"], table["target"], table["object"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a complete episode ({error}); delete it and record again.") from error
     if about["schema"] > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer la4vla (schema {about['schema']}); upgrade la4vla.")
 
     def frames(view: str, wanted: Sequence[int]) -> Frames:
-        with np.load(path) as archive:
-            numbers, sizes, data = (archive[f"{view}/{name}"] for name in ("frame", "size", "jpeg"))
+        numbers, sizes, data = read_npz(path, [f"{view}/{name}" for name in ("frame", "size", "jpeg")]).values()
         ends = np.cumsum(sizes)
         spans = {int(number): (end - size, end) for number, size, end in zip(numbers, sizes, ends, strict=True)}
         return {number: data[slice(*spans[number])].tobytes() for number in wanted}

@@ -29,7 +29,6 @@ class View:
     height: int
     width: int
     camera: str = ""
-    upright: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,11 @@ def _parsed(location: str, raw: Mapping[str, Any]) -> Index:
         )
         for shard in raw["shards"]
     )
-    views = {name: View(**view) for name, view in raw["views"].items()}
+    views = {}
+    for name, view in raw["views"].items():
+        if not view.pop("upright", True):  # said in the first folders only
+            raise UserError(f"{location}: the pictures of {name} are upside down; write the folder again, upright.")
+        views[name] = View(**view)
     return Index(location, Embodiment.from_dict(raw["embodiment"]), views, int(raw["frame_stride"]), shards)
 
 

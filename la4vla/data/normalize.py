@@ -19,6 +19,8 @@ from la4vla.types import Sample, UserError
 STATS = "stats.json"
 Mode = Literal["q01_q99", "min_max", "mean_std"]
 
+CLIP_MARGIN = 0.02
+"""Of the half range, by which data must go beyond the statistics before it is said: quantiles are estimates."""
 NEAR_CONSTANT = 1e-4
 """Half range (or std) below which a dimension is centred but not scaled: 0.1 mm or 0.1 mrad is below what a robot
 measures, and dividing by it turns noise into numbers in the thousands (openpi#814)."""
@@ -123,6 +125,16 @@ def rare_dims(mode: Mode, stats: Stats) -> list[str]:
     return [name for name, flag in zip(stats.names, rare, strict=True) if flag]
 
 
+def beyond(mode: Mode, stats: Stats, data: Stats) -> list[str]:
+    """Names of the dimensions that `stats` clip in more than 1 % of the frames at one end, by q01 and q99 of `data`."""
+    if mode == "mean_std":
+        return []
+    offset, scale = range_of(mode, stats)
+    low, high = ((np.asarray(ends) - offset) / scale for ends in (data.q01, data.q99))
+    clipped = (low < -1.0 - CLIP_MARGIN) | (high > 1.0 + CLIP_MARGIN)
+    return [name for name, flag in zip(stats.names, clipped, strict=True) if flag]
+
+
 def _is_rare(stats: Stats) -> np.ndarray:
     return (_halved(stats.q01, stats.q99)[1] < NEAR_CONSTANT) & (_halved(stats.min, stats.max)[1] >= NEAR_CONSTANT)
 
@@ -159,6 +171,11 @@ class Normalize:
     def _action(self) -> tuple[np.ndarray, np.ndarray]:
         return _float32(range_of(self.mode, self.action))
 
+    @cached_property
+    def _moved(self) -> np.ndarray:
+        still = np.isin(self.action.names, near_constant(self.mode, self.action))
+        return np.where(still, np.float32(0.0), self._action[1])
+
     def __call__(self, sample: Sample) -> Sample:
         state = self._forward(sample.state, self._state)
         if sample.action is None:
@@ -173,9 +190,10 @@ class Normalize:
         return normal if self.mode == "mean_std" else np.clip(normal, -1.0, 1.0, out=normal)
 
     def inverse(self, action_TA: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Model units -> raw units, float32 [T, A]. Values beyond [-1, 1] are not clipped: the env knows its limits."""
-        offset, scale = self._action
-        return action_TA * scale + offset
+        """Model units -> raw units, float32 [T, A]. Values beyond [-1, 1] are not clipped: the env knows its limits. A
+        dimension that never moved stays where it was, whatever the model says of it."""
+        offset, _ = self._action
+        return action_TA * self._moved + offset
 
     def to_dict(self) -> dict[str, Any]:
         return {"mode": self.mode, "state": self.state.to_dict(), "action": self.action.to_dict()}

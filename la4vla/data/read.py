@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from webdataset.gopen import gopen
 
 from la4vla.data.index import Index, Shard, locate
+from la4vla.data.npz import read_npz
 from la4vla.data.shards import Clip
 from la4vla.types import UserError
 
@@ -101,8 +101,7 @@ def _clips(members: Iterator[Member], views: Sequence[str]) -> Iterator[Clip]:
 
 def _clip(key: str, files: dict[str, bytes | memoryview], views: Sequence[str]) -> Clip:
     about = json.loads(bytes(files["json"]))
-    with np.load(io.BytesIO(files["npz"])) as arrays:
-        state, action = arrays["state"], arrays["action"]
+    arrays = read_npz(io.BytesIO(files["npz"]))
     frames: dict[str, dict[int, bytes | memoryview]] = {view: {} for view in views}
     for suffix, data in files.items():
         view, _, rest = suffix.partition(".")
@@ -118,7 +117,7 @@ def _clip(key: str, files: dict[str, bytes | memoryview], views: Sequence[str]) 
         span=(about["span"][0], about["span"][1]),
         fps=about["fps"],
         quality=about["quality"],
-        state=state,
-        action=action,
+        state=arrays["state"],
+        action=arrays["action"],
         frames=frames,
     )

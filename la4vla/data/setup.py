@@ -16,10 +16,13 @@ from la4vla import manifest
 from la4vla.config import DataConfig, TrainConfig
 from la4vla.data.index import Index, read_index, read_stats
 from la4vla.data.mixture import Schedule
-from la4vla.data.normalize import Stats, near_constant, rare_dims
+from la4vla.data.normalize import Stats, beyond, near_constant, rare_dims
 from la4vla.data.order import Stream, cut
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
+
+UNEVEN = 1.5
+"""How many times as often as others a clip may be seen before it is said; a few clips a shard differ by less."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,25 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
             one = setup.sources[source].index.samples
             lines.append(f"  {source}: {count:,} samples = {count / one:.2f} passes over {one:,}")
     normalize = setup.chain.normalize
+    for name, source in setup.sources.items():
+        counts = [stream.samples for stream in source.streams]
+        least, most = min(counts), max(counts)
+        if most > UNEVEN * least:
+            lines.append(
+                f"warning: {name}: some clips are seen {most / least:.1f} times as often as others, because its shards "
+                f"do not share evenly into {len(source.streams)} streams; write it with a multiple of "
+                f"{len(source.streams)} shards, or change data.streams"
+            )
+        own = read_stats(source.index.location)
+        for what, stats, ours in (
+            ("state", normalize.state, own.state),
+            ("action", normalize.action, own.action(config.data.action)),
+        ):
+            if cut_off := beyond(normalize.mode, stats, ours):
+                lines.append(
+                    f"warning: {name}: {what} dims {', '.join(cut_off)} go beyond the statistics in use and are "
+                    "clipped there in more than 1 % of the frames; data.stats_source says whose statistics are used"
+                )
     for what, stats in (("state", normalize.state), ("action", normalize.action)):
         still = near_constant(normalize.mode, stats)
         if still:
@@ -169,7 +191,10 @@ def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, In
         cure = "set data.stats_source to one of this run's sources"
         return _inherited(manifest.resolve(config.run.init_from), config, embodiment, cure)
     name = data.stats_source or next(iter(indexes))
-    stats = read_stats(data.sources[name].path)
+    path = data.sources[name].path
+    if name not in indexes:
+        _embodiment({**indexes, name: read_index(path)})
+    stats = read_stats(path)
     return stats.state, stats.action(data.action)
 
 
@@ -184,6 +209,11 @@ def _inherited(checkpoint: Path, config: TrainConfig, embodiment: Embodiment, cu
                 f"the data's is {_shown(value)}), so its statistics do not fit; {cure}."
             )
     chain = chain_from_dicts(made.transforms)
+    if chain.normalize.mode != config.data.normalization:
+        raise UserError(
+            f"{checkpoint} was trained with data.normalization={chain.normalize.mode}, not "
+            f"{config.data.normalization}; set it so, or {cure}."
+        )
     if chain.delta != (config.data.action == "delta_to_state"):
         raise UserError(
             f"{checkpoint} was trained with other actions than data.action={config.data.action}; "

@@ -24,6 +24,8 @@ PEAK_BF16 = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H2
 def peak_bf16(gpu: str) -> float:
     """Dense bf16 operations a second of a GPU by its name; 0 where they are not known: no MFU is better than a wrong
     one."""
+    if any(form in gpu for form in ("PCIe", "NVL")):  # slower than the SXM part of the same name
+        return 0.0
     return next((peak for part, peak in PEAK_BF16.items() if part in gpu), 0.0)
 
 

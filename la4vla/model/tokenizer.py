@@ -104,14 +104,24 @@ class Prompter:
 
 
 def build_prompter(config: ModelConfig) -> Prompter:
-    """The tokenizer of `config.tokenizer`, else the one beside `config.weights`, else the one that ships."""
-    spec = preset(config.preset).spec
+    """The tokenizer of `config.tokenizer`, else the one beside `config.weights`, else the one that ships.
+
+    Raises UserError for one that is missing, damaged or not of this model.
+    """
+    size = preset(config.preset)
     where = config.tokenizer or config.weights
     if where:
-        return Prompter.load(local_folder(where, [FILE]), spec)
+        prompter = Prompter.load(local_folder(where, [FILE]), size.spec)
+        last = max(prompter.tokenizer.get_vocab(with_added_tokens=True).values())
+        if last >= size.vocab:
+            raise UserError(
+                f"{where}: the tokenizer has ids up to {last}, preset {config.preset} takes {size.vocab}; give the one "
+                "of the weights."
+            )
+        return prompter
     if config.preset not in TINY_TOKENIZER_PRESETS:
         raise UserError(f"preset {config.preset} has no tokenizer of its own; set model.tokenizer or model.weights.")
-    return Prompter.load(TINY_TOKENIZER, spec)
+    return Prompter.load(TINY_TOKENIZER, size.spec)
 
 
 def local_folder(where: str, patterns: Sequence[str]) -> Path:

@@ -75,6 +75,13 @@ def check_sizes(folder: Path, size: ModelSize) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json in it; model.weights is a checkpoint in the native `-hf` layout.")
+    try:
+        _compare(path, size)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); fetch the checkpoint again.") from error
+
+
+def _compare(path: Path, size: ModelSize) -> None:
     raw = json.loads(path.read_text())
     if raw.get("model_type") != "internvl":
         raise UserError(f"{path}: model_type is `{raw.get('model_type')}`, not `internvl`; give the `-hf` conversion.")
@@ -105,9 +112,12 @@ def check_sizes(folder: Path, size: ModelSize) -> None:
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
-    names = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    )
+    names = ["model.safetensors"]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: damaged ({error}); fetch the checkpoint again.") from error
     for name in names:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; fetch the checkpoint again.")

@@ -159,8 +159,17 @@ def check_resumable(folder: Path, found: Manifest, config: TrainConfig) -> None:
             f"{key} is {now.get(key, 'absent')}, the run in {folder.parent.parent} has {then.get(key, 'absent')}; set "
             "it back, or start a new run.dir (run.init_from takes over the weights)."
         )
-    if list(found.config["stages"]) != list(config.stages):
-        raise UserError(f"stages are in another order than in {folder.parent.parent}; put them back.")
+    for name, before, here in _orders(found.config, asdict(config)):
+        if before != here:
+            raise UserError(f"{name} are in another order than in {folder.parent.parent}; put them back.")
+
+
+def _orders(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """What must keep its order: a resumed run takes samples and gives views their slots by it."""
+    yield "stages", list(then["stages"]), list(now["stages"])
+    yield "data.sources", list(then["data"]["sources"]), list(now["data"]["sources"])
+    for name, stage in now["stages"].items():
+        yield f"stages.{name}.mixture", list(then["stages"][name]["mixture"]), list(stage["mixture"])
 
 
 def check_data(folder: Path, found: Manifest, sources: Mapping[str, str]) -> None:

@@ -95,7 +95,7 @@ def check_ranks_agree(config: TrainConfig, setup: Setup) -> None:
         "shards": fingerprints(setup),
         "statistics of the data": chain_to_dicts(setup.chain),
     }
-    first, *others = gathered({name: json.dumps(part, sort_keys=True) for name, part in parts.items()})
+    first, *others = gathered({name: json.dumps(part) for name, part in parts.items()})
     for rank, theirs in enumerate(others, start=1):
         for name, of_main in first.items():
             if theirs[name] != of_main:
@@ -118,11 +118,23 @@ def build_engine(config: TrainConfig, begin: Start, world: World) -> tuple[Polic
 
 
 def _prompter(config: TrainConfig, begin: Start) -> Prompter:
-    """The tokenizer; a run that goes on keeps that of its own checkpoint, whatever became of its folder since."""
-    if not begin.own:
+    """The tokenizer, which belongs to the weights: that of the checkpoint a run starts from or goes on from, whatever
+    became of its folder since. Raises UserError where the config asks for another."""
+    if begin.weights is None:
         return build_prompter(config.model)
-    assert begin.weights is not None
-    return Prompter.load(begin.weights / manifest.TOKENIZER, preset(config.model.preset).spec)
+    spec = preset(config.model.preset).spec
+    if not begin.own and manifest.read(begin.weights).input_spec != asdict(spec):
+        raise UserError(
+            f"{begin.weights} is of another model than model.preset={config.model.preset}; use the preset it was "
+            "trained with."
+        )
+    prompter = Prompter.load(begin.weights / manifest.TOKENIZER, spec)
+    if not begin.own and config.model.tokenizer and build_prompter(config.model).files() != prompter.files():
+        raise UserError(
+            f"model.tokenizer is {config.model.tokenizer}, and {begin.weights} was trained with another; leave it "
+            "empty, the checkpoint has its own."
+        )
+    return prompter
 
 
 def _identity(policy: Policy, setup: Setup, prompter: Prompter) -> Identity:

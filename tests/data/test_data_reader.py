@@ -2,6 +2,7 @@
 (pains 10, 13, 14). And what a rank hands to the model must be masked where nothing is (pain 18)."""
 
 import itertools
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -309,6 +310,16 @@ def test_too_few_shards_for_the_streams(folders):
         prepare(train_config({"la": (folders / "la", "la")}, streams=8), SPEC)
 
 
+def test_statistics_of_a_source_of_another_robot_are_refused(folders, tmp_path):
+    """Also of one that is in no mixture."""
+    mirrored = replace(ARM, action=replace(ARM.action, gripper_open=-1.0))
+    write_shards(tmp_path / "other", clips=8, embodiment=mirrored)
+    config = train_config({"la": (folders / "la", "la"), "other": (tmp_path / "other", "la")}, {"la": 1.0})
+    config.data.stats_source = "other"
+    with pytest.raises(UserError, match="different embodiments"):
+        prepare(config, SPEC)
+
+
 def test_a_source_outside_every_mixture_is_not_opened(folders):
     config = train_config({"la": (folders / "la", "la"), "other": ("/nowhere", "la")}, {"la": 1.0})
     assert list(prepare(config, SPEC).sources) == ["la"]
@@ -363,6 +374,9 @@ def test_finetuning_keeps_the_statistics_of_the_weights(folders, tmp_path):
     assert prepare(config, SPEC).chain.normalize == own
     config.data.stats_source, config.data.action = "", "delta_to_state"
     with pytest.raises(UserError, match=r"data\.action=delta_to_state"):
+        prepare(config, SPEC)
+    config.data.action, config.data.normalization = "recorded", "mean_std"
+    with pytest.raises(UserError, match=r"trained with data\.normalization=q01_q99, not mean_std"):
         prepare(config, SPEC)
 
 
@@ -427,3 +441,15 @@ def test_the_arithmetic_is_printed(folders):
     config.stages["first"].warmup_steps = 4
     assert "stage first ends inside" not in explain(config, prepare(config, SPEC), 2)
     assert f"la: 40 samples = {40 / read_index(folders / 'la').samples:.2f} passes" in text
+
+
+def test_it_is_said_when_some_clips_are_seen_more_often_or_values_are_clipped(folders, tmp_path):
+    write_shards(tmp_path / "uneven", [make_clip(number, 9) for number in range(24)], 6)
+    far = [make_clip(number, 9) for number in range(24)]
+    write_shards(tmp_path / "far", [replace(clip, state=clip.state * 3) for clip in far], 4)
+    config = train_config({"la": (tmp_path / "uneven", "la"), "far": (tmp_path / "far", "la")}, streams=4)
+    text = explain(config, prepare(config, SPEC), 2)
+    assert "warning: la: some clips are seen 2.0 times as often as others" in text
+    assert "warning: far: some clips" not in text
+    assert re.search(r"warning: far: state dims .* go beyond the statistics in use", text)
+    assert "la: state dims" not in text

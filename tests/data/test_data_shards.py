@@ -119,6 +119,20 @@ def test_newer_schema_is_refused(folder):
         read_index(folder)
 
 
+def test_a_folder_that_calls_its_pictures_upside_down_is_refused(tmp_path):
+    folder = tmp_path / "vla"
+    write_shards(folder, 4, 2, views=["front"])
+    raw = json.loads((folder / "index.json").read_text())
+    for upright in (True, False):
+        raw["views"]["front"]["upright"] = upright
+        (folder / "index.json").write_text(json.dumps(raw))
+        if upright:
+            assert read_index(folder).views["front"].height == 16
+        else:
+            with pytest.raises(UserError, match="front are upside down"):
+                read_index(folder)
+
+
 @pytest.mark.parametrize("text", [b"not json", b"{}", b"[]", b'{"schema": "one"}', b"\xff\xff"])
 @pytest.mark.parametrize("name", ["index.json", "stats.json"])
 def test_a_broken_json_file_is_refused(folder, name, text):

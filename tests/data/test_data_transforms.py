@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from la4vla.config import DataConfig, FlowConfig
 from la4vla.data.augment import Look, apply_look, augment, draw_look
 from la4vla.data.collate import collate, draw_flow
-from la4vla.data.normalize import NEAR_CONSTANT, Normalize, compute_stats, near_constant, rare_dims
+from la4vla.data.normalize import NEAR_CONSTANT, Normalize, beyond, compute_stats, near_constant, rare_dims
 from la4vla.data.transforms import (
     CleanInstruction,
     ResizeImages,
@@ -159,6 +159,19 @@ def test_near_constant_dims_do_not_explode(mode):
     state = np.array([0.0, 0.6], np.float32)
     out = normalize(replace(sample_of(state, None, None), state=state))
     assert abs(out.state[1]) < 0.2
+    back = normalize.inverse(np.array([[0.0, 0.1], [1.0, -1.0]], np.float32), state)
+    np.testing.assert_allclose(back[:, 1], 0.5, atol=NEAR_CONSTANT)  # what the model says of it is noise
+    assert back[1, 0] > back[0, 0]
+
+
+@pytest.mark.parametrize("mode", ["q01_q99", "min_max", "mean_std"])
+def test_dims_that_others_statistics_clip_are_named(mode):
+    draws = np.random.default_rng(0)
+    narrow = compute_stats(("x", "y", "z"), draws.uniform(-1, 1, (1000, 3)))
+    wide = compute_stats(("x", "y", "z"), draws.uniform(-1, 1, (1000, 3)) * (1.0, 1.5, 1.0) + (0.0, 0.0, -0.3))
+    assert beyond(mode, narrow, narrow) == []
+    assert beyond(mode, narrow, wide) == ([] if mode == "mean_std" else ["y", "z"])
+    assert beyond(mode, wide, narrow) == ([] if mode == "mean_std" else ["z"])
 
 
 @pytest.mark.parametrize("mode", ["q01_q99", "min_max", "mean_std"])

@@ -125,3 +125,12 @@ def test_counts_match_torchs_counter(make_batch):
             policy(batch)
         expected = flops.forward(policy.size, readout, 2, batch.input_ids_BL.shape[1]).total
         assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "peak"),
+    [("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 0), ("NVIDIA L4", 0)],
+)
+def test_an_unknown_gpu_has_no_mfu(gpu, peak):
+    """The PCIe part is slower than the SXM part of its name."""
+    assert flops.peak_bf16(gpu) == peak

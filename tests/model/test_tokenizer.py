@@ -87,6 +87,14 @@ def test_full_size_needs_a_tokenizer_and_the_right_one():
         build_prompter(ModelConfig(preset="la4vla_1b", tokenizer=str(TINY_TOKENIZER)))
 
 
+def test_a_tokenizer_with_more_words_than_the_model_has_rows_is_refused(tmp_path, prompter):
+    larger = Tokenizer.from_str(prompter.tokenizer.to_str())
+    larger.add_tokens([f"word{number}" for number in range(900)])
+    larger.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"ids up to 1\d\d\d, preset tiny takes 1024"):
+        build_prompter(ModelConfig(tokenizer=str(tmp_path)))
+
+
 def test_a_place_that_does_not_exist_is_an_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="nowhere/at-all: neither a folder nor a hub"):

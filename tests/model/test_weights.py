@@ -143,6 +143,21 @@ def test_other_sizes_are_an_error(original, tmp_path, section, key, value):
         build_policy(ModelConfig(weights=str(tmp_path)), seed=0)
 
 
+@pytest.mark.parametrize("text", ['{"model_type": "internvl"', '{"model_type": "internvl"}', "[]"])
+def test_a_damaged_config_is_one_sentence(original, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    shutil.copy(original[1] / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match=r"config\.json: damaged .*; fetch the checkpoint again"):
+        build_policy(ModelConfig(weights=str(tmp_path)), seed=0)
+
+
+def test_a_damaged_index_is_one_sentence(original, tmp_path):
+    shutil.copytree(original[1], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map"')
+    with pytest.raises(UserError, match=r"index\.json: damaged .*; fetch the checkpoint again"):
+        build_policy(ModelConfig(weights=str(tmp_path)), seed=0)
+
+
 def test_broken_folders_are_errors(original, tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         build_policy(ModelConfig(weights=str(tmp_path)), seed=0)

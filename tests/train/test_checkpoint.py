@@ -289,6 +289,20 @@ def test_stages_in_another_order_do_not_resume(config, world):
         start.find_start(config)
 
 
+@pytest.mark.parametrize("what", ["data.sources", "stages.two.mixture"])
+def test_sources_in_another_order_do_not_resume(config, world, what):
+    """Equal as mappings: but the next sample, and the slot of each view, go by the order."""
+    config.data.sources["b"] = SourceConfig(path="b", kind="vla")
+    config.stages["two"].mixture = {"a": 0.5, "b": 0.5}
+    save(config, world, 1)
+    if what == "data.sources":
+        config.data.sources = dict(reversed(config.data.sources.items()))
+    else:
+        config.stages["two"].mixture = dict(reversed(config.stages["two"].mixture.items()))
+    with pytest.raises(UserError, match=rf"^{what} are in another order"):
+        start.find_start(config)
+
+
 def test_what_changes_no_result_may_change(config, world):
     save(config, world, 1)
     config.engine = EngineConfig(name="deepspeed", zero_stage=3)

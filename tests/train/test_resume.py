@@ -6,6 +6,7 @@ nobody touched; on another number of ranks, within the order of fp32 sums.
 import hashlib
 import json
 import math
+import shutil
 import signal
 import subprocess
 import time
@@ -237,3 +238,23 @@ def test_init_from_takes_weights_and_statistics_and_starts_at_step_0(alone, plac
     assert "step and optimizer start fresh" in ended.stdout
     assert digests(checkpoint(config, 2))[manifest.WEIGHTS] == digests(checkpoint(alone))[manifest.WEIGHTS]
     assert manifest.read(checkpoint(config, 2)).transforms == manifest.read(checkpoint(alone)).transforms
+
+
+def test_init_from_takes_the_tokenizer_too_and_refuses_another(alone, place, shards, in_process, tmp_path):
+    """Its embeddings are those of its own tokens, not of whichever tokenizer ships."""
+    begun, source = tmp_path / "begun", checkpoint(alone)
+    shutil.copytree(source, begun)
+    file = begun / manifest.TOKENIZER / "tokenizer.json"
+    swapped = json.loads(file.read_text())
+    vocab = swapped["model"]["vocab"]
+    first, second = sorted(word for word in vocab if word.isalpha() and len(word) == 1)[:2]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    file.write_text(json.dumps(swapped))
+    short = ["stages.pretrain.steps=1", "stages.finetune.steps=1", f"run.init_from={begun}"]
+    config = write_config(place, shards, "own_words")
+    other = in_process(str(config), *short, f"model.tokenizer={source / manifest.TOKENIZER}")
+    assert other.codes == (2,) and "was trained with another; leave it empty" in other.stderr
+    ended = in_process(str(config), *short)
+    assert ended.codes == (0,), ended.stderr
+    kept = json.loads((checkpoint(config, 2) / manifest.TOKENIZER / "tokenizer.json").read_text())
+    assert kept["model"]["vocab"] == vocab

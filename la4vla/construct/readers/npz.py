@@ -26,6 +26,7 @@ from la4vla.construct.readers.checks import (
     stat_of,
     vectors,
 )
+from la4vla.data.npz import read_npz
 from la4vla.types import UserError
 
 IMAGES, STRIDE = "images_", "frame_stride"
@@ -113,8 +114,7 @@ class Npz:
 def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the arrays that are there. Raises BadEpisode."""
     try:
-        with np.load(path) as archive:
-            return {name: archive[name] for name in names if name in archive.files}
+        return read_npz(path, names)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BadEpisode(f"{path} cannot be read ({error}); write it anew or remove it.") from error
 
