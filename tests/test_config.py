@@ -15,12 +15,22 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
 SWEEPS = [path for path in CONFIGS if path.parent.name == "sweep"]
 STUDIES = [path for path in CONFIGS if "\nschema: study\n" in path.read_text()]  # tests/benchmarks/test_study.py
 RECIPES = [path for path in CONFIGS if path.name != "common.yaml" and path not in SWEEPS + STUDIES]
+ASKS = ("tiny/finetune_metaworld", "la4vla_1b/finetune_metaworld", "la4vla_1b/finetune_libero")
+FROM_WEIGHTS = [path for path in RECIPES if f"{path.parent.name}/{path.stem}" in ASKS]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_resolves_and_says_what_it_costs(path):
-    config.load(path, ["run.init_from=somewhere"] if path.name == "finetune_metaworld.yaml" else [])
+    config.load(path, ["run.init_from=somewhere"] if path in FROM_WEIGHTS else [])
     assert header_says_what_it_costs(path)
+
+
+@pytest.mark.parametrize("path", FROM_WEIGHTS, ids=lambda path: path.parent.name + "/" + path.stem)
+def test_finetuning_without_a_checkpoint_is_refused(path):
+    """It would be paradigm `base` under another name."""
+    with pytest.raises(UserError, match=r"`run\.init_from` has no value; set it in the file or as key=value"):
+        config.load(path)
+    assert config.load(path, ["run.init_from=runs/a"]).run.init_from == "runs/a"
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -143,7 +143,7 @@ class ConstructConfig:
     """`la4vla construct`: demonstrations -> LA clips, their twin with images, and whole-task clips."""
 
     out_dir: str = MISSING  # gets the ledgers of all steps, and la/, vla/ and task/ shard folders
-    proposer: str = "kinematic"  # kinematic | vlm
+    proposer: str = "kinematic"  # kinematic | vlm | episode: each is one clip already, its task the instruction
     read: ReadConfig = field(default_factory=ReadConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
@@ -191,7 +191,7 @@ INTERVALS = {
 
 def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
-    choice("proposer", config.proposer, ("kinematic", "vlm"))
+    choice("proposer", config.proposer, ("kinematic", "vlm", "episode"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz"))
     choice("record.simulator", config.record.simulator, ("metaworld", "libero"))
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))

@@ -27,6 +27,7 @@ from la4vla.construct.ledger import Ledger, Row, digest
 from la4vla.construct.readers.checks import inspect
 from la4vla.construct.reviews import REVIEWS, Reviews, Score, dataset_of, standing
 from la4vla.construct.vlm import Vlm
+from la4vla.construct.whole import Whole
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
@@ -105,6 +106,8 @@ def detect_keyframes(config: ConstructConfig, source: Source, episodes: Ledger) 
 
 def proposer(config: ConstructConfig) -> Proposer:
     """Raises UserError if it cannot be used."""
+    if config.proposer == "episode":
+        return Whole()
     return Vlm(config) if config.proposer == "vlm" else Kinematic(config.propose, config.seed)
 
 

@@ -130,6 +130,21 @@ VERBS = _set(
     "pick apply depress establish point"
 )
 
+VERB_LABELS = {
+    **dict.fromkeys(("grasp", "close", "pick"), "grasp"),
+    **dict.fromkeys(("place", "release", "open", "let"), "place"),
+    **dict.fromkeys(("lift", "raise"), "lift"),
+    **{"lower": "lower", "transport": "transport", "carry": "transport"},
+    **{"push": "push", "pull": "pull", "press": "press", "depress": "press"},
+    **dict.fromkeys(("rotate", "turn"), "rotate"),
+    **dict.fromkeys(("reorient", "tilt"), "reorient"),
+    **dict.fromkeys(
+        ("move", "bring", "approach", "reach", "align", "adjust", "slide", "retract", "ascend", "descend"), "move"
+    ),
+    "wait": "wait",
+}
+"""Verb -> the label that it means, before `canonical`."""
+
 NEUTRAL = _set(
     "the a an it and or to of by with while in from at as its then slightly gripper object wrist held holding empty "
     "closed closing opening opened moving lifting lowering releasing grasping turning rotating pushing pulling "

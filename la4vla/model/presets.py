@@ -4,7 +4,7 @@ la4vla_1b   InternVL3-1B (InternViT-300M, the first 14 layers of Qwen2.5-0.5B) a
             sizes from FACTS 4.1: 775,198,640 parameters with the `flatten` readout
 small       the same parts at about 60 M parameters, 112 px and the tiny tokenizer, for hypotheses on one GPU; random
             weights
-tiny        the same parts at about 3 M parameters and 112 px, for laptops, tests and the quickstart; random weights
+tiny        the same parts at 3.6 M parameters and 112 px, for laptops, tests and the quickstart; random weights
 """
 
 from __future__ import annotations
