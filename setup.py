@@ -54,7 +54,7 @@ setup(
     install_requires=[
         "torch>=2.7",
         "transformers>=5.0",
-        "deepspeed>=0.18",
+        "deepspeed>=0.19.8",
         "webdataset>=1.0",
         "einops>=0.8",
         "omegaconf>=2.3",

@@ -8,6 +8,7 @@
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --output=slurm-%j.log
+#SBATCH --open-mode=append
 set -euo pipefail
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # A port of its own, or a second job with the same head node would join the first one's.

@@ -112,7 +112,7 @@ def build_prompter(config: ModelConfig) -> Prompter:
     where = config.tokenizer or config.weights
     if where:
         prompter = Prompter.load(local_folder(where, [FILE]), size.spec)
-        last = max(prompter.tokenizer.get_vocab(with_added_tokens=True).values())
+        last = _last_of_text(prompter.tokenizer)
         if last >= size.vocab:
             raise UserError(
                 f"{where}: the tokenizer has ids up to {last}, preset {config.preset} takes {size.vocab}; give the one "
@@ -122,6 +122,13 @@ def build_prompter(config: ModelConfig) -> Prompter:
     if config.preset not in TINY_TOKENIZER_PRESETS:
         raise UserError(f"preset {config.preset} has no tokenizer of its own; set model.tokenizer or model.weights.")
     return Prompter.load(TINY_TOKENIZER, size.spec)
+
+
+def _last_of_text(tokenizer: Tokenizer) -> int:
+    """The largest id that `encode` can give. Special tokens stay out: a native InternVL folder has `<video>`, one past
+    the last row of the embeddings."""
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return max(set(tokenizer.get_vocab(with_added_tokens=True).values()) - special)
 
 
 def local_folder(where: str, patterns: Sequence[str]) -> Path:

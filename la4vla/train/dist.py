@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -128,6 +129,7 @@ def log0(world: World, text: str) -> None:
     """Print once, to stdout, past a progress bar."""
     if world.is_main:
         tqdm.write(text)
+        sys.stdout.flush()  # a job's log is a file, and a killed job must have said what it did
 
 
 def first_to_fail(world: World) -> bool:

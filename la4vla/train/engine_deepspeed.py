@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 0-3 behind the engine seam, with its three traps for mixed kinds defused. Written against 0.19.
+"""DeepSpeed ZeRO 0-3 behind the engine seam, with its traps for mixed kinds defused. Written against 0.19.8.
 
 fp32 parameters with bf16 autocast inside the forward (DeepSpeed's `torch_autocast`, gradients summed in fp32), not
 DeepSpeed's `bf16` mode: every stage then holds fp32 masters, a non-finite norm is skipped by DeepSpeed's own overflow
@@ -9,6 +9,7 @@ Traps
     parameter first touched by a later micro-batch (vision, after LA) is added to what the last step left: the
     buffer is zeroed at every step.
     stage 1 with `overlap_comm` reduces in hooks of the last micro-batch only: overlap stays off.
+    stages 1 and 2 before 0.19.8 take a step with a non-finite norm and report a finite one: such versions are refused.
     stage 0 neither reports a norm nor skips a non-finite step: both are done here.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,8 +29,9 @@ from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
 from la4vla.train.engine import ReadMoments
-from la4vla.types import Batch
+from la4vla.types import Batch, UserError
 
+OLDEST = Version("0.19.8")
 BUCKET_ELEMENTS = 50_000_000  # 200 MB of fp32 a reduction
 
 
@@ -171,6 +174,11 @@ def _import_deepspeed(world: World) -> Any:
     from deepspeed.utils import logger
 
     logging.disable(logging.NOTSET)
+    if Version(deepspeed.__version__) < OLDEST:
+        raise UserError(
+            f"DeepSpeed {deepspeed.__version__} takes non-finite steps in ZeRO 1 and 2; pip install "
+            f'"deepspeed>={OLDEST}", or set engine.name=plain.'
+        )
     logger.setLevel(logging.WARNING)
     if world.device.type == "cpu":
         # Its shared-memory all-reduce is compiled at first use (a minute, and a compiler); gloo does.

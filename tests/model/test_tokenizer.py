@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from la4vla.config import ModelConfig
 from la4vla.model import train_tokenizer
@@ -88,10 +88,14 @@ def test_full_size_needs_a_tokenizer_and_the_right_one():
 
 
 def test_a_tokenizer_with_more_words_than_the_model_has_rows_is_refused(tmp_path, prompter):
+    """Words, not special tokens: the native InternVL folder has `<video>`, one past the last row."""
     larger = Tokenizer.from_str(prompter.tokenizer.to_str())
+    larger.add_special_tokens([AddedToken(f"<video{number}>", special=True) for number in range(900)])
+    larger.save(str(tmp_path / "tokenizer.json"))
+    assert max(build_prompter(ModelConfig(tokenizer=str(tmp_path))).encode("lift <video899>")) < 1024, "spelled out"
     larger.add_tokens([f"word{number}" for number in range(900)])
     larger.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"ids up to 1\d\d\d, preset tiny takes 1024"):
+    with pytest.raises(UserError, match=r"ids up to 2543, preset tiny takes 1024"):
         build_prompter(ModelConfig(tokenizer=str(tmp_path)))
 
 

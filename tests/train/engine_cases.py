@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from la4vla.config import EngineConfig, RunConfig, StageConfig, TrainConfig
-from la4vla.train import checkpoint, dist, engine
+from la4vla.train import checkpoint, dist, engine, engine_deepspeed, engine_plain
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
 from la4vla.types import Batch, Kind
@@ -23,6 +23,8 @@ ENGINES = (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), (
 PATTERNS: tuple[tuple[Kind, ...], ...] = (("la", "la", "vla"), ("la",), ("la_leaky", "vla"), ("la", "la_leaky"))
 """Micro-batches of a step, in turn: vision last, vision not at all, only vision, both. The second and third put the
 engines' reductions to the test: what an earlier micro-batch or step left in a buffer must not come back."""
+SMALL_BUCKET = 256  # elements; the largest parameter has 512, all together 1,979
+BUCKETS = (engine_deepspeed.BUCKET_ELEMENTS, engine_plain.BUCKET_ELEMENTS)
 UNITS = 4  # parts a micro-batch is cut into over the ranks; sums over them must not depend on who had which
 
 
@@ -160,7 +162,9 @@ def all_engines(folder: Path, world: World) -> dict:
                 "rank_sums": dist.gathered(float(first)),
             }
             built.close()
-        # Each engine goes on from what its neighbour in the list saved.
+        # Each engine goes on from what its neighbour in the list saved, with buckets that are full several times a step
+        # and smaller than the largest parameter, as at full size.
+        engine_deepspeed.BUCKET_ELEMENTS = engine_plain.BUCKET_ELEMENTS = SMALL_BUCKET
         for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
             toy = Toy()
             checkpoint.load_weights(toy, source)
@@ -172,6 +176,7 @@ def all_engines(folder: Path, world: World) -> dict:
                 "updates": built.updates(),
             }
             built.close()
+        engine_deepspeed.BUCKET_ELEMENTS, engine_plain.BUCKET_ELEMENTS = BUCKETS
     return report
 
 
