@@ -40,7 +40,7 @@ setup(
     description="Distributed pretraining of vision-language-action policies that follow the instruction",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["la4vla*", "benchmarks*"]),
     package_data={
         "la4vla.model": ["assets/*"],

@@ -8,12 +8,21 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from la4vla.sim.libero import ASSETS_VARIABLE
 
 # Mesa's software renderer and triton each bring an LLVM: loaded after the first picture, triton's crashes the process.
 if importlib.util.find_spec("triton"):
     importlib.import_module("triton")
+
+# The same examples every time, and no folder of them beside the code.
+settings.register_profile("house", derandomize=True, database=None, deadline=None)
+settings.load_profile("house")
+
+# A proxy that the machine has is not for servers that tests start.
+for name in ("NO_PROXY", "no_proxy"):
+    os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "libero-assets.tar.zst"
 

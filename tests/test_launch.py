@@ -15,30 +15,68 @@ from tests.train.launch import free_port
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-def test_two_machines_train_one_run(tmp_path):
-    write_shards(tmp_path / "la", 24, 4)
-    config = tmp_path / "config.yaml"
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def write_run(folder: Path) -> Path:
+    """Two steps of `la` into folder/run."""
+    write_shards(folder / "la", 24, 4)
+    config = folder / "config.yaml"
     config.write_text(
-        f"run: {{dir: {tmp_path}/run}}\n"
-        f"data: {{streams: 4, decode_threads: 1, sources: {{la: {{path: {tmp_path}/la, kind: la}}}}}}\n"
+        f"run: {{dir: {folder}/run}}\n"
+        f"data: {{streams: 4, decode_threads: 1, sources: {{la: {{path: {folder}/la, kind: la}}}}}}\n"
         "stages: {pretrain: {mixture: {la: 1}, steps: 2, global_batch: 8, micro_batch: 2, warmup_steps: 1}}\n"
     )
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "NNODES": "2",
-        "NPROC": "1",
-        "HEAD": f"127.0.0.1:{free_port()}",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    return config
+
+
+@pytest.mark.slow
+def test_one_machine_trains(tmp_path):
+    command = ["bash", str(ROOT / "launch" / "train_single_node.sh"), str(write_run(tmp_path)), "run.seed=5"]
+    done = subprocess.run(command, env={**ENVIRONMENT, "NPROC": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert manifest.read(manifest.resolve(tmp_path / "run")).step == 2
+
+
+@pytest.mark.slow
+def test_a_slurm_job_trains(tmp_path):
+    """With stand-ins for SLURM's two commands: the first host of the list is the head, and srun runs a task a node."""
+    write_run(tmp_path)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text("#!/bin/sh\nprintf '127.0.0.1\\nnode1\\n'\n")
+    (tools / "srun").write_text('#!/bin/sh\necho "$@" > "$SAID"\nshift\nexec "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[0-1]", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    environment = {**ENVIRONMENT, **slurm, "NPROC": "1", "SAID": str(tmp_path / "said")}
+    environment["PATH"] = f"{tools}:{environment['PATH']}"
+    command = ["bash", str(ROOT / "launch" / "train_slurm.sh"), str(tmp_path / "config.yaml"), "log.every_steps=1"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "said").read_text().startswith("--kill-on-bad-exit=1 bash launch/train_multi_node.sh")
+    assert manifest.read(manifest.resolve(tmp_path / "run")).step == 2
+
+
+@pytest.mark.slow
+def test_two_machines_train_one_run(tmp_path):
+    config = write_run(tmp_path)
+    environment = {**ENVIRONMENT, "NNODES": "2", "NPROC": "1", "HEAD": f"127.0.0.1:{free_port()}"}
     command = ["bash", str(ROOT / "launch" / "train_multi_node.sh"), str(config), "log.every_steps=1"]
     agents = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
-    outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+    try:
+        outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(outputs)
     assert manifest.read(manifest.resolve(tmp_path / "run")).world_size == 2
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -86,5 +86,5 @@ def test_every_query_has_its_latency():
 
     outcome = run(slow, horizon=12, replan_every=4)
     assert len(outcome.latencies_s) == outcome.queries == 3
-    assert outcome.latencies_s[0] < 0.05 <= outcome.latencies_s[1] < 0.1 <= outcome.latencies_s[2]
+    assert outcome.latencies_s[0] < 0.05 <= outcome.latencies_s[1] and outcome.latencies_s[2] >= 0.1
     assert sum(outcome.latencies_s) == pytest.approx(outcome.seconds["policy"])

@@ -375,7 +375,7 @@ def test_it_is_fast_enough_for_droid():
     state, action = episode(*PICK, *PICK[:5])
     assert len(state) > 280
     label(state, action)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(10):
         label(state, action)
-    assert (time.perf_counter() - begin) / 10 < 0.025 * 4, "even at a quarter of a core"
+    assert (time.process_time() - begin) / 10 < 0.025 * 4, "even on a core a quarter as fast"

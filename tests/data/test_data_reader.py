@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 
 from la4vla import manifest
@@ -419,6 +420,21 @@ def test_a_run_that_goes_on_keeps_its_statistics(folders, tmp_path):
     assert prepare(config, SPEC).chain == first
     config.run.resume, config.run.init_from = "never", ""
     assert prepare(config, SPEC).chain != first
+
+
+def test_no_pixel_reaches_a_batch_of_kind_la(tmp_path):
+    """The same clips with other pictures, read as `la`, are the same batches bit for bit; as `vla` they are not."""
+    clips = [make_clip(number, 9, ARM, FRONT, 1) for number in range(12)]
+    black = simplejpeg.encode_jpeg(np.zeros((32, 32, 3), np.uint8))
+    other = [replace(clip, frames={"front": dict.fromkeys(clip.frames["front"], black)}) for clip in clips]
+    found = {}
+    for name, made in (("one", clips), ("two", other)):
+        write_shards(tmp_path / name / "x", made, 4, FRONT)
+        for kind in ("la", "vla"):
+            config = train_config({"x": (tmp_path / name / "x", kind)}, steps=3)
+            found[name, kind] = [batch for data in steps(config) for batch in data.batches]
+    assert all(itertools.starmap(same_batch, zip(found["one", "la"], found["two", "la"], strict=True)))
+    assert not all(itertools.starmap(same_batch, zip(found["one", "vla"], found["two", "vla"], strict=True)))
 
 
 def test_augmentation_belongs_to_the_sample_not_to_the_rank(folders):

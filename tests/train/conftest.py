@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from la4vla.train import dist
 from la4vla.train.__main__ import main
@@ -21,8 +22,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """`python -m la4vla.train ARGUMENTS` in this process, which saves the seconds of importing."""
+def in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """`python -m la4vla.train ARGUMENTS` in this process, which saves the seconds of importing; like the runs in their
+    own processes on the CPU and in one thread, or their bytes would differ."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torch.set_num_threads(1)
 
     def run(*arguments: str) -> Ended:
         before = signal.getsignal(signal.SIGTERM)

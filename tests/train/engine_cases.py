@@ -7,6 +7,7 @@ Rank 0 writes FOLDER/COMMAND.json, which holds differences only; the test judges
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -128,13 +129,19 @@ def differences(found: tuple[dict, dict], wanted: tuple[dict, dict]) -> dict[str
     assert weights.keys() == weights_0.keys()
     assert moments.keys() == moments_0.keys()
     return {
-        "weights": max(float((weights[name] - weights_0[name]).abs().max()) for name in weights),
-        "moments": max(
-            float((a - b).abs().max() / b.abs().max())
+        "weights": worst((weights[name] - weights_0[name]).abs().max() for name in weights),
+        "moments": worst(
+            (a - b).abs().max() / b.abs().max()
             for name in moments
             for a, b in zip(moments[name], moments_0[name], strict=True)
         ),
     }
+
+
+def worst(values: Iterable[torch.Tensor]) -> float:
+    """The largest on any rank; NaN if one is."""
+    own = float(torch.stack(list(values)).max())
+    return float(torch.tensor(dist.gathered(own)).max())
 
 
 IDENTITY = Identity({}, {}, [], {}, [], {}, {})

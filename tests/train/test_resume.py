@@ -229,6 +229,17 @@ def test_a_finished_run_has_nothing_to_do(alone, in_process):
     assert digests(checkpoint(alone)) == before
 
 
+def test_micro_batches_change_no_result(alone, place, shards, in_process):
+    """Nor does their number: 8 samples of a step in pieces of 2, or of 5, which cuts them unevenly."""
+    config = write_config(place, shards, "pieces")
+    ended = in_process(str(config), "stages.pretrain.micro_batch=5", "stages.finetune.micro_batch=8")
+    assert ended.codes == (0,), ended.stderr
+    assert relative_difference(checkpoint(config), checkpoint(alone), load(config)) < RELATIVE
+    for mine, theirs in zip(metrics(config), metrics(alone), strict=True):
+        for key in ("loss", "loss/la", "loss/vla", "grad_norm"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-3), (mine["step"], key)
+
+
 def test_init_from_takes_weights_and_statistics_and_starts_at_step_0(alone, place, shards, in_process):
     """With a learning rate of 0 the weights at the end are those of the other run, exactly."""
     config = write_config(place, shards, "initialised")
