@@ -78,18 +78,12 @@ PICK = (
 )
 
 
+PICK_LABELS = ["move", "move", "grasp", "lift", "transport", "lower", "place", "move"]
+
+
 def test_pick_and_place_comes_out_phase_by_phase():
     clips = label(*episode(*PICK))
-    assert [clip.primitive for clip in clips] == [
-        "move",
-        "move",
-        "grasp",
-        "lift",
-        "transport",
-        "lower",
-        "place",
-        "move",
-    ]
+    assert [clip.primitive for clip in clips] == PICK_LABELS
     assert [clip.status for clip in clips] == ["EMPTY"] * 2 + ["HOLDING"] * 4 + ["EMPTY"] * 2
     edges = np.cumsum([0, *(frames for _, frames, _, _ in PICK)])
     assert np.abs(np.array([clip.start for clip in clips]) - edges[:-1]).max() <= 4
@@ -102,16 +96,7 @@ def test_a_gripper_that_closes_at_once_still_grasps_and_places(frames, stride):
     """As binary grippers do, and all of them at 5 frames a second."""
     quick = [(0.0 * UP, frames, *phase[2:]) if phase[1] in (12, 15) else phase for phase in PICK]
     clips = label(*episode(*quick), config=ProposeConfig(), stride=stride)
-    assert [clip.primitive for clip in clips] == [
-        "move",
-        "move",
-        "grasp",
-        "lift",
-        "transport",
-        "lower",
-        "place",
-        "move",
-    ]
+    assert [clip.primitive for clip in clips] == PICK_LABELS
     assert all(one.end == other.start for one, other in pairwise(clips))
 
 
