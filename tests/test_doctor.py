@@ -97,6 +97,7 @@ def test_a_broken_machine_is_told_all_that_is_wrong(good, tmp_path, monkeypatch)
 
 @pytest.mark.sim
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_stand_in_assets_are_not_comparable(libero):
     if not (Path(os.environ["LA4VLA_LIBERO_ASSETS"]) / STANDINS).is_file():
         pytest.skip("LIBERO's assets here are its own")

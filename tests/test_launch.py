@@ -36,6 +36,7 @@ def write_run(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_one_machine_trains(tmp_path):
     command = ["bash", str(ROOT / "launch" / "train_single_node.sh"), str(write_run(tmp_path)), "run.seed=5"]
     done = subprocess.run(command, env={**ENVIRONMENT, "NPROC": "1"}, capture_output=True, text=True, timeout=300)
@@ -64,6 +65,7 @@ def test_a_slurm_job_trains(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_machines_train_one_run(tmp_path):
     config = write_run(tmp_path)
     environment = {**ENVIRONMENT, "NNODES": "2", "NPROC": "1", "HEAD": f"127.0.0.1:{free_port()}"}

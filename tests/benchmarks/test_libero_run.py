@@ -23,6 +23,7 @@ def final_states(out, workers, jobs):
 
 @pytest.mark.sim
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_an_episode_is_the_same_alone_and_at_any_parallelism(tmp_path, libero):
     """Two tasks, two states each; the expert, so that all that differs is the simulator's."""
     jobs = [Job(task, episode) for task, episode in protocols.select(SMOKE, [], None)]

@@ -147,6 +147,7 @@ def test_four_ranks_equal_one_and_the_lr_is_the_same_on_any_number(straight, alo
     assert one == two == four and len(set(one)) > 4
 
 
+@pytest.mark.thorough
 def test_killed_at_a_moment_of_no_save_and_resumed_equals_straight(alone, place, shards):
     """At a seeded time after step 2 was saved: in a forward, an update, a log line, or the beginning of a stage."""
     config = write_config(place, shards, "anytime")
@@ -162,6 +163,7 @@ def test_killed_at_a_moment_of_no_save_and_resumed_equals_straight(alone, place,
     assert [row["loss"] for row in metrics(config)] == [row["loss"] for row in metrics(alone)]
 
 
+@pytest.mark.thorough
 def test_deepspeed_zero_3_on_the_real_policy_equals_plain(alone, place, shards):
     config = write_config(place, shards, "zero3")
     ended = train(2, config, "engine.name=deepspeed", "engine.zero_stage=3", "engine.gradient_checkpointing=true")

@@ -121,6 +121,7 @@ def test_a_resumed_run_says_the_same_once(place, shards, cases, in_process):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_ranks_of_zero_3_end_in_the_same_bytes(place, shards, cases):
     """ZeRO-3 gathers parameters call by call: a rank that validated alone would hang, and parameters that stayed
     gathered would be trained on."""
