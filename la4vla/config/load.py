@@ -37,12 +37,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     try:
         for layer in layers:
             merged = OmegaConf.merge(merged, {key: layer[key] for key in layer if key not in ("schema", "base")})
-        for override in overrides:
-            merged = _overridden(merged, override)
         # A `???` over a default is lost in the merge with the defaults: what the files say is asked by itself.
         asked = OmegaConf.merge(*layers)
         for override in overrides:
-            asked = _overridden(asked, override)
+            merged, asked = _overridden(merged, override), _overridden(asked, override)
         missing = sorted(OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(asked))
         if missing:
             raise UserError(f"{path}: `{missing[0]}` has no value; set it in the file or as key=value.")

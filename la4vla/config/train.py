@@ -65,9 +65,7 @@ class StageConfig:
     mixture: dict[str, float] = field(default_factory=dict)  # source -> share, any sum; 0 takes out a source of `base:`
     steps: int = MISSING
     global_batch: int = 128  # samples an optimizer step, over all ranks; a multiple of data.streams
-    micro_batch: int = (
-        16  # samples that go through the model at once on one rank; memory, not results (but for dropout's draws)
-    )
+    micro_batch: int = 16  # samples at once on one rank: memory, not results (but for which values dropout leaves out)
     train: list[str] = field(default_factory=lambda: ["llm", "head"])  # module groups; all others are frozen
     lr: float = 1e-5
     warmup_steps: int = 1000  # linear from 0, then cosine to 0 at `steps`
@@ -133,8 +131,7 @@ INTERVALS = {
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
-    "max_skipped_steps": "[1, inf)",
-    **dict.fromkeys(("steps", "global_batch", "micro_batch"), "[1, inf)"),
+    **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]"},
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""

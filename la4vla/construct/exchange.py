@@ -98,7 +98,7 @@ def export_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     Raises UserError for another suffix, or if the reviews are of another dataset.
     """
     write, _ = _format(path)
-    candidates = _candidates(config, source)
+    candidates = _candidates(config, source, Ledger(Path(config.out_dir) / steps.READ))
     scores = steps.reviewed(config, candidates)
     write_atomic(path, write(candidates, scores).encode())
     if path.name.endswith(STUDIO):
@@ -113,8 +113,8 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     UserError, with the rows, if any row is of no present candidate, out of range, incomplete or there twice.
     """
     _, read = _format(path)
-    candidates = _candidates(config, source)
     episodes = Ledger(Path(config.out_dir) / steps.READ)
+    candidates = _candidates(config, source, episodes)
     frames = {row["key"]: int(row["frames"]) for row in episodes}
     try:
         said = list(read(path.read_text("utf-8-sig")))
@@ -143,10 +143,10 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     return len(new)
 
 
-def _candidates(config: ConstructConfig, source: Source) -> Candidates:
-    """What is proposed now, of the episodes without faults. Raises UserError if nothing is."""
+def _candidates(config: ConstructConfig, source: Source, episodes: Ledger) -> Candidates:
+    """What is proposed now, of the episodes without faults. episodes: of steps.read. Raises UserError if nothing is."""
     ledger = Ledger(Path(config.out_dir) / steps.CANDIDATES)
-    usable = dataset_of(Ledger(Path(config.out_dir) / steps.READ))
+    usable = dataset_of(episodes)
     candidates = {}
     for row in (row for row in steps.rows(ledger, source) if row["key"] in usable):
         for item in map(Candidate.from_dict, row["candidates"]):

@@ -61,7 +61,10 @@ class RawVector:
 
 
 def convert(values_TD: np.ndarray, raw: RawVector) -> tuple[np.ndarray, VectorSpec]:
-    """A dataset's vectors [T, D], D = len(raw.names), as ours: float32 [T, S] and what they mean."""
+    """A dataset's vectors [T, D], D = len(raw.names), as ours: float32 [T, S] and what they mean.
+
+    Raises ValueError with the frame of a quaternion that is zero.
+    """
     assert values_TD.shape[1:] == (len(raw.names),), (values_TD.shape, raw.names)
     column = {name: _column(values_TD.astype(np.float64), raw.names, name) for name in _plain(raw.names)}
     spec = raw.spec
@@ -132,7 +135,10 @@ def _turned(column: Mapping[str, np.ndarray], raw: RawVector) -> dict[str, np.nd
     if raw.rotation == "none":
         return {}
     if raw.rotation == "quaternion":
-        turns_T3 = Rotation.from_quat(np.stack([column[name] for name in QUATERNION], axis=1)).as_rotvec()
+        turns_T4 = np.stack([column[name] for name in QUATERNION], axis=1)
+        if (zero := np.flatnonzero(np.linalg.norm(turns_T4, axis=1) < 1e-6)).size:
+            raise ValueError(f"the quaternion of frame {zero[0]} is zero")
+        turns_T3 = Rotation.from_quat(turns_T4).as_rotvec()
         return dict(zip(ROTATION, turns_T3.T, strict=True))
     unit = ANGLES[raw.angle_unit] if isinstance(raw.angle_unit, str) else raw.angle_unit
     angles_T3 = np.stack([column[name] for name in ROTATION], axis=1) * unit

@@ -173,8 +173,8 @@ class Normalize:
 
     @cached_property
     def _moved(self) -> np.ndarray:
-        still = np.isin(self.action.names, near_constant(self.mode, self.action))
-        return np.where(still, np.float32(0.0), self._action[1])
+        _, spread = _offset_and_spread(self.mode, self.action)
+        return np.where(spread < NEAR_CONSTANT, 0.0, spread).astype(np.float32)
 
     def __call__(self, sample: Sample) -> Sample:
         state = self._forward(sample.state, self._state)

@@ -8,6 +8,7 @@ In a loader that reads shards for days that is a dead run. So one thread reads a
 from __future__ import annotations
 
 import threading
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -21,3 +22,17 @@ def read_npz(file: Path | BinaryIO, names: Sequence[str] = ()) -> dict[str, np.n
     """Those of the arrays `names` that are there; all if none is named. Raises what np.load raises."""
     with _READING, np.load(file) as archive:
         return {name: archive[name] for name in names or archive.files if name in archive.files}
+
+
+def npz_headers(path: Path, names: Sequence[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of those of the arrays `names` that are there, without reading them. Raises what read_npz
+    raises."""
+    headers = {}
+    with _READING, zipfile.ZipFile(path) as archive:
+        for name in set(names) & {member.removesuffix(".npy") for member in archive.namelist()}:
+            with archive.open(f"{name}.npy") as file:
+                version = np.lib.format.read_magic(file)
+                read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+                shape, _, dtype = read(file)
+                headers[name] = shape, dtype
+    return headers

@@ -7,7 +7,7 @@ of different embodiments, too few shards for the streams, statistics that do not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from la4vla import manifest
 from la4vla.config import DataConfig, TrainConfig
 from la4vla.data.index import Index, read_index, read_stats
 from la4vla.data.mixture import Schedule
-from la4vla.data.normalize import Stats, beyond, near_constant, rare_dims
+from la4vla.data.normalize import Normalize, Stats, beyond, near_constant, rare_dims
 from la4vla.data.order import Stream, cut
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
@@ -114,25 +114,8 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
             one = setup.sources[source].index.samples
             lines.append(f"  {source}: {count:,} samples = {count / one:.2f} passes over {one:,}")
     normalize = setup.chain.normalize
-    for name, source in setup.sources.items():
-        counts = [stream.samples for stream in source.streams]
-        least, most = min(counts), max(counts)
-        if most > UNEVEN * least:
-            lines.append(
-                f"warning: {name}: some clips are seen {most / least:.1f} times as often as others, because its shards "
-                f"do not share evenly into {len(source.streams)} streams; write it with a multiple of "
-                f"{len(source.streams)} shards, or change data.streams"
-            )
-        own = read_stats(source.index.location)
-        for what, stats, ours in (
-            ("state", normalize.state, own.state),
-            ("action", normalize.action, own.action(config.data.action)),
-        ):
-            if cut_off := beyond(normalize.mode, stats, ours):
-                lines.append(
-                    f"warning: {name}: {what} dims {', '.join(cut_off)} go beyond the statistics in use and are "
-                    "clipped there in more than 1 % of the frames; data.stats_source says whose statistics are used"
-                )
+    for source in setup.sources.values():
+        lines += _about_source(source, normalize, config.data.action)
     for what, stats in (("state", normalize.state), ("action", normalize.action)):
         still = near_constant(normalize.mode, stats)
         if still:
@@ -144,6 +127,26 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
                 "scaled by min and max instead"
             )
     return "\n".join(lines)
+
+
+def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator[str]:
+    """Warnings: clips that are seen more often than others, and dims that the statistics in use clip."""
+    counts = [stream.samples for stream in source.streams]
+    least, most = min(counts), max(counts)
+    if most > UNEVEN * least:
+        yield (
+            f"warning: {source.name}: some clips are seen {most / least:.1f} times as often as others, because its "
+            f"shards do not share evenly into {len(counts)} streams; write it with a multiple of {len(counts)} shards, "
+            "or change data.streams"
+        )
+    own = read_stats(source.index.location)
+    pairs = {"state": (normalize.state, own.state), "action": (normalize.action, own.action(action))}
+    for what, (stats, ours) in pairs.items():
+        if cut_off := beyond(normalize.mode, stats, ours):
+            yield (
+                f"warning: {source.name}: {what} dims {', '.join(cut_off)} go beyond the statistics in use and are "
+                "clipped there in more than 1 % of the frames; data.stats_source says whose statistics are used"
+            )
 
 
 def fingerprint(index: Index) -> str:

@@ -104,10 +104,11 @@ def test_a_text_may_be_bytes_or_in_a_list(tmp_path, text):
     assert (read.instruction, read.task) == ("open the drawer", "open-the-drawer")
 
 
-def test_a_zero_quaternion_is_a_fault_of_its_episode(tmp_path):
+@pytest.mark.parametrize("qx", ["qx", "-qx"])
+def test_a_zero_quaternion_is_a_fault_of_its_episode(tmp_path, qx):
     root = write_npz(tmp_path / "set")
     arm = tmp_path / "arm.yaml"
-    names = "names: [x, y, z, qx, qy, qz, qw], reference: absolute, rotation: quaternion"
+    names = f"names: [x, y, z, {qx}, qy, qz, qw], reference: absolute, rotation: quaternion"
     arm.write_text(
         "frame: {forward: +x, left: +y, up: +z, closed_on_nothing: 0, hold_margin: 0.1, open_from: 0.8}\n"
         f"control_hz: 15\nstate: {{{names}}}\naction: {{{names}}}\n"

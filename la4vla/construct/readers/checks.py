@@ -17,7 +17,7 @@ import simplejpeg
 
 from la4vla.config import ReadConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Source
-from la4vla.construct.raw import QUATERNION, RawVector, convert
+from la4vla.construct.raw import RawVector, convert
 from la4vla.construct.robot import RawRobot, raw_robot
 from la4vla.types import UserError
 
@@ -100,13 +100,12 @@ def vectors(column: Mapping[str, np.ndarray], names: Sequence[str], raw: RawVect
     if not np.isfinite(joined_TD).all():
         frame, dim = (int(index[0]) for index in np.nonzero(~np.isfinite(joined_TD)))
         raise BadEpisode(f"{what} is not finite at frame {frame}, dim {dim}; repair or drop the episode.")
-    if raw.rotation == "quaternion" and not raw.unit:
-        turns_T4 = joined_TD[:, [raw.names.index(name) for name in QUATERNION]]
-        if (zero := np.flatnonzero(np.linalg.norm(turns_T4, axis=1) < 1e-6)).size:
-            raise BadEpisode(f"{what}: the quaternion of frame {zero[0]} is zero; repair or drop the episode.")
     if len(joined_TD) < 2:
         raise BadEpisode(f"too short: {len(joined_TD)} frame; an episode needs at least 2, drop it.")
-    return convert(joined_TD, raw)[0]
+    try:
+        return convert(joined_TD, raw)[0]
+    except ValueError as error:
+        raise BadEpisode(f"{what}: {error}; repair or drop the episode.") from error
 
 
 def sentence(text: str) -> str:

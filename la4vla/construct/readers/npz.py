@@ -6,8 +6,9 @@ docs/construction.md, "Reading", says what is in them.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ from la4vla.construct.readers.checks import (
     stat_of,
     vectors,
 )
-from la4vla.data.npz import read_npz
+from la4vla.data.npz import npz_headers, read_npz
 from la4vla.types import UserError
 
 IMAGES, STRIDE = "images_", "frame_stride"
+Headers = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+"""Array -> its shape and dtype."""
 
 
 class Npz:
@@ -49,6 +52,7 @@ class Npz:
         self._first = paths[0]
         self._state, self._action = tuple(read.state) or ("state",), tuple(read.action) or ("action",)
         self._views = chosen_views(read, _views(paths[0]))
+        self._images = [IMAGES + name for name in self._views.values()]
 
     @property
     def keys(self) -> Sequence[str]:
@@ -87,10 +91,10 @@ class Npz:
     def video_faults(self, episode: Episode) -> list[str]:
         path = self._paths[episode.key][1]
         due = -(-len(episode) // episode.frame_stride)
-        names = [IMAGES + name for name in self._views.values()]
-        headers, first = _headers(path, names), _headers(self._first, names)
+        headers = _headers(path, self._images)
+        first, stride = self._usual
         faults = []
-        for name in names:
+        for name in self._images:
             shape, dtype = headers.get(name, ((0,), np.dtype(np.uint8)))
             if shape[:1] != (due,):
                 faults.append(
@@ -102,9 +106,15 @@ class Npz:
             elif shape[1:] != first[name][0][1:]:
                 usual = first[name][0][1:3]
                 faults.append(f"{path}: {name} is {shape[1:3]} pixels, in {self._first} {usual}; convert it.")
-        if (stride := _frame_stride(_arrays(self._first, (STRIDE,)), self._first)) != episode.frame_stride:
+        if stride != episode.frame_stride:
             faults.append(f"{path}: frame_stride {episode.frame_stride}, in {self._first} {stride}; keep them apart.")
         return faults
+
+    @cached_property
+    def _usual(self) -> tuple[Headers, int]:
+        """Pictures and frame_stride of the first file, which the others must be like. Raises BadEpisode."""
+        stride = _frame_stride(_arrays(self._first, (STRIDE,)), self._first)
+        return _headers(self._first, self._images), stride
 
     def _frames(self, path: Path, stride: int, view: str, numbers: Sequence[int]) -> Frames:
         pictures = _arrays(path, [IMAGES + self._views[view]])[IMAGES + self._views[view]]
@@ -113,26 +123,22 @@ class Npz:
 
 def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the arrays that are there. Raises BadEpisode."""
-    try:
+    with _readable(path):
         return read_npz(path, names)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BadEpisode(f"{path} cannot be read ({error}); write it anew or remove it.") from error
 
 
-def _headers(path: Path, names: Sequence[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of those of the arrays that are there, without reading them. Raises BadEpisode."""
-    headers = {}
+def _headers(path: Path, names: Sequence[str]) -> Headers:
+    """Of those of the arrays that are there. Raises BadEpisode."""
+    with _readable(path):
+        return npz_headers(path, names)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in set(names) & {member.removesuffix(".npy") for member in archive.namelist()}:
-                with archive.open(f"{name}.npy") as file:
-                    version = np.lib.format.read_magic(file)
-                    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-                    shape, _, dtype = read(file)
-                    headers[name] = shape, dtype
+        yield
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BadEpisode(f"{path} cannot be read ({error}); write it anew or remove it.") from error
-    return headers
 
 
 def _text(value: np.ndarray, name: str, path: Path) -> str:
