@@ -59,6 +59,8 @@ class VectorSpec:
     reference: `absolute` pose or `delta` command per control step.
     frame: coordinate frame of the translation and rotation.
     rotation: representation of the `r*` dims (wrap-safe arithmetic needs it).
+    rotation_near: `rx ry rz` of a rotation, rad, about which the `r*` dims are continuous; of the sets of numbers that
+        mean one turn it is the one on this side (`la4vla/data/rotation.py`). The zeros: angles of at most pi.
     gripper_open, gripper_closed: raw values of the `gripper` dim at the two ends.
     unit: what 1.0 of a translation dim is, in words ("m", "1 cm of target motion").
     """
@@ -70,6 +72,7 @@ class VectorSpec:
     gripper_open: float = 1.0
     gripper_closed: float = 0.0
     unit: str = "m"
+    rotation_near: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def dims(self, *names: str) -> list[int]:
         """Indices of the named dimensions that exist, in the order asked."""
@@ -98,7 +101,8 @@ class Embodiment:
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Embodiment:
         def spec(values: Mapping[str, Any]) -> VectorSpec:
-            return VectorSpec(**{**values, "names": tuple(values["names"])})
+            tuples = {name: tuple(values[name]) for name in ("names", "rotation_near") if name in values}
+            return VectorSpec(**{**values, **tuples})
 
         return Embodiment(raw["name"], float(raw["control_hz"]), spec(raw["state"]), spec(raw["action"]))
 

@@ -1,8 +1,8 @@
 """Raw vectors: what the numbers of a dataset's state or action mean, and their conversion to ours.
 
-Ours: metres, radians, Euler angles in (-pi, pi], axis-angles of at most pi, no quaternions, one gripper number that is
-1 open and 0 closed. Nothing is guessed: every unit, sign and order is said in the robot's file, and an unknown word is
-an error.
+Ours: metres, radians, rotations as Euler angles or rotation vectors without jumps at the working pose, no quaternions,
+one gripper number that is 1 open and 0 closed. Nothing is guessed: every unit, sign and order is said in the robot's
+file, and an unknown word is an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from la4vla.construct.keyframes import ROTATION, TRANSLATION
+from la4vla.data.rotation import rotation_vectors, wrapped
 from la4vla.types import UserError, VectorSpec
 
 QUATERNION = ("qx", "qy", "qz", "qw")
@@ -33,6 +34,7 @@ class RawVector:
     `-gripper` for two fingers that move apart). reference: absolute pose or delta command. frame: of translation and
     rotation. rotation: none | euler_xyz (extrinsic) | axis_angle | quaternion. length_unit: metres that 1.0 is.
     angle_unit: rad | deg, or the radians that 1.0 is. gripper_open, gripper_closed: raw values.
+    rotation_near: `rx ry rz` of the usual pose, rad: numbers do not jump up to half a turn from it (VectorSpec).
     unit: for commands in a unit of their own (`1 cm of target motion`): all numbers stay as they are.
     """
 
@@ -45,6 +47,7 @@ class RawVector:
     gripper_open: float = 1.0
     gripper_closed: float = 0.0
     unit: str = ""
+    rotation_near: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def spec(self) -> VectorSpec:
@@ -57,7 +60,8 @@ class RawVector:
                 names += ROTATION
         rotation = "axis_angle" if self.rotation == "quaternion" else self.rotation
         opened, closed = (self.gripper_open, self.gripper_closed) if self.unit else (1.0, 0.0)
-        return VectorSpec(tuple(names), self.reference, self.frame, rotation, opened, closed, self.unit or "m")
+        unit = self.unit or "m"
+        return VectorSpec(tuple(names), self.reference, self.frame, rotation, opened, closed, unit, self.rotation_near)
 
 
 def convert(values_TD: np.ndarray, raw: RawVector) -> tuple[np.ndarray, VectorSpec]:
@@ -74,11 +78,6 @@ def convert(values_TD: np.ndarray, raw: RawVector) -> tuple[np.ndarray, VectorSp
         if "gripper" in column:
             column["gripper"] = (column["gripper"] - raw.gripper_closed) / (raw.gripper_open - raw.gripper_closed)
     return np.stack([column[name] for name in spec.names], axis=1).astype(np.float32), spec
-
-
-def wrap(angle: np.ndarray) -> np.ndarray:
-    """Angles in rad, in (-pi, pi]."""
-    return math.pi - np.mod(math.pi - angle, 2 * math.pi)
 
 
 def number(value: Any, name: str, where: str) -> float:
@@ -100,14 +99,21 @@ def raw_vector(values: Any, where: str) -> RawVector:
     if "reference" not in values:
         raise UserError(f"{where}: `reference` is missing; say absolute or delta.")
     numbers = ("length_unit", "gripper_open", "gripper_closed")
-    ends = {name: number(values[name], name, where) for name in numbers if name in values}
-    raw = RawVector(**{**values, **ends, "names": tuple(map(str, values["names"]))})
+    given: dict[str, Any] = {name: number(values[name], name, where) for name in numbers if name in values}
+    if "rotation_near" in values:
+        near = values["rotation_near"]
+        if not isinstance(near, list) or len(near) != len(ROTATION):
+            raise UserError(f"{where}: rotation_near is {near}; give rx, ry and rz of the usual pose, rad.")
+        given["rotation_near"] = tuple(number(value, "rotation_near", where) for value in near)
+    raw = RawVector(**{**values, **given, "names": tuple(map(str, values["names"]))})
     plain = _plain(raw.names)
     needed = {"none": (), "quaternion": QUATERNION}.get(raw.rotation, ROTATION)
     if raw.reference not in ("absolute", "delta") or raw.frame not in ("base", "tool") or raw.rotation not in ROTATIONS:
         raise UserError(
             f"{where}: reference is absolute or delta, frame base or tool, rotation one of {', '.join(ROTATIONS)}."
         )
+    if "rotation_near" in values and (raw.unit or raw.reference == "delta" or raw.rotation == "none"):
+        raise UserError(f"{where}: rotation_near is for absolute rotations in rad; leave it out.")
     if raw.unit and raw.rotation == "quaternion":
         raise UserError(f"{where}: quaternions have no unit of their own; leave `unit` out.")
     if set(needed) - set(plain) or (set(plain) & {*ROTATION, *QUATERNION}) - set(needed):
@@ -131,16 +137,19 @@ def _column(values_TD: np.ndarray, names: tuple[str, ...], name: str) -> np.ndar
 
 
 def _turned(column: Mapping[str, np.ndarray], raw: RawVector) -> dict[str, np.ndarray]:
-    """The rotation as `rx ry rz`, each turn with one set of numbers: Euler angles wrapped, axis-angles at most pi."""
+    """The rotation as `rx ry rz`, each turn with one set of numbers: that on the side of rotation_near."""
     if raw.rotation == "none":
         return {}
     if raw.rotation == "quaternion":
         turns_T4 = np.stack([column[name] for name in QUATERNION], axis=1)
         if (zero := np.flatnonzero(np.linalg.norm(turns_T4, axis=1) < 1e-6)).size:
             raise ValueError(f"the quaternion of frame {zero[0]} is zero")
-        turns_T3 = Rotation.from_quat(turns_T4).as_rotvec()
+        turns_T3 = rotation_vectors(Rotation.from_quat(turns_T4), raw.rotation_near)
         return dict(zip(ROTATION, turns_T3.T, strict=True))
     unit = ANGLES[raw.angle_unit] if isinstance(raw.angle_unit, str) else raw.angle_unit
     angles_T3 = np.stack([column[name] for name in ROTATION], axis=1) * unit
-    turns_T3 = wrap(angles_T3) if raw.rotation == "euler_xyz" else Rotation.from_rotvec(angles_T3).as_rotvec()
+    if raw.rotation == "euler_xyz":
+        turns_T3 = wrapped(angles_T3, raw.rotation_near)
+    else:
+        turns_T3 = rotation_vectors(Rotation.from_rotvec(angles_T3), raw.rotation_near)
     return dict(zip(ROTATION, turns_T3.T, strict=True))

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from la4vla.config import DataConfig
 from la4vla.data.normalize import Normalize, Stats
+from la4vla.data.rotation import rotation_vectors, wrapped
 from la4vla.types import Embodiment, InputSpec, Sample, UserError, VectorSpec
 
 ROTATION_DIMS = ("rx", "ry", "rz")
@@ -103,8 +104,9 @@ class ResizeImages:
 class DeltaToState:
     """Each absolute action minus the state of its own frame (FACTS 4.4), on `action_dims` (`state_dims` in the state).
 
-    rotation_dims: positions *in the action* of rx ry rz, or (). Euler angles are subtracted and wrapped into [-pi, pi)
-    one by one; axis-angle vectors are composed as rotations, in the base frame or the tool's.
+    rotation_dims: positions *in the action* of rx ry rz, or (). Euler angles are subtracted and wrapped into (-pi, pi]
+    one by one; axis-angle vectors are composed as rotations, in the base frame or the tool's. rotation_near: of the
+    absolute action (VectorSpec), for the way back.
     """
 
     action_dims: tuple[int, ...]
@@ -112,6 +114,7 @@ class DeltaToState:
     rotation_dims: tuple[int, ...]
     rotation: Literal["none", "axis_angle", "euler_xyz"]
     frame: Literal["base", "tool"]
+    rotation_near: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __call__(self, sample: Sample) -> Sample:
         if sample.action is None:
@@ -164,24 +167,19 @@ class DeltaToState:
 
     def _minus(self, target_T3: np.ndarray, present_T3: np.ndarray) -> np.ndarray:
         if self.rotation == "euler_xyz":
-            return wrap(target_T3 - present_T3)
+            return wrapped(target_T3 - present_T3)
         target, present = Rotation.from_rotvec(target_T3), Rotation.from_rotvec(present_T3)
         turn = target * present.inv() if self.frame == "base" else present.inv() * target
         return turn.as_rotvec()
 
     def _plus(self, delta_3: np.ndarray, present_3: np.ndarray) -> np.ndarray:
         if self.rotation == "euler_xyz":
-            return wrap(delta_3 + present_3)
+            return wrapped(delta_3 + present_3, self.rotation_near)
         delta, present = Rotation.from_rotvec(delta_3), Rotation.from_rotvec(present_3)
-        return (delta * present if self.frame == "base" else present * delta).as_rotvec()
+        return rotation_vectors(delta * present if self.frame == "base" else present * delta, self.rotation_near)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def wrap(angle: np.ndarray) -> np.ndarray:
-    """Radians -> the same angle in [-pi, pi)."""
-    return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
 def delta_to_state(embodiment: Embodiment) -> DeltaToState | None:
@@ -206,6 +204,7 @@ def delta_to_state(embodiment: Embodiment) -> DeltaToState | None:
         rotation_dims=tuple(action.dims(*turns)),
         rotation=action.rotation if turns else "none",
         frame=action.frame,
+        rotation_near=action.rotation_near,
     )
 
 

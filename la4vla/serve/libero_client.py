@@ -2,7 +2,7 @@
 
 Both turn robosuite's bottom-up pictures by 180 degrees, which sets them upright and mirrors them left-right; ours are
 not mirrored. Both send eight numbers of state (FACTS 4.7): hand position, axis times angle, and the two finger joints;
-ours has the distance of the fingers instead, and angles of at most pi. Refuses a policy of another state, and, where
+ours has the distance of the fingers instead. Refuses a policy of another state, and, where
 nobody asked for this translation, a state that needs it.
 """
 
@@ -11,10 +11,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from la4vla.data.rotation import rotation_vectors
 from la4vla.serve import wire
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
-STATE = VectorSpec(("x", "y", "z", "rx", "ry", "rz", "gripper"), "absolute", rotation="axis_angle")
+STATE = VectorSpec(
+    ("x", "y", "z", "rx", "ry", "rz", "gripper"), "absolute", rotation="axis_angle", rotation_near=(3.1416, 0.0, 0.0)
+)
 """Of our LIBERO env: metres, radians, 1 = open."""
 
 WIDTH = 8  # numbers of a client's state
@@ -50,6 +53,6 @@ def _state(sent: np.ndarray) -> np.ndarray:
     if len(sent) != WIDTH:
         raise UserError(f"the state of a LIBERO client has {WIDTH} numbers, {len(sent)} came.")
     position, turn, fingers = np.split(sent.astype(np.float64), (3, 6))
-    shortest = Rotation.from_rotvec(turn).as_rotvec()
-    translated = np.concatenate([position, shortest, [(fingers[0] - fingers[1]) / FINGER_SPAN]])
+    ours = rotation_vectors(Rotation.from_rotvec(turn), STATE.rotation_near)
+    translated = np.concatenate([position, ours, [(fingers[0] - fingers[1]) / FINGER_SPAN]])
     return wire.vector(translated, "the translated state")

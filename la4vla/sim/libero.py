@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from la4vla.data.rotation import rotation_vectors
 from la4vla.sim.libero_expert import LiberoExpert
 from la4vla.sim.mujoco_env import MujocoEnv
 from la4vla.types import Embodiment, UserError, VectorSpec
@@ -42,6 +43,7 @@ EMBODIMENT = Embodiment(
         gripper_open=1.0,
         gripper_closed=0.0,
         unit="m",
+        rotation_near=(3.1416, 0.0, 0.0),
     ),
     action=VectorSpec(
         names=("x", "y", "z", "rx", "ry", "rz", "gripper"),
@@ -52,7 +54,8 @@ EMBODIMENT = Embodiment(
         unit="5 cm and 0.5 rad of target motion",
     ),
 )
-"""State: hand position, its rotation vector, and the distance of the fingers / 0.08 m. Action: in [-1, 1]."""
+"""State: hand position, its rotation vector (about half a turn, since the hand points down: robosuite's numbers there),
+and the distance of the fingers / 0.08 m. Action: in [-1, 1]."""
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -238,6 +241,6 @@ def _init_states(package: Path, task: str) -> np.ndarray:
 
 def _proprioception(seen: dict[str, np.ndarray]) -> np.ndarray:
     """float32 [7] of a robosuite observation; its quaternion is x, y, z, w."""
-    turn = Rotation.from_quat(seen["robot0_eef_quat"]).as_rotvec()
+    turn = rotation_vectors(Rotation.from_quat(seen["robot0_eef_quat"]), EMBODIMENT.state.rotation_near)
     fingers = seen["robot0_gripper_qpos"]
     return np.concatenate([seen["robot0_eef_pos"], turn, [(fingers[0] - fingers[1]) / FINGER_SPAN]]).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from la4vla.construct.raw import RawVector, convert, wrap
+from la4vla.construct.raw import RawVector, convert
 from la4vla.construct.robot import raw_robot
 from la4vla.sim import libero, metaworld
 from la4vla.types import UserError
@@ -30,8 +30,8 @@ def test_euler_angles_stay_in_one_turn():
     rows = np.zeros((5, 7))
     rows[:, 3] = angles
     values, _ = convert(rows, raw)
-    np.testing.assert_allclose(values[:, 3], [-math.pi + 0.1, math.pi, -3.0, math.pi, 7.0 - 2 * math.pi], atol=1e-6)
-    assert (wrap(angles) > -math.pi).all()
+    at_work = [math.pi + 0.1, math.pi, 2 * math.pi - 3.0, math.pi, 7.0 - 2 * math.pi]
+    np.testing.assert_allclose(values[:, 3], at_work, atol=1e-6)
     before, after = Rotation.from_euler("xyz", rows[:, 3:6]), Rotation.from_euler("xyz", values[:, 3:6])
     np.testing.assert_allclose((before.inv() * after).magnitude(), 0.0, atol=1e-6)
 
@@ -98,6 +98,11 @@ action: {names: [x, y, z, gripper], reference: delta}
         (("reference: delta", "reference: delta, rotation: euler_xyz"), "goes with the names rx ry rz"),
         (("reference: delta", "reference: delta, gripper_open: 0"), "are both 0"),
         (("reference: delta", "reference: delta, angle_unit: turns"), "not `turns`"),
+        (
+            ("reference: absolute", "reference: absolute, rotation_near: 3.1"),
+            "rotation_near is 3.1; give rx, ry and rz",
+        ),
+        (("reference: absolute", "reference: absolute, rotation_near: [3.1, 0, 0]"), "is for absolute rotations"),
         (("names: [x, y, z, gripper], reference: delta", "reference: delta"), "`names` is missing"),
         (("control_hz: 10", ""), "`control_hz` is missing"),
         (("left: +y", "left: -x"), "three different axes"),

@@ -15,6 +15,7 @@ from la4vla.config import DataConfig, FlowConfig
 from la4vla.data.augment import Look, apply_look, augment, draw_look
 from la4vla.data.collate import collate, draw_flow
 from la4vla.data.normalize import NEAR_CONSTANT, Normalize, beyond, compute_stats, near_constant, rare_dims
+from la4vla.data.rotation import wrapped
 from la4vla.data.transforms import (
     CleanInstruction,
     ResizeImages,
@@ -23,7 +24,6 @@ from la4vla.data.transforms import (
     chain_from_dicts,
     chain_to_dicts,
     delta_to_state,
-    wrap,
 )
 from la4vla.rng import RngUse, generator
 from la4vla.types import Embodiment, Sample, UserError
@@ -97,6 +97,19 @@ def test_a_robot_that_tracks_is_followed_from_its_present_state():
 
 
 @pytest.mark.parametrize("embodiment", [POSE, AXIS_ANGLE])
+def test_poses_come_back_in_the_numbers_they_were_given_in(embodiment):
+    """Around a hand that points down; without `rotation_near` half of them would come back 2 pi away."""
+    near = (3.1416, 0.0, 0.0)
+    delta = delta_to_state(replace(embodiment, action=replace(embodiment.action, rotation_near=near)))
+    assert delta is not None
+    draw = np.random.Generator(np.random.Philox(3))
+    states, action = (draw.uniform(-0.3, 0.3, (SPEC.horizon, 7)).astype(np.float32) for _ in range(2))
+    states[:, 3] += np.pi
+    action[:, 3] += np.pi
+    np.testing.assert_allclose(delta.inverse(delta.forward(action, states), states), action, atol=1e-5)
+
+
+@pytest.mark.parametrize("embodiment", [POSE, AXIS_ANGLE])
 def test_deltas_are_small_where_angles_wrap(embodiment):
     """FACTS 5.3, B18: a roll near pi made outliers of 2 pi, and those made the scale."""
     delta = delta_to_state(embodiment)
@@ -105,7 +118,7 @@ def test_deltas_are_small_where_angles_wrap(embodiment):
     before[0, 3], after[0, 3] = np.pi - 0.01, -np.pi + 0.01
     np.testing.assert_allclose(delta.forward(after, before)[0, 3], 0.02, atol=1e-5)
     back = delta.inverse(delta.forward(after, before), before[0])
-    assert abs(wrap(back[0, 3] - after[0, 3])) < 1e-5
+    assert abs(wrapped(back[0, 3] - after[0, 3])) < 1e-5
 
 
 def test_gripper_stays_absolute():

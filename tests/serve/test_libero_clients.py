@@ -179,11 +179,13 @@ def test_clients_play_libero_and_the_policy_sees_what_our_env_shows(policy, libe
 
 
 def test_the_state_is_translated_to_ours():
-    """By hand: a turn by 3.5 rad about x is one by 3.5 - 2 pi; fingers at 3 and -1 cm are 4 of 8 cm apart."""
-    sent = np.array([0.1, 0.2, 0.3, 3.5, 0.0, 0.0, 0.03, -0.01], np.float32)
+    """By hand: -3 rad about x are 2 pi - 3, and 3.5 stay; fingers at 3 and -1 cm are 4 of 8 cm apart."""
+    sent = np.array([0.1, 0.2, 0.3, -3.0, 0.0, 0.0, 0.03, -0.01], np.float32)
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     seen = libero_client.translated(Observation({"agentview": picture}, sent, "lift"))
-    np.testing.assert_allclose(seen.state, [0.1, 0.2, 0.3, 3.5 - 2 * math.pi, 0, 0, 0.5], atol=1e-6)
+    np.testing.assert_allclose(seen.state, [0.1, 0.2, 0.3, 2 * math.pi - 3, 0, 0, 0.5], atol=1e-6)
+    sent[3] = 3.5
+    np.testing.assert_allclose(libero_client.translated(Observation({}, sent, "lift")).state[3], 3.5, atol=1e-6)
     assert seen.views["agentview"].tolist() == [[[3, 4, 5], [0, 1, 2]], [[9, 10, 11], [6, 7, 8]]]
     assert ours.EMBODIMENT.state == libero_client.STATE and ours.FINGER_SPAN == libero_client.FINGER_SPAN
     with pytest.raises(UserError, match="not finite"):

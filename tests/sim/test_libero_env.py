@@ -114,6 +114,17 @@ def test_the_state_is_hand_pose_and_opening():
             assert turned[axis] > 0.3 and np.abs(np.delete(turned, axis)).max() < 0.5 * turned[axis]
 
 
+def test_the_turn_of_a_hand_at_work_never_jumps():
+    """It points down, half a turn from the base: there shortest rotation vectors change sign six times an episode."""
+    with closing(LiberoEnv((), 64, 100, False)) as env:
+        states = [env.reset("libero_object_00", 0).state]
+        for _ in range(90):
+            states.append(env.step(env.expert_action()).state)
+    turns_T3 = np.array(states)[:, 3:6]
+    assert np.abs(np.diff(turns_T3, axis=0)).max() < 0.2
+    assert len(set(turns_T3[:, 0] > np.pi)) == 2, "the episode passes half a turn, where the jump was"
+
+
 @pytest.mark.parametrize("task", ["libero_object_03", "libero_spatial_00"])
 def test_the_scripted_expert_succeeds(task):
     """One grasp across an object, one by a rim; with the noise that recording adds to the executed command."""

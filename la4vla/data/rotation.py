@@ -1,0 +1,32 @@
+"""Rotations as numbers: which of the many sets of numbers that mean one turn is written down.
+
+A hand that points down stands half a turn from the base frame, where rotation vectors and Euler angles of at most pi
+jump by 2 pi at a hair's tilt: numbers of one robot at work would be two clouds. `near` names a rotation about which
+they are continuous instead (VectorSpec.rotation_near).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+
+def wrapped(angle: np.ndarray, near: Sequence[float] | float = 0.0) -> np.ndarray:
+    """Angles in rad -> the same angles, each in (near - pi, near + pi]."""
+    end = np.asarray(near) + np.pi
+    return end - np.mod(end - angle, 2 * np.pi)
+
+
+def rotation_vectors(turns: Rotation, near: Sequence[float] = (0.0, 0.0, 0.0)) -> np.ndarray:
+    """Rotation vectors [T, 3], or [3] of a single turn, rad, of at most 2 pi: continuous up to half a turn from `near`.
+
+    near: a rotation vector. With the zero vector these are scipy's, of at most pi.
+    """
+    quaternions = turns.as_quat()
+    side = np.where(quaternions @ Rotation.from_rotvec(near).as_quat() < 0, -1.0, 1.0)[..., None]
+    axis, cosine = (side * quaternions)[..., :3], (side * quaternions)[..., 3:]
+    sine = np.linalg.norm(axis, axis=-1, keepdims=True)
+    angle = 2 * np.arctan2(sine, cosine)
+    return np.where(sine > 0, axis * (angle / np.where(sine > 0, sine, 1.0)), 0.0)
