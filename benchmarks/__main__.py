@@ -84,8 +84,22 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options. key=value changes may stand anywhere, behind an option of several words as well."""
+    top = parser()
+    options, rest = top.parse_known_args(list(arguments))
+    if rest and ("overrides" not in options or any(word.startswith("-") or "=" not in word for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if "tasks" in options:
+        rest += [word for word in options.tasks if "=" in word]
+        options.tasks = [word for word in options.tasks if "=" not in word]
+    if rest:
+        options.overrides += rest
+    return options
+
+
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(list(arguments))
+    options = parsed(arguments)
     if options.command == "report":
         from benchmarks import report
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from benchmarks.jobs import SLURM, Arm, Job, State
+from la4vla.data.files import write_atomic
 from la4vla.types import UserError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def submit(
             raise UserError(f"SLURM refused the jobs ({_line(error)}); correct `slurm` in the sweep's file.") from error
         handles |= dict(zip(fresh, submitted, strict=True))
         known = _known(folder) | {str(job.folder): {"job": handles[job].job_id, "argv": job.argv} for job in fresh}
-        (folder / SUBMITTED).write_text(json.dumps(known, indent=1) + "\n")
+        write_atomic(folder / SUBMITTED, json.dumps(known, indent=1).encode() + b"\n")
     for job in jobs:
         print(f"{cluster} job {handles[job].job_id}{' (of before)' if job not in fresh else ''}: {job.name}")
     return {job: handles[job] for job in jobs}

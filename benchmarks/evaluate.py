@@ -162,7 +162,8 @@ def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) 
 
 
 def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runner: Runner) -> results.Summary:
-    """Runs the episodes that an arm lacks, writes its run.json, prints its table and returns it."""
+    """Runs the episodes that an arm lacks, prints its table and returns it. Its run.json stays as it is where none is
+    lacking: it says how episodes were made."""
     protocol, stored = request.protocol, arm.stored
     missing = stored.missing(wanted)
     print(f"{protocol.title} ({protocol.hash}), {arm.variant.identity}, replan_every {protocol.replan_every}", end="")
@@ -182,8 +183,10 @@ def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runne
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "time": results.read_run(arm.folder)["time"] if stored.rows else "",
     }
-    results.write_run(arm.folder, run)
-    spent = run_jobs(request, arm, missing, runner)
+    with stored.writing():
+        if missing:
+            results.write_run(arm.folder, run)
+        spent = run_jobs(request, arm, missing, runner)
     if missing:
         sentence = spent.sentence(request.workers, len(missing))
         print(sentence)

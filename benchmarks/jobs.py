@@ -137,7 +137,19 @@ def expand(sweep: SweepConfig) -> list[Job]:
             same = (job.label, job.setting, job.policy) == (other.label, other.setting, other.policy)
             if same or job.folder == other.folder:  # copied weights are no second seed
                 raise UserError(f"{job.name}: is in the sweep twice, {other.checkpoint} the first time; list it once.")
+            one_run = job.checkpoint != other.checkpoint and run_of(job.checkpoint) == run_of(other.checkpoint)
+            if job.label == other.label and one_run:
+                raise UserError(
+                    f"checkpoints.{job.label}: {other.checkpoint.name} and {job.checkpoint.name} are steps of one run, "
+                    "and what one label lists are seeds, to be pooled; give each step a label of its own."
+                )
     return jobs
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint is a step of; a checkpoint that lies elsewhere is its own."""
+    folder = checkpoint.resolve()
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def _job(sweep: SweepConfig, label: str, given: str, title: str, replan: int) -> Job:

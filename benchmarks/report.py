@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ class Arm:
     @property
     def variant(self) -> Variant:
         return Variant(**self.run["perturbation"])
+
+    @property
+    def made(self) -> dict[str, str]:
+        """What drew the pictures and every version, as the rows have it."""
+        return {name: " and ".join(sorted(there)) for name, there in results.made_with(self.rows).items()}
 
     @property
     def label(self) -> str:
@@ -214,13 +220,12 @@ def _contents(folder: str, model: str) -> str:
 
 def _find(folders: Sequence[Path], name: str) -> list[tuple[str, Path]]:
     """(short name, folder) of every folder at any depth that holds the file, sorted; the name is the path below the
-    given folder, or the given folder's own name."""
-    found = []
-    for top in folders:
-        for path in sorted(file.parent for file in top.rglob(name)):
-            relative = str(path.relative_to(top))
-            found.append((path.resolve().name if relative == "." else relative, path))
-    return found
+    given folder, or the given folder's own name; where two have the same, the given folder stands before it."""
+    below = {path: top for top in reversed(folders) for path in sorted(file.parent for file in top.rglob(name))}
+    short = {path: path.resolve().name if path == top else str(path.relative_to(top)) for path, top in below.items()}
+    times = Counter(short.values())
+    ordered = sorted(below, key=lambda path: (folders.index(below[path]), path))
+    return [(short[path] if times[short[path]] == 1 else str(path), path) for path in ordered]
 
 
 def _order(arm: Arm) -> tuple[bool, str]:

@@ -9,7 +9,8 @@ counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from benchmarks import stats
 from benchmarks.protocols import Protocol
+from la4vla.data.files import locked
 from la4vla.types import UserError
 
 EPISODES, RUN = "episodes.jsonl", "run.json"
@@ -68,7 +70,7 @@ class Results:
         perturbation."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / EPISODES
-        _drop_torn_line(self.path)
+        self._read = self.path.stat().st_size if self.path.exists() else 0
         self.rows = {(row.task, row.episode): row for row in read_rows(folder)} if self.path.exists() else {}
         for row in self.rows.values():
             if (row.protocol_hash, row.policy, row.perturbation) != (protocol_hash, policy, perturbation):
@@ -81,20 +83,24 @@ class Results:
         """The (task, episode) that have no row yet, or one that is a crash."""
         return [job for job in jobs if job not in self.rows or self.rows[job].success is None]
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around appending: nobody else writes until the end, and what a killed writer left after the last newline is
+        cut. Raises UserError where another process writes, or has written since this one read."""
+        taken = f"{self.path.parent}: another evaluation writes there; wait for it, or give this one another --out."
+        with locked(self.path.parent / "lock", taken):
+            if self.path.exists():
+                with self.path.open("r+b") as file:
+                    content = file.read()
+                    if b"\n" in content[self._read :]:
+                        raise UserError(taken)
+                    file.truncate(content.rfind(b"\n") + 1)
+            yield
+
     def append(self, row: Row) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(row)) + "\n")
         self.rows[(row.task, row.episode)] = row
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cuts what a killed writer left after the last newline, so that the next row starts on its own line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        path.write_bytes(whole)
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -21,9 +21,12 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla data preview DIR [OUT.html]           one HTML page of it, with clips drawn by chance
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
-  la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator (`la4vla eval --help`)
+  la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator; `eval libero` (`la4vla eval --help`)
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
+  la4vla eval sweep FILE                       many evaluations and one table of them, here or on SLURM
+  la4vla eval study FILE, eval perturbations   the paper's claims at a small scale; a picture of all perturbations
+                                               (`la4vla eval` is `python -m benchmarks`)
   la4vla probe DIR --cases FILE                does it follow the instruction or the picture? scores, one HTML page
   la4vla probe cases SHARDS --out FILE         draw the cases, the same for every checkpoint
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
@@ -31,6 +34,8 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
 """
 
 PRESET_IN_MIND = "la4vla_1b"  # whose image tokens `data stats` counts unless told otherwise
+
+LISTED = ("construct", "data", "config", "train")  # their help is what HELP says of them; the others have their own
 
 Command = Callable[[Sequence[str]], int]
 
@@ -227,6 +232,17 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+def _help_of(command: str) -> str:
+    """The lines of HELP that are about one command, with those that go on below them."""
+    lines, about = [], False
+    for line in HELP.splitlines():
+        if line.startswith("  la4vla"):
+            about = line.split()[1] == command
+        if about:
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0 done, 1 the data is not what its index says, 2 bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -239,6 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: `{words[0]}` is not a command; `la4vla --help` lists them.", file=sys.stderr)
         return 2
+    if words[0] in LISTED and {"-h", "--help"} & set(words[1:]):
+        print(_help_of(words[0]))
+        return 0
     from la4vla.types import exit_status
 
     return exit_status(COMMANDS[words[0]], words[1:])

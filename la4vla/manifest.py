@@ -57,8 +57,8 @@ class Manifest:
 
 
 def read(folder: str | Path) -> Manifest:
-    """The manifest of a complete checkpoint. Raises UserError for a missing, half-written, damaged or newer
-    one."""
+    """The manifest of a complete checkpoint. Raises UserError for a missing, half-written or damaged one, and for one
+    of another version."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder.")
@@ -76,7 +76,10 @@ def read(folder: str | Path) -> Manifest:
         )
     wrong = raw.keys() ^ {field.name for field in fields(Manifest)}
     if wrong:
-        raise UserError(_damaged(folder, f"missing or unexpected: {', '.join(sorted(wrong))}"))
+        raise UserError(
+            f"{folder}: its {MANIFEST} is not of this la4vla (missing or unexpected: {', '.join(sorted(wrong))}); read "
+            f"it with the version that wrote it ({raw.get('git_sha') or 'its git_sha is missing too'})."
+        )
     return Manifest(**raw)
 
 

@@ -22,6 +22,7 @@ Shape letters
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -49,6 +50,20 @@ def exit_status(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        return 1
+
+
+def _unread() -> bool:
+    """Whether whoever read stdout has gone (`| head`); then what is left in it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 @dataclass(frozen=True)

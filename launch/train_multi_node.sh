@@ -7,5 +7,6 @@ set -euo pipefail
 : "${NNODES:?how many machines}" "${HEAD:?host:port of one of them}"
 # shellcheck source=launch/environment.sh
 . "$(dirname "$0")/environment.sh"
-exec torchrun --nnodes "$NNODES" --nproc-per-node "${NPROC:-gpu}" \
+ranks=$(ranks_of_a_machine)
+exec torchrun --nnodes "$NNODES" --nproc-per-node "$ranks" \
   --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${RUN_ID:-la4vla}" -m la4vla.train "$@"

@@ -4,4 +4,5 @@
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "$0")/environment.sh"
-exec torchrun --standalone --nproc-per-node "${NPROC:-gpu}" -m la4vla.train "$@"
+ranks=$(ranks_of_a_machine)
+exec torchrun --standalone --nproc-per-node "$ranks" -m la4vla.train "$@"

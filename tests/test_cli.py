@@ -1,5 +1,6 @@
 """Why: the command is the first thing a newcomer meets; it must answer at once and turn bad input into one sentence."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -17,6 +18,21 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     for command in cli.COMMANDS:
         assert f"la4vla {command}" in shown
+
+
+@pytest.mark.parametrize("words", [["construct"], ["config"], ["train"], ["data"], ["data", "verify"], ["eval"]])
+def test_every_command_helps(words, capsys):
+    with contextlib.suppress(SystemExit):  # argparse's own way
+        assert cli.main([*words, "--help"]) == 0
+    said = capsys.readouterr()
+    assert words[0] in said.out or "metaworld" in said.out
+    assert not said.err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m la4vla.cli config configs/tiny/mixpt.yaml | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_precedence_is_defaults_then_base_then_file_then_command_line(recipe):
         ("engine.max_skipped_steps=0", "must be in [1, inf)"),
         ("checkpoint.every_steps=0", "checkpoint.every_steps"),
         ("log.every_steps=-3", "log.every_steps"),
+        ("checkpoint.keep_every=1500", "must be a multiple of checkpoint.every_steps"),
         ("model.readout=pertoken", "nearest is `per_token`"),
         ("steps", "key=value"),
     ],
@@ -122,6 +123,15 @@ def test_a_leaky_source_trains_vision_and_needs_a_backend_that_can_mask(recipe):
     assert config.load(recipe, leaky).data.sources["la"].kind == "la_leaky"
     with pytest.raises(UserError, match=r"flash_attention_2 cannot take; set model\.attention=sdpa"):
         config.load(recipe, [*leaky, "model.attention=flash_attention_2", "engine.precision=bf16"])
+
+
+def test_la_rows_must_reach_something_that_trains(recipe):
+    """Without it their loss has no gradient at all, which torch says with a traceback on every rank."""
+    both = ["data.sources.vla={path: b, kind: vla}", "stages.pretrain.mixture={la: 1, vla: 1}"]
+    with pytest.raises(UserError, match=r"trains vision and projector, which la rows never reach; .* or add head"):
+        config.load(recipe, [*both, "stages.pretrain.train=[vision,projector]"])
+    config.load(recipe, [*both, "stages.pretrain.train=[vision,projector,head]"])
+    config.load(recipe, [*both, "stages.pretrain.mixture.la=0", "stages.pretrain.train=[vision,projector]"])
 
 
 def test_flash_attention_needs_half_precision(recipe):
@@ -146,6 +156,14 @@ def test_a_share_of_0_takes_a_source_out(recipe):
     assert config.load(child, overrides).stages["pretrain"].mixture == {"la": 1.0}
     with pytest.raises(UserError, match="without a vla source"):
         config.load(child, [*overrides, "stages.pretrain.train=[vision]"])
+
+
+def test_a_base_that_is_not_there_names_who_leads_to_it(recipe):
+    """A recipe that was copied into another folder than its common.yaml."""
+    child = recipe.with_name("child.yaml")
+    child.write_text("base: common.yaml\n")
+    with pytest.raises(UserError, match=r"common.yaml: no such config file; the `base:` of .*child.yaml leads there"):
+        config.load(child)
 
 
 def test_a_base_that_leads_back_is_refused(recipe):

@@ -235,7 +235,7 @@ def test_each_broken_checkpoint_is_one_sentence(good, tmp_path):
         "its embodiment is damaged": edited_manifest(whole, tmp_path / "a", embodiment={"name": "x"}),
         "this la4vla does not know": edited_manifest(whole, tmp_path / "b", transforms=[{"name": "Unheard"}]),
         "transforms are damaged (KeyError": edited_manifest(whole, tmp_path / "c", transforms=[{"name": "Normalize"}]),
-        "another embodiment": edited_manifest(whole, tmp_path / "d", embodiment=libero.EMBODIMENT.to_dict()),
+        "the embodiment is another": edited_manifest(whole, tmp_path / "d", embodiment=libero.EMBODIMENT.to_dict()),
         "trained with the view `topview`": edited_manifest(whole, tmp_path / "e", views=["topview"]),
         "no such checkpoint folder": tmp_path / "nowhere",
         "its config is damaged": edited_manifest(whole, tmp_path / "f", config={"flow": {"steps": "ten"}}),
@@ -257,6 +257,11 @@ def test_each_broken_checkpoint_is_one_sentence(good, tmp_path):
 
 def test_damaged_shards_are_named_with_the_cure(good, tmp_path):
     assert shards_check(str(good[1])).status == "ok"
+    other = shards_check(str(good[1]), QUICKSTART)
+    assert other.status == "warn" and "under metaworld/quickstart-v1 the embodiment is another" in other.says
+    write_shards(tmp_path / "seen", embodiment=EMBODIMENT, views=["front"])
+    other = shards_check(str(tmp_path / "seen"), QUICKSTART)
+    assert other.status == "warn" and "trained with the view `front`, the env shows corner4" in other.says
     shutil.copytree(good[1], tmp_path / "la")
     shard = next((tmp_path / "la").glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[:2000])

@@ -44,6 +44,19 @@ def test_one_machine_trains(tmp_path):
     assert manifest.read(manifest.resolve(tmp_path / "run")).step == 2
 
 
+@pytest.mark.parametrize("launcher", ["train_single_node.sh", "train_multi_node.sh"])
+def test_a_machine_without_a_gpu_is_one_sentence(launcher, tmp_path):
+    """Where it is one; torchrun's own answer is a traceback."""
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has a GPU")
+    environment = {**ENVIRONMENT, "NNODES": "1", "HEAD": "127.0.0.1:1"}
+    environment.pop("NPROC", None)
+    command = ["bash", str(ROOT / "launch" / launcher), "configs/tiny/mixpt.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "has no GPU; say how many ranks to start: NPROC=2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_a_slurm_job_trains(tmp_path):
     """With stand-ins for SLURM's two commands: the first host of the list is the head, and srun runs a task a node."""

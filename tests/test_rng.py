@@ -29,6 +29,30 @@ def test_every_coordinate_matters():
     assert len(set(draws)) == len(draws)
 
 
+def test_the_numbers_are_those_that_runs_were_made_with():
+    """A use that is renumbered, or another bit generator, would resume a run with other samples and call it exact."""
+    drawn = {use.name: int(generator(0, use, "source", 1).integers(2**31)) for use in RngUse}
+    assert drawn == {
+        "SHARDS": 1554276113,
+        "SAMPLES": 2064963514,
+        "FLOW": 228331569,
+        "AUGMENT": 1624479430,
+        "INIT": 67160497,
+        "DROPOUT": 1338126382,
+        "SERVE": 1255030484,
+        "RECORD": 1880471894,
+        "WORDING": 160543638,
+        "EXAMPLES": 488600047,
+        "REVIEW": 1454753339,
+        "PERTURB": 799022080,
+        "BOOTSTRAP": 1571892438,
+        "CASES": 1790100887,
+        "RESAMPLE": 654016074,
+        "VALIDATE": 1666138651,
+    }
+    assert int(torch.randint(2**31, (1,), generator=torch_generator(0, RngUse.INIT, 1))) == 48684875
+
+
 def test_neighbours_are_uncorrelated():
     table = np.stack([generator(0, RngUse.FLOW, "la", n).standard_normal(256) for n in range(64)])
     off_diagonal = np.corrcoef(table)[~np.eye(64, dtype=bool)]

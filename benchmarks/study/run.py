@@ -7,7 +7,6 @@ for. A job that fails stops the run, since others may build on it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from types import FrameType
 from benchmarks.study.measure import measure
 from benchmarks.study.plan import Job, StudyConfig, everything, expand, reread
 from benchmarks.study.rows import Rows, circumstances, cores
+from la4vla.data.files import locked
 from la4vla.types import UserError
 
 TICK_S = 5.0
@@ -126,8 +126,10 @@ def run(study: StudyConfig, parts: Sequence[str], hours: float) -> None:
     """
     jobs = expand(study, parts)
     until = time.monotonic() + hours * 3600
-    with _lock(Path(study.out)) as lock, _stop_on_terminate():
-        runner = Runner(study, Rows(Path(study.rows)), lock)
+    out = Path(study.out)
+    taken = f"{out}: a run of this study, or a command that one left, is still at work; wait for it or end it."
+    with locked(out / "lock", taken) as lock, _stop_on_terminate():
+        runner = Runner(study, Rows(Path(study.rows)), lock.fileno())
         for number, job in enumerate(jobs, start=1):
             if runner.rows.of(job) is not None:
                 print(f"{number}/{len(jobs)} {job.name}: has its row", flush=True)
@@ -155,19 +157,6 @@ def listing(study: StudyConfig, parts: Sequence[str]) -> str:
         lines.append(f"{part}: {len(rows.newest(jobs))} of {len(jobs)} done, {study.parts[part].hours:g} h in all")
         lines += [f"  {'done' if rows.of(job) else 'todo'}  {job.name}" for job in jobs]
     return "\n".join(lines)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[int]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: a run of this study, or a command that one left, is still at work; wait for it or end it."
-            ) from error
-        yield file.fileno()
 
 
 @contextmanager

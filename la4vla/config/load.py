@@ -77,7 +77,8 @@ def to_yaml(config: Any) -> str:
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[DictConfig]:
     """The YAML and the files its `base:` leads to, farthest first. above: the files that led here."""
     if not path.is_file():
-        raise UserError(f"{path}: no such config file; look into configs/.")
+        led = f"; the `base:` of {above[-1]} leads there, from its own folder" if above else "; look into configs/"
+        raise UserError(f"{path}: no such config file{led}.")
     if path.resolve() in above:
         raise UserError(f"{path}: its `base:` leads back to itself; name another file there.")
     try:

@@ -94,7 +94,7 @@ class EngineConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     keep_last: int = 2
-    keep_every: int = 0  # additionally keep every checkpoint whose step is a multiple of this; 0: none
+    keep_every: int = 0  # additionally keep those whose step is a multiple of this, a multiple of every_steps; 0: none
 
 
 @dataclass
@@ -155,6 +155,11 @@ def validate(config: TrainConfig) -> None:
             f"validate.every_steps is {config.validate.every_steps}; it must be a multiple of log.every_steps "
             f"({config.log.every_steps}), where its numbers are written."
         )
+    if config.checkpoint.keep_every % config.checkpoint.every_steps:
+        raise UserError(
+            f"checkpoint.keep_every is {config.checkpoint.keep_every}; it must be a multiple of checkpoint.every_steps "
+            f"({config.checkpoint.every_steps}), or hardly a checkpoint would be one of those to keep."
+        )
     if config.model.attention == "flash_attention_2" and config.engine.precision != "bf16":
         raise UserError("model.attention: flash_attention_2 computes in bf16 only; set engine.precision=bf16, or sdpa.")
     if config.validate.cases and config.model.attention == "flash_attention_2":
@@ -193,6 +198,11 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
     kinds = {config.data.sources[source].kind for source in used}
     if kinds == {"la"} and {"vision", "projector"} & set(stage.train):
         raise UserError(f"stages.{name} trains vision without a vla source; take vision and projector out of `train`.")
+    if "la" in kinds and not {"embeddings", "llm", "head"} & set(stage.train):
+        raise UserError(
+            f"stages.{name} trains {' and '.join(stage.train)}, which la rows never reach; take the la source out of "
+            "the mixture or add head to `train`."
+        )
     if "la_leaky" in kinds and config.model.attention == "flash_attention_2":
         raise UserError(
             f"stages.{name} mixes a la_leaky source, whose mask flash_attention_2 cannot take; set "

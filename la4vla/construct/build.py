@@ -26,7 +26,7 @@ from la4vla.config import ConstructConfig
 from la4vla.construct.candidates import candidate_key
 from la4vla.construct.episodes import Episode, Frames, Source, named
 from la4vla.construct.ledger import Ledger, Row, digest
-from la4vla.construct.store import write_atomic
+from la4vla.data.files import write_atomic
 from la4vla.data.shards import Clip, ShardWriter, View, read_index
 from la4vla.types import UserError
 

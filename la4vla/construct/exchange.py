@@ -27,7 +27,7 @@ from la4vla.construct.candidates import Candidate, candidate_key
 from la4vla.construct.episodes import Source
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.reviews import CONFIDENCES, QUALITIES, REVIEWS, Reviews, Score, dataset_of, proposal_digest
-from la4vla.construct.store import write_atomic
+from la4vla.data.files import write_atomic
 from la4vla.types import UserError
 
 COLUMNS = tuple(item.name for item in fields(Score))

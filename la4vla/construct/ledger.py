@@ -7,7 +7,6 @@ episodes or other settings at any time, and does only the work that is missing. 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from la4vla.data.files import lock
 from la4vla.types import UserError
 
 Row = dict[str, Any]
@@ -55,14 +55,14 @@ class Ledger:
     def __enter__(self) -> Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+b")
+        taken = f"{self.path}: another process is writing here; wait for it, then run the command again."
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = self._file.seek(0, os.SEEK_END) != self._seen
-        except BlockingIOError:
-            taken = True
-        if taken:
+            lock(self._file, taken)
+            if self._file.seek(0, os.SEEK_END) != self._seen:
+                raise UserError(taken)
+        except UserError:
             self._file.close()
-            raise UserError(f"{self.path}: another process is writing here; wait for it, then run the command again.")
+            raise
         self._file.truncate(self._size)
         self._file.seek(self._size)
         return self

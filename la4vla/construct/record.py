@@ -36,9 +36,9 @@ from la4vla.construct.store import (
     list_failures,
     numbers_from,
     open_store,
-    write_atomic,
     write_episode,
 )
+from la4vla.data.files import write_atomic
 from la4vla.rng import RngUse, generator
 from la4vla.types import Embodiment, UserError
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from la4vla.construct.store import write_atomic
+from la4vla.data.files import write_atomic
 from la4vla.types import UserError
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from la4vla.config import RecordConfig
 from la4vla.construct.episodes import Episode, Frames, Script
 from la4vla.construct.robot import Robot, robot_frame
+from la4vla.data.files import write_atomic
 from la4vla.data.npz import read_npz
 from la4vla.types import Embodiment, UserError
 
@@ -148,14 +148,3 @@ def check_store(store: Path, settings: Mapping[str, Any]) -> None:
                 f"{store}: its episodes were recorded with {name}={there.get(name)}, not {value}; "
                 "set another read.path or remove this one."
             )
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """All of `data` under `path`, or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

@@ -56,7 +56,11 @@ def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track
     embodiment, spec, frame = robot.embodiment, robot.embodiment.state, robot.frame
     position, contact = spec.dims(*TRANSLATION), spec.dims("contact")
     if len(position) < 3:
-        raise UserError(f"embodiment `{embodiment.name}` has no x, y, z in its state; clips are cut by hand position.")
+        raise UserError(
+            f"embodiment `{embodiment.name}` has no x, y, z in its state, and the kinematic proposer cuts by hand "
+            "position; add the hand's pose to the state (read.state and the robot's file), or set proposer=vlm, or "
+            "proposer=episode where episodes are clips already."
+        )
     path_T3 = frame.from_base(state_TS[:, position].astype(np.float64))
     turn_T, spin_T3 = _turning(state_TS, spec)
     open_T, command_T = spec.opening(state_TS), embodiment.action.opening(action_TA)

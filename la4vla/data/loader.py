@@ -35,7 +35,7 @@ ALIGNMENT = 64  # bytes; a tensor starts on a cache line
 SHARED_MEMORY = "/dev/shm"
 GO_ON = b"1"
 GONE = (BrokenPipeError, ConnectionResetError, EOFError)  # what the pipe says when the trainer closed it or is no more
-CLOSE_S = 5.0  # what a loader process gets to end by itself
+CLOSE_S = 20.0  # what a loader process gets to end by itself
 
 Layout = dict[str, tuple[torch.dtype, torch.Size, tuple[int, ...], int]]
 """field of a Batch -> dtype, shape, strides, offset in bytes."""
@@ -150,7 +150,10 @@ def _obituary(exitcode: int | None) -> str:
             f"the loader process ran out of {SHARED_MEMORY}; enlarge it (docker: --shm-size) or lower data.read_ahead."
         )
     if exitcode == -signal.SIGKILL:
-        return "the loader process was killed, most likely for memory; lower data.shuffle_bytes or data.read_ahead."
+        return (
+            "the loader process was killed, most likely for memory; lower data.read_ahead, run on more machines, or "
+            "write the folders with more shards (a run says before step 0 how much its shards take)."
+        )
     return f"the loader process ended with exit code {exitcode}; its own message is above."
 
 

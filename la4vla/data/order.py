@@ -59,6 +59,11 @@ class Stream:
         return sum(self._samples)
 
     @property
+    def resident(self) -> int:
+        """Bytes of shards in memory at most: a block is read, and the next one from its middle on."""
+        return min(sum(self.sizes), 2 * max(self.shuffle_bytes, *self.sizes))
+
+    @property
     def _samples(self) -> list[int]:
         return [sum(starts(length, self.stride) for length in lengths) for lengths in self.lengths]
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import simplejpeg
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_THREADS = 2  # tars read at the same time: enough to hide a network's latency, few enough to keep the disk serial
 STEPS_IN_FLIGHT = 2  # steps whose samples are on the pool while an earlier one is collated
+TEXTS = 16384  # instructions whose tokens are kept, some 5 KB each
 CHUNK = {"la": 64, "la_leaky": 2, "vla": 2}  # samples a task of the pool makes: an `la` sample is cheaper than a task
 
 
@@ -114,7 +115,7 @@ class Reader:
     ) -> None:
         check_world(config.data.streams, world_size)
         self._config, self._setup, self._spec = config, setup, spec
-        self._encode: Encode = cache(encode)
+        self._encode: Encode = lru_cache(TEXTS)(encode)
         self._streams = range(rank, config.data.streams, world_size)
         self._tars = ThreadPoolExecutor(SHARD_THREADS, "tars")
         self._pool = ThreadPoolExecutor(config.data.decode_threads, "decode")

@@ -114,6 +114,9 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
             one = setup.sources[source].index.samples
             lines.append(f"  {source}: {count:,} samples = {count / one:.2f} passes over {one:,}")
     normalize = setup.chain.normalize
+    resident = sum(stream.resident for source in setup.sources.values() for stream in source.streams)
+    gb = resident / 1e9
+    lines.append(f"shards in memory: at most {gb / world_size:.3g} GB a rank, {gb:.3g} GB in all")
     for source in setup.sources.values():
         lines += _about_source(source, normalize, config.data.action)
     for what, stats in (("state", normalize.state), ("action", normalize.action)):
@@ -130,7 +133,7 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
 
 
 def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator[str]:
-    """Warnings: clips that are seen more often than others, and dims that the statistics in use clip."""
+    """Warnings: clips that are seen more often than others, large shards, and dims that the statistics in use clip."""
     counts = [stream.samples for stream in source.streams]
     least, most = min(counts), max(counts)
     if most > UNEVEN * least:
@@ -138,6 +141,13 @@ def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator
             f"warning: {source.name}: some clips are seen {most / least:.1f} times as often as others, because its "
             f"shards do not share evenly into {len(counts)} streams; write it with a multiple of {len(counts)} shards, "
             "or change data.streams"
+        )
+    sizes = [shard.size for shard in source.index.shards]
+    if max(sizes) > (room := source.streams[0].shuffle_bytes):
+        enough = len(counts) * -(-2 * sum(sizes) // (room * len(counts)))
+        yield (
+            f"warning: {source.name}: shards of up to {max(sizes) / 1e6:,.0f} MB are read whole, above "
+            f"data.shuffle_bytes ({room / 1e6:,.0f} MB); write the folder with {enough:,} shards to take less memory"
         )
     own = read_stats(source.index.location)
     pairs = {"state": (normalize.state, own.state), "action": (normalize.action, own.action(action))}

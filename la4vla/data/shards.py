@@ -14,6 +14,8 @@ import hashlib
 import heapq
 import io
 import json
+import os
+import resource
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +36,7 @@ __all__ = ["Clip", "Index", "ShardWriter", "View", "read_index", "read_stats"]
 
 MAX_KEY = 99  # what a ustar header's name field keeps whole, with the suffix behind it (webdataset#428)
 MAX_NAME = 100
+SPARE_FILES = 64  # beside the tars
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class ShardWriter:
         self._fill = [(0, shard) for shard in range(shards)]
         self._values: list[tuple[np.ndarray, np.ndarray]] = []
         names = [f"shard-{shard:06d}.tar" for shard in range(shards)]
+        _allow_files(shards)
         self._tars = [tarfile.TarFile(self._temporary / name, "w", format=tarfile.USTAR_FORMAT) for name in names]
 
     def add(self, clip: Clip) -> None:
@@ -239,6 +243,21 @@ class ShardWriter:
         names = self._embodiment.action.names
         actions = {name: compute_stats(names, values) for name, values in variants.items()}
         return FolderStats(compute_stats(self._embodiment.state.names, state_FS), actions)
+
+
+def _allow_files(more: int) -> None:
+    """Lets this process open that many files more than now: a writer keeps its tars open. Raises UserError where it
+    may not."""
+    _, most = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/proc/self/fd")) + more + SPARE_FILES
+    if needed <= limits[0]:
+        return
+    if most != resource.RLIM_INFINITY and needed > most:
+        raise UserError(
+            f"{more} shards need {needed} open files, and this machine allows {most}; lower `shards`, or raise its "
+            "limit (`ulimit -Hn`)."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 @contextmanager

@@ -42,4 +42,4 @@ def doctor(
             checks.append(Check(suite, "fail" if demand else "note", says, f'pip install "la4vla[{suite}]"', suite))
     if checkpoint is not None:
         checks.append(checkpoint_check(checkpoint, demand))
-    return [*checks, *(shards_check(folder) for folder in data)]
+    return [*checks, *(shards_check(folder, demand) for folder in data)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from la4vla import manifest
+from la4vla.data.index import read_index
 from la4vla.data.verify import verify
 from la4vla.doctor.check import Check, Demand, failed
 from la4vla.serve.policy import contents, require_match, whole_weights
@@ -34,8 +35,9 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
     return Check("checkpoint", "ok", says)
 
 
-def shards_check(folder: str) -> Check:
-    """Index, sha256 and clips of every shard, statistics: what `la4vla data verify` compares."""
+def shards_check(folder: str, demand: Demand | None = None) -> Check:
+    """Index, sha256 and clips of every shard, statistics: what `la4vla data verify` compares. With a protocol, whether
+    a policy that is trained on them alone could be evaluated under it."""
     try:
         report = verify(folder)
     except UserError as error:
@@ -45,6 +47,14 @@ def shards_check(folder: str) -> Check:
         more = f" ({len(problems) - 1} more)" if problems[1:] else ""
         cure = f"la4vla data verify {folder} lists all; copy or write the folder again"
         return Check("shards", "fail", f"{folder}: {problems[0].rstrip('.')}{more}.", cure)
+    index = read_index(folder)
+    if demand is not None:
+        try:
+            require_match(index.embodiment, tuple(index.views), ROBOTS[demand.suite], demand.setting.views)
+        except UserError as error:
+            says, _, _ = str(error).rpartition("; ")
+            cure = "to evaluate what is trained on them, construct with its robot and views (read.robot, read.views)"
+            return Check("shards", "warn", f"{folder}: whole, but under {demand.title} {says}.", cure)
     clips = sum(shard.clips for shard in report.shards)
     return Check(
         "shards", "ok", f"{folder}: {len(report.shards)} shards, {clips} clips, sha256 and statistics as indexed."

@@ -31,6 +31,8 @@ from la4vla.types import UserError
 MOTIONS = ("move", "lift", "lower", "transport", "push", "pull", "press")
 """Primitives whose physical effect is a displacement; grasps and turns have none of their own."""
 
+FEW = 10  # cases of a direction below which its share hardly narrows anything down
+
 Direction = tuple[int, int]
 """Axis of (forward, left, up), sign."""
 
@@ -102,6 +104,8 @@ def summary(listed: CaseList) -> str:
     lines = [f"{len(listed.cases)} cases: {', '.join(f'{count} {word}' for word, count in directions.items())}"]
     if len(listed.cases) < listed.settings["count"]:
         lines.append(f"the folder holds no more of the {listed.settings['count']} that were asked for")
+    if min(directions.values()) < FEW:
+        lines.append(f"warning: fewer than {FEW} of a direction tell little; take a folder with more such clips")
     for name, nearness in listed.nearness().items():
         lines.append(f"{name} pictures: {', '.join(f'{count} of {word}' for word, count in nearness.items())}")
     return "\n".join(lines)

@@ -167,7 +167,10 @@ class ServedPolicy:
 def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodiment, views: Sequence[str]) -> None:
     """Raises UserError where a policy of `mine` and `needed` cannot drive an env of `embodiment` and `views`."""
     if difference := _difference(mine.to_dict(), embodiment.to_dict()):
-        raise UserError(f"the checkpoint was trained for another embodiment: {difference}; evaluate it on its own env.")
+        raise UserError(
+            f"the embodiment is another: {difference}; evaluate on its own env, or construct and train with that of "
+            "this one (read.robot)."
+        )
     _require_views(needed, views)
 
 
@@ -287,8 +290,8 @@ def _require_views(needed: Sequence[str], views: Sequence[str]) -> None:
     for name in needed:
         if name not in views:
             raise UserError(
-                f"the policy was trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; "
-                "choose a protocol with that view."
+                f"trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; choose a protocol "
+                "with that view, or name it so when constructing (read.views)."
             )
 
 
@@ -300,5 +303,5 @@ def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], where: str = 
             if found := _difference(value, other[key], f"{place}."):
                 return found
         elif value != other[key]:
-            return f"{place} is {value} in the checkpoint and {other[key]} in the env"
+            return f"{place} is {value} in the data and {other[key]} in the env"
     return ""

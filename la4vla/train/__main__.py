@@ -22,6 +22,7 @@ USAGE = "usage: [torchrun ... -m | python -m] la4vla.train CONFIG.yaml [key=valu
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 trained, finished before, or stopped by SIGTERM and saved; 2 for bad input."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # ranks never download, before anything imports the hub's library
     alone = os.environ.get("RANK", "0") == "0"
     if not arguments or arguments[0] in ("-h", "--help"):
         if alone:

@@ -211,10 +211,11 @@ def _write(
     final = parent / f"step_{position.step:08d}"
     folder = _tmp(final)
     if (final / manifest.COMPLETE).is_file():
-        return  # a run is deterministic: what this step looks like is saved already
+        return  # a step is saved once: the run that goes on from it takes it as it is
     if final.is_dir():
         _remove_wreck(final, world)
     shutil.rmtree(folder, ignore_errors=True)
+    prune(parent, config.checkpoint)  # what a lower keep_last lets go makes room
     needed = sum(tensor.nbytes for tensors in (weights, training) for tensor in tensors.values())
     needed += sum(len(data) for data in identity.tokenizer.values())
     try:
@@ -280,10 +281,16 @@ def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: P
         git_sha=_git_sha(),
         versions={
             "python": platform.python_version(),
+            "device": device_name(world),
             **{name: metadata.version(name) for name in ("la4vla", "torch", "transformers", "deepspeed")},
         },
         world_size=world.size,
     )
+
+
+def device_name(world: World) -> str:
+    """`cpu`, or the GPU's own name."""
+    return "cpu" if world.device.type == "cpu" else torch.cuda.get_device_name(world.device)
 
 
 def _git_sha() -> str:

@@ -1,8 +1,8 @@
 """The run, top to bottom: `train` is the loop, `train_step` one optimizer step; what is periodic stands behind `every`.
 
 A step of ours costs no host sync: valid counts, votes to stop and the health of the gradient stay on the device and are
-read one step late, at the same step on every rank. (DeepSpeed's ZeRO 1-3 sync once a step on their own, to decide
-about a non-finite norm.)
+read one step late, at the same step on every rank. (DeepSpeed's ZeRO 1 and 2 sync once a step on their own, to decide
+about a non-finite norm; ZeRO 3 after every micro-batch, to partition gradients.)
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from la4vla.train.engine import Engine
 from la4vla.train.health import StopSignal
 from la4vla.train.optim import lr_at
 from la4vla.train.report import StepResult
-from la4vla.train.run import Position, begin
+from la4vla.train.run import Position, Run, begin
 from la4vla.types import KINDS, Batch
 
 
 def train(config: TrainConfig, world: World) -> None:
     """Run a config from where its run.dir stands to its end, or to a SIGTERM. Raises UserError."""
     stop = StopSignal()
-    run = begin(config, world)
-    if run is None:
-        return
+    with start.only_run(config, world):
+        run = begin(config, world)
+        if run is not None:
+            _train(run, config, world, stop)
+
+
+def _train(run: Run, config: TrainConfig, world: World, stop: StopSignal) -> None:
     with closing(run.loader), closing(run.report):
         for data in run.loader:
             if data.step == 0 and world.is_main:

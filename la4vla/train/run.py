@@ -175,4 +175,7 @@ def _likeness(found: manifest.Manifest, config: TrainConfig, world: World) -> st
     sizes = [{name: stage["micro_batch"] for name, stage in said["stages"].items()} for said in (found.config, now)]
     if found.config["engine"] != now["engine"] or sizes[0] != sizes[1]:
         return "the same samples with another engine or micro-batch"
-    return "exact"
+    here = checkpoint.device_name(world)
+    if found.versions.get("device", here) != here:
+        return f"the same samples on {here} instead of {found.versions['device']}"
+    return "exact" if here == "cpu" else "the same samples, which GPU kernels sum in an order of their own"

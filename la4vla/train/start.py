@@ -6,6 +6,8 @@ Rank 0 looks and decides; the others go along, or say that they see another file
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from la4vla import manifest
 from la4vla.config import TrainConfig, to_yaml
+from la4vla.data.files import locked
 from la4vla.model.freeze import set_trainable
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.train import checkpoint, disk
@@ -40,6 +43,21 @@ class Start:
     def inside_stage(self) -> bool:
         """Whether the checkpoint's optimizer goes on; a stage begins with a new one."""
         return self.own and self.position.stage_step > 0
+
+
+@contextmanager
+def only_run(config: TrainConfig, world: World) -> Iterator[None]:
+    """Keeps other runs out of run.dir until the end of this one, however it ends. Raises UserError (on all)."""
+    run_dir = Path(config.run.dir)
+    taken = f"{run_dir}: another run is at work there; wait for it or end it, or choose another run.dir."
+    with ExitStack() as held:
+
+        def hold() -> None:
+            with disk.guarded(run_dir, "a run"):
+                held.enter_context(locked(run_dir / "lock", taken))
+
+        on_main(world, hold)
+        yield
 
 
 def begin_run(config: TrainConfig, world: World) -> Start:

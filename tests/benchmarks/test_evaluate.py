@@ -108,10 +108,10 @@ def keyed(folder):
 
 
 def test_a_finished_evaluation_starts_no_worker_again(finished, request_, monkeypatch, capsys):
-    before = (request_.out / results.EPISODES).read_text()
+    before = [(request_.out / name).read_text() for name in (results.EPISODES, results.RUN)]
     monkeypatch.delattr(runner.Runner, "_start")
-    evaluate.evaluate(request_)
-    assert (request_.out / results.EPISODES).read_text() == before
+    evaluate.evaluate(replace(request_, command="another command, which ran none of them"))
+    assert [(request_.out / name).read_text() for name in (results.EPISODES, results.RUN)] == before
     assert "6 episodes in" in results.read_run(request_.out)["time"]
     assert "6 already there" in capsys.readouterr().out
 
@@ -217,6 +217,23 @@ def test_the_page_shows_success_by_severity(perturbed, tmp_path):
         report.write([folder], tmp_path / "page.html", tmp_path / "curves.pdf")
     with pytest.raises(UserError, match=r"no perturbed evaluation here"):
         report.write([folder / "clean"], tmp_path / "page.html", tmp_path / "curves.svg")
+
+
+def test_evaluations_of_several_folders_keep_names_of_their_own(perturbed, tmp_path):
+    """Two sweeps have a `clean` each; under one name their curves and numbers could not be told apart."""
+    tops = [tmp_path / "a", tmp_path / "b"]
+    for top in tops:
+        shutil.copytree(perturbed[0].out, top)
+    for path in tops[1].rglob("*.json*"):
+        path.write_text(path.read_text().replace(policy_of(perturbed[0].out), "f" * 64))
+    report.write([*tops, tops[0] / "clean"], tmp_path / "page.html", tmp_path / "curves.svg")
+    names = [line["evaluation"] for line in csv.DictReader((tmp_path / "page.csv").open())]
+    assert {str(top / "clean") for top in tops} < set(names) and "clean" not in names
+    assert str(tops[1]) in (tmp_path / "curves.svg").read_text(), "a legend tells the two apart"
+
+
+def policy_of(folder):
+    return results.read_run(folder / "clean")["policy"]
 
 
 def test_the_numbers_lie_beside_the_page(perturbed, tmp_path):

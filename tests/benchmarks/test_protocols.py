@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import protocols
+from benchmarks.__main__ import parsed
 from la4vla.types import UserError
 
 PUBLISHED = {
@@ -107,3 +108,23 @@ def test_a_file_of_ones_own_is_custom(tmp_path):
     (tmp_path / "mine.yaml").write_text(source.read_text().replace("horizon: 400", ""))
     with pytest.raises(UserError, match="`horizon` has no value"):
         protocols.load(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["metaworld", "--expert", "--protocol", "x", "--out", "y", "--tasks", "a", "b", "replan_every=4"],
+        ["metaworld", "replan_every=4", "--expert", "--protocol", "x", "--out", "y", "--tasks", "a", "b"],
+        ["metaworld", "--expert", "--tasks", "a", "b", "--protocol", "x", "replan_every=4", "--out", "y"],
+    ],
+)
+def test_changes_may_stand_anywhere_on_the_command_line(words):
+    options = parsed(words)
+    assert (options.tasks, options.overrides) == (["a", "b"], ["replan_every=4"])
+
+
+def test_what_is_no_change_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parsed(["report", "runs", "--nowhere"])
+    assert "unrecognized arguments: --nowhere" in capsys.readouterr().err
+    assert parsed(["study", "plan.yaml", "--part", "blind", "device=cuda"]).overrides == ["device=cuda"]

@@ -48,8 +48,23 @@ def test_a_line_torn_by_a_kill_is_dropped_and_nothing_else(tmp_path):
         file.write(json.dumps({"task": "easy-a"})[:9])
     assert len(results.read_rows(tmp_path)) == 1  # also while it is being written
     again = opened(tmp_path)
-    again.append(row(episode=1))
+    with again.writing():
+        again.append(row(episode=1))
     assert [item.episode for item in results.read_rows(tmp_path)] == [0, 1]
+
+
+def test_two_evaluations_never_write_into_one_folder(tmp_path):
+    """A job that was queued twice: neither side by side, nor one after another unread."""
+    first, second = opened(tmp_path), opened(tmp_path)
+    with first.writing():
+        with pytest.raises(UserError, match=r"another evaluation writes there; .* another --out"), second.writing():
+            second.append(row())
+        first.append(row())
+    with pytest.raises(UserError, match="another evaluation"), second.writing():
+        second.append(row(episode=1))
+    assert [item.episode for item in results.read_rows(tmp_path)] == [0]
+    with opened(tmp_path).writing():
+        pass
 
 
 @pytest.mark.parametrize("changes", [{"policy": "other"}, {"protocol_hash": "other"}, {"perturbation": "fog:3=2.0"}])

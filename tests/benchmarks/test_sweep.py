@@ -110,6 +110,16 @@ def test_copied_weights_are_no_second_seed(checkpoints, tmp_path):
         expand(SweepConfig(out="x", checkpoints={"a": [checkpoints[0], str(tmp_path / "copy")]}, protocols=[QUICK]))
 
 
+def test_steps_of_one_run_are_no_seeds(checkpoints, tmp_path):
+    for seed, step in enumerate((100, 200)):
+        shutil.copytree(checkpoints[seed], tmp_path / "run" / "checkpoints" / f"step_{step:08d}")
+    steps = sorted(map(str, (tmp_path / "run" / "checkpoints").iterdir()))
+    with pytest.raises(UserError, match=r"are steps of one run, .* a label of its own"):
+        expand(SweepConfig(out="x", checkpoints={"a": steps}, protocols=[QUICK]))
+    labelled = {f"step{number}": step for number, step in enumerate(steps)}
+    assert len(expand(SweepConfig(out="x", checkpoints=labelled, protocols=[QUICK, MT50]))) == 4
+
+
 # What is drawn --------------------------------------------------------------------------------------------------------
 
 

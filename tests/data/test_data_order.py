@@ -51,6 +51,16 @@ def everything(index: Index) -> Counter:
     )
 
 
+def test_the_order_is_the_one_that_runs_were_made_with():
+    """Another one would resume a run with other samples and call it exact. A pass and 5 samples of the next."""
+    stream = cut(an_index([[3, 2], [4], [1, 5]]), "a", 1, seed=0, shuffle_bytes=700)[0]
+    blocks = [(2, 1, 3), (2, 1, 0), (2, 1, 4), (2, 0, 0), (2, 1, 1), (2, 1, 2)]
+    blocks += [(1, 0, 0), (1, 0, 3), (1, 0, 2), (1, 0, 1)]
+    blocks += [(0, 1, 0), (0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 0, 2)]
+    again = [(1, 0, 0), (1, 0, 3), (1, 0, 2), (1, 0, 1), (2, 0, 0)]
+    assert walk(stream, 0, 20) == blocks + again
+
+
 LAYOUTS = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=9)
 
 

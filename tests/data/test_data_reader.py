@@ -456,6 +456,12 @@ def test_the_arithmetic_is_printed(folders):
     assert "warning: stage first ends inside its warm-up of 1,000 steps; its learning rate gets to 4e-08" in text
     config.stages["first"].warmup_steps = 4
     assert "stage first ends inside" not in explain(config, prepare(config, SPEC), 2)
+    total = sum(shard.size for name in ("la", "vla") for shard in read_index(folders / name).shards)
+    assert f"shards in memory: at most {total / 2e9:.3g} GB a rank" in text, "these are smaller than two blocks"
+    assert "data.shuffle_bytes" not in text
+    config.data.shuffle_bytes = 1000
+    text = explain(config, prepare(config, SPEC), 2)
+    assert re.search(r"warning: vla: shards of up to 0 MB are read whole, .*; write the folder with \d+ shards", text)
     assert f"la: 40 samples = {40 / read_index(folders / 'la').samples:.2f} passes" in text
 
 

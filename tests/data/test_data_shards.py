@@ -5,6 +5,8 @@ import functools
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from dataclasses import replace
@@ -298,6 +300,30 @@ def test_pipe_source(folder, views):
         read_shard(index, 1, ["front"])
     with pytest.raises(UserError, match="pipe:cat"):
         read_index(f"pipe:cat {folder}")
+
+
+MANY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+from la4vla.data.shards import ShardWriter
+from la4vla.types import UserError
+from tests.fixtures import ARM
+try:
+    with ShardWriter(sys.argv[1], ARM, {}, 1, 100):
+        raise KeyboardInterrupt
+except UserError as error:
+    print(error)
+except KeyboardInterrupt:
+    print("all open")
+"""
+
+
+@pytest.mark.parametrize(("most", "said"), [(4096, "all open"), (100, "allows 100; lower `shards`")])
+def test_more_shards_than_files_may_be_open(tmp_path, most, said):
+    """A process may usually open 1,024 files unless it asks for more, and construction writes three folders at once."""
+    command = [sys.executable, "-c", MANY, str(tmp_path / "out"), str(most)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert said in done.stdout, done.stderr
 
 
 def test_stats_count_every_frame_once(tmp_path):

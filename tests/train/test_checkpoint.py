@@ -152,6 +152,30 @@ def test_pruning_keeps_the_last_and_every_so_many(config, world, last, every, ke
     assert names(config) == [f"step_{step:08d}" for step in kept]
 
 
+def test_a_lower_keep_last_makes_room_before_the_next_one_is_written(config, world, monkeypatch):
+    """The cure that a full disk names: pruned after the write alone, the next save would fail as the last one did."""
+    config.checkpoint = CheckpointConfig(every_steps=1, keep_last=2)
+    for step in (1, 2):
+        save(config, world, step)
+    config.checkpoint = CheckpointConfig(every_steps=1, keep_last=1)
+
+    def room(folder, needed):
+        if len(list(folder.glob("step_*"))) > 2:  # the new one's .tmp is one of them
+            raise UserError("no room")
+
+    monkeypatch.setattr(disk, "check_room", room)
+    save(config, world, 3)
+    assert names(config) == ["step_00000003"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(config, world):
+    another = pytest.raises(UserError, match=r"another run is at work there; .* another run.dir")
+    with start.only_run(config, world), another, start.only_run(config, world):
+        pass
+    with start.only_run(config, world):
+        pass
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -44,14 +44,21 @@ def test_it_comes_back(folder):
     assert (found.stage, found.views, found.sources) == ("one", ["front"], {"a": "1f"})
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b'{"schema": 1, "sta', b"[]", b"{}", b'{"schema": 1, "stage": "one"}', b"\xff", None]
-)
+@pytest.mark.parametrize("text", [b"", b'{"schema": 1, "sta', b"[]", b"{}", b"\xff", None])
 def test_a_damaged_one_is_one_sentence(folder, text):
     path = folder / manifest.MANIFEST
     path.unlink() if text is None else path.write_bytes(text)
     with pytest.raises(UserError, match=r"its manifest.json is damaged .* use an earlier step"):
         manifest.read(folder)
+
+
+@pytest.mark.parametrize("changes", [{"world_size": None}, {"schema": 0, "git_sha": None}])
+def test_one_of_another_version_is_not_called_damaged(folder, changes):
+    """Nobody may be told to delete a checkpoint that another version reads."""
+    rewrite(folder, **changes)
+    with pytest.raises(UserError, match=r"not of this la4vla \(missing .*\); read it with the version") as caught:
+        manifest.read(folder)
+    assert "delete" not in str(caught.value)
 
 
 def test_one_from_the_future_is_refused(folder):

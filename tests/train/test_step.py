@@ -43,12 +43,12 @@ def test_the_loss_of_a_mixed_step(monkeypatch, weight, expected):
     """LA: 4 of 8 rows, 6 + 2 valid values, errors 4 and 8: 4/8 x (4 + 8)/8 = 0.25 + 0.5. VLA: 4 of 8 rows, 10 values,
     error 40: 4/8 x 40/10 = 2. A kind's weight multiplies its own part alone."""
     monkeypatch.setattr(loop, "sum_over_ranks", lambda totals: totals)
-    config = TrainConfig(stages={"one": StageConfig(steps=5, warmup_steps=0, lr=0.5)})
+    config = TrainConfig(stages={"one": StageConfig(steps=4, warmup_steps=0, lr=0.5)})
     config.stages["one"] = replace(config.stages["one"], loss_weights={**dict.fromkeys(KINDS, 1.0), "la": weight})
     parts = (batch("la", 2, 6), batch("la", 2, 2), batch("vla", 4, 10))
     engine = Recorder([4.0, 8.0, 40.0])
-    data = StepData(stage="one", stage_step=0, step=0, batches=parts, samples={}, bad_samples=0, wait_s=0.0)
+    data = StepData(stage="one", stage_step=2, step=9, batches=parts, samples={}, bad_samples=0, wait_s=0.0)
     result = loop.train_step(engine, data, config, World(0, 0, 1, torch.device("cpu"), None), stop=False)
     assert engine.losses == pytest.approx(expected)
     assert engine.last == [False, False, True]
-    assert result.lr == pytest.approx(0.5)
+    assert result.lr == pytest.approx(0.25), "half of the cosine of this stage, whatever steps the stages before it had"
