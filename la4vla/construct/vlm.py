@@ -21,7 +21,7 @@ from la4vla.construct.keyframes import Keyframe
 from la4vla.construct.ledger import digest
 from la4vla.construct.responses import Responses, request_name
 
-VERSION = 1
+VERSION = 2
 """Counts changes of what the same answer becomes; the prompt's own changes are seen without it."""
 
 CACHE = "vlm_cache"
