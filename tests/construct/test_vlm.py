@@ -317,6 +317,28 @@ def test_failed_episodes_that_are_allowed_make_no_clips(config):
     assert read_index(f"{config.out_dir}/la").clips == 9
 
 
+@pytest.mark.parametrize("step", ["review", "filter", "shards"])
+def test_steps_after_the_proposals_neither_ask_nor_need_a_key(config, monkeypatch, step):
+    config.vlm.max_failed_episodes = 1
+    model = propose(config, lambda request, number: "no" if asked(request) == 1000 else GOOD)
+    assert len(model.requests) == 3 + config.vlm.attempts
+    monkeypatch.delenv("TEST_KEY")
+    with serving(lambda request, number: GOOD) as model:
+        config.vlm.base_url = model.url
+        run(config, step)
+        config.vlm.max_failed_episodes = 0
+        with pytest.raises(UserError, match=r"1 of 4 episodes.*construct propose` asks about these again"):
+            run(config, step)
+        for asks in ("propose", ""):
+            with pytest.raises(UserError, match="TEST_KEY is empty"):
+                run(config, asks)
+        assert model.requests == []
+        monkeypatch.setenv("TEST_KEY", "sesame")
+        run(config, "")
+        assert list(map(asked, model.requests)) == [1000]
+    assert read_index(f"{config.out_dir}/la").clips == 12
+
+
 def test_a_request_that_is_refused_costs_its_episode_only(config):
     refusal = status(400, code="data_inspection_failed", message="inappropriate\ncontent")
     with pytest.raises(UserError, match=r"1 of 4 episodes.*400 \(.*inappropriate content"):
