@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode
 from la4vla.construct.ledger import digest
+from la4vla.construct.readers.checks import stat_of
+from la4vla.construct.robot import robot_frame
+from la4vla.construct.simulators import simulator
 from la4vla.construct.store import episode_path, kept_episodes, read_episode
 from la4vla.types import UserError
 
@@ -17,6 +21,7 @@ class Recorded:
 
     def __init__(self, config: ConstructConfig) -> None:
         store, settings = Path(config.read.path), config.record
+        self._frame = asdict(robot_frame(simulator(settings.simulator).embodiment.name))
         self._paths: dict[str, Path] = {}
         for task in settings.tasks:
             numbers = kept_episodes(store, task, settings)
@@ -33,8 +38,7 @@ class Recorded:
         return list(self._paths)
 
     def stamp(self, key: str) -> str:
-        about = self._paths[key].stat()
-        return digest(about.st_size, about.st_mtime_ns)
+        return digest(self._frame, stat_of(self._paths[key]))
 
     def read(self, key: str) -> Episode:
         try:
