@@ -107,6 +107,16 @@ def test_views_are_named_by_the_user_or_by_their_last_word(golden):
     assert level(named.frames("hand", [7])[7]) == pytest.approx(grey(0, 7), abs=1.4)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_breaks_of_unicode_inside_a_text_end_no_line(copy, end):
+    """LeRobot writes them as they are, as JSON may; people paste them from documents."""
+    root = copy("v2.0")
+    for name in ("tasks", "episodes"):
+        path = root / f"meta/{name}.jsonl"
+        path.write_bytes(path.read_text().replace("open the ", "open\u2028the\u0085").replace("\n", end).encode())
+    assert [open_source(droid(root)).read(key).instruction for key in KEYS] == list(SENTENCES)
+
+
 @pytest.mark.parametrize("numbers", [[0], [37], [38], [39], [44], [3, 41], [40, 41, 44], [0, 22, 44]])
 @pytest.mark.parametrize("name", ["v2.0", "v3.0", "v3.0-av1"])
 def test_single_frames_of_a_long_file_are_found(golden, name, numbers):
