@@ -92,6 +92,10 @@ def test_whole_clips_carry_the_tasks_sentence(config):
         about = json.loads(files["json"])
         assert about["instruction"] == "Pick and place a puck to a goal"
         assert about["span"] == [0, FRAMES]
+        with np.load(io.BytesIO(files["npz"])) as arrays:
+            source = episode(int(about["episode"].rsplit("-", 1)[1]))
+            np.testing.assert_array_equal(arrays["state"], source.state)
+            np.testing.assert_array_equal(arrays["action"], source.action)
 
 
 def test_a_second_build_does_nothing_and_a_changed_input_is_noticed(config, capsys):
