@@ -28,16 +28,18 @@ from la4vla.construct.record import record
 from la4vla.construct.review.desk import Desk
 from la4vla.types import UserError, exit_status
 
-STEPS = ("record", "read", "keyframes", "propose", "filter", "shards")
+STEPS = ("record", "read", "keyframes", "propose", "review", "filter", "shards")
 DRY_RUN = "--dry-run"
 
 
-def run(config: ConstructConfig, last: str, dry_run: bool = False) -> None:
-    """Brings every step up to `last` up to date; a dry run ends before `propose` and prints its cost.
+def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
+    """Brings every step up to `step` up to date, all of them if it is empty; a dry run ends before `propose` and prints
+    its cost.
 
+    Requests cost money, so a proposer that failed on an episode tries it again in `propose` and in all steps only.
     Raises UserError.
     """
-    wanted = STEPS[: STEPS.index(last) + 1]
+    wanted = STEPS[: STEPS.index(step) + 1] if step else STEPS
     if config.read.format == "recorded":
         record(config)
     source = open_source(config)
@@ -49,7 +51,7 @@ def run(config: ConstructConfig, last: str, dry_run: bool = False) -> None:
         print(estimate(config, source, ledger).text(config.vlm))
         return
     if "propose" in wanted:
-        ledger = steps.propose(config, source, ledger)
+        ledger = steps.propose(config, source, ledger, again=step in ("", "propose"))
     if "filter" in wanted:
         ledger = steps.filter_candidates(config, source, ledger)
     if "shards" in wanted:
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 done, 2 called without a config. Raises UserError."""
     words = [word for word in arguments if word != DRY_RUN]
     dry_run = DRY_RUN in arguments
-    word = words.pop(0) if words and words[0] in (*STEPS, "review", "report") else ""
+    word = words.pop(0) if words and words[0] in (*STEPS, "report") else ""
     serve = word == "review" and "--serve" in words
     if serve:
         words.remove("--serve")
@@ -123,11 +125,10 @@ def main(arguments: Sequence[str]) -> int:
             f"read.format is {config.read.format}, and only `recorded` demonstrations are recorded here; start with "
             "another step."
         )
+    if word != "report":
+        run(config, word, dry_run)
     if word == "review":
-        run(config, "propose")
         review(config, serve, incoming, outgoing)
-    elif word != "report":
-        run(config, word or STEPS[-1], dry_run)
     if word in ("", "report"):
         print(f"report: {report.write(config, open_source(config))}")
     return 0

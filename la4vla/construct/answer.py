@@ -39,7 +39,8 @@ def read_answer(text: str, episode: Episode, min_frames: int, slack: int) -> tup
 def segments(text: str) -> list[dict[str, Any]] | None:
     """The last complete list of objects in the text, bare or as a value of an object; None if there is none.
 
-    Whatever is around it is passed over: fences, talk, the thoughts before `</think>`.
+    Whatever is around it is passed over: fences, talk, the thoughts before `</think>`. An empty list counts only where
+    there is no other.
     """
     text = _THOUGHT.sub("", text)
     decoder, found, position = json.JSONDecoder(), None, 0
@@ -53,8 +54,10 @@ def segments(text: str) -> list[dict[str, Any]] | None:
             continue
         values = [value] if isinstance(value, list) else list(value.values())
         lists = [item for item in values if isinstance(item, list) and all(isinstance(entry, dict) for entry in item)]
-        if lists:
-            found, position = lists[0], end
+        if full := [item for item in lists if item]:
+            found, position = full[0], end
+        elif lists and found is None:
+            found = lists[0]
     return found
 
 

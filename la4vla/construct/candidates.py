@@ -36,8 +36,8 @@ class Proposed:
     """What a proposer answered for one episode.
 
     rejected: what it said that could not be used, one sentence each. tokens_in, tokens_out: paid for, 0 from a cache.
-    calls: requests made, retries included. failed: why there is nothing usable; the episode is asked about again the
-    next time.
+    calls: requests made, retries included. failed: why there is nothing usable; the next `propose` asks about
+    the episode again.
     """
 
     proposals: tuple[Proposal, ...]

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from la4vla.config import VlmConfig
-from la4vla.construct.responses import Reply
+from la4vla.construct.responses import Reply, text_of
 from la4vla.types import UserError
 
 _TRIES = 6  # of a request; with a backoff from 2 s on they last a minute, the span in which servers count tokens
@@ -112,12 +112,11 @@ class Endpoint:
     def _try(self, request: Mapping[str, Any]) -> Reply | tuple[str, float | None]:
         """One request: its reply, or a sentence on a passing trouble and the seconds to wait (None: ours to say)."""
         import openai
-        from openai.types.chat import ChatCompletion
 
         where = self._config.base_url
-        create: Any = self._client.chat.completions.create
+        create: Any = self._client.chat.completions.with_raw_response.create
         try:
-            reply = create(**request)
+            answer = create(**request).http_response.json()
         except openai.APITimeoutError:
             return f"{where} gave no answer within {self._config.timeout_s:g} s; raise vlm.timeout_s.", None
         except openai.APIConnectionError as error:
@@ -125,16 +124,12 @@ class Endpoint:
             return f"{where} cannot be reached ({cause}); check vlm.base_url and your network.", None
         except openai.APIStatusError as error:
             return self._status_trouble(error)
-        except json.JSONDecodeError:
-            reply = None
-        if not isinstance(reply, ChatCompletion) or not reply.choices:
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            answer = None
+        reply = reply_of(answer)
+        if reply is None:
             return f"{where} answers something that is no chat completion; check vlm.base_url, its /v1 included.", None
-        usage = reply.usage
-        return Reply(
-            reply.choices[0].message.content or "",
-            usage.prompt_tokens if usage else 0,
-            usage.completion_tokens if usage else 0,
-        )
+        return reply
 
     def _status_trouble(self, error: Any) -> tuple[str, float | None]:
         """What an openai.APIStatusError calls for. Raises UserError or Refused for one that will not pass."""
@@ -162,6 +157,24 @@ class Endpoint:
         if wait is not None:
             self._limit.pause(wait)
         return f"{words}; {cure}.", wait
+
+
+def reply_of(answer: Any) -> Reply | None:
+    """The reply in a chat completion's JSON; None for what is no chat completion. Servers vary, so nothing is taken for
+    granted.
+
+    A message without content, as of a model that thought too long, is an empty text: it was paid for.
+    """
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    text = text_of(message.get("content") or "") if isinstance(message, dict) else None
+    if text is None:
+        return None
+    usage = answer.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    tokens_in, tokens_out = (counts.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return Reply(text, tokens_in if isinstance(tokens_in, int) else 0, tokens_out if isinstance(tokens_out, int) else 0)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -201,7 +201,7 @@ def _to_jsonl(candidates: Candidates, scores: Sequence[Score]) -> str:
 
 def _from_jsonl(text: str) -> Iterator[tuple[str, Said]]:
     row = TypeAdapter(Said)
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text of JSON may hold every other line break
         if line.strip():
             yield f"line {number}", row.validate_json(line)
 

@@ -24,7 +24,7 @@ from la4vla.construct.track import Track, track_of, turn_of
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
 from la4vla.types import UserError
 
-VERSION = 5
+VERSION = 6
 """Counts changes of what the same proposals and settings are scored."""
 
 Finding = tuple[float, str]

@@ -8,8 +8,8 @@ Cuts: where the commands jump; where a gripper motion begins, and a grasp or rel
 more than `bend_angle`, turning included; where a held object is lost or contact changes; at static keyframes if the
 commands never jump (an arm that is sent from target to target rests because it has arrived). Then segments shorter than
 `min_clip_frames` join a neighbour, cuts snap to frames that have a picture, and each segment is labelled by its
-measured displacement as the robot sees it. Segments that neither move, turn nor grasp are waits and are left out. Bends
-and displacements are shifted by the arm's lag behind its commands, so that words fit commands.
+measured displacement as the robot sees it. Segments that neither move, turn nor grasp are waits and are left out.
+Bends, displacements and turns are shifted by the arm's lag behind its commands, so that words fit commands.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from la4vla.construct.track import LEAD_FRAMES, Track, bends, command_jumps, tra
 from la4vla.construct.vocabulary import ObjectStatus, phrase, way
 from la4vla.rng import RngUse, generator
 
-VERSION = 8
+VERSION = 9
 """Counts changes of what the same episodes and settings are cut and labelled into."""
 
 _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest

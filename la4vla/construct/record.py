@@ -213,4 +213,4 @@ def _identity(config: ConstructConfig, embodiment: Embodiment) -> dict[str, obje
     for name in ("tasks", "episodes", "first_episode", "processes"):
         del settings[name]
     settings["views"] = list(config.record.views or simulator(config.record.simulator).views)
-    return {**settings, "jpeg_quality": config.jpeg_quality, "embodiment": embodiment.name}
+    return {**settings, "jpeg_quality": config.jpeg_quality, "embodiment": embodiment.to_dict()}

@@ -35,18 +35,21 @@ LISTED = 100  # tasks and episodes on the page; report.json has all
 def write(config: ConstructConfig, source: Source) -> Path:
     """Writes out_dir/report.html and report.json from what the steps have made so far; returns the page's path.
 
-    Raises UserError if no episode was read yet, or an example's pictures can no longer be read.
+    Raises UserError if no episode was read yet, the scores are of another dataset, or an example's pictures can no
+    longer be read.
     """
     out = Path(config.out_dir)
     names = (steps.READ, steps.KEYFRAMES, steps.CANDIDATES, steps.KEPT)
     rows = Rows.of({name: steps.rows(Ledger(out / name), source) for name in names})
     if not rows.episodes:
         raise UserError(f"{out}: no episode without faults has been read; run `la4vla construct read` first.")
+    scores = steps.reviewed(config, rows.proposed())
+    outdated = len(read_scores(out / REVIEWS)) - len(scores)
     numbers = {
         "dataset": out.resolve().name,
         "proposer": config.proposer,
         "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
-        **statistics(rows, read_scores(out / REVIEWS), Responses(out / CACHE).paid(), config.seed),
+        **statistics(rows, scores, outdated, Responses(out / CACHE).paid(), config.seed),
     }
     shown = examples(config, source, rows)
     told = ("faults", "notes", "failed", "rejected")

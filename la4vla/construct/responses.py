@@ -33,6 +33,15 @@ def request_name(request: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def text_of(content: Any) -> str | None:
+    """The text of a message's content, which is a text or a list of parts; of parts that are no text, thoughts for one,
+    nothing is taken. None for what is neither."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(text for part in parts if isinstance(text := part.get("text"), str))
+    return content if isinstance(content, str) else None
+
+
 class Responses:
     """A folder of replies. May be used from several threads at once.
 
@@ -46,7 +55,8 @@ class Responses:
     def get(self, name: str) -> Reply | None:
         """Raises UserError for a damaged file."""
         row = self._read(name)
-        return Reply(row["text"], row["tokens_in"], row["tokens_out"]) if row and row["text"] is not None else None
+        text = text_of(row["text"]) if row else None  # before, lists of parts were kept as they came
+        return Reply(text, row["tokens_in"], row["tokens_out"]) if row and text is not None else None
 
     def put(self, name: str, reply: Reply) -> None:
         """Keeps a reply that was just paid for; it survives a kill of the process from here on."""

@@ -16,7 +16,7 @@ import numpy as np
 from la4vla.construct import agreement, steps
 from la4vla.construct.candidates import Candidate, candidate_key
 from la4vla.construct.ledger import Row
-from la4vla.construct.reviews import QUALITIES, Score, standing
+from la4vla.construct.reviews import QUALITIES, Score
 from la4vla.data.contents import Label, contents, sizes
 
 PAPER = {
@@ -56,10 +56,20 @@ class Rows:
         faulty = {key: row for key, row in read.items() if row["faults"]}
         return Rows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
 
+    def proposed(self) -> dict[str, Candidate]:
+        """What is proposed now, by candidate_key."""
+        return {
+            candidate_key(key, item["start"]): Candidate.from_dict(item)
+            for key, row in self.candidates.items()
+            for item in row["candidates"]
+        }
 
-def statistics(rows: Rows, scores: Sequence[Score], paid: tuple[int, int, int], seed: int) -> dict[str, Any]:
-    """All numbers, JSON-able. scores: of reviews.read_scores. paid: calls, input and output tokens that the dataset has
-    cost (responses.paid). seed: of the interval of alpha.
+
+def statistics(
+    rows: Rows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
+) -> dict[str, Any]:
+    """All numbers, JSON-able. scores: of steps.reviewed. outdated: how many others there are. paid: calls, input and
+    output tokens that the dataset has cost (responses.paid). seed: of the interval of alpha.
 
     dropped: why candidates were not kept -> how many (keep.py).
 
@@ -76,7 +86,7 @@ def statistics(rows: Rows, scores: Sequence[Score], paid: tuple[int, int, int], 
         "keyframes": _keyframes(rows),
         "automatic": _automatic(rows),
         "unusable": _unusable(rows),
-        "review": _review(rows, scores, seed),
+        "review": _review(rows, scores, outdated, seed),
         "tokens": _tokens(rows, paid),
         "tasks": _tasks(rows),
         "episodes": [_episode(rows, key) for key in [*rows.episodes, *rows.faulty]],
@@ -172,28 +182,22 @@ def _unusable(rows: Rows) -> dict[str, int]:
     }
 
 
-def _review(rows: Rows, scores: Sequence[Score], seed: int) -> dict[str, Any] | None:
-    """Of the scores that still stand; None if there is none. outdated: those that do not. units: candidates with two
-    scores or more."""
-    proposed = {
-        candidate_key(key, item["start"]): Candidate.from_dict(item)
-        for key, row in rows.candidates.items()
-        for item in row["candidates"]
-    }
-    current = standing(scores, proposed)
-    if not current:
+def _review(rows: Rows, scores: Sequence[Score], outdated: int, seed: int) -> dict[str, Any] | None:
+    """None if there is no score. units: candidates with two scores or more."""
+    if not scores:
         return None
-    found = agreement.measure(current, proposed, seed)
+    proposed = rows.proposed()
+    found = agreement.measure(scores, proposed, seed)
     spans = {key: (item.start, item.end) for key, item in proposed.items()}
-    names = sorted({score.annotator for score in current})
+    names = sorted({score.annotator for score in scores})
     return {
         **asdict(found),
         "band": found.band,
-        "outdated": len(scores) - len(current),
+        "outdated": outdated,
         "candidates": len(proposed),
-        "nudged": len({score.candidate for score in current if (score.start, score.end) != spans[score.candidate]}),
-        "qualities": [{"quality": q, "scores": sum(score.quality == q for score in current)} for q in QUALITIES],
-        "annotators": [_annotator(name, [score for score in current if score.annotator == name]) for name in names],
+        "nudged": len({score.candidate for score in scores if (score.start, score.end) != spans[score.candidate]}),
+        "qualities": [{"quality": q, "scores": sum(score.quality == q for score in scores)} for q in QUALITIES],
+        "annotators": [_annotator(name, [score for score in scores if score.annotator == name]) for name in names],
     }
 
 

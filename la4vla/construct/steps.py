@@ -117,11 +117,11 @@ def wanted_candidates(config: ConstructConfig, source: Source, found: Ledger, ve
     return {item["key"]: digest(made_by, item["of"]) for item in rows(found, source)}
 
 
-def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
-    """Judged candidates of every episode that has keyframes.
+def propose(config: ConstructConfig, source: Source, found: Ledger, again: bool = True) -> Ledger:
+    """Judged candidates of every episode that has keyframes. again: try those that failed before once more.
 
     Raises UserError if the proposer cannot go on, or, after all others are done, if it failed on more than
-    `max_failed_episodes`. What is done is kept either way; failed episodes are tried again the next time.
+    `max_failed_episodes`. What is done is kept either way.
     """
     proposes = proposer(config)
     hints = {row["key"]: row for row in found}
@@ -141,14 +141,14 @@ def propose(config: ConstructConfig, source: Source, found: Ledger) -> Ledger:
 
     wanted = wanted_candidates(config, source, found, proposes.version)
     at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
-    ledger = _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once)
+    ledger = _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once, again)
     failed = [item for item in rows(ledger, source) if item["key"] in wanted and item.get("failed")]
     if len(failed) > config.vlm.max_failed_episodes:
         names = ", ".join(item["key"] for item in failed[:10]) + ", ..." * (len(failed) > 10)
         raise UserError(
             f"{len(failed)} of {len(wanted)} episodes got no proposals, {names}; of the first: {failed[0]['failed']} "
-            f"All others are done. The same command asks about these again, vlm.max_failed_episodes={len(failed)} goes "
-            f"on without them; {ledger.path} says why for each."
+            f"All others are done. `la4vla construct propose` asks about these again, vlm.max_failed_episodes="
+            f"{len(failed)} goes on without them; {ledger.path} says why for each."
         )
     return ledger
 
@@ -218,17 +218,23 @@ def _scores(config: ConstructConfig, proposed: Mapping[str, Sequence[Candidate]]
 
 
 def _fill(
-    what: str, path: Path, wanted: Mapping[str, str], make: Callable[[str], dict[str, Any]], at_once: int = 1
+    what: str,
+    path: Path,
+    wanted: Mapping[str, str],
+    make: Callable[[str], dict[str, Any]],
+    at_once: int = 1,
+    again: bool = True,
 ) -> Ledger:
     """Brings a ledger up to date: makes the rows (key -> `of`) that it lacks, `at_once` of them in threads.
 
     A row that says why it `failed`, or what `faults` it found, is made of nothing that can be wanted, so the next time
-    it is made anew: the cure may lie where no digest sees it. When one raises, no more are begun and those begun are
-    finished and kept.
+    it is made anew: the cure may lie where no digest sees it. Without `again`, one that failed stays as it is. When one
+    raises, no more are begun and those begun are finished and kept.
     """
     ledger = Ledger(path)
     ledger.forget_all_but(wanted)  # an episode that has got a fault since must not go on to the next step
-    missing = [key for key, of in wanted.items() if ledger.get(key, of) is None]
+    left = set() if again else {row["key"] for row in ledger if row.get("failed")}
+    missing = [key for key, of in wanted.items() if ledger.get(key, of) is None and key not in left]
     if not missing:
         return ledger
     with ledger, tqdm(desc=what, unit="episode", initial=len(wanted) - len(missing), total=len(wanted)) as bar:
@@ -238,8 +244,8 @@ def _fill(
                 return make(key)
 
         def put(key: str, values: dict[str, Any]) -> None:
-            again = values.get("failed") or values.get("faults")
-            ledger.put(key, "" if again else wanted[key], values)
+            wrong = values.get("failed") or values.get("faults")
+            ledger.put(key, "" if wrong else wanted[key], values)
             bar.update()
 
         if at_once == 1:

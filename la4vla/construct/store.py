@@ -21,7 +21,7 @@ from la4vla.construct.episodes import Episode, Frames, Script
 from la4vla.construct.robot import Robot, robot_frame
 from la4vla.data.files import write_atomic
 from la4vla.data.npz import read_npz
-from la4vla.types import Embodiment, UserError
+from la4vla.types import Embodiment, UserError, VectorSpec
 
 SCHEMA_VERSION = 1
 SETTINGS = "store.json"
@@ -142,9 +142,36 @@ def check_store(store: Path, settings: Mapping[str, Any]) -> None:
     there = json.loads(path.read_text())
     if "view" in there:
         there |= {**BEFORE_LIBERO, "views": [there["view"]]}
-    for name, value in {"schema": SCHEMA_VERSION, **settings}.items():
-        if there.get(name) != value:
+    wanted = _flat({"schema": SCHEMA_VERSION, **settings})
+    found = _flat({**there, "embodiment": _embodiment(there.get("embodiment"), settings.get("embodiment"))})
+    for name, value in wanted.items():
+        if found.get(name) != value:
             raise UserError(
-                f"{store}: its episodes were recorded with {name}={there.get(name)}, not {value}; "
-                "set another read.path or remove this one."
+                f"{store}: its episodes were recorded with {name}={found.get(name)}, not {value}; "
+                "set another read.path or remove this one, and record anew."
             )
+
+
+def _embodiment(there: Any, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a store.json says of its embodiment, in full.
+
+    A bare name is of a time when all rotations were on the side of the zeros (VectorSpec.rotation_near), and that robot
+    was otherwise as it is. wanted: the present one, or None.
+    """
+    if isinstance(there, Mapping):
+        return Embodiment.from_dict(there).to_dict()
+    if there is None or wanted is None or there != wanted["name"]:
+        return {"name": there}
+    zeros = {"rotation_near": VectorSpec.rotation_near}
+    return {**wanted, **{name: {**wanted[name], **zeros} for name in ("state", "action")}}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, with lists for tuples as JSON has them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -80,11 +80,11 @@ def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track
 
 
 def turn_of(track: Track, start: int, end: int) -> tuple[float, str]:
-    """Angle in rad, and (counter-)clockwise as seen from above if the axis is within 45 degrees of vertical."""
+    """Angle in rad that the actions of [start, end) caused, and (counter-)clockwise as seen from above if the axis is
+    within 45 degrees of vertical."""
     if track.turn_T is None:
         return 0.0, ""
-    last = min(end, len(track) - 1)
-    vector = (track.turn_T[last] * track.turn_T[start].inv()).as_rotvec()
+    vector = (track.turn_T[track.seen(end)] * track.turn_T[track.seen(start)].inv()).as_rotvec()
     angle = float(np.linalg.norm(vector))
     up = float(track.frame.from_base(vector)[2])
     if angle == 0.0 or abs(up) < angle * np.sqrt(0.5):

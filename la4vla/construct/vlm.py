@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from la4vla.config import ConstructConfig
@@ -21,7 +22,7 @@ from la4vla.construct.keyframes import Keyframe
 from la4vla.construct.ledger import digest
 from la4vla.construct.responses import Responses, request_name
 
-VERSION = 1
+VERSION = 2
 """Counts changes of what the same answer becomes; the prompt's own changes are seen without it."""
 
 CACHE = "vlm_cache"
@@ -29,13 +30,14 @@ CACHE = "vlm_cache"
 
 
 class Vlm:
-    """A Proposer. Raises UserError without an endpoint, a key or the openai client."""
+    """A Proposer. What is answered already needs no endpoint, key or openai client."""
 
     name = "vlm"
 
     def __init__(self, config: ConstructConfig) -> None:
         self._config = config
-        self._endpoint = Endpoint(config.vlm)
+        self._endpoint: Endpoint | None = None
+        self._opening = Lock()
         self._responses = Responses(Path(config.out_dir) / CACHE)
 
     @property
@@ -43,7 +45,7 @@ class Vlm:
         return version(self._config)
 
     def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
-        """Raises UserError if the endpoint cannot be used any more."""
+        """Raises UserError if the endpoint cannot be used, or not any more."""
         config = self._config
         messages = prompt.messages(episode, keyframes, config.vlm)
         problems: list[str] = []
@@ -55,7 +57,7 @@ class Vlm:
             reply = self._responses.get(names[-1])
             if reply is None:
                 try:
-                    reply, tries = self._endpoint.ask(request)
+                    reply, tries = self._opened().ask(request)
                 except Refused as error:
                     self._responses.forget(names[:-1])
                     return Proposed((), (), tokens_in, tokens_out, calls + 1, failed=str(error))
@@ -70,6 +72,12 @@ class Vlm:
         self._responses.forget(names)
         failed = f"{config.vlm.attempts} answers, none usable; the last one: {' '.join(problems)}"
         return Proposed((), tuple(problems), tokens_in, tokens_out, calls, failed)
+
+    def _opened(self) -> Endpoint:
+        """One for all threads, as it holds their rate limit. Raises UserError without address, key or client."""
+        with self._opening:
+            self._endpoint = self._endpoint or Endpoint(self._config.vlm)
+            return self._endpoint
 
 
 def version(config: ConstructConfig) -> str:

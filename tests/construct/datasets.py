@@ -1,5 +1,5 @@
 """Small datasets of every layout that is read, written file by file as their own tools lay them out, with pictures that
-carry their frame's number as a grey level: 3 a frame, 20 more for every episode."""
+carry their frame's number as a grey level: 3 a frame, 20 more for every episode, 25 more for a camera at the wrist."""
 
 import json
 
@@ -20,8 +20,8 @@ FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 HEIGHT, WIDTH = 32, 48
 
 
-def grey(episode, frame):
-    return 3 * frame + 20 * episode
+def grey(episode, frame, wrist=False):
+    return 3 * frame + 20 * episode + 25 * wrist
 
 
 def picture(level):
@@ -41,6 +41,19 @@ def poses(length, episode=0):
     roll = np.mod(3.1 + 0.001 * frames + np.pi, 2 * np.pi) - np.pi
     turn = np.stack([roll, np.zeros(length), np.full(length, 0.2)], axis=1)
     return np.concatenate([position, turn, np.zeros((length, 1))], axis=1).astype(np.float32)
+
+
+def commands(length, episode=0):
+    """Raw actions of `poses`: each number a hundredth more. The roll tells the frame."""
+    return poses(length, episode) + np.float32(0.01)
+
+
+def handed_on(raw):
+    """DROID's raw numbers as its robot file has them: a roll about pi, an opening."""
+    values = raw.copy()
+    values[:, 3] = np.mod(raw[:, 3], 2 * np.pi)
+    values[:, 6] = 1 - raw[:, 6]
+    return values
 
 
 def config_of(root, format, robot, shards=2, **read):
@@ -77,7 +90,7 @@ def table_of(episode, length, first_row, images=(), store="video"):
     values = poses(length, episode)
     columns = {
         "observation.state": pa.FixedSizeListArray.from_arrays(values.ravel(), 7),
-        "action": pa.FixedSizeListArray.from_arrays((values + np.float32(0.01)).ravel(), 7),
+        "action": pa.FixedSizeListArray.from_arrays(commands(length, episode).ravel(), 7),
         "timestamp": pa.array((frames / FPS).astype(np.float32)),
         "frame_index": pa.array(frames),
         "episode_index": pa.array(np.full(length, episode)),
@@ -85,7 +98,7 @@ def table_of(episode, length, first_row, images=(), store="video"):
         "task_index": pa.array(np.full(length, int(SENTENCES[episode] != SENTENCES[0]))),
     }
     for name in images:
-        columns[name] = pa.array([cell(grey(episode, frame), store) for frame in frames])
+        columns[name] = pa.array([cell(grey(episode, frame, name == WRIST), store) for frame in frames])
     return pa.table(columns)
 
 
@@ -124,7 +137,8 @@ def write_lerobot_v2(root, version="v2.1", views=(FRONT,), store="video", length
         images = () if store == "video" else views
         pq.write_table(table_of(episode, length, sum(lengths[:episode]), images, store), path)
         for view in views if store == "video" else ():
-            write_video(v2_video(root, episode, view), [grey(episode, frame) for frame in range(length)])
+            levels = [grey(episode, frame, view == WRIST) for frame in range(length)]
+            write_video(v2_video(root, episode, view), levels)
     return root
 
 
@@ -164,7 +178,8 @@ def write_lerobot_v3(root, views=(FRONT,), store="video", codec="libx264", index
     (root / "meta/episodes/chunk-000").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), root / "meta/episodes/chunk-000/file-000.parquet")
     for view in views if store == "video" else ():
-        levels = [grey(episode, frame) for episode, length in enumerate(LENGTHS) for frame in range(length)]
+        wrist = view == WRIST
+        levels = [grey(episode, frame, wrist) for episode, length in enumerate(LENGTHS) for frame in range(length)]
         write_video(root / f"videos/{view}/chunk-000/file-000.mp4", levels, codec=codec)
     return root
 
@@ -189,11 +204,11 @@ def write_libero(root, late, stem="KITCHEN_SCENE10_close_the_top_drawer_of_the_c
             observed["ee_states"] = seen[:, :6]
             observed["gripper_states"] = np.tile([0.03, -0.01], (length, 1))
             first = 1 if late else 0
-            stack = np.stack([picture(grey(demo, first + frame)) for frame in range(length)])
-            stack[:, : HEIGHT // 2] //= 2  # stored bottom-up: what is stored above is the lower half
-            stack[:, :, : WIDTH // 2] //= 2  # the left half
-            observed["agentview_rgb"] = stack
-            observed["eye_in_hand_rgb"] = stack
+            for name, wrist in (("agentview_rgb", False), ("eye_in_hand_rgb", True)):
+                stack = np.stack([picture(grey(demo, first + frame, wrist)) for frame in range(length)])
+                stack[:, : HEIGHT // 2] //= 2  # stored bottom-up: what is stored above is the lower half
+                stack[:, :, : WIDTH // 2] //= 2  # the left half
+                observed[name] = stack
     return root
 
 
@@ -210,7 +225,7 @@ def write_npz(root, stride=3):
     root.mkdir(parents=True)
     for episode, length in enumerate(LENGTHS):
         images = np.stack([picture(grey(episode, frame)) for frame in range(0, length, stride)])
-        values = poses(length, episode)
-        arrays = {"state": values, "action": values, "instruction": SENTENCES[episode], "frame_stride": stride}
-        np.savez(root / f"episode {episode}.npz", images_front=images, **arrays)
+        arrays = {"state": poses(length, episode), "action": commands(length, episode), "images_front": images}
+        arrays |= {"instruction": SENTENCES[episode], "frame_stride": stride}
+        np.savez(root / f"episode {episode}.npz", **arrays)
     return root

@@ -20,13 +20,14 @@ def grey(level):
 
 
 def episode(number):
-    """Forward, down, left; number shifts the bends."""
+    """Forward, down, left; number shifts the bends. Action t says t in its last number, beside the episode's."""
     bends = np.array([0, 25 + number % 5, 50, FRAMES])
     corners = np.array([[0, 0.4, 0.3], [0, 0.6, 0.3], [0, 0.6, 0.1], [-0.2, 0.6, 0.1]])
     frames = np.arange(FRAMES)
     position = np.stack([np.interp(frames, bends, corners[:, axis]) for axis in range(3)], axis=1)
     state = np.concatenate([position, np.ones((FRAMES, 1))], axis=1).astype(np.float32)
     action = np.full((FRAMES, 4), number % 7 / 10, np.float32)
+    action[:, 3] += frames / 1000
     images = {t: grey(2 * t) for t in range(0, FRAMES, STRIDE)}
     return Episode(
         f"{TASK}-{number:06d}", TASK, number, "Pick and place a puck to a goal", ROBOT, 80.0, state, action,

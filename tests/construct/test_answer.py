@@ -31,6 +31,10 @@ def read(items):
         LIST,
         json.dumps({"segments": MOVES}),
         json.dumps({"result": {"segments": MOVES}}),
+        json.dumps({"uncertain": [], "segments": MOVES}),
+        json.dumps({"uncertain": [], "result": {"segments": MOVES}}),
+        json.dumps([[], MOVES]),
+        f"[] {LIST} []",
         f"```json\n{LIST}\n```",
         f"Here you are [as asked]:\n```\n{LIST}\n```\nThat is {{all}}.",
         f'<think>perhaps [{{"subaction": "lift"}}]?</think>{LIST}',
@@ -59,7 +63,8 @@ def test_no_complete_list_is_said_so_and_never_completed(text):
 
 
 def test_an_empty_list_is_a_problem():
-    assert read([]) == ([], ["the list is empty."])
+    for text in ("[]", '{"segments": []}', "[] and []", '{"segments": [], "doubts": [1]}'):
+        assert read(text) == ([], ["the list is empty."])
 
 
 @pytest.mark.parametrize(

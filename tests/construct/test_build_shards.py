@@ -4,6 +4,7 @@ frame's number as a grey level. Also: a second run does nothing, a changed input
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from la4vla.construct.__main__ import run
 from la4vla.construct.keyframes import detect
 from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.readers import open_source
-from la4vla.construct.steps import READ
+from la4vla.construct.robot import ROBOTS
+from la4vla.construct.steps import CANDIDATES, READ
 from la4vla.construct.store import episode_path, read_episode, write_episode
 from la4vla.data.shards import read_index
 from la4vla.sim.metaworld import EMBODIMENT
@@ -90,6 +92,10 @@ def test_whole_clips_carry_the_tasks_sentence(config):
         about = json.loads(files["json"])
         assert about["instruction"] == "Pick and place a puck to a goal"
         assert about["span"] == [0, FRAMES]
+        with np.load(io.BytesIO(files["npz"])) as arrays:
+            source = episode(int(about["episode"].rsplit("-", 1)[1]))
+            np.testing.assert_array_equal(arrays["state"], source.state)
+            np.testing.assert_array_equal(arrays["action"], source.action)
 
 
 def test_a_second_build_does_nothing_and_a_changed_input_is_noticed(config, capsys):
@@ -114,6 +120,25 @@ def test_a_second_build_does_nothing_and_a_changed_input_is_noticed(config, caps
     write_episode(episode_path(Path(config.read.path), TASK, 1002), episode(1004))
     construct(config)
     assert all(stamps()[path] != second[path] for path in first)
+
+
+def test_other_axes_in_the_robots_file_are_noticed(config, tmp_path, monkeypatch):
+    """The words of recorded episodes come from it as those of any dataset do."""
+
+    def sentences():
+        run(config, "propose")
+        lines = Path(config.out_dir, CANDIDATES).read_text().splitlines()[-4:]
+        return [item["instruction"] for line in lines for item in json.loads(line)["candidates"]]
+
+    monkeypatch.setattr("la4vla.construct.robot.ROBOTS", shutil.copytree(ROBOTS, tmp_path / "robots"))
+    before = sentences()
+    assert any("left" in text.split() for text in before) and not any("right" in text.split() for text in before)
+    file = tmp_path / "robots/metaworld_sawyer.yaml"
+    file.write_text("# another note\n" + file.read_text())
+    assert sentences() == before
+    assert len(Path(config.out_dir, CANDIDATES).read_text().splitlines()) == 4
+    file.write_text(file.read_text().replace("left: -x", "left: +x"))
+    assert sentences() == [text.replace("left", "right") for text in before]
 
 
 def test_the_same_episodes_give_the_same_bytes(config):

@@ -4,6 +4,7 @@ claimed, and a page must open anywhere. Pictures here carry their frame's number
 import base64
 import json
 import re
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def hand_made():
 
 
 def test_the_numbers_by_hand():
-    found = statistics(hand_made(), [], (4, 8000, 600), seed=0)
+    found = statistics(hand_made(), [], 0, (4, 8000, 600), seed=0)
     phases = found["phases"]
     assert [(phases[name]["clips"], phases[name]["frames"]) for name in ("original", "candidates", "kept")] == [
         (2, 160), (3, 80), (2, 55),
@@ -117,7 +118,7 @@ def test_the_numbers_by_hand():
 
 
 def test_the_papers_row_follows_from_its_table():
-    paper = statistics(hand_made(), [], (4, 8000, 600), seed=0)["paper"]
+    paper = statistics(hand_made(), [], 0, (4, 8000, 600), seed=0)["paper"]
     assert paper["candidates_per_episode"] == pytest.approx(5.95, abs=0.005)
     assert paper["retention"] == pytest.approx(0.582, abs=0.0005)
     means = [paper[name]["frames_per_clip"] for name in ("original", "candidates", "kept")]
@@ -224,6 +225,26 @@ def test_reviews_are_counted_while_they_stand(config):
     html, numbers = written(config)
     assert numbers["dropped"] == {"low": 1, "unreviewed": len(proposed) - 3}
     assert numbers["clips"]["quality"]["mean"] == pytest.approx(2.5) and "nobody has reviewed" in html
+
+
+def test_scores_of_an_episode_that_was_repaired_since_are_outdated(config):
+    """As filter and review have it: what is proposed is as it was, but nobody has seen this episode."""
+    run(config, "propose")
+    proposed = proposals(config)
+    dataset = dataset_of(Ledger(Path(config.out_dir, steps.READ)))
+    repaired = min(dataset)
+    before = {**dataset, repaired: "of another length then"}
+    with closing(Reviews.open(Path(config.out_dir, REVIEWS), before)) as reviews:
+        for key, item in proposed.items():
+            reviews.put(Score(key, "ann", 3, 2, item.start, item.end, "", proposal_digest(item)))
+    lost = sum(key.startswith(repaired) for key in proposed)
+    config.filter.by = "human"
+    run(config, "filter")
+    html, numbers = written(config)
+    assert numbers["dropped"] == {"unreviewed": lost}
+    review = numbers["review"]
+    assert (review["scores"], review["reviewed"], review["outdated"]) == (*[len(proposed) - lost] * 2, lost)
+    assert f"{lost} older scores are" in html
 
 
 def test_episodes_without_views_show_signals(config):

@@ -86,6 +86,15 @@ def test_a_spreadsheet_needs_only_what_was_answered(config, tmp_path):
     assert stored(tmp_path) == [score(1, "ann", 2, 1)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_breaks_of_unicode_inside_a_comment_end_no_line(config, tmp_path, end):
+    said = [score(0, "ann", 3, comment="one\u2028two\u0085three"), score(1, "ann", 2)]
+    text = end.join(json.dumps(vars(item), ensure_ascii=False) for item in said)
+    (tmp_path / "in.jsonl").write_bytes(text.encode())
+    assert import_reviews(config, SOURCE, tmp_path / "in.jsonl") == 2
+    assert stored(tmp_path) == said
+
+
 GOOD = {"candidate": KEYS[0], "annotator": "ann", "quality": 2, "confidence": 1}
 
 

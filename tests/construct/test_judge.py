@@ -147,6 +147,23 @@ def test_contact_counts_where_it_is_measured(touched, score):
     assert verdict(at("lower", "press", "HOLDING", "press down"), felt).score == score
 
 
+@pytest.mark.parametrize("lag", [0, 3, 5])
+def test_a_turn_is_judged_where_a_late_arm_shows_it(lag):
+    """Here and back: read where it is commanded, the way back begins with the end of the way there."""
+    delta = replace(ARM, action=replace(ARM.action, reference="delta"))
+    phases = [PHASES["forward"], *(((0.0, 0.0, 0.0), turn, 1.0, 1.0) for turn in (2.8, -0.4)), PHASES["forward"]]
+    there = episode(phases, delta)
+    action = there.action.copy()
+    action[:-1, :3] = 100 * np.diff(there.state[:, :3], axis=0)
+    late = np.maximum(np.arange(len(there)) - lag, 0)
+    lagging = replace(there, state=there.state[late], action=action)
+    for start, word in ((20, "counter-clockwise"), (40, "clockwise")):
+        for said, score in ((word, 3), ("clockwise" if word != "clockwise" else "counter-clockwise", 1)):
+            turn = Proposal(start, start + 20, "rotate_free", "EMPTY", f"rotate the gripper {said}", (0.0, 0.0, 0.0))
+            candidate = verdict(turn, lagging)
+            assert candidate.score == score, candidate.reasons
+
+
 def test_closed_on_nothing_holds_nothing():
     closing = [((0.0, 0.0, 0.0), 0.0, 0.0, 0.0), ((0.2, 0.0, 0.0), 0.0, 0.0, 0.0)]
     grasp, transport = (

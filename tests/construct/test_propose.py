@@ -317,6 +317,28 @@ def test_a_turn_after_a_motion_is_a_clip_of_its_own():
     assert abs(clips[1].start - 40) <= 2
 
 
+@pytest.mark.parametrize("lag", [0, 3, 5])
+def test_turns_follow_the_commands_when_the_arm_lags(lag):
+    """Where a turn begins, a late arm still ends the one before: its words must be those of what is commanded."""
+    robot = Robot(ARM6, RobotFrame("+x", "+y", "+z", 0.0, 0.05, 0.8))
+    turns = (-0.8, 0.8, -0.8)
+    pose, angle = np.zeros((60, 3)), np.zeros(60)
+    pose[:30, 0] = np.linspace(0, 0.3, 30)
+    pose[30:, 0] = 0.3
+    angle[30:] = np.interp(np.arange(30), [0, 10, 20, 30], np.cumsum((0, *turns)))
+    state, action = np.zeros((60, 7), np.float32), np.zeros((60, 7), np.float32)
+    action[:-1, :3] = 100 * np.diff(pose, axis=0)
+    late = np.maximum(np.arange(60) - lag, 0)
+    state[:, :3], state[:, 5], state[:, 6] = pose[late], angle[late], 1.0
+    action[:, 6] = 1.0
+    move, *rotations = label(state, action, robot)
+    assert move.primitive == "move" and abs(move.end - 30) <= 1
+    assert [clip.primitive for clip in rotations] == ["rotate_free"] * 3
+    assert np.abs(np.array([clip.start for clip in rotations]) - [30, 40, 50]).max() <= 1
+    for clip, turn in zip(rotations, turns, strict=True):
+        assert ("counter-clockwise" if turn > 0 else "clockwise") in clip.instruction.split()
+
+
 EXPECTED = {
     "pick-place-v3": ({"move", "grasp"}, {"transport", "lift"}),
     "assembly-v3": ({"move", "grasp", "lift", "transport", "lower"}, set()),

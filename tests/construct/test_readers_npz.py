@@ -13,7 +13,18 @@ from la4vla.construct.__main__ import run
 from la4vla.construct.readers import open_source
 from la4vla.data.shards import read_index
 from la4vla.types import UserError
-from tests.construct.datasets import LENGTHS, SENTENCES, config_of, grey, level, poses, write_npz
+from tests.construct.datasets import (
+    LENGTHS,
+    SENTENCES,
+    commands,
+    config_of,
+    grey,
+    handed_on,
+    level,
+    picture,
+    poses,
+    write_npz,
+)
 
 KEYS = ["episode-0", "episode-1", "episode-2"]
 
@@ -35,9 +46,21 @@ def test_a_folder_becomes_episodes_with_pictures_every_stride(tmp_path):
     episode = source.read(KEYS[1])
     assert (episode.instruction, episode.task, episode.fps) == (SENTENCES[1], "open-the-drawer", 15.0)
     assert (episode.views, episode.frame_stride) == (("front",), 3)
-    np.testing.assert_allclose(episode.state[:, :3], poses(LENGTHS[1], 1)[:, :3])
+    np.testing.assert_allclose(episode.state, handed_on(poses(LENGTHS[1], 1)), atol=1e-5)
+    np.testing.assert_allclose(episode.action, handed_on(commands(LENGTHS[1], 1)), atol=1e-5)
     for frame, jpeg in episode.frames("front", [0, 9, 42]).items():
         assert level(jpeg) == pytest.approx(grey(1, frame), abs=1.0)
+
+
+def test_each_view_has_its_own_pictures(tmp_path):
+    root = write_npz(tmp_path / "set", stride=9)
+    for number, path in enumerate(sorted(root.iterdir())):
+        frames = range(0, LENGTHS[number], 9)
+        change(path, images_wrist=np.stack([picture(grey(number, frame, wrist=True)) for frame in frames]))
+    episode = open_source(npz(root)).read(KEYS[1])
+    for view in ("front", "wrist"):
+        for frame, jpeg in episode.frames(view, [0, 9, 36]).items():
+            assert level(jpeg) == pytest.approx(grey(1, frame, view == "wrist"), abs=1.0)
 
 
 def test_a_folder_becomes_shards(tmp_path):

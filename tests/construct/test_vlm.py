@@ -25,7 +25,7 @@ from la4vla.construct.store import episode_path, write_episode
 from la4vla.construct.vlm import CACHE
 from la4vla.data.shards import read_index
 from la4vla.types import UserError
-from tests.construct.model_server import CUT, HANG, HTML, serving, status
+from tests.construct.model_server import CUT, HANG, HTML, completion, serving, status
 from tests.construct.recorded import FRAMES, TASK, episode, recorded
 
 NUMBERS = range(1000, 1004)
@@ -150,6 +150,76 @@ def test_a_segment_that_cannot_be_used_is_left_out_and_written_down(config):
         assert "juggle" in row["rejected"][0]
 
 
+def odd(content=GOOD, **usage):
+    """An answer whose message is `content`, which may be anything; usage: of it."""
+    answer = completion("")
+    answer["choices"][0]["message"]["content"] = content
+    return 200, {}, {**answer, "usage": {**answer["usage"], **usage}}
+
+
+PARTS = [
+    {"type": "thinking", "text": "perhaps []"},
+    {"type": "text", "text": GOOD[:50]},
+    {"type": "text", "text": None},
+    {"type": "text", "text": GOOD[50:]},
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        (odd(PARTS), (1000, 100)),
+        (odd(prompt_tokens=None), (0, 100)),
+        (odd(prompt_tokens=None, completion_tokens="many"), (0, 0)),
+        ((200, {}, {**completion(GOOD), "usage": None}), (0, 0)),
+        ((200, {}, {**completion(GOOD), "usage": "free"}), (0, 0)),
+    ],
+    ids=["parts", "null tokens", "odd tokens", "null usage", "odd usage"],
+)
+def test_an_answer_of_another_form_is_kept_and_read(config, answer, tokens):
+    assert len(propose(config, lambda request, number: answer).requests) == 4
+    assert all((row["tokens_in"], row["tokens_out"]) == tokens for row in stored(config).values())
+    assert all(len(row["candidates"]) == 3 for row in stored(config).values())
+    assert paid(config) == (4, 4 * tokens[0], 4 * tokens[1])
+    Path(config.out_dir, steps.CANDIDATES).unlink()
+    assert propose(config, lambda request, number: answer).requests == []
+
+
+@pytest.mark.parametrize("content", [None, [], PARTS[:1]], ids=["null", "no parts", "thoughts only"])
+def test_an_answer_without_a_text_is_paid_for_and_asked_again(config, content):
+    model = propose(config, lambda request, number: odd(content) if len(request["messages"]) == 2 else GOOD)
+    assert len(model.requests) == 8
+    assert paid(config) == (8, 8000, 800)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        {"choices": None},
+        {"choices": [None]},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": GOOD}]},
+        odd(3)[2],
+        odd({"text": GOOD})[2],
+    ],
+    ids=json.dumps,
+)
+def test_what_is_no_chat_completion_is_asked_for_again_and_never_kept(config, body):
+    model = propose(config, lambda request, number: GOOD if number > 1 else (200, {}, body))
+    assert len(model.requests) == 6
+    assert paid(config) == (4, 4000, 400)
+
+
+def test_a_list_of_parts_that_was_kept_before_is_read(config):
+    propose(config, lambda request, number: GOOD)
+    Path(config.out_dir, steps.CANDIDATES).unlink()
+    for path in Path(config.out_dir, CACHE).rglob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "text": PARTS}))
+    assert propose(config, lambda request, number: GOOD).requests == []
+    assert all(len(row["candidates"]) == 3 for row in stored(config).values())
+
+
 @pytest.mark.parametrize(
     "trouble",
     [status(500), status(503), status(429), status(408), HANG, CUT, HTML],
@@ -245,6 +315,28 @@ def test_failed_episodes_that_are_allowed_make_no_clips(config):
         config.vlm.base_url = model.url
         run(config, "shards")
     assert read_index(f"{config.out_dir}/la").clips == 9
+
+
+@pytest.mark.parametrize("step", ["review", "filter", "shards"])
+def test_steps_after_the_proposals_neither_ask_nor_need_a_key(config, monkeypatch, step):
+    config.vlm.max_failed_episodes = 1
+    model = propose(config, lambda request, number: "no" if asked(request) == 1000 else GOOD)
+    assert len(model.requests) == 3 + config.vlm.attempts
+    monkeypatch.delenv("TEST_KEY")
+    with serving(lambda request, number: GOOD) as model:
+        config.vlm.base_url = model.url
+        run(config, step)
+        config.vlm.max_failed_episodes = 0
+        with pytest.raises(UserError, match=r"1 of 4 episodes.*construct propose` asks about these again"):
+            run(config, step)
+        for asks in ("propose", ""):
+            with pytest.raises(UserError, match="TEST_KEY is empty"):
+                run(config, asks)
+        assert model.requests == []
+        monkeypatch.setenv("TEST_KEY", "sesame")
+        run(config, "")
+        assert list(map(asked, model.requests)) == [1000]
+    assert read_index(f"{config.out_dir}/la").clips == 12
 
 
 def test_a_request_that_is_refused_costs_its_episode_only(config):

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode
 from la4vla.construct.ledger import digest
-from la4vla.construct.store import episode_path, kept_episodes, read_episode
+from la4vla.construct.readers.checks import stat_of
+from la4vla.construct.robot import robot_frame
+from la4vla.construct.simulators import simulator
+from la4vla.construct.store import check_store, episode_path, kept_episodes, read_episode
 from la4vla.types import UserError
 
 
 class Recorded:
-    """The first `record.episodes` successes of each of `record.tasks`. Raises UserError if there are fewer."""
+    """The first `record.episodes` successes of each of `record.tasks`. Raises UserError if there are fewer, or if they
+    are of another embodiment than the simulator's, so that nothing trained on them could be evaluated."""
 
     def __init__(self, config: ConstructConfig) -> None:
         store, settings = Path(config.read.path), config.record
+        embodiment = simulator(settings.simulator).embodiment
+        check_store(store, {"embodiment": embodiment.to_dict()})
+        self._frame = asdict(robot_frame(embodiment.name))
         self._paths: dict[str, Path] = {}
         for task in settings.tasks:
             numbers = kept_episodes(store, task, settings)
@@ -33,8 +41,7 @@ class Recorded:
         return list(self._paths)
 
     def stamp(self, key: str) -> str:
-        about = self._paths[key].stat()
-        return digest(about.st_size, about.st_mtime_ns)
+        return digest(self._frame, stat_of(self._paths[key]))
 
     def read(self, key: str) -> Episode:
         try:
