@@ -132,7 +132,7 @@ def cases(job: Job) -> dict[str, Any]:
 def probe(job: Job) -> dict[str, Any]:
     """The pooled scores of every condition with their intervals; not the trials themselves."""
     found = json.loads((job.folder / NUMBERS).read_text())
-    kept = ("cases", "trials", "refusal", "pooled", "obedience")
+    kept = ("cases", "trials", "refusal", "pooled", "obedience", "by_nearness")
     return {
         "policy": found["checkpoint"]["identity"],
         "listed": {

@@ -32,6 +32,7 @@ PROBED = (
     "conflicting-state",
 )
 SCORES = ("dar", "dcs", "sr", "ss")
+NEAR = {"episode": "the same episode", "task": "the same task", "any": "another task"}
 
 
 def write(study: StudyConfig, folder: Path) -> Path:
@@ -157,10 +158,24 @@ def directions(found: Sequence[Row]) -> list[str]:
                     shown = [_estimate(one["pooled"][key]) for key in SCORES]
                     cells.append([name, row["seed"], one["trials"], *shown])
         lines += _table(["condition", "seed", "n", *(key.upper() for key in SCORES)], cells)
+        lines += _conflicts(here)
     known = json.loads((DATA / "directions.json").read_text())
     cells = [[name, *values] for name, values in known["rows"].items()]
     lines += ["", f"{known['source']}. {known['note']}", "", *_table(["", *known["columns"]], cells)]
     return lines
+
+
+def _conflicts(rows: Sequence[Row]) -> list[str]:
+    """DAR under visual conflict by what the conflicting picture shares with the case: one of another task is another
+    scene, too."""
+    known = [row for row in rows if row["conditions"].get("visual-conflict", {}).get("by_nearness")]
+    shown = []
+    for near in ("episode", "task", "any"):
+        parts = [row["conditions"]["visual-conflict"]["by_nearness"].get(near) for row in known]
+        if any(parts):
+            values = ", ".join(f"{part['dar']:.2f}" for part in parts if part)
+            shown.append(f"{NEAR[near]} {values} ({max(part['trials'] for part in parts if part)} cases)")
+    return ["", f"DAR under visual-conflict, seed by seed, with a picture of {'; of '.join(shown)}."] if shown else []
 
 
 def variations(study: StudyConfig, found: Sequence[Row]) -> list[str]:

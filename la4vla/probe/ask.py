@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from la4vla.data.cases import Case, Footage
+from la4vla.data.cases import Case, Footage, FrameOf
 from la4vla.data.motion import travel
 from la4vla.probe.conditions import SEES_NOTHING, Condition, asked, observation
 from la4vla.probe.metrics import Trials
@@ -56,6 +56,13 @@ class Answers:
             label_N=np.array([labels.index(case.direction) for case in self.cases], int),
             clip_N=np.unique([case.clip for case in self.cases], return_inverse=True)[1],
         )
+
+    @property
+    def frames(self) -> list[FrameOf]:
+        """Whose pictures were shown, case by case; empty where each saw its own or none."""
+        if self.condition.picture not in ("unaligned", "conflict"):
+            return []
+        return [frame for case in self.cases if (frame := getattr(case, self.condition.picture)) is not None]
 
     def obeying(self) -> Answers:
         """The same answers judged by the opposite directions, for a condition that told those."""

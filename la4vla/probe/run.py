@@ -128,7 +128,7 @@ def judged(answers: Answers, listed: CaseList, seed: int) -> dict[str, Any]:
         "paper": {of: dict(zip(metrics.NAMES, values, strict=True)) for of, values in condition.paper.items()},
     }
     if answers.refusal:
-        return {**about, "pooled": None, "pairs": {}, "mean_of_pairs": None, "obedience": None}
+        return {**about, "pooled": None, "pairs": {}, "mean_of_pairs": None, "obedience": None, "by_nearness": {}}
     pairs = {}
     for axis in dict.fromkeys(case.axis for case in listed.cases):
         part = _estimates(answers, seed, axis)
@@ -140,6 +140,7 @@ def judged(answers: Answers, listed: CaseList, seed: int) -> dict[str, Any]:
         "pairs": pairs,
         "mean_of_pairs": _mean_of_pairs(pairs),
         "obedience": _estimates(answers.obeying(), seed) if condition.words == "opposite" else None,
+        "by_nearness": _by_nearness(answers),
     }
 
 
@@ -189,6 +190,16 @@ def _estimates(answers: Answers, seed: int, axis: str = "") -> dict[str, Any] | 
     trials = answers.trials(labels).of(kept)
     found = metrics.estimate(trials, seed, f"{answers.condition.name} {axis}")
     return {"trials": len(trials), **{name: _finite(asdict(item)) for name, item in found.items()}}
+
+
+def _by_nearness(answers: Answers) -> dict[str, dict[str, float]]:
+    """DAR by what another frame's picture shares with the case (`FrameOf`); empty where cases see their own or none."""
+    found: dict[str, list[bool]] = {}
+    if frames := answers.frames:
+        trials = answers.trials(sorted({case.direction for case in answers.cases}))
+        for frame, right in zip(frames, alignment(trials.predicted_N3, trials.toward_N3), strict=True):
+            found.setdefault(frame.nearness, []).append(bool(right))
+    return {near: {"trials": len(right), "dar": float(np.mean(right))} for near, right in found.items()}
 
 
 def _mean_of_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

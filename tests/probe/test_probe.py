@@ -119,6 +119,18 @@ def test_all_scores_of_a_perfect_answer(listed, footage):
     assert found["paper"]["VLA policy, Table 1"] == {"dar": 0.98, "dcs": 0.95, "sr": 2.35, "ss": 0.55}
 
 
+def test_a_conflict_is_told_apart_by_how_near_its_picture_is(listed, footage):
+    """By hand: a conflicting picture of the case's own episode is about the motion; one of another task is another
+    scene. A policy of words is right under both, one of pictures under none."""
+    conflict = next(condition for condition in CONDITIONS if condition.name == "visual-conflict")
+    nearness = listed.nearness()["conflict"]
+    for follows, dar_of in (("words", 1.0), ("picture", 0.0)):
+        found = judged(ask(Toy(follows), conflict, listed.cases, footage, Asking(), lambda _: None), listed, 0)
+        assert found["by_nearness"] == {near: {"trials": n, "dar": dar_of} for near, n in nearness.items()}
+    own = judged(ask(Toy("words"), CONDITIONS[0], listed.cases, footage, Asking(), lambda _: None), listed, 0)
+    assert own["by_nearness"] == {}
+
+
 def test_swapped_is_also_judged_by_what_was_told(listed, footage):
     swapped = next(condition for condition in CONDITIONS if condition.name == "swapped")
     found = judged(ask(Toy("words"), swapped, listed.cases, footage, Asking(), lambda _: None), listed, 0)
