@@ -3,7 +3,7 @@
 Words
     episode     one demonstration: T frames of state and action, optional views, a task instruction
     clip        a labelled span of an episode with its own instruction (an atomic action, or the whole task)
-    view        one camera
+    view        one camera; its slot is its place in the prompt
     sample      a clip at one start frame: instruction, state, action chunk, and but for `la` one image a view
     chunk       the next `horizon` actions
     kind        `la` (no image token exists), `vla`, or `la_leaky` (images are there, masked as the release masked them)
@@ -14,6 +14,7 @@ Words
     stage       steps with one mixture, one set of trainable modules, one optimizer
     run         stages in order
     embodiment  the typed state and action spec of a robot
+    raw units   those of the embodiment, in which shards, envs and served policies speak; the model sees normalised ones
 
 Shape letters
     B batch, L tokens of a row, N images of a batch, P tokens of an image, S state dims, T chunk steps (horizon),
