@@ -72,6 +72,7 @@ def test_a_whole_machine_is_comparable(good, tmp_path):
 
 
 @pytest.mark.sim
+@pytest.mark.thorough
 def test_a_broken_machine_is_told_all_that_is_wrong(good, tmp_path, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     monkeypatch.delenv("LA4VLA_GL_PROBED", raising=False)

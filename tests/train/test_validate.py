@@ -110,6 +110,7 @@ def worked_by_hand(checkpoint: Path, cases: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_resumed_run_says_the_same_once(place, shards, cases, in_process):
     straight, killed = write_config(place, shards, "straight"), write_config(place, shards, "killed")
     changes = (f"validate.cases={cases}", "validate.every_steps=3")
