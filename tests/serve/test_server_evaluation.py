@@ -209,7 +209,7 @@ def test_without_its_libraries_the_command_names_the_cure(monkeypatch, tmp_path)
 
 def test_the_documented_client_and_loop_run(policy, capsys):
     example, loop = re.findall(r"```python\n(.*?)```", Path("docs/serving.md").read_text(), re.DOTALL)
-    commands = []
+    commands, names = [], {}
     robot = {
         "cameras": lambda: {name: np.zeros((112, 112, 3), np.uint8) for name in policy.views},
         "state": lambda: np.zeros(len(policy.embodiment.state.names), np.float32),
@@ -217,8 +217,8 @@ def test_the_documented_client_and_loop_run(policy, capsys):
         "episode": 0,
     }
     with serving(policy) as (url, _):
-        exec(example.replace("ws://127.0.0.1:8000", url), robot)
+        exec(example.replace("ws://127.0.0.1:8000", url), names)
         with RemotePolicy(url) as remote:
-            exec(loop, robot | {"policy": remote})
+            exec(loop, names | robot | {"policy": remote})
     assert policy.identity in capsys.readouterr().out
     assert len(commands) == 100 * (policy.spec.horizon // 2) and np.isfinite(commands).all()
