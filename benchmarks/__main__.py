@@ -94,7 +94,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         rest += [word for word in options.tasks if "=" in word]
         options.tasks = [word for word in options.tasks if "=" not in word]
     if rest:
-        options.overrides += rest
+        options.overrides = sorted([*options.overrides, *rest], key=list(arguments).index)  # the last one wins
     return options
 
 

@@ -149,7 +149,8 @@ def expand(sweep: SweepConfig) -> list[Job]:
 def run_of(checkpoint: Path) -> Path:
     """The run that a checkpoint is a step of; a checkpoint that lies elsewhere is its own."""
     folder = checkpoint.resolve()
-    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    is_step = folder.parent.name == "checkpoints" and folder.name.startswith("step_")
+    return folder.parent.parent if is_step else folder
 
 
 def _job(sweep: SweepConfig, label: str, given: str, title: str, replan: int) -> Job:

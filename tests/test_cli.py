@@ -1,6 +1,7 @@
 """Why: the command is the first thing a newcomer meets; it must answer at once and turn bad input into one sentence."""
 
 import contextlib
+import os
 import subprocess
 import sys
 
@@ -29,10 +30,13 @@ def test_every_command_helps(words, capsys):
     assert not said.err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    command = f"{sys.executable} -m la4vla.cli config configs/tiny/mixpt.yaml | head -n 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stdout and not done.stderr
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_error(unbuffered):
+    """It has gone long before the first word is written, as `head` has before the last."""
+    command = f"{sys.executable} -m la4vla.cli config configs/tiny/mixpt.yaml | true; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(

@@ -228,12 +228,13 @@ def _fill(
     """Brings a ledger up to date: makes the rows (key -> `of`) that it lacks, `at_once` of them in threads.
 
     A row that says why it `failed`, or what `faults` it found, is made of nothing that can be wanted, so the next time
-    it is made anew: the cure may lie where no digest sees it. Without `again`, one that failed stays as it is. When one
-    raises, no more are begun and those begun are finished and kept.
+    it is made anew: the cure may lie where no digest sees it. Without `again`, one that failed under what is wanted now
+    stays as it is. When one raises, no more are begun and those begun are finished and kept.
     """
     ledger = Ledger(path)
     ledger.forget_all_but(wanted)  # an episode that has got a fault since must not go on to the next step
-    left = set() if again else {row["key"] for row in ledger if row.get("failed")}
+    failed = {row["key"] for row in ledger if row.get("failed") and row.get("tried") == wanted[row["key"]]}
+    left = set() if again else failed
     missing = [key for key, of in wanted.items() if ledger.get(key, of) is None and key not in left]
     if not missing:
         return ledger
@@ -245,7 +246,7 @@ def _fill(
 
         def put(key: str, values: dict[str, Any]) -> None:
             wrong = values.get("failed") or values.get("faults")
-            ledger.put(key, "" if wrong else wanted[key], values)
+            ledger.put(key, "" if wrong else wanted[key], {**values, "tried": wanted[key]} if wrong else values)
             bar.update()
 
         if at_once == 1:

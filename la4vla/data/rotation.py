@@ -12,6 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from la4vla.types import VectorSpec
+
+SAME = 1e-3  # rad: less is rounding, and another side is far away
+
 
 def wrapped(angle: np.ndarray, near: Sequence[float] | float = 0.0) -> np.ndarray:
     """Angles in rad -> the same angles, each in (near - pi, near + pi]."""
@@ -30,3 +34,21 @@ def rotation_vectors(turns: Rotation, near: Sequence[float] = (0.0, 0.0, 0.0)) -
     sine = np.linalg.norm(axis, axis=-1, keepdims=True)
     angle = 2 * np.arctan2(sine, cosine)
     return np.where(sine > 0, axis * (angle / np.where(sine > 0, sine, 1.0)), 0.0)
+
+
+def on_side(state: np.ndarray, spec: VectorSpec) -> np.ndarray:
+    """A state [S] with its turn written as `spec` says: a robot's driver may count angles from another side. What is on
+    that side already stays as it is, to the bit."""
+    dims = spec.dims("rx", "ry", "rz")
+    given = state[dims].astype(np.float64)
+    if spec.rotation == "none" or spec.reference != "absolute" or len(dims) < 3 or not np.isfinite(given).all():
+        return state
+    if spec.rotation == "euler_xyz":
+        turned = wrapped(given, spec.rotation_near)
+    else:
+        turned = rotation_vectors(Rotation.from_rotvec(given), spec.rotation_near)
+    if np.abs(turned - given).max() < SAME:
+        return state
+    moved = state.copy()
+    moved[dims] = turned
+    return moved

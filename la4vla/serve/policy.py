@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from la4vla import manifest
 from la4vla.config import FlowConfig
 from la4vla.data.collate import collate, draw_flow
+from la4vla.data.rotation import on_side
 from la4vla.data.transforms import Chain, chain_from_dicts
 from la4vla.model.initial import randomise
 from la4vla.model.policy import Policy, rebuild
@@ -148,7 +149,7 @@ class ServedPolicy:
             kind=self.kind,
             key=f"{key.task}/{key.episode}/{key.query}",
             instruction=seen.instruction,
-            state=seen.state.astype(np.float32),
+            state=on_side(seen.state.astype(np.float32), self.embodiment.state),
             action=None,
             action_valid=np.ones(self.spec.horizon, bool),
             state_mask=np.ones(dims, bool),
@@ -168,8 +169,8 @@ def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodimen
     """Raises UserError where a policy of `mine` and `needed` cannot drive an env of `embodiment` and `views`."""
     if difference := _difference(mine.to_dict(), embodiment.to_dict()):
         raise UserError(
-            f"the embodiment is another: {difference}; evaluate on its own env, or construct and train with that of "
-            "this one (read.robot)."
+            f"the embodiment is another: {difference}; evaluate it on its own env, or construct with this env's robot "
+            "(read.robot) and train on that."
         )
     _require_views(needed, views)
 
@@ -303,5 +304,5 @@ def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], where: str = 
             if found := _difference(value, other[key], f"{place}."):
                 return found
         elif value != other[key]:
-            return f"{place} is {value} in the data and {other[key]} in the env"
+            return f"{place} is {value} here and {other[key]} in the env"
     return ""

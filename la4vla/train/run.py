@@ -157,7 +157,8 @@ def _announce(config: TrainConfig, begin: Start, setup: Setup, world: World) -> 
         log0(
             world,
             f"  {what}: {' '.join(spec.names)}; {spec.reference}, frame {spec.frame}, rotation {spec.rotation}, "
-            f"gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}",
+            + (f"near {' '.join(f'{angle:g}' for angle in spec.rotation_near)}, " if any(spec.rotation_near) else "")
+            + f"gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}",
         )
     log0(world, "transforms: " + " -> ".join(type(item).__name__ for item in setup.chain.transforms))
     if begin.own and begin.weights is not None:

@@ -123,6 +123,23 @@ def test_changes_may_stand_anywhere_on_the_command_line(words):
     assert (options.tasks, options.overrides) == (["a", "b"], ["replan_every=4"])
 
 
+def test_the_last_of_two_changes_wins_wherever_they_stand():
+    words = [
+        "metaworld",
+        "--expert",
+        "--protocol",
+        "x",
+        "--out",
+        "y",
+        "--tasks",
+        "a",
+        "replan_every=4",
+        "--workers",
+        "1",
+    ]
+    assert parsed([*words, "replan_every=8"]).overrides == ["replan_every=4", "replan_every=8"]
+
+
 def test_what_is_no_change_is_refused(capsys):
     with pytest.raises(SystemExit):
         parsed(["report", "runs", "--nowhere"])

@@ -116,6 +116,10 @@ def test_steps_of_one_run_are_no_seeds(checkpoints, tmp_path):
     steps = sorted(map(str, (tmp_path / "run" / "checkpoints").iterdir()))
     with pytest.raises(UserError, match=r"are steps of one run, .* a label of its own"):
         expand(SweepConfig(out="x", checkpoints={"a": steps}, protocols=[QUICK]))
+    for seed, name in enumerate(("x", "y")):
+        shutil.copytree(checkpoints[seed], tmp_path / "checkpoints" / name)
+    seeds = [str(tmp_path / "checkpoints" / name) for name in ("x", "y")]
+    assert len(expand(SweepConfig(out="x", checkpoints={"a": seeds}, protocols=[QUICK]))) == 2
     labelled = {f"step{number}": step for number, step in enumerate(steps)}
     assert len(expand(SweepConfig(out="x", checkpoints=labelled, protocols=[QUICK, MT50]))) == 4
 

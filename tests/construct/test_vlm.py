@@ -339,6 +339,16 @@ def test_steps_after_the_proposals_neither_ask_nor_need_a_key(config, monkeypatc
     assert read_index(f"{config.out_dir}/la").clips == 12
 
 
+def test_episodes_that_failed_under_other_settings_are_asked_about_like_all_others(config):
+    config.vlm.max_failed_episodes = 1
+    propose(config, lambda request, number: "no" if asked(request) == 1000 else GOOD)
+    config.vlm.model = "another-model"
+    with serving(lambda request, number: GOOD) as model:
+        config.vlm.base_url = model.url
+        run(config, "filter")
+        assert sorted(map(asked, model.requests)) == list(NUMBERS)
+
+
 def test_a_request_that_is_refused_costs_its_episode_only(config):
     refusal = status(400, code="data_inspection_failed", message="inappropriate\ncontent")
     with pytest.raises(UserError, match=r"1 of 4 episodes.*400 \(.*inappropriate content"):

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from la4vla.data.rotation import rotation_vectors, wrapped
+from la4vla.data.rotation import on_side, rotation_vectors, wrapped
+from la4vla.types import VectorSpec
 
 DOWN = (math.pi, 0.0, 0.0)
 ANGLES = st.floats(-1.2, 1.2)
@@ -53,3 +54,16 @@ def test_no_turn_is_zeros():
 )
 def test_angles_lie_around_what_they_are_near(angle, near, expected):
     assert wrapped(np.array(angle), near) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rotation", ["axis_angle", "euler_xyz"])
+def test_a_state_from_another_side_is_brought_over_and_others_stay(rotation):
+    """By hand: -3 rad about x are 2 pi - 3. A driver that counts to pi would otherwise show a policy nonsense."""
+    spec = VectorSpec(("x", "rx", "ry", "rz"), "absolute", rotation=rotation, rotation_near=(3.1416, 0.0, 0.0))
+    state = np.array([0.5, -3.0, 0.0, 0.0], np.float32)
+    np.testing.assert_allclose(on_side(state, spec), [0.5, 2 * math.pi - 3, 0, 0], atol=1e-6)
+    there = np.array([0.5, 3.1, 0.02, -0.01], np.float32)
+    assert on_side(there, spec) is there
+    lost = np.array([0.5, np.nan, 0.0, 0.0], np.float32)
+    assert on_side(lost, spec) is lost
+    assert on_side(state, VectorSpec(("x", "rx", "ry", "rz"), "delta", rotation=rotation)) is state

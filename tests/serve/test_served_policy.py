@@ -175,9 +175,9 @@ def test_what_was_trained_with_flash_attention_is_asked_with_sdpa(served, folder
 def test_another_embodiment_is_refused_and_the_difference_named(served):
     served.check(EMBODIMENT, (VIEW,))
     flipped = replace(EMBODIMENT, action=replace(EMBODIMENT.action, gripper_open=1.0))
-    with pytest.raises(UserError, match=r"action.gripper_open is -1.0 in the data and 1.0 in the env"):
+    with pytest.raises(UserError, match=r"action.gripper_open is -1.0 here and 1.0 in the env"):
         served.check(flipped, (VIEW,))
-    with pytest.raises(UserError, match=r"control_hz is 80.0 in the data and 20.0"):
+    with pytest.raises(UserError, match=r"control_hz is 80.0 here and 20.0"):
         served.check(replace(EMBODIMENT, control_hz=20.0), (VIEW,))
     with pytest.raises(UserError, match=r"view `corner4`"):
         served.check(EMBODIMENT, ("corner2",))

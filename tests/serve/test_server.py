@@ -112,7 +112,7 @@ def test_the_handshake_is_the_policys_contract(policy, url):
         assert remote.embodiment == policy.embodiment
         assert remote.contract["horizon"] == 16 and remote.contract["control_hz"] == 20.0
         remote.check(ARM, VIEWS)
-        with pytest.raises(UserError, match=r"control_hz is 20.0 in the data and 80.0"):
+        with pytest.raises(UserError, match=r"control_hz is 20.0 here and 80.0"):
             remote.check(replace(ARM, control_hz=80.0), VIEWS)
         with pytest.raises(UserError, match=r"view `wrist`"):
             remote.check(ARM, ("agentview",))
