@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import stats
 from benchmarks.protocols import Protocol
-from la4vla.data.files import locked
+from la4vla.data.files import locked, write_atomic
 from la4vla.types import UserError
 
 EPISODES, RUN = "episodes.jsonl", "run.json"
@@ -129,9 +129,7 @@ def made_with(rows: Collection[Row]) -> dict[str, set[str]]:
 
 
 def write_run(folder: Path, values: Mapping[str, Any]) -> None:
-    whole = folder / f"{RUN}.new"
-    whole.write_text(json.dumps(values, indent=1) + "\n")
-    whole.replace(folder / RUN)
+    write_atomic(folder / RUN, json.dumps(values, indent=1).encode() + b"\n")
 
 
 def read_run(folder: Path) -> dict[str, Any]:

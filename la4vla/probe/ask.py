@@ -60,9 +60,11 @@ class Answers:
     @property
     def frames(self) -> list[FrameOf]:
         """Whose pictures were shown, case by case; empty where each saw its own or none."""
-        if self.condition.picture not in ("unaligned", "conflict"):
-            return []
-        return [frame for case in self.cases if (frame := getattr(case, self.condition.picture)) is not None]
+        shown = {
+            "unaligned": [case.unaligned for case in self.cases],
+            "conflict": [case.conflict for case in self.cases],
+        }
+        return [frame for frame in shown.get(self.condition.picture, ()) if frame is not None]
 
     def obeying(self) -> Answers:
         """The same answers judged by the opposite directions, for a condition that told those."""
