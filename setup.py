@@ -45,11 +45,14 @@ setup(
     package_data={
         "la4vla.model": ["assets/*"],
         "la4vla.sim": ["data/*"],
-        "la4vla.construct": ["robots/*", "templates/*"],
+        "la4vla.construct.report": ["templates/*"],
         "la4vla.construct.review": ["static/*"],
-        "la4vla.data": ["templates/*"],
+        "la4vla.construct.robots": ["*.yaml"],
+        "la4vla.data.inspect": ["templates/*"],
+        "la4vla.page": ["templates/*"],
         "la4vla.probe": ["templates/*"],
-        "benchmarks": ["data/*", "protocols/*/*.yaml", "templates/*"],
+        "benchmarks": ["data/*", "protocols/*/*.yaml"],
+        "benchmarks.report": ["templates/*"],
     },
     install_requires=[
         "torch>=2.7",

@@ -20,14 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import protocols
-from benchmarks.libero import SUITE as LIBERO
-from benchmarks.metaworld import SUITE as METAWORLD
-from benchmarks.perturb import PERTURBATIONS, parse
-from la4vla.types import UserError, exit_status
+from benchmarks.perturb.perturb import PERTURBATIONS, parse
+from benchmarks.results import protocols
+from benchmarks.rollouts.libero import SUITE as LIBERO
+from benchmarks.rollouts.metaworld import SUITE as METAWORLD
+from la4vla.shell import exit_status
+from la4vla.types import UserError
 
 if TYPE_CHECKING:
-    from benchmarks import evaluate
+    from benchmarks.rollouts import evaluate
 
 SUITES = {suite.name: suite for suite in (METAWORLD, LIBERO)}
 MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine
@@ -77,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--list", action="store_true", help="the jobs and which of them have rows")
     study.add_argument("--tables", action="store_true", help="write the tables and the figure of all rows")
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
-    swept.add_argument("config", type=Path, help="a YAML file of benchmarks.jobs.SweepConfig")
+    swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
     sheet = commands.add_parser("perturbations", help="one picture of all perturbations", allow_abbrev=False)
     sheet.add_argument("--out", type=Path, required=True, help="the picture, .jpg or .png")
@@ -101,13 +102,13 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     options = parsed(arguments)
     if options.command == "report":
-        from benchmarks import report
+        from benchmarks.report import report
 
         path = report.write(options.folders, options.out or options.folders[0] / "report.html", options.curves)
         print(f"report: {path}")
         return 0
     if options.command == "compare":
-        from benchmarks import compare
+        from benchmarks.results import compare
 
         compared = compare.folders(options.a, options.b)
         print(compared.table())
@@ -117,15 +118,15 @@ def main(arguments: Sequence[str]) -> int:
     if options.command == "study":
         return _study(options)
     if options.command == "sweep":
-        from benchmarks import sweep
+        from benchmarks.sweep import sweep
 
         return sweep.run(options.config, options.overrides)
     if options.command == "perturbations":
-        from benchmarks import sheet
+        from benchmarks.report import perturbation_sheet
 
-        sheet.write(options.out)
+        perturbation_sheet.write(options.out)
         return 0
-    from benchmarks import evaluate
+    from benchmarks.rollouts import evaluate
 
     if options.untrained and not options.checkpoint:
         raise UserError("--untrained needs the --checkpoint whose architecture it takes, not --expert or --server.")
@@ -164,7 +165,7 @@ def _study(options: argparse.Namespace) -> int:
 
 def _server(options: argparse.Namespace) -> evaluate.Server | None:
     """--server with its token, or None without. Raises UserError for options that do not go together."""
-    from benchmarks import evaluate
+    from benchmarks.rollouts import evaluate
 
     if options.server is None:
         if options.token_env:

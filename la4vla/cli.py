@@ -55,7 +55,7 @@ def _data(arguments: Sequence[str]) -> int:
             "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]` or `data preview DIR [OUT.html]`, no more."
         )
     if arguments[0] == "verify":
-        from la4vla.data.verify import verify
+        from la4vla.data.inspect.verify import verify
 
         whole = True
         for folder in arguments[1:]:
@@ -64,11 +64,11 @@ def _data(arguments: Sequence[str]) -> int:
             whole = whole and report.ok
         return 0 if whole else 1
     if arguments[0] == "preview":
-        from la4vla.data.preview import preview
+        from la4vla.data.inspect.preview import preview
 
         print(f"preview: {preview(*arguments[1:])}")
         return 0
-    from la4vla.data.describe import describe, estimated_tokens
+    from la4vla.data.inspect.describe import describe, estimated_tokens
     from la4vla.model.presets import preset
 
     size = preset(arguments[2] if len(arguments) > 2 else PRESET_IN_MIND)
@@ -207,7 +207,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     demand = None
     if given.protocol:
-        from benchmarks import protocols
+        from benchmarks.results import protocols
 
         protocol = protocols.load(given.protocol)
         setting = Setting(tuple(protocol.views), protocol.image_size, protocol.fast)
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in LISTED and {"-h", "--help"} & set(words[1:]):
         print(_help_of(words[0]))
         return 0
-    from la4vla.types import exit_status
+    from la4vla.shell import exit_status
 
     return exit_status(COMMANDS[words[0]], words[1:])
 

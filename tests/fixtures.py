@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from la4vla.config import DataConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
-from la4vla.data.shards import Clip, Index, ShardWriter, View
+from la4vla.data.shards.writer import Clip, Index, ShardWriter, View
 from la4vla.types import Embodiment, InputSpec, VectorSpec
 
 ARM = Embodiment(

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from benchmarks import perturb, protocols
-from benchmarks.jobs import SweepConfig
+from benchmarks.perturb import perturb
+from benchmarks.results import protocols
+from benchmarks.sweep.jobs import SweepConfig
 from la4vla import config
 from la4vla.config.__main__ import main as config_main
-from la4vla.types import UserError, exit_status
+from la4vla.shell import exit_status
+from la4vla.types import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
 SWEEPS = [path for path in CONFIGS if path.parent.name == "sweep"]
-STUDIES = [path for path in CONFIGS if "\nschema: study\n" in path.read_text()]  # tests/benchmarks/test_study.py
+STUDIES = [path for path in CONFIGS if "\nschema: study\n" in path.read_text()]  # tests/benchmarks/study/test_study.py
 RECIPES = [path for path in CONFIGS if path.name != "common.yaml" and path not in SWEEPS + STUDIES]
 ASKS = ("tiny/finetune_metaworld", "la4vla_1b/finetune_metaworld", "la4vla_1b/finetune_libero")
 FROM_WEIGHTS = [path for path in RECIPES if f"{path.parent.name}/{path.stem}" in ASKS]

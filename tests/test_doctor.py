@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import protocols
+from benchmarks.results import protocols
 from la4vla import manifest
 from la4vla.doctor import Check, Demand, doctor, table, to_json, verdict
 from la4vla.doctor.check import failed

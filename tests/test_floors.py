@@ -15,22 +15,65 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 
-F0 = {"types", "config", "rng", "manifest"}
+F0 = {"types", "config", "rng", "manifest", "files", "shell"}
+LEAVES = {"page", "chat"}
 F1 = {"data", "model"}
 ROOMS = {
-    "data": F0,
+    **dict.fromkeys(LEAVES, F0),
+    "data": F0 | {"page"},
     "model": F0,
-    "train": F0 | F1,
+    "probe_cases": F0 | {"data", "page"},
+    "train": F0 | F1 | {"page", "probe_cases"},
     "serve": F0 | F1,
     "sim": F0 | F1,
-    "construct": F0 | F1,
-    "probe": F0 | F1 | {"serve", "construct"},
-    "benchmarks": F0 | F1 | {"serve", "sim", "probe", "construct"},
+    "construct": F0 | LEAVES | F1,
+    "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
+    "benchmarks": F0 | F1 | {"page", "probe_cases", "serve", "sim", "probe", "construct"},
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
     "doctor": F0 | F1 | {"serve", "sim"},
 }
 """What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at
 import."""
+
+SHELVES = {
+    "la4vla.construct": {
+        "vocabulary": set(),
+        "ledger": set(),
+        "robots": set(),
+        "episodes": {"robots"},
+        "propose": {"vocabulary", "ledger", "robots", "episodes"},
+        "recording": {"robots", "episodes"},
+        "scores": {"ledger", "propose"},
+        "filter": {"vocabulary", "propose", "scores"},
+        "readers": {"ledger", "robots", "episodes", "recording"},
+        "build": {"ledger", "episodes", "propose"},
+        "steps": {"ledger", "episodes", "propose", "scores", "filter", "readers"},
+        "review": {"ledger", "episodes", "propose", "scores", "steps"},
+        "report": {"ledger", "episodes", "propose", "scores", "steps", "readers", "review"},
+        "__main__": {"recording", "readers", "steps", "build", "review", "report"},
+    },
+    "la4vla.data": {
+        **{leaf: set() for leaf in ("rotation", "normalize", "npz", "augment", "collate", "mixture")},
+        "transforms": {"rotation", "normalize"},
+        "shards": {"npz", "normalize", "transforms"},
+        "inspect": {"normalize", "transforms", "shards"},
+        "order": {"shards"},
+        "setup": {"order", "mixture", "normalize", "transforms", "shards"},
+        "reader": {"setup", "order", "mixture", "augment", "collate", "shards"},
+        "loader": {"setup", "reader", "collate"},
+    },
+    "benchmarks": {
+        "perturb": set(),
+        "results": {"perturb"},
+        "rollouts": {"perturb", "results"},
+        "report": {"perturb", "results"},
+        "sweep": {"perturb", "results", "report"},
+        "study": {"perturb", "results", "report"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study"},
+        "speed": {"results", "rollouts", "__main__"},
+    },
+}
+"""Inside the rooms that have shelves: what each shelf, or file beside them, may import of its own room."""
 
 GROUND_THIRD_PARTY = {"numpy", "torch", "omegaconf", "yaml"}  # yaml is what omegaconf reads with
 SIMULATORS = ("mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL")
@@ -127,6 +170,67 @@ def test_rooms_import_only_what_lies_below_them():
     assert not wrong
 
 
+def shelf_of(module: str, room: str) -> str:
+    """The shelf or file that a module of `room` is or lies in."""
+    return module.removeprefix(room).strip(".").split(".")[0]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def arrows() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports, also those imported inside functions."""
+    modules = {module_of(path) for path in FILES}
+    found: dict[str, set[str]] = {module: set() for module in modules}
+    for item in EVERY_IMPORT:
+        if item.module in modules:
+            found[module_of(ROOT / item.file)].add(item.module)
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Everything that can be reached from itself."""
+
+    def reached(start: str) -> set[str]:
+        seen, open_ends = set(), list(graph[start])
+        while open_ends:
+            if (module := open_ends.pop()) not in seen:
+                seen.add(module)
+                open_ends += graph[module]
+        return seen
+
+    return sorted(module for module in graph if module in reached(module))
+
+
+@pytest.mark.parametrize("room", SHELVES)
+def test_shelves_import_only_what_lies_below_them(room):
+    allowed = SHELVES[room]
+    used = {
+        (shelf_of(source, room), shelf_of(target, room))
+        for source, targets in arrows().items()
+        for target in targets
+        if source.startswith(room + ".") and target.startswith(room + ".")
+    }
+    wrong = {f"{source} -> {target}" for source, target in used if source != target and target not in allowed[source]}
+    assert not wrong
+    unused = {
+        f"{source} -> {target}"
+        for source in allowed
+        for target in allowed[source] - {b for a, b in used if a == source}
+    }
+    assert not unused
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    # A folder's own __init__ is named by every import of what lies in it, so only what it imports itself counts.
+    assert not circles(arrows())
+
+
+def test_circles_are_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c"]
+
+
 def test_data_and_model_meet_only_in_types():
     pairs = {("data", "model"), ("model", "data")}
     assert not [i.here for i in EVERY_IMPORT if (room_of_file(i.file), room_of_module(i.module)) in pairs]
@@ -148,8 +252,8 @@ def test_importing_the_packages_loads_no_simulator_and_no_trainer():
     script = (
         "import sys, importlib, pkgutil, la4vla, benchmarks\n"
         "rooms = [m.name for m in pkgutil.iter_modules(la4vla.__path__, 'la4vla.')]\n"
-        "doors = 'train.run train.engine sim.render sim.libero sim.metaworld serve.server construct.__main__'.split()\n"
-        "rooms += [f'la4vla.{name}' for name in doors] + ['benchmarks.evaluate']\n"
+        "doors = 'train.run train.engines sim.render sim.libero sim.metaworld serve.server construct.__main__'\n"
+        "rooms += [f'la4vla.{name}' for name in doors.split()] + ['benchmarks.rollouts.evaluate']\n"
         "[importlib.import_module(name) for name in rooms]\n"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
     )

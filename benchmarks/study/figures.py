@@ -6,8 +6,8 @@ import io
 from collections.abc import Mapping
 
 from benchmarks.study.scores import Score
-from la4vla.data import ink
-from la4vla.data.ink import INK
+from la4vla.page import style
+from la4vla.page.style import INK
 
 BAR, DOT = "#2f81f7", "#d97706"
 
@@ -18,7 +18,7 @@ def rates(scores: Mapping[str, Mapping[str, Score]]) -> bytes:
     from matplotlib.figure import Figure
 
     longest = max(len(arms) for arms in scores.values())
-    with rc_context({**ink.style(9), "svg.hashsalt": "study"}):
+    with rc_context({**style.style(9), "svg.hashsalt": "study"}):
         figure = Figure(figsize=(3.6 * len(scores) + 1, 0.32 * longest + 1), layout="constrained")
         figure.patch.set_alpha(0)
         panels = figure.subplots(1, len(scores), squeeze=False)[0]

@@ -7,19 +7,20 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import curves, results
+from benchmarks.report import curves
+from benchmarks.results import results
 from benchmarks.study.plan import CASES, Job, Kind
 from la4vla import config, manifest
 from la4vla.config import TrainConfig
 from la4vla.construct.build import FINGERPRINT
-from la4vla.data.cases import read_cases
-from la4vla.data.index import read_index
 from la4vla.data.mixture import Schedule
-from la4vla.data.read import read_shard
+from la4vla.data.shards.index import read_index
+from la4vla.data.shards.read import read_shard
 from la4vla.model import flops
 from la4vla.model.presets import preset
 from la4vla.model.tokenizer import build_prompter
 from la4vla.probe.run import NUMBERS
+from la4vla.probe_cases.cases import read_cases
 from la4vla.types import UserError
 
 """In a string of outcomes: an episode that has none. 1: success, 0: failure."""

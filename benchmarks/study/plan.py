@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from benchmarks import perturb, protocols
-from benchmarks.perturb import Variant
+from benchmarks.perturb import perturb
+from benchmarks.perturb.perturb import Variant
+from benchmarks.results import protocols
 from la4vla import config
 from la4vla.config import TrainConfig
 from la4vla.construct.ledger import digest

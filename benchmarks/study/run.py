@@ -23,7 +23,7 @@ from types import FrameType
 from benchmarks.study.measure import measure
 from benchmarks.study.plan import Job, StudyConfig, everything, expand, reread
 from benchmarks.study.rows import Rows, circumstances, cores
-from la4vla.data.files import locked
+from la4vla.files import locked
 from la4vla.types import UserError
 
 TICK_S = 5.0

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks import stats
-from benchmarks.stats import Pairs, Rate
+from benchmarks.results import stats
+from benchmarks.results.stats import Pairs, Rate
 from benchmarks.study.rows import Row
 from la4vla.types import UserError
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, protocols
-from benchmarks.protocols import Protocol
-from benchmarks.stats import Rate
+from benchmarks.results import compare, protocols
+from benchmarks.results.protocols import Protocol
+from benchmarks.results.stats import Rate
 from benchmarks.study import figures
 from benchmarks.study.plan import StudyConfig, everything, expand
 from benchmarks.study.rows import Row, Rows

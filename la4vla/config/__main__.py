@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from la4vla.config.load import load, to_yaml
-from la4vla.types import exit_status
+from la4vla.shell import exit_status
 
 
 def main(arguments: Sequence[str]) -> int:

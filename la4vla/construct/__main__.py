@@ -19,14 +19,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from la4vla.config import ConstructConfig, load
-from la4vla.construct import report, steps
-from la4vla.construct.agreement import measure
+from la4vla.construct import steps
 from la4vla.construct.build import build
-from la4vla.construct.estimate import estimate
 from la4vla.construct.readers import open_source
-from la4vla.construct.record import record
-from la4vla.construct.review.desk import Desk
-from la4vla.types import UserError, exit_status
+from la4vla.construct.recording.record import record
+from la4vla.construct.report import page
+from la4vla.construct.report.estimate import estimate
+from la4vla.construct.review.agreement import measure
+from la4vla.construct.review.session import Desk
+from la4vla.shell import exit_status
+from la4vla.types import UserError
 
 STEPS = ("record", "read", "keyframes", "propose", "review", "filter", "shards")
 DRY_RUN = "--dry-run"
@@ -66,7 +68,7 @@ def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: s
     source = open_source(config)
     if incoming or outgoing:
         with _construct_extra():
-            from la4vla.construct import exchange
+            from la4vla.construct.review import exchange
         if incoming:
             print(f"{incoming}: {exchange.import_reviews(config, source, Path(incoming))} new scores")
         if outgoing:
@@ -130,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     if word == "review":
         review(config, serve, incoming, outgoing)
     if word in ("", "report"):
-        print(f"report: {report.write(config, open_source(config))}")
+        print(f"report: {page.write(config, open_source(config))}")
     return 0
 
 

@@ -23,11 +23,11 @@ import simplejpeg
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
-from la4vla.construct.candidates import candidate_key
 from la4vla.construct.episodes import Episode, Frames, Source, named
 from la4vla.construct.ledger import Ledger, Row, digest
-from la4vla.data.files import write_atomic
-from la4vla.data.shards import Clip, ShardWriter, View, read_index
+from la4vla.construct.propose.candidates import candidate_key
+from la4vla.data.shards.writer import Clip, ShardWriter, View, read_index
+from la4vla.files import write_atomic
 from la4vla.types import UserError
 
 FOLDERS = ("la", "vla", "task")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from la4vla.construct.robot import Robot
+from la4vla.construct.robots.robot import Robot
 from la4vla.types import Embodiment, UserError
 
 Frames = Mapping[int, bytes]

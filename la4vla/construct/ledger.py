@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from la4vla.data.files import lock
+from la4vla.files import lock
 from la4vla.types import UserError
 
 Row = dict[str, Any]

@@ -18,16 +18,17 @@ from typing import Any
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
-from la4vla.construct import judge, keep, keyframe_plot, keyframes
-from la4vla.construct.candidates import Candidate, Proposal, Proposer, candidate_key
+from la4vla.construct import filter
 from la4vla.construct.episodes import BadEpisode, Source, named
-from la4vla.construct.keyframes import Keyframe
-from la4vla.construct.kinematic import Kinematic
 from la4vla.construct.ledger import Ledger, Row, digest
+from la4vla.construct.propose import judge, keyframe_plot, keyframes
+from la4vla.construct.propose.candidates import Candidate, Proposal, Proposer, candidate_key
+from la4vla.construct.propose.keyframes import Keyframe
+from la4vla.construct.propose.kinematic import Kinematic
+from la4vla.construct.propose.vlm import Vlm
+from la4vla.construct.propose.whole_episode import Whole
 from la4vla.construct.readers.checks import inspect
-from la4vla.construct.reviews import REVIEWS, Reviews, Score, dataset_of, standing
-from la4vla.construct.vlm import Vlm
-from la4vla.construct.whole import Whole
+from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, standing
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
@@ -168,17 +169,17 @@ def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledge
     shortest = config.propose.min_clip_frames
 
     def row(key: str) -> dict[str, Any]:
-        fitting = keep.fitting(proposed[key], config.filter.primitives, config.filter.direction_purity)
+        fitting = filter.fitting(proposed[key], config.filter.primitives, config.filter.direction_purity)
         made = (
-            keep.by_people(fitting, scores, key, frames[key], stride, least, shortest)
+            filter.by_people(fitting, scores, key, frames[key], stride, least, shortest)
             if human
-            else keep.by_judge(fitting, least)
+            else filter.by_judge(fitting, least)
         )
         if others := len(proposed[key]) - len(fitting):
             made["dropped"]["other"] = others
         return made
 
-    settings = [keep.VERSION, asdict(config.filter), [stride, shortest] if human else []]
+    settings = [filter.VERSION, asdict(config.filter), [stride, shortest] if human else []]
     wanted = {}
     for item in rows(candidates, source):
         names = [candidate_key(item["key"], candidate.start) for candidate in proposed[item["key"]]]

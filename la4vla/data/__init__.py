@@ -1,7 +1,6 @@
 """Demonstration clips on disk and on their way to a `types.Batch`.
 
-shards      the format: clips, index, writer           read        tars through WebDataset's opener
-verify      index against tars                         describe    what a folder holds
+shards      the format: writer, index, reading         inspect     what a folder holds: numbers, checks, a page
 order       position -> sample, pure arithmetic        mixture     samples of each source in each step
 normalize   statistics and their use                   transforms  the chain that trainer and server share
 augment     image augmentation of training samples     collate     samples -> Batch

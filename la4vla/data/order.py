@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from la4vla.data.index import Index, starts
+from la4vla.data.shards.index import Index, starts
 from la4vla.rng import RngUse, generator
 from la4vla.types import UserError
 

@@ -25,9 +25,9 @@ from la4vla.data.augment import augment
 from la4vla.data.collate import Encode, collate, draw_flow
 from la4vla.data.mixture import Draw, Schedule
 from la4vla.data.order import Address, Block, Shuffled, Stream
-from la4vla.data.read import read_shard
 from la4vla.data.setup import Setup, Source, check_world
-from la4vla.data.shards import Clip
+from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.writer import Clip
 from la4vla.rng import RngUse, generator
 from la4vla.types import KINDS, Batch, InputSpec, Kind, Sample, UserError
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from la4vla.types import VectorSpec
+from la4vla.types import ROTATION, VectorSpec
 
 SAME = 1e-3  # rad: less is rounding, and another side is far away
 
@@ -39,7 +39,7 @@ def rotation_vectors(turns: Rotation, near: Sequence[float] = (0.0, 0.0, 0.0)) -
 def on_side(state: np.ndarray, spec: VectorSpec) -> np.ndarray:
     """A state [S] with its turn written as `spec` says: a robot's driver may count angles from another side. What is on
     that side already stays as it is, to the bit."""
-    dims = spec.dims("rx", "ry", "rz")
+    dims = spec.dims(*ROTATION)
     given = state[dims].astype(np.float64)
     if spec.rotation == "none" or spec.reference != "absolute" or len(dims) < 3 or not np.isfinite(given).all():
         return state

@@ -14,10 +14,10 @@ from typing import Any
 
 from la4vla import manifest
 from la4vla.config import DataConfig, TrainConfig
-from la4vla.data.index import Index, read_index, read_stats
 from la4vla.data.mixture import Schedule
 from la4vla.data.normalize import Normalize, Stats, beyond, near_constant, rare_dims
 from la4vla.data.order import Stream, cut
+from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
 

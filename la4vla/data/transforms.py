@@ -20,9 +20,7 @@ from scipy.spatial.transform import Rotation
 from la4vla.config import DataConfig
 from la4vla.data.normalize import Normalize, Stats
 from la4vla.data.rotation import rotation_vectors, wrapped
-from la4vla.types import Embodiment, InputSpec, Sample, UserError, VectorSpec
-
-ROTATION_DIMS = ("rx", "ry", "rz")
+from la4vla.types import ROTATION, Embodiment, InputSpec, Sample, UserError, VectorSpec
 
 
 class Transform(Protocol):
@@ -189,12 +187,12 @@ def delta_to_state(embodiment: Embodiment) -> DeltaToState | None:
     """
     state, action = embodiment.state, embodiment.action
     moved = tuple(name for name in action.names if name != "gripper")
-    turns = tuple(name for name in moved if name in ROTATION_DIMS)
+    turns = tuple(name for name in moved if name in ROTATION)
     lines_up = (
         bool(moved)
         and set(moved) <= set(state.names)
         and (action.reference, state.reference, action.frame) == ("absolute", "absolute", state.frame)
-        and (not turns or (turns == ROTATION_DIMS and action.rotation == state.rotation != "none"))
+        and (not turns or (turns == ROTATION and action.rotation == state.rotation != "none"))
     )
     if not lines_up:
         return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from la4vla import manifest
-from la4vla.data.index import read_index
-from la4vla.data.verify import verify
+from la4vla.data.inspect.verify import verify
+from la4vla.data.shards.index import read_index
 from la4vla.doctor.check import Check, Demand, failed
 from la4vla.serve.policy import contents, require_match, whole_weights
 from la4vla.sim.libero import EMBODIMENT as LIBERO

@@ -1,5 +1,5 @@
-"""Floating point operations of one sample, counted from the sizes: what `benchmarks.throughput` and the trainer's MFU
-divide by.
+"""Floating point operations of one sample, counted from the sizes: what
+`benchmarks.speed.throughput` and the trainer's MFU divide by.
 
 Counted are matrix products, attention scores and mixtures included (2 operations a multiply-add; causal attention as if
 it were full, as kernels without a causal skip do it). Norms, activations and softmax are not (under 1 %). Matches FACTS

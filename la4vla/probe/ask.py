@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from la4vla.data.cases import Case, Footage, FrameOf
-from la4vla.data.motion import travel
 from la4vla.probe.conditions import SEES_NOTHING, Condition, asked, observation
 from la4vla.probe.metrics import Trials
+from la4vla.probe_cases.cases import Case, Footage, FrameOf
+from la4vla.probe_cases.motion import travel
 from la4vla.serve.policy import NoiseKey, ServedPolicy
 from la4vla.types import UserError
 

@@ -16,17 +16,17 @@ from itertools import zip_longest
 import numpy as np
 
 from la4vla.config.checks import within
-from la4vla.construct.robot import RobotFrame, robot_frame
+from la4vla.construct.robots.robot import RobotFrame, robot_frame
 from la4vla.construct.vocabulary import DIRECTIONS, named_direction
-from la4vla.data.cases import Case, CaseList, FrameOf
-from la4vla.data.index import Index, read_index, starts
-from la4vla.data.motion import TRANSLATION, check_translation, travel
-from la4vla.data.read import read_shard
 from la4vla.data.setup import fingerprint
-from la4vla.data.shards import Clip
+from la4vla.data.shards.index import Index, read_index, starts
+from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.writer import Clip
 from la4vla.probe.wording import only_direction, opposite, paraphrase
+from la4vla.probe_cases.cases import Case, CaseList, FrameOf
+from la4vla.probe_cases.motion import check_translation, travel
 from la4vla.rng import RngUse, generator
-from la4vla.types import UserError
+from la4vla.types import TRANSLATION, UserError
 
 MOTIONS = ("move", "lift", "lower", "transport", "push", "pull", "press")
 """Primitives whose physical effect is a displacement; grasps and turns have none of their own."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from la4vla.data.cases import Case, Footage
+from la4vla.probe_cases.cases import Case, Footage
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import Kind, Observation
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from la4vla.data import ink
-from la4vla.data.ink import INK
+from la4vla.page import style
+from la4vla.page.style import INK
 from la4vla.probe.ask import Answers
 from la4vla.probe.representation import WORDS, Representation
 
@@ -110,4 +110,4 @@ def _svg(figure: Any) -> bytes:
 
 
 def _style() -> dict[Any, Any]:
-    return {**ink.style(8), "svg.hashsalt": "la4vla", "legend.labelcolor": INK}
+    return {**style.style(8), "svg.hashsalt": "la4vla", "legend.labelcolor": INK}

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 
-from la4vla.data.motion import alignment
+from la4vla.probe_cases.motion import alignment
 from la4vla.rng import RngUse, generator
 
 EPSILON = 1e-8

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from la4vla.construct.vocabulary import DIRECTIONS, phrase
-from la4vla.data.cases import Case, Footage
 from la4vla.probe.metrics import distances, silhouette
+from la4vla.probe_cases.cases import Case, Footage
 from la4vla.serve.policy import NoiseKey, ServedPolicy
-from la4vla.types import Observation
+from la4vla.types import TRANSLATION, Observation
 
 STATES = 200
 PERPLEXITY = 30.0
@@ -52,7 +52,7 @@ def represent(policy: ServedPolicy, states: Sequence[np.ndarray], seed: int) -> 
     direction_M = np.tile(np.arange(len(WORDS)), len(states))
     reduced_MP, map_M2, explained, perplexity = _reduced(vectors_ME, seed)
     distance_MM, once = distances(reduced_MP), np.ones((1, len(state_M)))
-    place = policy.embodiment.state.dims("x", "y", "z")
+    place = policy.embodiment.state.dims(*TRANSLATION)
     return Representation(
         direction_M,
         state_M,

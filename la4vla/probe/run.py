@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from la4vla import __version__
 from la4vla.config.checks import within
-from la4vla.data import page
-from la4vla.data.cases import CaseList, Footage, open_footage, read_cases
-from la4vla.data.motion import alignment, check_translation
+from la4vla.page import page
 from la4vla.probe import figures, metrics
 from la4vla.probe.ask import Answers, Asking, ask, demonstration
 from la4vla.probe.conditions import CONDITIONS, Condition
 from la4vla.probe.representation import STATES, Representation, distinct_states, represent
+from la4vla.probe_cases.cases import CaseList, Footage, open_footage, read_cases
+from la4vla.probe_cases.motion import alignment, check_translation
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
 

@@ -23,10 +23,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from la4vla.shell import exit_status
 from la4vla.sim.device import names
 from la4vla.sim.libero import LiberoEnv, open_libero
 from la4vla.sim.metaworld import MetaWorldEnv
-from la4vla.types import UserError, exit_status
+from la4vla.types import UserError
 
 BLOCKS = 8  # a thumbnail has 8 x 8 block means
 SETTLE_STEPS = 20  # zero actions after the reset; protocols wait for 10 at most

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from la4vla.types import UserError, exit_status
+from la4vla.shell import exit_status
+from la4vla.types import UserError
 
 BACKENDS = ("egl", "osmesa")
 """In the order they are tried: egl uses a GPU where there is one, osmesa always draws on the CPU."""

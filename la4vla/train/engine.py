@@ -1,7 +1,7 @@
-"""The seam between the loop and whatever moves gradients between processes.
+"""The seam between the loop and whatever moves gradients between processes. `engines.build` makes one.
 
-Order, enforced by `build`: the policy has its weights and its frozen parts already (load -> freeze), then comes the
-optimizer, then the wrapping. A new stage is a new engine; nobody flips `requires_grad` below a living one.
+Order: the policy has its weights and its frozen parts already (load -> freeze), then comes the optimizer, then the
+wrapping. A new stage is a new engine; nobody flips `requires_grad` below a living one.
 
 What every engine promises
     gradients are SUMMED over ranks and over the micro-batches of a step
@@ -16,11 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from la4vla.config import TrainConfig
-from la4vla.train.dist import World
 from la4vla.types import Batch
 
 ReadMoments = Callable[[str], tuple[Tensor, Tensor]]
@@ -64,20 +61,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Take the hooks off the policy. The engine is dead afterwards."""
         ...
-
-
-def build(policy: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> Engine:
-    """The engine a config asks for, around a policy that is loaded and frozen. Checks fp32 masters."""
-    if config.engine.name == "deepspeed":
-        # Imported only when asked for: it costs seconds, and a plain run must not need it.
-        from la4vla.train.engine_deepspeed import DeepSpeedEngine
-
-        engine: Engine = DeepSpeedEngine(policy, config, weight_decay, world)
-    else:
-        from la4vla.train.engine_plain import PlainEngine
-
-        engine = PlainEngine(policy, config, weight_decay, world)
-    masters = engine.masters()
-    assert masters, "no trainable parameter"
-    assert all(tensor.dtype == torch.float32 for tensor in masters), "the optimizer must hold fp32 masters"
-    return engine

@@ -18,7 +18,7 @@ from la4vla.model.freeze import table
 from la4vla.model.policy import Policy
 from la4vla.model.presets import preset
 from la4vla.model.tokenizer import Prompter, build_prompter
-from la4vla.train import checkpoint, engine, start
+from la4vla.train import checkpoint, engines, start
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World, gathered, log0, on_main
 from la4vla.train.engine import Engine
@@ -110,7 +110,7 @@ def build_engine(config: TrainConfig, begin: Start, world: World) -> tuple[Polic
     stage = config.stages[begin.position.stage]
     policy = start.make_policy(config, begin)
     log0(world, f"stage {begin.position.stage}, {config.engine.name}, {config.engine.precision}:\n{table(policy)}")
-    built = engine.build(policy, config, stage.weight_decay, world)
+    built = engines.build(policy, config, stage.weight_decay, world)
     if begin.inside_stage:
         assert begin.weights is not None
         checkpoint.load_training(built, begin.weights)

@@ -16,7 +16,7 @@ import numpy as np
 
 from la4vla import manifest
 from la4vla.config import TrainConfig, to_yaml
-from la4vla.data.files import locked
+from la4vla.files import locked
 from la4vla.model.freeze import set_trainable
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.train import checkpoint, disk

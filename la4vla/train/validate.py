@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from la4vla.config import TrainConfig
-from la4vla.data.cases import Case, Footage, open_footage, read_cases
 from la4vla.data.collate import Encode, collate, draw_flow
-from la4vla.data.index import Index
-from la4vla.data.motion import alignment, check_translation, travel
 from la4vla.data.reader import window
 from la4vla.data.setup import Setup
+from la4vla.data.shards.index import Index
 from la4vla.model.policy import Policy
+from la4vla.probe_cases.cases import Case, Footage, open_footage, read_cases
+from la4vla.probe_cases.motion import alignment, check_translation, travel
 from la4vla.rng import RngUse, generator
 from la4vla.train.dist import World, log0
 from la4vla.train.engine import Engine

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.protocols import Protocol
-from benchmarks.rollout import Suite
+from benchmarks.results.protocols import Protocol
+from benchmarks.rollouts.rollout import Suite
 from la4vla.rng import name_id
 from la4vla.sim.env import StepResult
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec

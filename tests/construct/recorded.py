@@ -5,8 +5,8 @@ import simplejpeg
 
 from la4vla.config import ConstructConfig, ProposeConfig, ReadConfig, RecordConfig
 from la4vla.construct.episodes import Episode
-from la4vla.construct.robot import Robot, robot_frame
-from la4vla.construct.store import episode_path, write_episode
+from la4vla.construct.recording.store import episode_path, write_episode
+from la4vla.construct.robots.robot import Robot, robot_frame
 from la4vla.sim.metaworld import EMBODIMENT
 
 STRIDE = 3

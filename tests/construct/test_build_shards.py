@@ -15,13 +15,13 @@ import pytest
 import simplejpeg
 
 from la4vla.construct.__main__ import run
-from la4vla.construct.keyframes import detect
-from la4vla.construct.kinematic import Kinematic
+from la4vla.construct.propose.keyframes import detect
+from la4vla.construct.propose.kinematic import Kinematic
 from la4vla.construct.readers import open_source
-from la4vla.construct.robot import ROBOTS
+from la4vla.construct.recording.store import episode_path, read_episode, write_episode
+from la4vla.construct.robots.robot import ROBOTS
 from la4vla.construct.steps import CANDIDATES, READ
-from la4vla.construct.store import episode_path, read_episode, write_episode
-from la4vla.data.shards import read_index
+from la4vla.data.shards.writer import read_index
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
 from tests.construct.datasets import FRONT, config_of, write_lerobot_v2
@@ -130,7 +130,7 @@ def test_other_axes_in_the_robots_file_are_noticed(config, tmp_path, monkeypatch
         lines = Path(config.out_dir, CANDIDATES).read_text().splitlines()[-4:]
         return [item["instruction"] for line in lines for item in json.loads(line)["candidates"]]
 
-    monkeypatch.setattr("la4vla.construct.robot.ROBOTS", shutil.copytree(ROBOTS, tmp_path / "robots"))
+    monkeypatch.setattr("la4vla.construct.robots.robot.ROBOTS", shutil.copytree(ROBOTS, tmp_path / "robots"))
     before = sentences()
     assert any("left" in text.split() for text in before) and not any("right" in text.split() for text in before)
     file = tmp_path / "robots/metaworld_sawyer.yaml"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from la4vla.config import ConstructConfig, FilterConfig, ProposeConfig, ReadConfig
-from la4vla.construct import keep, steps
-from la4vla.construct.candidates import Candidate, candidate_key
+from la4vla.construct import filter, steps
 from la4vla.construct.ledger import Ledger
-from la4vla.construct.reviews import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.propose.candidates import Candidate, candidate_key
+from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
 from la4vla.types import UserError
 
 FRAMES, STRIDE, SHORTEST = 100, 4, 8
@@ -111,11 +111,11 @@ def test_direction_clips_name_one_direction_and_go_along_it():
         said("move left", (0.0, -0.1, 0.0)),
         said("rotate the gripper clockwise", (0.0, 0.0, 0.0)),
     ]
-    assert keep.fitting([pure, lifted, *others], [], 0.9) == [pure, lifted]
-    assert keep.fitting([pure, lifted, *others], ["move"], 0.9) == [pure]
-    assert keep.fitting([pure, lifted, *others], ["lift"], 0.0) == [lifted]
+    assert filter.fitting([pure, lifted, *others], [], 0.9) == [pure, lifted]
+    assert filter.fitting([pure, lifted, *others], ["move"], 0.9) == [pure]
+    assert filter.fitting([pure, lifted, *others], ["lift"], 0.0) == [lifted]
     with pytest.raises(UserError, match="`hop` does not exist"):
-        keep.fitting([pure], ["hop"], 0.0)
+        filter.fitting([pure], ["hop"], 0.0)
 
 
 def test_the_filter_counts_what_it_was_not_for(place):
@@ -181,7 +181,7 @@ def test_no_answers_whatever_make_clips_share_frames():
             start, end = sorted(int(edge) for edge in draws.integers(-10, FRAMES + 10, 2))
             key = candidate_key("one", item.start)
             scores[key] = [Score(key, "ann", 3, 2, start, end)]
-        kept = keep.by_people(items, scores, "one", FRAMES, STRIDE, 2.0, SHORTEST)["kept"]
+        kept = filter.by_people(items, scores, "one", FRAMES, STRIDE, 2.0, SHORTEST)["kept"]
         frames = [frame for item in kept for frame in range(item["start"], item["end"])]
         assert frames == sorted(set(frames))
         assert all(item["start"] % STRIDE == 0 and item["end"] - item["start"] >= SHORTEST for item in kept)

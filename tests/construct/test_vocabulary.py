@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from la4vla.construct.robot import robot_frame
+from la4vla.construct.robots.robot import robot_frame
 from la4vla.construct.vocabulary import (
     ALIASES,
     DIRECTIONS,

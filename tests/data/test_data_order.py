@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from la4vla.data.index import Index, Shard, starts
 from la4vla.data.mixture import Schedule, plan
 from la4vla.data.order import Stream, cut
+from la4vla.data.shards.index import Index, Shard, starts
 from la4vla.types import UserError
 from tests.fixtures import ARM, train_config
 

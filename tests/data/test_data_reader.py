@@ -17,7 +17,7 @@ from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.reader import Reader, StepData, window
 from la4vla.data.setup import explain, fingerprints, prepare, slot_order
-from la4vla.data.shards import View, read_index
+from la4vla.data.shards.writer import View, read_index
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.types import KINDS, Batch, UserError
 from tests.fixtures import ARM, POSE, SPEC, encode, make_clip, train_config, write_shards

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from la4vla.data.shards import Clip, View
+from la4vla.data.shards.writer import Clip, View
 from la4vla.sim.metaworld import EMBODIMENT
 from tests.fixtures import write_shards
 

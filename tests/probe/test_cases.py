@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from la4vla.data.cases import open_footage, read_cases
-from la4vla.data.index import read_index
-from la4vla.data.motion import travel
-from la4vla.data.read import read_shard
-from la4vla.data.shards import View
+from la4vla.data.shards.index import read_index
+from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.writer import View
 from la4vla.probe.build import Drawing, draw, quota
 from la4vla.probe.wording import only_direction, opposite, paraphrase
+from la4vla.probe_cases.cases import open_footage, read_cases
+from la4vla.probe_cases.motion import travel
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
 from tests.fixtures import POSE, write_shards

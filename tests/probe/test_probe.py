@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from la4vla import cli
-from la4vla.data.cases import open_footage
 from la4vla.probe import figures, representation
 from la4vla.probe.ask import Asking, ask
 from la4vla.probe.build import Drawing, draw
 from la4vla.probe.conditions import CONDITIONS, asked
 from la4vla.probe.representation import distinct_states, represent
 from la4vla.probe.run import judged
+from la4vla.probe_cases.cases import open_footage
 from la4vla.serve.policy import ServedPolicy
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError

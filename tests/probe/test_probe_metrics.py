@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
 
-from la4vla.data.motion import alignment
 from la4vla.probe.metrics import (
     NAMES,
     Trials,
@@ -19,6 +18,7 @@ from la4vla.probe.metrics import (
     separability,
     silhouette,
 )
+from la4vla.probe_cases.motion import alignment
 
 UP, DOWN = np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.0])
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import compare, evaluate, protocols, results
-from benchmarks.evaluate import Request, Server
-from benchmarks.metaworld import SUITE as METAWORLD
-from benchmarks.perturb import CLEAN, parse
-from benchmarks.rollout import Job, roll_out
+from benchmarks.perturb.perturb import CLEAN, parse
+from benchmarks.results import compare, protocols, results
+from benchmarks.rollouts import evaluate
+from benchmarks.rollouts.evaluate import Request, Server
+from benchmarks.rollouts.metaworld import SUITE as METAWORLD
+from benchmarks.rollouts.rollout import Job, roll_out
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.policy import NoiseKey, ServedPolicy
 from la4vla.sim.metaworld import EMBODIMENT as SAWYER

@@ -15,7 +15,7 @@ import torch
 from la4vla import config
 from la4vla.data.reader import Reader
 from la4vla.data.setup import prepare
-from la4vla.data.shards import View
+from la4vla.data.shards.writer import View
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model.tokenizer import build_prompter
 from la4vla.serve.policy import NoiseKey, ServedPolicy

@@ -3,7 +3,7 @@ theirs."""
 
 import numpy as np
 
-from benchmarks.perturb import PERTURBATIONS, SEVERITIES
+from benchmarks.perturb.perturb import PERTURBATIONS, SEVERITIES
 from la4vla.sim.env import ROBOT_POSE, SceneChange
 
 NAMES = [name for name, kind in PERTURBATIONS.items() if kind.kind == "scene"]

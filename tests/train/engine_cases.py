@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from la4vla.config import EngineConfig, RunConfig, StageConfig, TrainConfig
-from la4vla.train import checkpoint, dist, engine, engine_deepspeed, engine_plain
+from la4vla.train import checkpoint, dist, engine_deepspeed, engine_plain, engines
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
+from la4vla.train.engine import Engine
 from la4vla.types import Batch, Kind
 
 STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
@@ -107,7 +108,7 @@ def config_of(folder: Path, name: str, stage: int, precision: str) -> TrainConfi
     return config
 
 
-def advance(built: engine.Engine, world: World, first: int, last: int) -> list[float]:
+def advance(built: Engine, world: World, first: int, last: int) -> list[float]:
     norms = []
     for step in range(first, last):
         items = step_batches(step, world.rank, world.size)
@@ -118,7 +119,7 @@ def advance(built: engine.Engine, world: World, first: int, last: int) -> list[f
     return norms
 
 
-def outcome(built: engine.Engine) -> tuple[dict, dict]:
+def outcome(built: Engine) -> tuple[dict, dict]:
     weights = {name: value.detach().clone() for name, value in built.weights()}
     return weights, {name: [value.clone() for value in values] for name, *values in built.moments()}
 
@@ -154,7 +155,7 @@ def all_engines(folder: Path, world: World) -> dict:
         saved = []
         for name, stage in ENGINES:
             config = config_of(folder, name, stage, precision)
-            built = engine.build(Toy(), config, DECAY, world)
+            built = engines.build(Toy(), config, DECAY, world)
             norms = advance(built, world, 0, HALF)
             checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), world)
             saved.append(Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}")
@@ -175,7 +176,7 @@ def all_engines(folder: Path, world: World) -> dict:
         for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
             toy = Toy()
             checkpoint.load_weights(toy, source)
-            built = engine.build(toy, config_of(folder, name, stage, precision), DECAY, world)
+            built = engines.build(toy, config_of(folder, name, stage, precision), DECAY, world)
             checkpoint.load_training(built, source)
             advance(built, world, HALF, STEPS)
             report[f"{name}-{stage}-{precision} from {source.parent.parent.name}"] = {
@@ -195,7 +196,7 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
         source = Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}"
         toy = Toy()
         checkpoint.load_weights(toy, source)
-        built = engine.build(toy, config, DECAY, world)
+        built = engines.build(toy, config, DECAY, world)
         checkpoint.load_training(built, source)
         advance(built, world, HALF, STEPS)
         report[f"{name}-{stage}"] = differences(outcome(built), (weights, moments))

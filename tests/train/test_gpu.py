@@ -12,7 +12,7 @@ from la4vla.data.setup import prepare
 from la4vla.model.freeze import set_trainable
 from la4vla.model.policy import build_policy
 from la4vla.model.tokenizer import build_prompter
-from la4vla.train import dist, engine
+from la4vla.train import dist, engines
 from la4vla.train.loop import train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -52,7 +52,7 @@ def trained(shards, tmp_path, world, steps, overrides=(), sync_mode="default"):
     policy = build_policy(config.model, 0)
     policy.train()
     set_trainable(policy, config.stages["only"].train)
-    built = engine.build(policy, config, 0.0, world)
+    built = engines.build(policy, config, 0.0, world)
     setup = prepare(config, policy.spec)
     losses = []
     with Reader(config, setup, policy.spec, build_prompter(config.model).encode, 0, 1) as reader:

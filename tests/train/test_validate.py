@@ -13,13 +13,13 @@ import simplejpeg
 
 from la4vla import manifest
 from la4vla.config import load
-from la4vla.data.cases import Case, CaseList, read_cases
 from la4vla.data.collate import collate
-from la4vla.data.index import read_index
-from la4vla.data.motion import travel
-from la4vla.data.read import read_shard
 from la4vla.data.reader import window
 from la4vla.data.setup import fingerprint
+from la4vla.data.shards.index import read_index
+from la4vla.data.shards.read import read_shard
+from la4vla.probe_cases.cases import Case, CaseList, read_cases
+from la4vla.probe_cases.motion import travel
 from la4vla.rng import RngUse, generator
 from la4vla.serve.policy import ServedPolicy
 from tests.fixtures import POSE, write_shards

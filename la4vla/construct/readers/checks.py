@@ -17,8 +17,8 @@ import simplejpeg
 
 from la4vla.config import ReadConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Source
-from la4vla.construct.raw import RawVector, convert
-from la4vla.construct.robot import RawRobot, raw_robot
+from la4vla.construct.robots.robot import RawRobot, raw_robot
+from la4vla.construct.robots.units import RawVector, convert
 from la4vla.types import UserError
 
 MAX_KEY = 60  # characters of an episode's key (episodes.py)

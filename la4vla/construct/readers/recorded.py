@@ -10,9 +10,9 @@ from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode
 from la4vla.construct.ledger import digest
 from la4vla.construct.readers.checks import stat_of
-from la4vla.construct.robot import robot_frame
-from la4vla.construct.simulators import simulator
-from la4vla.construct.store import check_store, episode_path, kept_episodes, read_episode
+from la4vla.construct.recording.simulators import simulator
+from la4vla.construct.recording.store import check_store, episode_path, kept_episodes, read_episode
+from la4vla.construct.robots.robot import robot_frame
 from la4vla.types import UserError
 
 

@@ -27,8 +27,8 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from la4vla.construct.review.desk import Desk
-from la4vla.construct.reviews import CONFIDENCES, QUALITIES, Score
+from la4vla.construct.review.session import Desk
+from la4vla.construct.scores import CONFIDENCES, QUALITIES, Score
 from la4vla.types import UserError
 
 STATIC = Path(__file__).parent / "static"

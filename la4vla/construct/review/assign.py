@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from la4vla.config import ReviewConfig
-from la4vla.construct.reviews import Score
+from la4vla.construct.scores import Score
 from la4vla.rng import RngUse, seed_sequence
 
 

@@ -1,0 +1,192 @@
+"""A result folder: `run.json` says what ran, `episodes.jsonl` has one row an episode, appended as episodes finish.
+
+Owns the format, resuming, and the table of rates. Rows of another protocol, policy or
+perturbation in the same folder are refused. A crash is a row with `success: null` and an `error`: it is in no rate, it
+is reported on its own, and it is run again when the evaluation is resumed. The last row of an episode is the one that
+counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import stats
+from benchmarks.results.protocols import Protocol
+from la4vla.files import locked, write_atomic
+from la4vla.types import UserError
+
+EPISODES, RUN = "episodes.jsonl", "run.json"
+PERCENTILES = (50, 95, 99)
+DRAWN_BY, ABSENT = "pictures were drawn by", "absent"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One episode.
+
+    success: None for a crash, then `error` holds its last words. steps: env steps after the wait. queries: chunks
+    asked. attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy:
+    sha256 of the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures,
+    with EGL's number of the GPU where workers shared several, `egl:1`. perturbation: `clean`, or name, severity and
+    parameter, `fog:3=2.0`.
+    wall_s: whole episode; seconds: the same split into reset, physics, render and policy (waiting for actions).
+    latencies_ms: of every query. final_state: raw state [S] at the end, by which two runs of an episode are compared.
+    """
+
+    task: str
+    group: str
+    episode: int
+    seed: int
+    success: bool | None
+    error: str
+    steps: int
+    queries: int
+    attempts: int
+    protocol: str
+    protocol_hash: str
+    policy: str
+    perturbation: str
+    step: int
+    versions: Mapping[str, str]
+    gl: str
+    wall_s: float
+    seconds: Mapping[str, float]
+    latencies_ms: Sequence[float]
+    final_state: Sequence[float]
+
+
+class Results:
+    """The rows of one folder, on disk and in `rows`, keyed by (task, episode)."""
+
+    def __init__(self, folder: Path, protocol_hash: str, policy: str, perturbation: str) -> None:
+        """Opens or creates the folder. Raises UserError where its rows belong to another protocol, policy or
+        perturbation."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / EPISODES
+        self._read = self.path.stat().st_size if self.path.exists() else 0
+        self.rows = {(row.task, row.episode): row for row in read_rows(folder)} if self.path.exists() else {}
+        for row in self.rows.values():
+            if (row.protocol_hash, row.policy, row.perturbation) != (protocol_hash, policy, perturbation):
+                raise UserError(
+                    f"{folder}: already holds episodes of protocol {row.protocol} ({row.protocol_hash}), policy "
+                    f"{row.policy[:24]}, {row.perturbation}; give this evaluation another --out."
+                )
+
+    def missing(self, jobs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+        """The (task, episode) that have no row yet, or one that is a crash."""
+        return [job for job in jobs if job not in self.rows or self.rows[job].success is None]
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around appending: nobody else writes until the end, and what a killed writer left after the last newline is
+        cut. Raises UserError where another process writes, or has written since this one read."""
+        taken = f"{self.path.parent}: another evaluation writes there; wait for it, or give this one another --out."
+        with locked(self.path.parent / "lock", taken):
+            if self.path.exists():
+                with self.path.open("r+b") as file:
+                    content = file.read()
+                    if b"\n" in content[self._read :]:
+                        raise UserError(taken)
+                    file.truncate(content.rfind(b"\n") + 1)
+            yield
+
+    def append(self, row: Row) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+        self.rows[(row.task, row.episode)] = row
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The counting rows of a result folder, in the order the episodes first finished; a last line without its newline
+    is still being written, or was torn by a kill. Raises UserError for a broken line."""
+    rows: dict[tuple[str, int], Row] = {}
+    written = (folder / EPISODES).read_text().rpartition("\n")[0]
+    for number, line in enumerate(written.splitlines(), start=1):
+        try:
+            row = Row(**json.loads(line))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(
+                f"{folder / EPISODES}:{number}: not an episode row of this version ({error}); remove that line, or "
+                "evaluate again into a fresh folder."
+            ) from error
+        rows[(row.task, row.episode)] = row
+    return list(rows.values())
+
+
+def made_with(rows: Collection[Row]) -> dict[str, set[str]]:
+    """What may differ between rows of one evaluation: DRAWN_BY -> the GL backends of its pictures, and a package -> its
+    versions."""
+    packages = dict.fromkeys(name for row in rows for name in row.versions)
+    drawn = {row.gl.partition(":")[0] for row in rows}
+    return {DRAWN_BY: drawn, **{name: {row.versions.get(name, ABSENT) for row in rows} for name in packages}}
+
+
+def write_run(folder: Path, values: Mapping[str, Any]) -> None:
+    write_atomic(folder / RUN, json.dumps(values, indent=1).encode() + b"\n")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run.json` says. Raises UserError where it is missing."""
+    if not (folder / RUN).is_file():
+        raise UserError(f"{folder}: no {RUN} in it; give a folder that `python -m benchmarks metaworld --out` wrote.")
+    return json.loads((folder / RUN).read_text())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rates by task and by group, in the protocol's order, and the two means. latency_ms: p50, p95 and p99 over all
+    queries, empty without one. errors: episodes that crashed twice."""
+
+    tasks: Mapping[str, stats.Rate]
+    groups: Mapping[str, stats.Rate]
+    macro: stats.Rate
+    micro: stats.Rate
+    latency_ms: Mapping[str, float]
+    errors: Sequence[Row]
+
+
+def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
+    """The rates of the rows at hand; tasks without rows have n = 0. Macro is the mean over the protocol's groups."""
+    rows = list(rows)
+    counted = [row for row in rows if row.success is not None]
+    tasks = {task: stats.rate([bool(r.success) for r in counted if r.task == task]) for task in protocol.tasks}
+    groups = {group: stats.micro([tasks[task] for task in members]) for group, members in protocol.groups.items()}
+    by_group = list(groups.values())
+    errors = [row for row in rows if row.success is None]
+    waits = [latency for row in counted for latency in row.latencies_ms]
+    latency_ms = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if waits else {}
+    return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), latency_ms, errors)
+
+
+def table(summary: Summary, protocol: Protocol) -> str:
+    """The table that commands print: successes, n, rate and 95 % interval by task, group, and in both means."""
+    width = max(len(task) for task in [*protocol.tasks, "macro (mean of groups)"]) + 2
+    lines = [f"{'':{width}}successes     n     rate  [95 % interval]"]
+
+    def line(name: str, rate: stats.Rate) -> str:
+        return f"{name:{width}}{rate.successes:9d} {rate.n:5d}  {rate}"
+
+    for group, members in protocol.groups.items():
+        shown = [task for task in members if summary.tasks[task].n]
+        lines += [line(f"  {task}", summary.tasks[task]) for task in shown]
+        lines += [line(group, summary.groups[group])] if shown else []
+    lines.append(line("macro (mean of groups)", summary.macro))
+    lines.append(line("micro (all episodes)", summary.micro))
+    if summary.latency_ms:
+        waits = ", ".join(f"{name} {value:.1f} ms" for name, value in summary.latency_ms.items())
+        lines.append(f"action latency, question to actions: {waits}")
+    for row in summary.errors:
+        lines.append(f"crashed, in no rate: {row.task} episode {row.episode}: {row.error}")
+    counts = [rate.n for rate in summary.tasks.values() if rate.n]
+    if counts and min(counts) < stats.SMALL_N:
+        lines.append(
+            f"note: {min(counts)} episodes a task; below {stats.SMALL_N} a task's rate is a hint, not a result."
+        )
+    return "\n".join(lines)

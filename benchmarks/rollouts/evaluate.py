@@ -1,0 +1,286 @@
+"""One evaluation from request to table: policy, runner, rows on disk, videos, and what is printed.
+
+Everything that decides a number is in the protocol, the perturbation and the checkpoint; a request adds only how much
+of it to run now, on how many processes, and where to put it. A perturbed arm never comes without its clean one, on the
+same initial states and with the same flow noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+import la4vla
+from benchmarks.perturb.perturb import CLEAN, Variant, check_delivered
+from benchmarks.results import compare, results
+from benchmarks.results.protocols import Protocol, select
+from benchmarks.results.results import Results, Row
+from benchmarks.rollouts.rollout import Job, Suite
+from benchmarks.rollouts.runner import Finished, Runner, Spent
+from la4vla.serve.policy import PolicyLost, ServedPolicy
+from la4vla.types import UserError
+
+if TYPE_CHECKING:
+    from la4vla.serve.client import RemotePolicy
+
+EXPERT = "scripted expert"
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where `la4vla serve` serves a policy. url: `ws://host:port`. token: empty for none."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Request:
+    """checkpoint, server: one of them, or None both for the scripted expert. episodes: None for all of the protocol.
+    device: of a checkpoint's policy; empty for the best.
+
+    variants: perturbations to run beside the clean pictures, each and the clean arm in a folder of its own below `out`;
+    none: the clean arm alone, in `out` itself.
+    """
+
+    suite: Suite
+    protocol: Protocol
+    checkpoint: Path | None
+    untrained: bool
+    out: Path
+    workers: int
+    tasks: Sequence[str]
+    episodes: int | None
+    videos: int
+    device: str
+    command: str
+    variants: Sequence[Variant]
+    server: Server | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the actions come from."""
+        return str(self.checkpoint or (self.server and self.server.url) or EXPERT)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant of a request, with what every one of its rows says. identity: of the policy."""
+
+    variant: Variant
+    folder: Path
+    stored: Results
+    identity: str
+    step: int
+    versions: dict[str, str]
+    gl: str
+
+
+def evaluate(request: Request) -> dict[Variant, results.Summary]:
+    """Runs what is missing in `request.out`, prints and returns the tables, the clean one first.
+
+    Raises UserError for bad input.
+    """
+    protocol, suite = request.protocol, request.suite
+    if protocol.suite != suite.name:
+        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{suite.name}`.")
+    if request.workers < 1 or request.videos < 0:
+        raise UserError("--workers must be at least 1 and --videos at least 0.")
+    wanted = select(protocol, request.tasks, request.episodes)
+    with open_policy(request) as policy:
+        check_delivered(request.variants, sees=bool(policy and policy.views), reads=policy is not None)
+        arms = open_arms(request, policy)
+        seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
+        try:
+            with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
+                runner.works = any(row.success is not None for arm in arms for row in arm.stored.rows.values())
+                summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
+        except PolicyLost as error:
+            kept = f"finished episodes are in {request.out}, and the same command runs the rest"
+            raise UserError(f"{str(error).removesuffix('.')}; {kept}.") from error
+    if request.variants:
+        print(compare.against_clean({arm.variant: arm.stored.rows.values() for arm in arms}))
+    return summaries
+
+
+def open_policy(request: Request) -> AbstractContextManager[ServedPolicy | RemotePolicy | None]:
+    """The policy of a request for as long as the context lasts: on its device, or connected; None for the expert."""
+    if request.server is None:
+        return nullcontext(load_policy(request))
+    try:
+        from la4vla.serve.client import RemotePolicy
+    except ModuleNotFoundError as error:
+        raise UserError('--server needs msgpack and websockets: pip install "la4vla[serve]".') from error
+    return RemotePolicy(request.server.url, request.server.token)
+
+
+def open_arms(request: Request, policy: ServedPolicy | RemotePolicy | None) -> list[Arm]:
+    """The clean arm and one for each variant. Raises UserError where a folder holds another evaluation's rows."""
+    if request.variants and (request.out / results.EPISODES).exists():
+        raise UserError(
+            f"{request.out}: is itself the folder of one evaluation; give --perturb another --out, or, if that one is "
+            f"the clean arm, move its files to {request.out / CLEAN.folder}."
+        )
+    if not request.variants and (request.out / CLEAN.folder / results.EPISODES).exists():
+        raise UserError(
+            f"{request.out}: holds the arms of a perturbed evaluation; --out {request.out / CLEAN.folder} goes on with "
+            "its clean one, or give another --out."
+        )
+    identity, step = (policy.identity, policy.step) if policy else (EXPERT, 0)
+    gl = request.suite.prepare()
+    versions = {name: importlib.metadata.version(name) for name in request.suite.packages}
+    versions |= {"la4vla": la4vla.__version__, "torch": torch.__version__, **(policy.versions if policy else {})}
+    arms = []
+    for variant in dict.fromkeys([CLEAN, *request.variants]):
+        folder = request.out / variant.folder if request.variants else request.out
+        stored = Results(folder, request.protocol.hash, identity, variant.identity)
+        warn_of_other_makers(stored, versions, gl)
+        arms.append(Arm(variant, folder, stored, identity, step, versions, gl))
+    return arms
+
+
+def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) -> None:
+    """Says where episodes that are there were made with something else than those to come will be."""
+    here = {results.DRAWN_BY: gl, **versions}
+    for name, there in results.made_with(stored.rows.values()).items():
+        now = here.get(name, results.ABSENT)
+        if there - {now}:
+            so_far = f"{name} {' and '.join(sorted(there))} so far, {now} from now on"
+            print(f"{stored.path}: {so_far}; another --out would keep them apart", file=sys.stderr)
+
+
+def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runner: Runner) -> results.Summary:
+    """Runs the episodes that an arm lacks, prints its table and returns it. Its run.json stays as it is where none is
+    lacking: it says how episodes were made."""
+    protocol, stored = request.protocol, arm.stored
+    missing = stored.missing(wanted)
+    print(f"{protocol.title} ({protocol.hash}), {arm.variant.identity}, replan_every {protocol.replan_every}", end="")
+    there = f", {len(wanted) - len(missing)} already there" if len(missing) < len(wanted) else ""
+    print(f", {len(wanted)} episodes{there}")
+    run = {
+        "protocol": asdict(protocol),
+        "title": protocol.title,
+        "policy": arm.identity,
+        "perturbation": asdict(arm.variant),
+        "untrained": request.untrained,
+        "checkpoint": request.source,
+        "step": arm.step,
+        "command": request.command,
+        "versions": arm.versions,
+        "gl": arm.gl,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "time": results.read_run(arm.folder)["time"] if stored.rows else "",
+    }
+    with stored.writing():
+        if missing:
+            results.write_run(arm.folder, run)
+        spent = run_jobs(request, arm, missing, runner)
+    if missing:
+        sentence = spent.sentence(request.workers, len(missing))
+        print(sentence)
+        run["time"] = "; then ".join(part for part in (run["time"], sentence) if part)
+        results.write_run(arm.folder, run)
+    summary = results.summarise((stored.rows[job] for job in wanted if job in stored.rows), protocol)
+    print(results.table(summary, protocol))
+    print(f"rows: {stored.path}")
+    return summary
+
+
+def load_policy(request: Request) -> ServedPolicy | None:
+    """The policy of a request on its device, or None for the scripted expert. Raises UserError for a device that is not
+    there."""
+    if request.checkpoint is None:
+        return None
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
+    if device == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores - request.workers))
+    if request.untrained:
+        return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device)
+    return ServedPolicy.load(request.checkpoint, device)
+
+
+def run_jobs(request: Request, arm: Arm, missing: Sequence[tuple[str, int]], runner: Runner) -> Spent:
+    """Runs the episodes, one progress bar, and stores a row for each; then replays the chosen ones for their videos."""
+    runner.spent = Spent()
+    stored, title = arm.stored, f"{request.protocol.title} {arm.variant.title}"
+    jobs = [Job(task, episode, variant=arm.variant) for task, episode in missing]
+    with tqdm(total=len(jobs), desc=title, unit="episode", disable=not jobs) as bar:
+        successes = 0
+        for episodes, end in enumerate(runner.run(jobs), start=1):
+            stored.append(make_row(end, request.protocol, arm))
+            successes += bool(end.outcome and end.outcome.success)
+            bar.set_postfix_str(f"{successes}/{episodes} successes", refresh=False)
+            bar.update()
+    spent = copy.deepcopy(runner.spent)
+    videos = video_jobs(stored.rows.values(), arm.folder / "videos", request.videos, arm.variant)
+    for end in tqdm(runner.run(videos), total=len(videos), desc="videos", unit="episode", disable=not videos):
+        counted = stored.rows[(end.job.task, end.job.episode)].success
+        if end.outcome is None:
+            print(f"no video of {end.job.task} episode {end.job.episode}: {end.error}")
+        elif end.outcome.success is not counted:  # other batches, other rounding: rare, but then it is another rollout
+            Path(end.job.video).unlink()
+            print(f"no video of {end.job.task} episode {end.job.episode}: its replay ended differently")
+    return spent
+
+
+def video_jobs(rows: Iterable[Row], folder: Path, per_task: int, variant: Variant) -> list[Job]:
+    """Up to `per_task` episodes of each task to replay: successes and failures in turn, in the order of the episodes.
+
+    Episodes are reproducible, so recording afterwards shows what was counted. Videos that exist are kept.
+    """
+    jobs = []
+    ordered = sorted((row for row in rows if row.success is not None), key=lambda row: (row.task, row.episode))
+    for task in dict.fromkeys(row.task for row in ordered):
+        kinds = [[row for row in ordered if row.task == task and row.success is kind] for kind in (True, False)]
+        turns = [row for pair in zip_longest(*kinds) for row in pair if row is not None]
+        jobs += [(row, folder / video_name(row)) for row in turns[:per_task]]
+    return [Job(row.task, row.episode, str(path), variant) for row, path in jobs if not path.exists()]
+
+
+def video_name(row: Row) -> str:
+    """`reach-v3_0004_success.mp4`"""
+    return f"{row.task}_{row.episode:04d}_{'success' if row.success else 'failure'}.mp4"
+
+
+def make_row(end: Finished, protocol: Protocol, arm: Arm) -> Row:
+    """A finished or lost episode as a row."""
+    outcome = end.outcome
+    return Row(
+        task=end.job.task,
+        group=protocol.group_of(end.job.task),
+        episode=end.job.episode,
+        seed=protocol.seed,
+        success=outcome.success if outcome else None,
+        error=end.error,
+        steps=outcome.steps if outcome else 0,
+        queries=outcome.queries if outcome else 0,
+        attempts=end.attempts,
+        protocol=protocol.title,
+        protocol_hash=protocol.hash,
+        policy=arm.identity,
+        perturbation=arm.variant.identity,
+        step=arm.step,
+        versions=arm.versions,
+        gl=arm.gl if end.gpu is None else f"{arm.gl}:{end.gpu}",
+        wall_s=round(outcome.wall_s, 4) if outcome else 0.0,
+        seconds={name: round(value, 4) for name, value in outcome.seconds.items()} if outcome else {},
+        latencies_ms=[round(1000 * value, 2) for value in outcome.latencies_s] if outcome else [],
+        final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
+    )

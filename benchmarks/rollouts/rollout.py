@@ -1,0 +1,206 @@
+"""The simulator's side of an evaluation: one episode, and the worker process that runs one episode after another.
+
+A worker owns one env, built inside it (never forked: a forked GL context hangs), and knows nothing of the policy: it
+sends an observation up a pipe and gets actions back. Nothing survives from one episode to the next but the built scene.
+Its output goes to a log file, whose last line explains a crash that Python could not report, such as one inside GL.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.perturb.perturb import CLEAN, Variant, perturb, scene_change
+from benchmarks.results.protocols import Protocol
+from benchmarks.rollouts import video
+from la4vla.sim import render
+from la4vla.sim.env import Env
+from la4vla.types import Embodiment, Observation, UserError
+
+VIDEO_STRIDE = 4  # env steps between two frames of a video
+
+Ask = Callable[[Observation, int], np.ndarray]
+"""(observation, number of the query in this episode) -> raw actions [k, A]."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What the runner must know of a simulator; functions live at module level, so that a spawned worker finds them.
+
+    prepare: in the parent, before any worker starts; returns the GL backend's name, raises UserError where none works.
+    make_env: in the worker, (protocol, views) -> Env. expert: the scripted policy's raw action [A] at the env's present
+    state. packages: distributions whose versions are written into every row.
+    """
+
+    name: str
+    prepare: Callable[[], str]
+    make_env: Callable[[Protocol, tuple[str, ...]], Env]
+    expert: Callable[[Env], np.ndarray]
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to run. video: file to record it to; empty: none. variant: what its pictures go through."""
+
+    task: str
+    episode: int
+    video: str = ""
+    variant: Variant = CLEAN
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first message."""
+
+    embodiment: Embodiment
+
+
+@dataclass(frozen=True)
+class Query:
+    observation: Observation
+    number: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """seconds: reset, physics, render (perturbing included), policy; what is missing to wall_s is the rest.
+
+    latencies_s: of every query, from the question to its actions, waiting for other episodes' batches included.
+    final_state: raw, [S].
+    """
+
+    success: bool
+    steps: int
+    queries: int
+    wall_s: float
+    seconds: dict[str, float]
+    latencies_s: tuple[float, ...]
+    final_state: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A UserError inside a worker, on its way to the user."""
+
+    sentence: str
+
+
+@dataclass
+class Clock:
+    """Seconds by activity; last: of the activity that ended last."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("reset", "physics", "render", "policy"), 0.0)
+    )
+
+    last: float = 0.0
+
+    @contextmanager
+    def __call__(self, activity: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.last = time.perf_counter() - start
+        self.seconds[activity] += self.last
+
+
+def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
+    """Runs one episode: the first `replan_every` actions of a chunk are executed, then the policy is asked again.
+
+    Pictures are rendered when the policy is asked (and for a video, which shows what the policy sees). A success ends
+    the episode at its step. What is left of a chunk at the end of an episode is gone: no action outlives its episode.
+    """
+
+    def shown(observation: Observation) -> Observation:
+        return perturb(observation, job.variant, protocol.seed, protocol.suite, job.task, job.episode, steps)
+
+    clock, start = Clock(), time.perf_counter()
+    latencies: list[float] = []
+    frames: list[np.ndarray] = []
+    with clock("reset"):
+        change = scene_change(job.variant, protocol.seed)
+        changes = () if change is None else (change,)
+        observation = env.reset(job.task, job.episode, *changes)
+    wait = np.asarray(protocol.wait_action or [0.0] * len(env.embodiment.action.names), np.float32)
+    for _ in range(protocol.wait_steps):
+        env.step(wait)
+    horizon = protocol.horizon_of(job.task)
+    success, ended, steps, queries, state = False, False, 0, 0, observation.state
+    while not ended:
+        if steps or protocol.wait_steps:
+            with clock("render"):
+                observation = env.observe()
+        with clock("render"):
+            observation = shown(observation)
+        with clock("policy"):
+            chunk = ask(observation, queries)
+        latencies.append(clock.last)
+        queries += 1
+        for action in chunk[: protocol.replan_every]:
+            if job.video and steps % VIDEO_STRIDE == 0:
+                frames.append(shown(env.observe()).views[protocol.views[0]])
+            with clock("physics"):
+                result = env.step(action)
+            steps += 1
+            success, state = result.success, result.state
+            ended = success or result.truncated or steps >= horizon
+            if ended:
+                break
+    if job.video:
+        frames.append(shown(env.observe()).views[protocol.views[0]])
+        video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
+    final = tuple(float(value) for value in state)
+    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
+
+
+def work(
+    connection: Connection,
+    suite: Suite,
+    protocol: Protocol,
+    views: tuple[str, ...],
+    expert: bool,
+    gpu: int | None,
+    log: str,
+) -> None:
+    """A worker process: says Ready, then answers each Job with Queries and one Outcome, until it is sent None.
+
+    gpu: EGL's number of the one to draw on, None for what the driver takes."""
+    _redirect_output(log)
+    if gpu is not None:
+        render.use_gpu(gpu)
+    torch.set_num_threads(1)
+    try:
+        env = suite.make_env(protocol, views)
+        connection.send(Ready(env.embodiment))
+
+        def ask_parent(observation: Observation, number: int) -> np.ndarray:
+            connection.send(Query(observation, number))
+            return connection.recv()
+
+        def ask_expert(observation: Observation, number: int) -> np.ndarray:
+            return suite.expert(env)[None]
+
+        while (job := connection.recv()) is not None:
+            connection.send(roll_out(env, job, protocol, ask_expert if expert else ask_parent))
+        env.close()
+    except UserError as error:
+        connection.send(Refusal(str(error)))
+    except EOFError:
+        return  # the parent is gone; nobody is left to report to
+
+
+def _redirect_output(log: str) -> None:
+    """Sends this process's stdout and stderr, C libraries' included, to a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    faulthandler.enable()

@@ -1,0 +1,1 @@
+"""Checkpoints x protocols x perturbations as jobs, run here or on SLURM, and their tables."""

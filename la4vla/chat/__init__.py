@@ -1,0 +1,1 @@
+"""A vision-language model behind an OpenAI-compatible endpoint: requests, retries, and a cache of paid answers."""

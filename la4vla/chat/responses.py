@@ -1,0 +1,97 @@
+"""Responses: every answer that was paid for, one file a request, so that no request is paid for twice.
+
+A file is named by a digest of all that the answer depends on. It outlives the ledgers: the sum over the folder is what
+the dataset has cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from la4vla.files import write_atomic
+from la4vla.types import UserError
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model wrote, and the tokens that the endpoint counted (0 if it counts none)."""
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+
+
+def request_name(request: Mapping[str, Any]) -> str:
+    """Equal requests, equal name. request: JSON-able, pictures included."""
+    text = json.dumps(request, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def text_of(content: Any) -> str | None:
+    """The text of a message's content, which is a text or a list of parts; of parts that are no text, thoughts for one,
+    nothing is taken. None for what is neither."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(text for part in parts if isinstance(text := part.get("text"), str))
+    return content if isinstance(content, str) else None
+
+
+class Responses:
+    """A folder of replies. May be used from several threads at once.
+
+    `forget` drops the text of replies that led nowhere, so that they are asked for again; what they cost stays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Reply | None:
+        """Raises UserError for a damaged file."""
+        row = self._read(name)
+        text = text_of(row["text"]) if row else None  # before, lists of parts were kept as they came
+        return Reply(text, row["tokens_in"], row["tokens_out"]) if row and text is not None else None
+
+    def put(self, name: str, reply: Reply) -> None:
+        """Keeps a reply that was just paid for; it survives a kill of the process from here on."""
+        with self._lock:
+            row = self._read(name) or {"calls": 0, "paid_in": 0, "paid_out": 0}
+            row |= {"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+            row["calls"] += 1
+            row["paid_in"] += reply.tokens_in
+            row["paid_out"] += reply.tokens_out
+            self._write(name, row)
+
+    def forget(self, names: Iterable[str]) -> None:
+        with self._lock:
+            for name in names:
+                row = self._read(name)
+                assert row is not None, name
+                self._write(name, row | {"text": None})
+
+    def paid(self) -> tuple[int, int, int]:
+        """Answers, input tokens and output tokens paid for in this folder since it exists."""
+        rows = [row for path in self._folder.glob("*/*.json") if (row := self._read(path.stem)) is not None]
+        calls, paid_in, paid_out = (sum(row[name] for row in rows) for name in ("calls", "paid_in", "paid_out"))
+        return calls, paid_in, paid_out
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name[:2] / f"{name}.json"
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._path(name)
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{path}: not a reply ({error}); delete it, it will be asked for again.") from error
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        write_atomic(self._path(name), json.dumps(row, indent=1).encode())

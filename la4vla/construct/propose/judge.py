@@ -1,0 +1,165 @@
+"""The judge: an automatic score 0 .. 3 for every proposal on the annotators' scale, and why (FACTS 1.3.2, 1.3.5).
+
+Each finding is a sentence with the highest score it allows; the score is the lowest of them, and 3 if there is none.
+
+    0   the sentence cannot be used (lint), or the motion is the opposite of the label
+    1   direction, kind of motion or object status do not fit what was measured
+    2   acceptable: it fits loosely (crooked path, a boundary where nothing changes), or cannot be seen in states
+
+It sees states and commands only, so it catches what is physically wrong; what an object is doing is for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from la4vla.config import ConstructConfig, JudgeConfig, ProposeConfig
+from la4vla.construct.episodes import Episode
+from la4vla.construct.propose.candidates import Candidate, Proposal
+from la4vla.construct.propose.track import Track, track_of, turn_of
+from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
+from la4vla.types import TRANSLATION, UserError
+
+VERSION = 6
+"""Counts changes of what the same proposals and settings are scored."""
+
+Finding = tuple[float, str]
+"""The highest score it allows, and why."""
+
+_VERTICAL = {"lift": 1.0, "lower": -1.0, "press": -1.0}
+"""Primitive -> the sign of its motion along up."""
+_CONTACT = ("push", "pull", "press")
+_ROTATIONS = ("wrist_rotate", "reorient", "rotate_free", "reorient_free")
+_GRIPPER = {"grasp": -1.0, "place": 1.0}
+"""Primitive -> the sign of the change of its gripper's opening."""
+
+
+def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConfig) -> list[Candidate]:
+    """The proposals of an episode with their scores, and their displacements as measured.
+
+    proposals: of spans.validate. config: `judge`, and of `propose` what counts as a motion and as a turn.
+    """
+    specs = (episode.embodiment.state, episode.embodiment.action)
+    seen = len(specs[0].dims(*TRANSLATION)) == 3
+    track = track_of(episode.state, episode.action, episode.robot) if seen else None
+    gripper = all(spec.dims("gripper") for spec in specs)
+    judged = []
+    for proposal in proposals:
+        item = proposal
+        findings = [(0.0, f"{fault}.") for fault in lint(item.instruction)] + list(_label(item))
+        if track is None:
+            findings.append((2.0, "The state has no position: the motion is not checked."))
+        else:
+            moved_3 = track.moved(item.start, item.end)
+            item = replace(item, displacement=(float(moved_3[0]), float(moved_3[1]), float(moved_3[2])))
+            if not any(score == 0.0 for score, _ in findings):
+                findings += _motion(item, track, moved_3, config.propose)
+                findings += _fit(item, track, moved_3, config.judge)
+                findings += _gripper(item, track, config.judge) if gripper else ()
+        score = min((score for score, _ in findings), default=3.0)
+        judged.append(Candidate(**asdict(item), score=score, reasons=tuple(reason for _, reason in findings)))
+    return judged
+
+
+def _label(proposal: Proposal) -> Iterator[Finding]:
+    try:
+        name = canonical(proposal.primitive, proposal.status)
+    except UserError as error:
+        yield 0.0, str(error)
+        return
+    if name == "wait":
+        yield 0.0, "A wait teaches no action."
+    if PRIMITIVES[name].status not in ("", proposal.status):
+        yield 1.0, f"`{name}` ends {PRIMITIVES[name].status}, not {proposal.status}."
+
+
+def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: ProposeConfig) -> Iterator[Finding]:
+    """Whether the label and the direction words are what the hand did. moved_3: (forward, left, up), m."""
+    name, distance = proposal.primitive, float(np.linalg.norm(moved_3))
+    for problem in contradictions(proposal.instruction, moved_3):
+        yield 1.0, f"{problem}."
+    if name in _ROTATIONS:
+        if track.turn_T is None:
+            yield 2.0, "The state has no orientation: the turn is not checked."
+            return
+        turned, sense = turn_of(track, proposal.start, proposal.end)
+        said = {word == "clockwise" for word in words_of(proposal.instruction) if word.endswith("clockwise")}
+        if sense and said - {sense == "clockwise"}:
+            yield 1.0, f"Seen from above it turned {sense}."
+        if turned < config.min_turn or turned * config.turn_arm < distance:
+            yield 1.0, f"`{name}`, but it turned {np.degrees(turned):.0f} degrees and moved {distance * 100:.1f} cm."
+        return
+    if name in _GRIPPER:
+        return
+    if name in _CONTACT:
+        if track.contact_T is None:
+            yield 2.0, f"Contact cannot be seen in states: `{name}` is for people to confirm."
+        elif not track.contact_T[proposal.start : track.seen(proposal.end) + 1].any():
+            yield 1.0, f"`{name}`, but nothing was touched."
+    if distance < config.min_move:
+        yield 1.0, f"`{name}`, but it moved only {distance * 100:.1f} cm."
+        return
+    sign = _VERTICAL.get(name, 0.0)
+    vertical = int(np.abs(moved_3).argmax()) == 2
+    if sign * moved_3[2] < 0:
+        yield 0.0, f"`{name}`, but it went {'down' if sign > 0 else 'up'} by {abs(moved_3[2]) * 100:.1f} cm."
+    elif sign and not vertical:
+        yield 1.0, f"`{name}`, but most of the motion is horizontal."
+    if name == "transport" and vertical:
+        yield 1.0, "`transport`, but most of the motion is vertical."
+
+
+def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[Finding]:
+    """Whether the gripper did what the label says and rests as the status says."""
+    name, frame = proposal.primitive, track.frame
+    first, last = proposal.start, track.seen(proposal.end)
+    inside_T = track.open_T[first : last + 1]
+    if name in _GRIPPER:
+        change_T = _GRIPPER[name] * (inside_T - inside_T[0])
+        if change_T.max() < config.min_gripper_change:
+            yield 0.0, f"`{name}`, but the gripper does not {'close' if name == 'grasp' else 'open'}."
+        later = min(last + config.edge_frames, len(track) - 1)
+        if _GRIPPER[name] * (track.open_T[later] - track.open_T[last]) > config.min_gripper_change:
+            yield 2.0, f"The gripper is still on its way at the end, frame {proposal.end}."
+        inside_T = inside_T[-1:]
+    rest, closed = float(np.median(inside_T)), frame.closed_on_nothing + frame.hold_margin
+    commanded_T = track.command_T[first : proposal.end] < 0.5
+    if proposal.status == "HOLDING" and rest >= frame.open_from:
+        yield 1.0, "HOLDING, but the gripper is open."
+    if proposal.status == "HOLDING" and rest <= closed:
+        yield 1.0, "HOLDING, but the gripper is closed on nothing."
+    if proposal.status == "EMPTY" and ((closed < inside_T) & (inside_T < frame.open_from)).all() and commanded_T.all():
+        yield 1.0, "EMPTY, but the closing gripper rests on something."
+
+
+def _fit(proposal: Proposal, track: Track, moved_3: np.ndarray, config: JudgeConfig) -> Iterator[Finding]:
+    """How tightly words and boundaries fit; nothing here makes a clip unacceptable."""
+    first, last = track.seen(proposal.start), track.seen(proposal.end)
+    distance = float(np.linalg.norm(moved_3))
+    if proposal.primitive not in _ROTATIONS and proposal.primitive not in _GRIPPER and distance > 0:
+        named_3 = named_direction(proposal.instruction)
+        if not named_3.any():
+            yield 2.0, "No direction is named."
+        elif named_3 @ moved_3 < config.direction_cosine * distance * np.linalg.norm(named_3):
+            yield 2.0, "The direction named is only a part of the motion."
+        length = float(np.linalg.norm(np.diff(track.path_T3[first : last + 1], axis=0), axis=1).sum())
+        if distance < config.straightness * length:
+            yield 2.0, f"The path is crooked, {length / distance:.1f} times the straight line: perhaps two actions."
+    for frame in (proposal.start, proposal.end):
+        if not _changes(track, track.seen(frame), config):
+            yield 2.0, f"Nothing changes at frame {frame}: the action goes on there."
+
+
+def _changes(track: Track, frame: int, config: JudgeConfig) -> bool:
+    """Whether hand or gripper move differently before and after a frame. Where the episode ends they do."""
+    before, after = frame - config.edge_frames, frame + config.edge_frames
+    if before < 0 or after >= len(track):
+        return True
+    steps_23 = np.diff(track.path_T3[[before, frame, after]], axis=0)
+    largest = np.linalg.norm(steps_23, axis=1).max()
+    gripper_2 = np.diff(track.open_T[[before, frame, after]])
+    bends = float(np.linalg.norm(steps_23[1] - steps_23[0])) >= config.edge_change * largest
+    return bends or abs(float(gripper_2[1] - gripper_2[0])) >= config.min_gripper_change

@@ -1,0 +1,316 @@
+"""The kinematic labeller: cuts an episode into atomic actions and names each, from states and commands alone.
+
+It claims only what motion and gripper can tell. A closed gripper counts as HOLDING only where it came to rest on
+something (RobotFrame.closed_on_nothing). `push`, `pull` and `press` are claimed where the state has a `contact`
+dimension (above 0.5: something is touched); elsewhere they come out as `move`.
+
+Cuts: where the commands jump; where a gripper motion begins, and a grasp or release ends; where the path bends by
+more than `bend_angle`, turning included; where a held object is lost or contact changes; at static keyframes if the
+commands never jump (an arm that is sent from target to target rests because it has arrived). Then segments shorter than
+`min_clip_frames` join a neighbour, cuts snap to frames that have a picture, and each segment is labelled by its
+measured displacement as the robot sees it. Segments that neither move, turn nor grasp are waits and are left out.
+Bends, displacements and turns are shifted by the arm's lag behind its commands, so that words fit commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from la4vla.config import ProposeConfig
+from la4vla.construct.episodes import Episode
+from la4vla.construct.ledger import digest
+from la4vla.construct.propose.candidates import Proposal, Proposed
+from la4vla.construct.propose.keyframes import Keyframe
+from la4vla.construct.propose.track import LEAD_FRAMES, Track, bends, command_jumps, track_of, turn_of
+from la4vla.construct.robots.robot import Robot
+from la4vla.construct.vocabulary import ObjectStatus, phrase, way
+from la4vla.rng import RngUse, generator
+
+VERSION = 9
+"""Counts changes of what the same episodes and settings are cut and labelled into."""
+
+_REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest
+_REST_FRAMES = 10  # frames over which the resting opening is taken
+_TEXT_OPENING = 0.25  # change of opening (1 = from closed to open) that an instruction mentions
+
+
+@dataclass(frozen=True)
+class _Segment:
+    start: int
+    end: int
+    kind: Literal["", "grasp", "place"] = ""
+
+    @property
+    def frames(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Kinematic:
+    """The labeller as a Proposer. seed: of the choice among phrasings."""
+
+    config: ProposeConfig
+    seed: int
+    name: str = "kinematic"
+
+    @property
+    def version(self) -> str:
+        return digest(self.name, VERSION, asdict(self.config), self.seed)
+
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+        draws = generator(self.seed, RngUse.WORDING, episode.key)
+        stride = episode.frame_stride
+        return Proposed(
+            tuple(propose(episode.state, episode.action, episode.robot, keyframes, self.config, stride, draws))
+        )
+
+
+def propose(
+    state_TS: np.ndarray,
+    action_TA: np.ndarray,
+    robot: Robot,
+    keyframes: Sequence[Keyframe],
+    config: ProposeConfig,
+    stride: int,
+    generator: np.random.Generator,
+) -> list[Proposal]:
+    """Labelled segments in the order of time; they do not overlap and starts are multiples of `stride`.
+
+    state_TS, action_TA: units of the embodiment. keyframes: of detect(). generator: chooses among phrasings only.
+    Raises UserError for an embodiment without a position in its state.
+    """
+    track = track_of(state_TS, action_TA, robot)
+    gripper = [item for item in keyframes if item.kind != "static"]
+    jumps = [] if track.steer_T3 is None else command_jumps(track.steer_T3, config.command_jump)
+    phases, holding_T, edges = _gripper_phases(track, gripper, jumps, config)
+    changes = [holding_T] if track.contact_T is None else [holding_T, track.contact_T]
+    edges += [int(t) + 1 for flag_T in changes for t in np.flatnonzero(np.diff(flag_T.astype(np.int8)))]
+    hints = [item.frame - track.lag for item in keyframes if item.kind == "static" and not jumps]
+    cut = _cut(track, phases, [*jumps, *edges], hints, config)
+    segments = _snap(_join_short(cut, track, config.min_clip_frames), stride, config.min_clip_frames)
+    proposals = [_label(segment, track, holding_T, config, generator) for segment in segments]
+    return [item for item in proposals if item is not None and item.end - item.start >= config.min_clip_frames]
+
+
+def _gripper_phases(
+    track: Track, events: Sequence[Keyframe], jumps: Sequence[int], config: ProposeConfig
+) -> tuple[list[_Segment], np.ndarray, list[int]]:
+    """The grasps and releases among the gripper events, whether something is held, bool [T], and all events' starts.
+
+    A closing that ends at rest on nothing and an opening of an empty gripper are no phases of their own. A phase has
+    min_clip_frames, if nothing happens to the gripper meanwhile: one that closes at once is seen in one frame.
+    """
+    frames = len(track)
+    holding_T = np.zeros(frames, bool)
+    holding_T[:] = _rests_on_something(track, 0, events[0].frame if events else frames)
+    phases: list[_Segment] = []
+    starts: list[int] = []
+    earliest = 0
+    for number, event in enumerate(events):
+        until = events[number + 1].frame if number + 1 < len(events) else frames
+        start, end = _event_span(track, event, earliest, until)
+        held_before = bool(holding_T[start])
+        held_after = event.kind == "gripper_close" and _rests_on_something(track, end, until)
+        lost = _lost(track, end, until) if held_after else until
+        starts.append(start)
+        if held_before != held_after:
+            end = max(_last_of(track, start, end, lost, jumps, config), min(start + config.min_clip_frames, lost))
+            phases.append(_Segment(start, end, "grasp" if held_after else "place"))
+        holding_T[end:] = held_after
+        holding_T[lost:until] = False
+        earliest = end
+    return [item for item in phases if item.frames > 0], holding_T, starts
+
+
+def _last_of(track: Track, start: int, end: int, until: int, jumps: Sequence[int], config: ProposeConfig) -> int:
+    """Where a grasp or release [start, end) is over: the hand goes elsewhere, or else the gripper is at rest.
+
+    Commands that jump say when the hand goes, and waiting for the fingers until then belongs to the grasp. Without
+    them it goes from its slowest moment on, if it has gone far before the gripper is at rest.
+    """
+    sooner = [jump for jump in jumps if start + config.min_clip_frames <= jump <= end]
+    if sooner:
+        return sooner[0]
+    leaves = _slowest(track, start + config.min_clip_frames, end)
+    if not jumps and float(np.linalg.norm(track.moved(leaves, end))) > config.min_move:
+        return leaves
+    later = next((jump for jump in jumps if end < jump <= until), end)
+    return later if float(np.linalg.norm(track.moved(end, later))) < config.slight_move else end
+
+
+def _slowest(track: Track, start: int, end: int) -> int:
+    """The frame of [start, end] at whose command the hand moves least; end if there is none."""
+    path_N3 = track.path_T3[track.seen(start) : track.seen(end) + 1]
+    return start + int(np.linalg.norm(np.diff(path_N3, axis=0), axis=1).argmin()) if len(path_N3) > 1 else end
+
+
+def _event_span(track: Track, event: Keyframe, earliest: int, until: int) -> tuple[int, int]:
+    """[start, end) of a gripper motion: from its command, or else its first movement, until it comes to rest."""
+    sign = 1.0 if event.kind == "gripper_open" else -1.0
+    speed_T = sign * np.diff(track.open_T, append=track.open_T[-1])
+    near = slice(max(event.frame - LEAD_FRAMES, earliest), min(event.frame + LEAD_FRAMES, until))
+    rest = _REST_SPEED * max(float(speed_T[near].max(initial=0.0)), 1e-6)
+    end = event.frame
+    while end < until and speed_T[end] > rest:
+        end += 1
+    start = event.frame
+    while start > earliest and speed_T[start - 1] > rest:
+        start -= 1
+    commanded_T = track.command_T > 0.5 if event.kind == "gripper_open" else track.command_T < 0.5
+    first_possible = max(start - LEAD_FRAMES, earliest)
+    while start > first_possible and commanded_T[start - 1]:
+        start -= 1
+    return start, end
+
+
+def _rests_on_something(track: Track, start: int, until: int) -> bool:
+    """Whether a closing command comes to rest on something at `start`."""
+    rest = slice(start, max(min(start + _REST_FRAMES, until), start + 1))
+    if start >= len(track):
+        return False
+    level, frame = float(np.median(track.open_T[rest])), track.frame
+    closing = float(np.median(track.command_T[rest])) < 0.5
+    return closing and frame.closed_on_nothing + frame.hold_margin < level < frame.open_from
+
+
+def _lost(track: Track, start: int, until: int) -> int:
+    """First frame from which on a held object is gone because the gripper has closed fully, or `until`."""
+    empty_T = track.open_T[start:until] <= track.frame.closed_on_nothing + track.frame.hold_margin
+    held = np.flatnonzero(~empty_T)
+    last = start + int(held[-1]) + 1 if len(held) else start
+    return last if until - last >= _REST_FRAMES // 2 else until
+
+
+def _cut(
+    track: Track, phases: Sequence[_Segment], cuts: Sequence[int], hints: Sequence[int], config: ProposeConfig
+) -> list[_Segment]:
+    """All of the episode in segments. cuts: always. hints: moments of rest, cut as bends are."""
+    segments: list[_Segment] = []
+    position = 0
+    path_T6 = np.hstack([track.path_T3, config.turn_arm * track.spin_T3])
+    for phase in [*phases, _Segment(len(track), len(track))]:
+        hard = sorted({position, *(cut for cut in cuts if position < cut < phase.start), phase.start})
+        for first, last in pairwise(hard):
+            path_N6 = path_T6[track.seen(first) : track.seen(last)]
+            inside = [bend + first for bend in bends(path_N6, config.bend_tolerance, config.bend_angle)]
+            inside += [hint for hint in hints if first < hint < last]
+            edges = sorted({first, *inside, last})
+            segments += [_Segment(one, two) for one, two in pairwise(edges)]
+        if phase.frames:
+            segments.append(phase)
+        position = phase.end
+    return segments
+
+
+def _join_short(segments: list[_Segment], track: Track, min_frames: int) -> list[_Segment]:
+    """Shortest first, segments below `min_frames` join the neighbour whose motion is most like theirs.
+
+    A grasp or release takes up a neighbour but is itself never taken up by a motion.
+    """
+    segments = list(segments)
+    while len(segments) > 1:
+        plain = [i for i, item in enumerate(segments) if not item.kind]
+        if not plain:
+            break
+        short = min(plain, key=lambda i: segments[i].frames)
+        if segments[short].frames >= min_frames:
+            break
+        beside = [i for i in (short - 1, short + 1) if 0 <= i < len(segments)]
+        target = max(beside, key=lambda i: (not segments[i].kind, _likeness(segments[i], segments[short], track)))
+        first, last = sorted((short, target))
+        joined = _Segment(segments[first].start, segments[last].end, segments[target].kind)
+        segments[first : last + 1] = [joined]
+    return segments
+
+
+def _likeness(one: _Segment, other: _Segment, track: Track) -> float:
+    """Cosine of two displacements."""
+    a, b = track.moved(one.start, one.end), track.moved(other.start, other.end)
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+
+def _snap(segments: Sequence[_Segment], stride: int, min_frames: int) -> list[_Segment]:
+    """Cuts moved to the nearest multiple of `stride`, or the next where a segment would fall below `min_frames` by it.
+
+    The end of the episode stays.
+    """
+    if not segments:
+        return []
+    final = segments[-1].end
+    edges = [0]
+    for item in segments:
+        end = max(round(item.end / stride) * stride, edges[-1])
+        if end - edges[-1] < min_frames <= item.frames:
+            end += stride
+        edges.append(min(end, final))
+    edges[-1] = final
+    snapped = [replace(item, start=one, end=two) for item, (one, two) in zip(segments, pairwise(edges), strict=True)]
+    return [item for item in snapped if item.frames > 0]
+
+
+def _label(
+    segment: _Segment, track: Track, holding_T: np.ndarray, config: ProposeConfig, generator: np.random.Generator
+) -> Proposal | None:
+    """The proposal for one segment, or None for a wait. Draws twice from the generator, whatever comes out."""
+    draw, grip_draw = generator.random(2)
+    moved_3 = track.moved(segment.start, segment.end)
+    distance = float(np.linalg.norm(moved_3))
+    holding = bool(np.median(holding_T[segment.start : segment.end]))
+    fields = {"way": way(moved_3, config.second_axis, config.slight_move)}
+    turned, fields["turn"] = turn_of(track, segment.start, segment.end)
+    fields["grip"], fields["acting"] = _grip_words(track, segment, grip_draw)
+    moves = distance >= config.min_move
+    if segment.kind:
+        primitive = segment.kind
+        instruction = phrase(f"{primitive}_moving" if moves else primitive, draw, **fields)
+        holding = primitive == "grasp"
+    elif turned > config.min_turn and turned * config.turn_arm > distance:
+        about_up = fields["turn"] != ""
+        primitive = {
+            (True, True): "wrist_rotate",
+            (True, False): "reorient",
+            (False, True): "rotate_free",
+            (False, False): "reorient_free",
+        }[holding, about_up]
+        instruction = phrase(primitive, draw, **fields)
+    elif moves and holding:
+        vertical = int(np.abs(moved_3).argmax()) == 2
+        primitive = ("lift" if moved_3[2] > 0 else "lower") if vertical else "transport"
+        instruction = phrase(primitive, draw, **fields)
+    elif moves and track.contact_T is not None and np.median(track.contact_T[segment.start : segment.end]):
+        primitive = _contact_name(moved_3)
+        instruction = phrase(primitive, draw, **fields)
+    elif moves:
+        primitive = "move"
+        instruction = phrase("move_acting" if fields["acting"] else primitive, draw, **fields)
+    else:
+        return None
+    status: ObjectStatus = "HOLDING" if holding else "EMPTY"
+    displacement = (float(moved_3[0]), float(moved_3[1]), float(moved_3[2]))
+    return Proposal(segment.start, segment.end, primitive, status, instruction, displacement)
+
+
+def _contact_name(moved_3: np.ndarray) -> str:
+    """Table 8 by the largest of (forward, left, up): downward presses, towards the base pulls, all else pushes."""
+    axis = int(np.abs(moved_3).argmax())
+    if moved_3[axis] < 0 and axis != 1:
+        return "pull" if axis == 0 else "press"
+    return "push"
+
+
+def _grip_words(track: Track, segment: _Segment, draw: float) -> tuple[str, str]:
+    """An adjective for the gripper where it does not change, else what it does meanwhile."""
+    last = min(segment.end, len(track) - 1)
+    first_open, last_open = float(track.open_T[segment.start]), float(track.open_T[last])
+    if abs(last_open - first_open) > _TEXT_OPENING:
+        return "", "closing" if last_open < first_open else "opening"
+    if min(first_open, last_open) >= track.frame.open_from:
+        return ("open " if draw < 0.5 else "empty "), ""
+    if max(first_open, last_open) <= track.frame.closed_on_nothing + track.frame.hold_margin:
+        return "closed ", ""
+    return "", ""

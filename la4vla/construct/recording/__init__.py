@@ -1,0 +1,1 @@
+"""Demonstrations recorded with the simulators' scripted experts, and the store that holds them."""

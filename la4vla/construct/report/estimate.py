@@ -1,0 +1,108 @@
+"""Estimate: what the VLM proposer would cost, before anything is sent (`propose --dry-run`).
+
+Tokens of pictures are counted as Qwen3-VL does (FACTS 1.3.4): patches of 32 pixels, and two frames of a video as one.
+Text is taken at 4 characters a token, answers at the paper's mean. Retries are not foreseen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import simplejpeg
+
+from la4vla.config import ConstructConfig, VlmConfig
+from la4vla.construct import steps
+from la4vla.construct.episodes import Source
+from la4vla.construct.ledger import Ledger, Row
+from la4vla.construct.propose import prompt
+from la4vla.construct.propose.keyframes import Keyframe, prompt_lines
+from la4vla.construct.propose.vlm import CACHE, version
+from la4vla.types import UserError
+
+PAPER_OUTPUT_TOKENS = 354  # an episode, mean of the paper's 9,560 (FACTS 1.3.4)
+_PATCH = 32  # pixels a side of what becomes one token (FACTS 1.3.4)
+_CHARACTERS = 4  # a token of English text
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of all episodes that are still to be asked about. frames: shown, of all views together."""
+
+    episodes: int
+    done: int
+    frames: int
+    tokens_in: int
+
+    @property
+    def tokens_out(self) -> int:
+        return self.episodes * PAPER_OUTPUT_TOKENS
+
+    def text(self, config: VlmConfig) -> str:
+        """A table for people."""
+        each = max(self.episodes, 1)
+        lines = [
+            f"episodes       {self.episodes} to ask {config.model} about, {self.done} done",
+            f"frames shown   {self.frames / each:.1f} an episode, all views, as {config.frames_as}",
+            f"input tokens   {self.tokens_in / each / 1e3:.3f} K an episode, {self.tokens_in / 1e6:.2f} M in all",
+            f"output tokens  {self.tokens_out / each / 1e3:.3f} K an episode, {self.tokens_out / 1e6:.2f} M in all",
+        ]
+        if config.input_price or config.output_price:
+            price = (self.tokens_in * config.input_price + self.tokens_out * config.output_price) / 1e6
+            lines.append(
+                f"price          {price:.2f}, at {config.input_price:g} in and {config.output_price:g} out a M"
+            )
+        else:
+            lines.append("price          unknown; set vlm.input_price and vlm.output_price, of a million tokens")
+        lines.append(f"cached         what {CACHE} has been answered before costs nothing, and is not deducted here")
+        hours = self.episodes / config.requests_per_minute / 60
+        pace = f"{config.requests_per_minute} requests a minute and {config.concurrency} at once"
+        lines.append(f"time           {hours:.2f} h or more, at {pace}")
+        return "\n".join(lines)
+
+
+def input_tokens(text: str, shown: int, sizes: Sequence[tuple[int, int]], config: VlmConfig) -> int:
+    """Of one request. text: all that is said. shown: frames of each view. sizes: height and width of each view's own
+    pictures, pixels."""
+    images = math.ceil(shown / 2) if config.frames_as == "video" else shown
+    tokens = len(text) / _CHARACTERS
+    for size in sizes:
+        height, width = prompt.fitted(*size, config)
+        tokens += images * max(round(height / _PATCH), 1) * max(round(width / _PATCH), 1)
+    return round(tokens)
+
+
+def estimate(config: ConstructConfig, source: Source, found: Ledger) -> Estimate:
+    """What is left to ask. found: of steps.detect_keyframes. Raises UserError."""
+    if config.proposer != "vlm":
+        raise UserError(f"--dry-run tells what proposer=vlm would cost; proposer={config.proposer} costs nothing.")
+    wanted = steps.wanted_candidates(config, source, found, version(config))
+    there = Ledger(Path(config.out_dir) / steps.CANDIDATES)
+    left = [key for key, of in wanted.items() if there.get(key, of) is None]
+    if not left:
+        return Estimate(0, len(wanted), 0, 0)
+    like = source.read(left[0])
+    prompt.check_views(like)
+    sizes = [_size(like.frames(view, [0])[0]) for view in like.views]
+    about = {row["key"]: row for row in Ledger(Path(config.out_dir) / steps.READ)}
+    hints = {row["key"]: row["keyframes"] for row in found}
+    frames = tokens = 0
+    for key in left:
+        row = about[key]
+        shown = len(prompt.shown_frames(row["frames"], row["fps"], like.frame_stride, config.vlm.fps))
+        frames += shown * len(sizes)
+        tokens += input_tokens(_text(row, like.views, hints[key]), shown, sizes, config.vlm)
+    return Estimate(len(left), len(wanted) - len(left), frames, tokens)
+
+
+def _size(jpeg: bytes) -> tuple[int, int]:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    return int(height), int(width)
+
+
+def _text(row: Row, views: Sequence[str], hints: Sequence[Any]) -> str:
+    lines = prompt_lines([Keyframe(frame, kind) for frame, kind in hints], row["fps"])
+    return prompt.system_text() + prompt.episode_text(row["instruction"], row["frames"] / row["fps"], views, lines)

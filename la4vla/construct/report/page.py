@@ -1,0 +1,112 @@
+"""`la4vla construct report CONFIG`: one HTML page and one JSON of what became of a dataset, from its ledgers.
+
+report.json holds every number of report.html (statistics.py); the page adds example clips as strips. Both depend on
+ledgers, reviews and episodes only: the same ones give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from la4vla.chat.responses import Responses
+from la4vla.config import ConstructConfig
+from la4vla.construct import steps
+from la4vla.construct.episodes import Episode, Source
+from la4vla.construct.ledger import Ledger, Row
+from la4vla.construct.propose.candidates import candidate_key
+from la4vla.construct.propose.vlm import CACHE
+from la4vla.construct.report.statistics import Rows, statistics
+from la4vla.construct.scores import REVIEWS, read_scores
+from la4vla.page import page
+from la4vla.page.strips import Example, Plot, plot, strip
+from la4vla.rng import RngUse, generator
+from la4vla.types import TRANSLATION, UserError
+
+TEMPLATES = Path(__file__).parent / "templates"
+REPORT, NUMBERS = "report.html", "report.json"
+EXAMPLES = 2  # a primitive
+LISTED = 100  # tasks and episodes on the page; report.json has all
+
+
+def write(config: ConstructConfig, source: Source) -> Path:
+    """Writes out_dir/report.html and report.json from what the steps have made so far; returns the page's path.
+
+    Raises UserError if no episode was read yet, the scores are of another dataset, or an example's pictures can no
+    longer be read.
+    """
+    out = Path(config.out_dir)
+    names = (steps.READ, steps.KEYFRAMES, steps.CANDIDATES, steps.KEPT)
+    rows = Rows.of({name: steps.rows(Ledger(out / name), source) for name in names})
+    if not rows.episodes:
+        raise UserError(f"{out}: no episode without faults has been read; run `la4vla construct read` first.")
+    scores = steps.reviewed(config, rows.proposed())
+    outdated = len(read_scores(out / REVIEWS)) - len(scores)
+    numbers = {
+        "dataset": out.resolve().name,
+        "proposer": config.proposer,
+        "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
+        **statistics(rows, scores, outdated, Responses(out / CACHE).paid(), config.seed),
+    }
+    shown = examples(config, source, rows)
+    told = ("faults", "notes", "failed", "rejected")
+    named = [item for item in numbers["episodes"] if any(item[what] for what in told)]
+    about = {"numbers": numbers, "examples": shown, "named": named, "listed": LISTED}
+    html = page.render(TEMPLATES, "report.html.j2", {"title": numbers["dataset"], **about})
+    page.write(out / NUMBERS, json.dumps(numbers, indent=1) + "\n")
+    page.write(out / REPORT, html)
+    return out / REPORT
+
+
+def examples(config: ConstructConfig, source: Source, rows: Rows) -> list[Example]:
+    """Up to EXAMPLES clips of each primitive, the most frequent first, drawn by chance from the seed.
+
+    Of the kept clips, or of the candidates while nothing is kept. Raises UserError for an episode that has changed.
+    """
+    kept = [(key, item) for key, row in rows.kept.items() for item in row["kept"]]
+    proposed = [(key, item) for key, row in rows.candidates.items() for item in row["candidates"]]
+    by_primitive: dict[str, list[tuple[str, Row]]] = {}
+    for key, item in kept or proposed:
+        by_primitive.setdefault(item["primitive"], []).append((key, item))
+    shown = []
+    for primitive, spans in sorted(by_primitive.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        order = generator(config.seed, RngUse.EXAMPLES, primitive).permutation(len(spans))[:EXAMPLES]
+        for key, item in (spans[number] for number in sorted(order)):
+            episode = source.read(key)
+            if len(episode) != rows.episodes[key]["frames"]:
+                raise UserError(f"{key}: has other frames than when it was read; run the other steps again first.")
+            shown.append(_example(episode, item))
+    return shown
+
+
+def _example(episode: Episode, item: Mapping[str, Any]) -> Example:
+    start, end = item["start"], item["end"]
+    first = -(-start // episode.frame_stride) * episode.frame_stride
+    numbers = list(range(first, end, episode.frame_stride))
+    strips = []
+    for view in episode.views if numbers else ():
+        pictures = episode.frames(view, numbers)
+        strips.append(strip(view, {number - start: pictures[number] for number in numbers}))
+    score = f"quality {item['quality']:g}" if "quality" in item else f"automatic score {item['score']:g}"
+    return Example(
+        key=candidate_key(episode.key, start),
+        title=item["primitive"],
+        instruction=item["instruction"],
+        about=(item["status"], episode.task, f"{(end - start) / episode.fps:.2f} s", score),
+        strips=tuple(strips),
+        plot=_plot(episode, start, end),
+    )
+
+
+def _plot(episode: Episode, start: int, end: int) -> Plot:
+    """Of the position as the robot sees it, of all dimensions but the gripper where the state has none."""
+    spec, state_TS = episode.embodiment.state, episode.state[start:end]
+    opening_T = spec.opening(state_TS)
+    dims = spec.dims(*TRANSLATION)
+    if len(dims) == len(TRANSLATION):
+        path_T3 = episode.robot.frame.from_base(state_TS[:, dims])
+        return plot(path_T3, ("forward", "left", "up"), spec.unit, opening_T)
+    dims = [dim for dim, name in enumerate(spec.names) if name != "gripper"]
+    return plot(state_TS[:, dims], [spec.names[dim] for dim in dims], "", opening_T)

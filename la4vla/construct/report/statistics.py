@@ -1,0 +1,253 @@
+"""What became of a dataset: every number of the report, counted from the ledgers and the reviews as they are.
+
+Nothing is made here: a phase that has not run yet has no rows, so a report may be drawn at any time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from la4vla.construct import steps
+from la4vla.construct.ledger import Row
+from la4vla.construct.propose.candidates import Candidate, candidate_key
+from la4vla.construct.review import agreement
+from la4vla.construct.scores import QUALITIES, Score
+from la4vla.data.inspect.contents import Label, contents, sizes
+
+PAPER = {
+    "original": {"clips": 9560, "frames": 2751615},
+    "candidates": {"clips": 56899, "frames": 2551102},
+    "kept": {"clips": 33116, "frames": 1524990},
+}
+"""Table 3 of the paper (FACTS 1.3.6)."""
+
+PAPER_FPS = 15.0  # of DROID (FACTS 1.3.6)
+PAPER_TOKENS = {"in": 4633.0, "out": 354.0}
+"""An episode, Qwen3-VL-Plus (FACTS 1.3.4)."""
+
+REASONS = 20  # that are listed
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The ledgers' rows by episode key, in the source's order. episodes: those without faults. faulty: the others."""
+
+    episodes: Mapping[str, Row]
+    faulty: Mapping[str, Row]
+    keyframes: Mapping[str, Row]
+    candidates: Mapping[str, Row]
+    kept: Mapping[str, Row]
+
+    @staticmethod
+    def of(ledgers: Mapping[str, Sequence[Row]]) -> Rows:
+        """ledgers: name of steps (READ ...) -> steps.rows of it."""
+        read = {row["key"]: row for row in ledgers[steps.READ]}
+        good = {key: row for key, row in read.items() if not row["faults"]}
+
+        def later(name: str) -> dict[str, Row]:
+            return {row["key"]: row for row in ledgers[name] if row["key"] in good}
+
+        faulty = {key: row for key, row in read.items() if row["faults"]}
+        return Rows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
+
+    def proposed(self) -> dict[str, Candidate]:
+        """What is proposed now, by candidate_key."""
+        return {
+            candidate_key(key, item["start"]): Candidate.from_dict(item)
+            for key, row in self.candidates.items()
+            for item in row["candidates"]
+        }
+
+
+def statistics(
+    rows: Rows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
+) -> dict[str, Any]:
+    """All numbers, JSON-able. scores: of steps.reviewed. outdated: how many others there are. paid: calls, input and
+    output tokens that the dataset has cost (responses.paid). seed: of the interval of alpha.
+
+    dropped: why candidates were not kept -> how many (keep.py).
+
+    Raises UserError if there are scores and the `krippendorff` library is not installed.
+    """
+    candidates, kept = _labels(rows, rows.candidates, "candidates"), _labels(rows, rows.kept, "kept")
+    return {
+        "phases": _phases(rows, candidates, kept),
+        "paper": _paper(),
+        "clips": contents(kept),
+        "candidates": contents(candidates),
+        "dropped": dict(sum((Counter(row["dropped"]) for row in rows.kept.values()), Counter[str]())),
+        "frames": _frames(rows),
+        "keyframes": _keyframes(rows),
+        "automatic": _automatic(rows),
+        "unusable": _unusable(rows),
+        "review": _review(rows, scores, outdated, seed),
+        "tokens": _tokens(rows, paid),
+        "tasks": _tasks(rows),
+        "episodes": [_episode(rows, key) for key in [*rows.episodes, *rows.faulty]],
+    }
+
+
+def _labels(rows: Rows, ledger: Mapping[str, Row], name: str) -> list[Label]:
+    """The spans of all rows. A candidate's quality is its automatic score, a kept one's what it was kept for."""
+    return [
+        Label(
+            item["primitive"],
+            item["status"],
+            item["instruction"],
+            item["end"] - item["start"],
+            rows.episodes[key]["fps"],
+            item["quality"] if name == "kept" else item["score"],
+        )
+        for key, row in ledger.items()
+        for item in row[name]
+    ]
+
+
+def _phases(rows: Rows, candidates: Sequence[Label], kept: Sequence[Label]) -> dict[str, Any]:
+    """Table 3 of the paper, and what follows from it."""
+    whole = [Label("", "", "", row["frames"], row["fps"], 0.0) for row in rows.episodes.values()]
+    return _ratios({"original": sizes(whole), "candidates": sizes(candidates), "kept": sizes(kept)})
+
+
+def _paper() -> dict[str, Any]:
+    phases = {}
+    for name, row in PAPER.items():
+        mean = row["frames"] / row["clips"]
+        phases[name] = {**row, "frames_per_clip": mean, "seconds_per_clip": mean / PAPER_FPS}
+    return {**_ratios(phases), "tokens_per_episode": PAPER_TOKENS}
+
+
+def _ratios(phases: dict[str, Any]) -> dict[str, Any]:
+    original, candidates, kept = (phases[name]["clips"] for name in ("original", "candidates", "kept"))
+    return {
+        **phases,
+        "candidates_per_episode": _share(candidates, original),
+        "retention": _share(kept, candidates),
+        "kept_per_episode": _share(kept, original),
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _frames(rows: Rows) -> dict[str, int]:
+    """Every frame of the episodes once: kept, only in candidates that were not kept, or in none (waits and gaps)."""
+    total = kept = discarded = 0
+    for key, episode in rows.episodes.items():
+        state_T = np.zeros(episode["frames"], np.int8)
+        for item in rows.candidates[key]["candidates"] if key in rows.candidates else ():
+            state_T[item["start"] : item["end"]] = 1
+        for item in rows.kept[key]["kept"] if key in rows.kept else ():
+            state_T[item["start"] : item["end"]] = 2
+        total += len(state_T)
+        discarded += int((state_T == 1).sum())
+        kept += int((state_T == 2).sum())
+    return {"all": total, "kept": kept, "discarded": discarded, "in_no_candidate": total - kept - discarded}
+
+
+def _keyframes(rows: Rows) -> dict[str, Any]:
+    """Counts a kind, and the mean, least and most an episode."""
+    kinds = Counter(kind for row in rows.keyframes.values() for _, kind in row["keyframes"])
+    counts = [len(row["keyframes"]) for row in rows.keyframes.values()]
+    return {
+        "kinds": dict(sorted(kinds.items())),
+        "per_episode": {"mean": float(np.mean(counts)), "min": min(counts), "max": max(counts)} if counts else None,
+    }
+
+
+def _automatic(rows: Rows) -> dict[str, Any]:
+    """reasons: with their numbers taken out, the most frequent first; a candidate may have several."""
+    all_reasons = [
+        [NUMBER.sub("#", reason) for reason in item["reasons"]]
+        for row in rows.candidates.values()
+        for item in row["candidates"]
+    ]
+    counts = Counter(reason for reasons in all_reasons for reason in set(reasons))
+    top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:REASONS]
+    return {"reasons": [{"reason": reason, "candidates": count} for reason, count in top]}
+
+
+def _unusable(rows: Rows) -> dict[str, int]:
+    """Answers of the proposer that could not be used, and the episodes that got no proposals."""
+    return {
+        "answers": sum(len(row["rejected"]) for row in rows.candidates.values()),
+        "episodes": sum(bool(row["failed"]) for row in rows.candidates.values()),
+    }
+
+
+def _review(rows: Rows, scores: Sequence[Score], outdated: int, seed: int) -> dict[str, Any] | None:
+    """None if there is no score. units: candidates with two scores or more."""
+    if not scores:
+        return None
+    proposed = rows.proposed()
+    found = agreement.measure(scores, proposed, seed)
+    spans = {key: (item.start, item.end) for key, item in proposed.items()}
+    names = sorted({score.annotator for score in scores})
+    return {
+        **asdict(found),
+        "band": found.band,
+        "outdated": outdated,
+        "candidates": len(proposed),
+        "nudged": len({score.candidate for score in scores if (score.start, score.end) != spans[score.candidate]}),
+        "qualities": [{"quality": q, "scores": sum(score.quality == q for score in scores)} for q in QUALITIES],
+        "annotators": [_annotator(name, [score for score in scores if score.annotator == name]) for name in names],
+    }
+
+
+def _annotator(name: str, scores: Sequence[Score]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "scores": len(scores),
+        "quality": float(np.mean([score.quality for score in scores])),
+        "confidence": float(np.mean([score.confidence for score in scores])),
+    }
+
+
+def _tokens(rows: Rows, paid: tuple[int, int, int]) -> dict[str, Any]:
+    """What the dataset has cost since it exists; the ledger's rows hold what their last making cost."""
+    made = list(rows.candidates.values())
+    totals = dict(zip(("calls", "tokens_in", "tokens_out"), paid, strict=True))
+    each = {f"{name}_per_episode": _share(total, len(made)) for name, total in totals.items()}
+    return {"proposers": sorted({row["proposer"] for row in made}), "episodes": len(made), **totals, **each}
+
+
+def _tasks(rows: Rows) -> list[dict[str, Any]]:
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for key, row in rows.episodes.items():
+        by_task.setdefault(row["task"], []).append(_episode(rows, key))
+    tasks = []
+    for task, episodes in sorted(by_task.items()):
+        totals = {
+            name: sum(item[name] for item in episodes) for name in ("frames", "candidates", "kept", "kept_frames")
+        }
+        per_clip = _share(totals["kept_frames"], totals["kept"])
+        ratios = {"retention": _share(totals["kept"], totals["candidates"]), "frames_per_clip": per_clip}
+        tasks.append({"task": task, "episodes": len(episodes), **totals, **ratios})
+    return tasks
+
+
+def _episode(rows: Rows, key: str) -> dict[str, Any]:
+    read = rows.episodes[key] if key in rows.episodes else rows.faulty[key]
+    candidates = rows.candidates[key]["candidates"] if key in rows.candidates else ()
+    kept = rows.kept[key]["kept"] if key in rows.kept else ()
+    return {
+        "key": key,
+        "task": read["task"],
+        "frames": read["frames"],
+        "keyframes": len(rows.keyframes[key]["keyframes"]) if key in rows.keyframes else 0,
+        "candidates": len(candidates),
+        "kept": len(kept),
+        "kept_frames": sum(item["end"] - item["start"] for item in kept),
+        "rejected": rows.candidates[key]["rejected"] if key in rows.candidates else [],
+        "failed": rows.candidates[key]["failed"] if key in rows.candidates else "",
+        "faults": read["faults"],
+        "notes": read["notes"],
+    }

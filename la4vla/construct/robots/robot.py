@@ -1,0 +1,123 @@
+"""Robots: what a dataset's numbers mean, and which axes are forward, left and up. One YAML file a robot in `robots/`.
+
+Owns `Robot`, `RawRobot` and the files. A robot without a file is an error: wrong axes would teach wrong words, wrong
+signs wrong grasps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from la4vla.construct.robots.units import RawVector, number, raw_vector
+from la4vla.types import Embodiment, UserError
+
+ROBOTS = Path(__file__).parent
+AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
+
+
+@dataclass(frozen=True)
+class RobotFrame:
+    """How the numbers of an embodiment map to words.
+
+    forward, left, up: signed base-frame axes such as `+y`. closed_on_nothing: opening (1 open, 0 closed) at which an
+    empty gripper comes to rest under a closing command. hold_margin: rest openings this much above it mean that
+    something is in between. open_from: openings from here on are called open.
+    """
+
+    forward: str
+    left: str
+    up: str
+    closed_on_nothing: float
+    hold_margin: float
+    open_from: float
+
+    def from_base(self, vector_D3: np.ndarray) -> np.ndarray:
+        """Base-frame vectors [..., 3] as (forward, left, up), same unit."""
+        signed = [
+            (-1.0 if axis[0] == "-" else 1.0, "xyz".index(axis[1])) for axis in (self.forward, self.left, self.up)
+        ]
+        return np.stack([sign * vector_D3[..., index] for sign, index in signed], axis=-1)
+
+
+@dataclass(frozen=True)
+class Robot:
+    """embodiment: of the episodes as we hand them on. frame: its words."""
+
+    embodiment: Embodiment
+    frame: RobotFrame
+
+
+@dataclass(frozen=True)
+class RawRobot:
+    """A robot's whole file: what a dataset of it holds. text: of the file, so that a change of it is noticed."""
+
+    name: str
+    control_hz: float
+    state: RawVector
+    action: RawVector
+    frame: RobotFrame
+    text: str
+
+    @property
+    def robot(self) -> Robot:
+        """What its episodes are handed on as."""
+        return Robot(Embodiment(self.name, self.control_hz, self.state.spec, self.action.spec), self.frame)
+
+
+def robot_frame(name: str) -> RobotFrame:
+    """The frame of a robot's file: a name in robots/ or the path of a YAML. Raises UserError if there is none."""
+    path = _path(name)
+    return _frame(_load(path), path)
+
+
+def raw_robot(name: str) -> RawRobot:
+    """All of a robot's file: a name in robots/ or the path of a YAML. Raises UserError for what is not understood."""
+    path = _path(name)
+    values = _load(path)
+    for key in ("control_hz", "state", "action"):
+        if key not in values:
+            raise UserError(f"{path}: `{key}` is missing; see la4vla/construct/robots/droid_franka.yaml for all of it.")
+    return RawRobot(
+        path.stem,
+        number(values["control_hz"], "control_hz", str(path)),
+        raw_vector(values["state"], f"{path}, state"),
+        raw_vector(values["action"], f"{path}, action"),
+        _frame(values, path),
+        path.read_text(),
+    )
+
+
+def _path(name: str) -> Path:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else ROBOTS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(item.stem for item in ROBOTS.glob("*.yaml")))
+        raise UserError(f"no robot file {path}; write one like those of la4vla/construct/robots/ ({known}).")
+    return path
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({error}); repair it.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no robot; see la4vla/construct/robots/droid_franka.yaml for what it must have.")
+    return values
+
+
+def _frame(values: Mapping[str, Any], path: Path) -> RobotFrame:
+    known = {item.name for item in fields(RobotFrame)}
+    given = values.get("frame")
+    if not isinstance(given, Mapping) or set(given) != known:
+        raise UserError(f"{path}: `frame` must hold exactly {', '.join(sorted(known))}.")
+    axes = [given[name] for name in ("forward", "left", "up")]
+    if any(axis not in AXES for axis in axes) or len({axis[1] for axis in axes}) < 3:
+        raise UserError(f"{path}: forward, left and up are three different axes such as +x, -y, +z, not {axes}.")
+    limits = {name: number(given[name], name, f"{path}, frame") for name in sorted(known - {"forward", "left", "up"})}
+    return RobotFrame(*axes, **limits)

@@ -1,0 +1,224 @@
+"""Reviews: what people said of the candidates, in one SQLite file that several of them may write at once.
+
+The file is a history: a score is a row that is never changed, undo marks the newest row of an annotator. Every row is
+committed and fsynced before `put` returns, so neither a kill nor a power cut loses an answer that was acknowledged. A
+row carries the digest of its episode, so scores cannot land on, or be counted for, another dataset's episodes of the
+same names, while episodes may be added or repaired at any time (the scores of a repaired one are left out); and the
+digest of the proposal it judged, so that a score does not outlive a change of label or instruction (`standing`).
+Agreement and filter are elsewhere.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from threading import Lock
+
+from la4vla.construct.ledger import Row, digest
+from la4vla.construct.propose.candidates import Proposal
+from la4vla.types import UserError
+
+REVIEWS = "reviews.sqlite"
+"""In out_dir."""
+
+QUALITIES, CONFIDENCES = range(4), range(3)
+"""Tables 9 and 10 of the paper (FACTS 1.3.5)."""
+
+_APPLICATION = 0x4C413456  # "LA4V" in the header of the file: it is ours
+_BUSY_S = 30.0  # how long a writer waits for another
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS history (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    episode_of TEXT NOT NULL,
+    candidate TEXT NOT NULL,
+    annotator TEXT NOT NULL,
+    quality INTEGER NOT NULL CHECK (quality BETWEEN 0 AND 3),
+    confidence INTEGER NOT NULL CHECK (confidence BETWEEN 0 AND 2),
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    comment TEXT NOT NULL,
+    of TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_annotator ON history (annotator, candidate, id);
+CREATE TABLE IF NOT EXISTS undone (
+    id INTEGER PRIMARY KEY REFERENCES history (id),
+    at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+);
+"""
+_COLUMNS = 'candidate, annotator, quality, confidence, start, "end", comment, of'
+_NEWEST = f"""
+SELECT episode_of, {_COLUMNS} FROM history WHERE id IN (
+    SELECT max(id) FROM history WHERE id NOT IN (SELECT id FROM undone) GROUP BY annotator, candidate
+) ORDER BY id
+"""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One person's answer about one candidate.
+
+    candidate: candidates.candidate_key(episode, start) of the proposed span. quality: 0 unusable .. 3 high.
+    confidence: 0 low .. 2 high. start, end: the span as the annotator wants it, frames; equal to the proposed one if
+    untouched. of: proposal_digest of what was judged, empty if not known (it then counts for whatever is proposed).
+    """
+
+    candidate: str
+    annotator: str
+    quality: int
+    confidence: int
+    start: int
+    end: int
+    comment: str = ""
+    of: str = ""
+
+    @property
+    def episode(self) -> str:
+        return self.candidate.rpartition("-")[0]
+
+
+assert [item.name for item in fields(Score)] == _COLUMNS.replace('"', "").split(", ")
+
+
+def proposal_digest(proposal: Proposal) -> str:
+    """Changes whenever an annotator would have to look again: span, label, status or instruction."""
+    return digest(proposal.start, proposal.end, proposal.primitive, proposal.status, proposal.instruction)
+
+
+def standing(scores: Iterable[Score], candidates: Mapping[str, Proposal]) -> list[Score]:
+    """The scores whose candidate is still proposed as it was judged. candidates: by candidate_key."""
+    digests = {key: proposal_digest(item) for key, item in candidates.items()}
+    return [item for item in scores if item.candidate in digests and item.of in ("", digests[item.candidate])]
+
+
+def dataset_of(episodes: Iterable[Row]) -> dict[str, str]:
+    """Episode key -> what tells it from another dataset's episode of that name.
+
+    episodes: rows of steps.READ; those with faults are left out, as they have no candidates.
+    """
+    return {row["key"]: digest(row["task"], row["frames"]) for row in episodes if not row["faults"]}
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The newest score of each (candidate, annotator), in the order of time; empty if nobody has reviewed yet.
+
+    Raises UserError if the file is not a review database.
+    """
+    if not path.is_file():
+        return []
+    with closing(_connect(path)) as database:
+        return [Score(*row[1:]) for row in database.execute(_NEWEST)]
+
+
+class Reviews:
+    """An open review database. Safe to share between threads, and to open in several processes at once."""
+
+    def __init__(self, database: sqlite3.Connection, dataset: Mapping[str, str]) -> None:
+        self._database = database
+        self._dataset = dataset
+        self._lock = Lock()
+
+    @staticmethod
+    def open(path: Path, dataset: Mapping[str, str]) -> Reviews:
+        """Opens the file, or makes it. dataset: dataset_of(its episodes).
+
+        Scores of an episode that is another since are left out, and it is said. Raises UserError for a file that is not
+        ours, or in which most of the episodes that have scores are not those here.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = _connect(path)
+        known = {
+            (Score(*row[1:]).episode, row[0]) for row in database.execute(f"SELECT episode_of, {_COLUMNS} FROM history")
+        }
+        same = {key for key, of in known if dataset.get(key) == of}
+        strangers = sorted({key for key, _ in known if key in dataset} - same)
+        if len(strangers) > len(same) or (known and not same):
+            name = strangers[0] if strangers else min(known)[0]
+            database.close()
+            raise UserError(
+                f"{path}: holds reviews of another dataset (its episode {name} is not the one here); move the file "
+                "back to where it belongs, or set another out_dir."
+            )
+        if strangers:
+            print(
+                f"{path}: {len(strangers)} episodes have another task or length than when they were scored "
+                f"({', '.join(strangers[:3])}{', ...' * (len(strangers) > 3)}); those scores are left out"
+            )
+        return Reviews(database, dataset)
+
+    def put(self, score: Score) -> None:
+        """Adds a score; it is on the disk when this returns. Raises UserError for one that cannot be."""
+        self.put_all([score])
+
+    def put_all(self, scores: Iterable[Score]) -> None:
+        """As put, all of them or none."""
+        values = []
+        for score in scores:
+            if score.episode not in self._dataset:
+                raise UserError(
+                    f"{score.candidate}: no candidate of this dataset; import the reviews where they were made."
+                )
+            if score.quality not in QUALITIES or score.confidence not in CONFIDENCES:
+                raise UserError(
+                    f"{score.candidate}: quality {score.quality}, confidence {score.confidence}; they must be in "
+                    "0 .. 3 and 0 .. 2."
+                )
+            if not score.annotator:
+                raise UserError(f"{score.candidate}: a score without an annotator; give a name.")
+            values.append((self._dataset[score.episode], *astuple(score)))
+        insert = f"INSERT INTO history (episode_of, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)"
+        with self._lock, self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.executemany(insert, values)
+
+    def undo(self, annotator: str) -> Score | None:
+        """Takes the annotator's newest score back and returns it; one it had replaced counts again. None: no more."""
+        with self._lock, self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            row = self._database.execute(
+                f"SELECT id, {_COLUMNS} FROM history WHERE annotator = ? AND id NOT IN (SELECT id FROM undone) "
+                "ORDER BY id DESC LIMIT 1",
+                (annotator,),
+            ).fetchone()
+            if row is None:
+                return None
+            self._database.execute("INSERT INTO undone (id) VALUES (?)", row[:1])
+            return Score(*row[1:])
+
+    def scores(self) -> list[Score]:
+        """As read_scores, without those of episodes that are others since."""
+        with self._lock:
+            rows = [(row[0], Score(*row[1:])) for row in self._database.execute(_NEWEST)]
+        return [score for of, score in rows if self._dataset.get(score.episode, of) == of]
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection in autocommit, every commit fsynced. Raises UserError if the file is not ours."""
+    database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA synchronous = FULL")
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and application != _APPLICATION:
+            raise sqlite3.DatabaseError("it has other tables")
+        if not tables:
+            database.execute("PRAGMA journal_mode = WAL")
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute(f"PRAGMA application_id = {_APPLICATION}")
+                for statement in _SCHEMA.split(";\n"):
+                    database.execute(statement)
+    except sqlite3.OperationalError as error:
+        database.close()
+        raise UserError(f"{path}: cannot be opened ({error}); close what else uses it, or repair the disk.") from error
+    except sqlite3.DatabaseError as error:
+        database.close()
+        raise UserError(f"{path}: not a review database ({error}); move it away.") from error
+    return database

@@ -1,0 +1,1 @@
+"""What a shard folder holds: describe in numbers, verify against its index, preview as a page."""

@@ -1,0 +1,118 @@
+"""`la4vla data verify DIR`: everything an index claims, compared with what its tars hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from la4vla.data.shards.index import Index, Shard, read_index, read_stats, starts
+from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.writer import Clip
+from la4vla.types import UserError
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """problems: one sentence each; empty when the shard is what the index says."""
+
+    name: str
+    clips: int
+    samples: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """folder_problems: those of the index and statistics as a whole."""
+
+    location: str
+    shards: tuple[ShardReport, ...]
+    folder_problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.folder_problems and not any(shard.problems for shard in self.shards)
+
+    def text(self) -> str:
+        lines = [
+            f"{shard.name}  {shard.clips} clips, {shard.samples} samples: {'; '.join(shard.problems) or 'ok'}"
+            for shard in self.shards
+        ]
+        bad = sum(bool(shard.problems) for shard in self.shards)
+        verdict = "all as the index says" if self.ok else f"{bad} of {len(self.shards)} shards differ from the index"
+        return "\n".join([*lines, *self.folder_problems, f"{self.location}: {verdict}"])
+
+
+def verify(path: str | Path) -> Report:
+    """Reads every tar of a folder whole. Raises UserError only if there is no index to compare with."""
+    index = read_index(path)
+    reports = [
+        ShardReport(shard.name, len(shard.keys), shard.samples, tuple(_shard_problems(index, number)))
+        for number, shard in enumerate(index.shards)
+    ]
+    return Report(index.location, tuple(reports), tuple(_folder_problems(index)))
+
+
+def _shard_problems(index: Index, number: int) -> list[str]:
+    try:
+        clips = read_shard(index, number, tuple(index.views))
+    except UserError as error:
+        return [str(error)]
+    of_clips = [problem for clip in clips for problem in _clip_problems(index, clip)]
+    return [*_count_problems(index, index.shards[number]), *of_clips]
+
+
+def _count_problems(index: Index, shard: Shard) -> list[str]:
+    samples = sum(starts(length, index.frame_stride) for length in shard.lengths)
+    return [] if samples == shard.samples else [f"holds {samples} samples, the index says {shard.samples}"]
+
+
+def _clip_problems(index: Index, clip: Clip) -> list[str]:
+    problems = []
+    for what, values, names in (
+        ("state", clip.state, index.embodiment.state.names),
+        ("action", clip.action, index.embodiment.action.names),
+    ):
+        if values.dtype != np.float32 or values.shape != (len(clip), len(names)):
+            problems.append(
+                f"{clip.key}: {what} is {values.dtype} {values.shape}, not float32 {(len(clip), len(names))}"
+            )
+        elif not np.isfinite(values).all():
+            problems.append(f"{clip.key}: {what} is not finite")
+    wanted = list(range(0, len(clip), index.frame_stride))
+    for name, view in index.views.items():
+        if sorted(clip.frames[name]) != wanted:
+            problems.append(f"{clip.key}: view {name} has {len(clip.frames[name])} of {len(wanted)} frames")
+        for t, image in clip.frames[name].items():
+            try:
+                shape = simplejpeg.decode_jpeg(image).shape
+            except ValueError as error:
+                problems.append(f"{clip.key}: view {name}, frame {t} cannot be decoded ({error})")
+                continue
+            if shape != (view.height, view.width, 3):
+                problems.append(f"{clip.key}: view {name}, frame {t} is {shape}, not {(view.height, view.width, 3)}")
+    return problems
+
+
+def _folder_problems(index: Index) -> list[str]:
+    problems = []
+    twice = [key for key, times in Counter(key for shard in index.shards for key in shard.keys).items() if times > 1]
+    if twice:
+        problems.append(f"{len(twice)} keys occur more than once, {twice[0]} for one; write the folder again")
+    try:
+        stats = read_stats(index.location)
+    except UserError as error:
+        return [*problems, str(error)]
+    vectors = {"state": stats.state, **{f"action ({name})": values for name, values in stats.actions.items()}}
+    for what, values in vectors.items():
+        names = index.embodiment.state.names if what == "state" else index.embodiment.action.names
+        if values.names != names or values.count != index.frames:
+            problems.append(
+                f"statistics of {what} are for {values.count} frames of {' '.join(values.names)}, "
+                f"the index has {index.frames} of {' '.join(names)}; write the folder again"
+            )
+    return problems

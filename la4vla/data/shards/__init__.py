@@ -1,0 +1,1 @@
+"""The shard format. writer: clips and their only writer. index: which tars, which clips. read: a tar as clips."""

@@ -1,0 +1,123 @@
+"""Reading a shard: through WebDataset's opener, checked against the index, as a list of clips.
+
+Images are handed out as JPEG bytes, undecoded. Without images (`views=()`) the jpg members are skipped: a local tar is
+then read by seeking from header to header. Refuses a shard that is not what the index says, with the cure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from webdataset.gopen import gopen
+
+from la4vla.data.npz import read_npz
+from la4vla.data.shards.index import Index, Shard, locate
+from la4vla.data.shards.writer import Clip
+from la4vla.types import UserError
+
+Member = tuple[str, bytes | memoryview]
+
+
+def read_shard(index: Index, number: int, views: Sequence[str]) -> list[Clip]:
+    """The clips of shard `number`, in order, with the JPEG bytes of `views`.
+
+    A shard is compared with the index's size and sha256, except that an image shard read without views, most of which
+    is skipped, is compared by size alone. Raises UserError naming the shard.
+    """
+    shard = index.shards[number]
+    with _complaints(index, shard):
+        skips = bool(index.views) and not views
+        clips = list(_clips(_sparse(index, shard) if skips else _whole(index, shard), views))
+        if [clip.key for clip in clips] != list(shard.keys):
+            raise ValueError("its keys are not those of the index")
+        if [len(clip) for clip in clips] != list(shard.lengths):
+            raise ValueError("its clips have other lengths than the index says")
+    return clips
+
+
+@contextmanager
+def _complaints(index: Index, shard: Shard) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"{index.location}: shard {shard.name}: {what}; find what is damaged with "
+            f"`la4vla data verify {index.location}` and copy the shard again."
+        ) from error
+
+
+def _whole(index: Index, shard: Shard) -> Iterator[Member]:
+    with gopen(locate(index.location, shard.name), "rb") as stream:
+        data = stream.read()
+    if len(data) != shard.size:
+        raise ValueError(f"has {len(data)} bytes, the index says {shard.size}")
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise ValueError("its sha256 is not that of the index")
+    window = memoryview(data)
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            yield member.name, window[member.offset_data : member.offset_data + member.size]
+
+
+def _sparse(index: Index, shard: Shard) -> Iterator[Member]:
+    """The members that are no images."""
+    place = locate(index.location, shard.name)
+    local = os.path.isfile(place)
+    if local and os.path.getsize(place) != shard.size:
+        raise ValueError(f"has {os.path.getsize(place)} bytes, the index says {shard.size}")
+    with gopen(place, "rb") as stream, _tar(stream, local) as tar:
+        for member in tar:
+            if not member.name.endswith(".jpg"):
+                file = tar.extractfile(member)
+                assert file is not None, f"{member.name} is not a regular file"
+                yield member.name, file.read()
+
+
+def _tar(stream: Any, seekable: bool) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r:" if seekable else "r|")
+
+
+def _clips(members: Iterator[Member], views: Sequence[str]) -> Iterator[Clip]:
+    key, files = "", {}
+    for name, data in members:
+        of, suffix = name.split(".", 1)
+        if of != key and files:
+            yield _clip(key, files, views)
+            files = {}
+        key = of
+        files[suffix] = data
+    if files:
+        yield _clip(key, files, views)
+
+
+def _clip(key: str, files: dict[str, bytes | memoryview], views: Sequence[str]) -> Clip:
+    about = json.loads(bytes(files["json"]))
+    arrays = read_npz(io.BytesIO(files["npz"]))
+    frames: dict[str, dict[int, bytes | memoryview]] = {view: {} for view in views}
+    for suffix, data in files.items():
+        view, _, rest = suffix.partition(".")
+        if view in frames:
+            frames[view][int(rest.removesuffix(".jpg"))] = data
+    return Clip(
+        key=key,
+        instruction=about["instruction"],
+        primitive=about["primitive"],
+        object_status=about["object_status"],
+        task=about["task"],
+        episode=about["episode"],
+        span=(about["span"][0], about["span"][1]),
+        fps=about["fps"],
+        quality=about["quality"],
+        state=arrays["state"],
+        action=arrays["action"],
+        frames=frames,
+    )

@@ -1,0 +1,138 @@
+"""Why: LIBERO's files store pictures bottom-up and observations one action late, and say nothing of either; a reader
+that believes the file teaches upside-down pictures and commands that are already carried out."""
+
+import h5py
+import numpy as np
+import pytest
+import simplejpeg
+
+from la4vla.construct import steps
+from la4vla.construct.__main__ import run
+from la4vla.construct.readers import open_source
+from la4vla.data.shards.writer import read_index
+from la4vla.types import UserError
+from tests.construct.datasets import HEIGHT, LENGTHS, WIDTH, config_of, grey, poses, write_libero
+
+
+def libero(root, **read):
+    return config_of(root, "libero", "libero_panda", **read)
+
+
+@pytest.fixture(params=["late", "aligned"])
+def late(request):
+    return request.param == "late"
+
+
+def test_states_pictures_and_actions_of_a_frame_belong_together(tmp_path, late):
+    root = write_libero(tmp_path / "libero_10", late)
+    source = open_source(libero(root))
+    assert [key[-7:] for key in source.keys] == ["-000000", "-000001"]
+    assert all(key.startswith("KITCHEN_SCENE10_close_the_top_drawer_of_the-") for key in source.keys)
+    for demo, key in enumerate(source.keys):
+        episode = source.read(key)
+        first, frames = (1, LENGTHS[demo] - 1) if late else (0, LENGTHS[demo])
+        assert (len(key) <= 60, len(episode), episode.fps) == (True, frames, 20.0)
+        before = poses(LENGTHS[demo] + 1, demo)[first : first + frames]
+        np.testing.assert_allclose(episode.state[:, :3], before[:, :3], atol=1e-6)
+        np.testing.assert_allclose(episode.state[:, 6], 0.5, atol=1e-6)
+        np.testing.assert_allclose(episode.action[:, 0], (first + np.arange(frames)) / 100, atol=1e-6)
+        assert set(episode.action[:, 6]) == {-1.0, 1.0} and episode.action[0, 6] == -1.0
+        assert episode.views == ("agentview", "robot0_eye_in_hand")
+        for view in episode.views:
+            for frame, jpeg in episode.frames(view, [0, 5]).items():
+                corner = simplejpeg.decode_jpeg(jpeg)[: HEIGHT // 2 - 4, WIDTH // 2 + 4 :].mean()
+                due = grey(demo, first + frame, view == "robot0_eye_in_hand")
+                assert corner == pytest.approx(due, abs=1.4)
+
+
+def test_pictures_are_upright_and_not_mirrored(tmp_path):
+    source = open_source(libero(write_libero(tmp_path / "suite", False)))
+    episode = source.read(source.keys[1])
+    shown = simplejpeg.decode_jpeg(episode.frames("robot0_eye_in_hand", [30])[30]).astype(int)
+    upper, lower = shown[: HEIGHT // 2 - 4], shown[HEIGHT // 2 + 4 :]
+    left, right = upper[:, : WIDTH // 2 - 4], upper[:, WIDTH // 2 + 4 :]
+    assert upper.mean() > 1.8 * lower.mean() and right.mean() > 1.8 * left.mean()
+
+
+@pytest.mark.parametrize(
+    ("stem", "sentence"),
+    [
+        ("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet_demo", "close the top drawer of the cabinet"),
+        ("pick_up_the_black_bowl_demo", "pick up the black bowl"),
+        ("my_own", "shut it"),
+    ],
+)
+def test_the_sentence_is_the_one_that_evaluations_say(tmp_path, stem, sentence):
+    source = open_source(libero(write_libero(tmp_path / "suite", False, stem)))
+    assert source.read(source.keys[0]).instruction == sentence
+
+
+def test_suites_in_folders_are_read_together_and_become_clips(tmp_path):
+    write_libero(tmp_path / "all" / "libero_goal", True, "open_the_drawer_demo")
+    write_libero(tmp_path / "all" / "libero_90", False, "open_the_drawer_demo")
+    assert set(
+        open_source(libero(tmp_path / "all", views={"hand": "eye_in_hand_rgb"}))
+        .read("libero_90-open_the_drawer_demo-000000")
+        .views
+    ) == {"hand"}
+    config = libero(tmp_path / "all", decode=True)
+    run(config, "shards")
+    index = read_index(tmp_path / "out/task")
+    assert index.clips == 4 and set(index.views) == {"agentview", "robot0_eye_in_hand"}
+    notes = [note for row in steps.read(config, open_source(config)) for note in row["notes"]]
+    assert not [note for note in notes if "shows the same" in note]
+
+
+def drop(name):
+    def change(file):
+        del file[f"data/demo_1/{name}"]
+
+    return change
+
+
+def shorten(name):
+    def change(file):
+        values = file[f"data/demo_1/{name}"][:-3]
+        del file[f"data/demo_1/{name}"]
+        file[f"data/demo_1/{name}"] = values
+
+    return change
+
+
+def displace(file):
+    file["data/demo_1/states"][...] += 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (displace, "nowhere near the simulator's states"),
+        (drop("actions"), "demo_1 has no actions"),
+        (drop("obs/ee_states"), "demo_1 has no obs/ee_pos"),
+        (drop("states"), "from before or after"),
+        (drop("obs/agentview_rgb"), "cannot be read"),
+        (shorten("actions"), "has 45 states but 42 of action"),
+        (shorten("obs/agentview_rgb"), "has 45 states but 42 of agentview"),
+        (shorten("states"), "42 states and 45 joint_states"),
+    ],
+)
+def test_a_broken_demonstration_is_left_out(tmp_path, change, said):
+    root = write_libero(tmp_path / "suite", False)
+    with h5py.File(next(root.glob("*.hdf5")), "r+") as file:
+        change(file)
+    config = libero(root, max_bad_episodes=1)
+    ledger = list(steps.read(config, open_source(config)))
+    assert [bool(row["faults"]) for row in ledger] == [False, True]
+    assert said in ledger[1]["faults"][0]
+
+
+def test_what_is_no_libero_file_is_said(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"it has no \*.hdf5 file"):
+        open_source(libero(tmp_path / "empty"))
+    (tmp_path / "empty/a.hdf5").write_bytes(b"no")
+    with pytest.raises(UserError, match="not a readable HDF5 file"):
+        open_source(libero(tmp_path / "empty"))
+    h5py.File(tmp_path / "empty/a.hdf5", "w").close()
+    with pytest.raises(UserError, match="no data/demo_0"):
+        open_source(libero(tmp_path / "empty"))
