@@ -197,6 +197,11 @@ class Batch:
     def rows(self) -> int:
         return self.input_ids_BL.shape[0]
 
+    @property
+    def counted(self) -> int:
+        """Values that count in the loss. Waits for the device where the batch is on one."""
+        return int(self.action_mask_BTA.sum())
+
     def to(self, device: torch.device | str) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 

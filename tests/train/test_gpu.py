@@ -14,6 +14,7 @@ from la4vla.model.policy import build_policy
 from la4vla.model.tokenizer import build_prompter
 from la4vla.train import dist, engines
 from la4vla.train.loop import train_step
+from la4vla.types import KINDS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -53,13 +54,13 @@ def trained(shards, tmp_path, world, steps, overrides=(), sync_mode="default"):
     policy.train()
     set_trainable(policy, config.stages["only"].train)
     built = engines.build(policy, config, 0.0, world)
-    setup = prepare(config, policy.spec)
+    setup = prepare(config, policy.spec, build_prompter(config.model).encode)
     losses = []
-    with Reader(config, setup, policy.spec, build_prompter(config.model).encode, 0, 1) as reader:
+    with Reader(config, setup, 0, 1) as reader:
         for data in reader.steps("only", 0):
             # The first steps allocate and choose kernels, which may wait.
             torch.cuda.set_sync_debug_mode(sync_mode if data.step >= 3 else "default")
-            losses.append(train_step(built, data, config, world, stop=False).losses)
+            losses.append(train_step(built, data, config, KINDS, world, stop=False).losses)
             if data.step == steps - 1:
                 break
     torch.cuda.set_sync_debug_mode("default")
@@ -92,7 +93,7 @@ def test_the_device_samples_what_the_cpu_samples(shards, tmp_path, world):
     _, policy = trained(shards, tmp_path, world, 5)
     policy.eval()
     config = load(tmp_path / "config.yaml")
-    with Reader(config, prepare(config, policy.spec), policy.spec, build_prompter(config.model).encode, 0, 1) as reader:
+    with Reader(config, prepare(config, policy.spec, build_prompter(config.model).encode), 0, 1) as reader:
         batches = next(iter(reader.steps("only", 0))).batches
     for batch in batches:
         on_device = policy.to("cuda").sample(batch.to("cuda"), 10).cpu()
