@@ -1,7 +1,9 @@
 """Why: only a device shows whether a step waits for it, whether bf16 learns there, and whether it computes what the CPU
 does. `pytest -m gpu` runs this file; without a GPU it is skipped."""
 
+import os
 import traceback
+from unittest import mock
 
 import pytest
 import torch
@@ -32,8 +34,9 @@ stages:
 
 @pytest.fixture
 def world():
-    yield dist.start()
-    dist.stop()
+    with mock.patch.dict(os.environ):  # DeepSpeed's engine sets RANK, which the next start would take for torchrun's
+        yield dist.start()
+        dist.stop()
 
 
 @pytest.fixture
