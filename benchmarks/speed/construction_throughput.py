@@ -52,7 +52,7 @@ class ConstructionTime:
 
     keyframes_s     seconds of detecting keyframes
     proposals_s     seconds of proposing clips
-    keyframes       number found
+    keyframes       number detected
     proposals       number proposed
     """
 

@@ -61,9 +61,9 @@ def write(study: StudyConfig, folder: Path) -> Path:
     return path
 
 
-def data(found: Sequence[StudyRow]) -> list[str]:
+def data(made: Sequence[StudyRow]) -> list[str]:
     """What the construct jobs wrote."""
-    rows = [row for row in found if row["job"].startswith("construct/")]
+    rows = [row for row in made if row["job"].startswith("construct/")]
     cells = [
         [
             row["data"],
@@ -80,29 +80,29 @@ def data(found: Sequence[StudyRow]) -> list[str]:
     return _section("Data", "construct", head, cells, "construct.jsonl")
 
 
-def paradigms(study: StudyConfig, found: Sequence[StudyRow]) -> list[str]:
+def paradigms(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
     """Table 4's question: rates by bucket, and differences from `base` and `vla` on the same episodes."""
     protocol = protocols.load(study.protocol)
     conditions = [condition for condition in study.conditions if condition in PAPER]
-    scored = {condition: rows for condition in conditions if (rows := _clean(found, condition))}
+    scored = {condition: rows for condition in conditions if (rows := _clean(made, condition))}
     cells = [_rate_cells(condition, score(rows, protocol.groups), protocol) for condition, rows in scored.items()]
     head = _rate_head(protocol)
     lines = _section("Table 4: paradigms", "paradigms_0 and its like", head, cells, "evaluate.jsonl")
     lines += published("metaworld")
     lines += ["", *differences(study, scored, conditions)]
-    return [*lines, "", *_budgets(found, conditions)]
+    return [*lines, "", *_budgets(made, conditions)]
 
 
 def differences(study: StudyConfig, scored: Mapping[str, Sequence[StudyRow]], conditions: Iterable[str]) -> list[str]:
     """Each condition minus what it is compared with, on the same episodes, as a table behind one sentence."""
     cells = []
     for condition, reference in [(name, other) for name in conditions for other in study.conditions[name].against]:
-        found = difference(scored.get(reference, ()), scored.get(condition, ()))
-        if found is not None:
-            by_seed = ", ".join(f"{seed}: {100 * value:+.1f}" for seed, value in found.seeds.items())
-            shown = [found.pairs.n, compare.difference(found.pairs)]
+        change = difference(scored.get(reference, ()), scored.get(condition, ()))
+        if change is not None:
+            by_seed = ", ".join(f"{seed}: {100 * value:+.1f}" for seed, value in change.seeds.items())
+            shown = [change.pairs.n, compare.difference(change.pairs)]
             cells.append(
-                [f"{condition} - {reference}", *shown, f"{found.pairs.p_value:.3g}", f"{found.p_tasks:.3g}", by_seed]
+                [f"{condition} - {reference}", *shown, f"{change.pairs.p_value:.3g}", f"{change.p_tasks:.3g}", by_seed]
             )
     head = ["difference", "pairs", "points [95 %]", "p, episodes (McNemar)", "p, tasks (sign flip)", "by seed"]
     if not cells:
@@ -114,23 +114,23 @@ def differences(study: StudyConfig, scored: Mapping[str, Sequence[StudyRow]], co
     return [" ".join(about), "", *_table(head, cells)]
 
 
-def noise(study: StudyConfig, found: Sequence[StudyRow]) -> list[str]:
+def noise(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
     """Table 6's question: the same policies under perturbed images, and what each lost."""
     protocol = protocols.load(study.protocol)
-    rows = [row for row in found if row["job"].startswith("evaluate/") and row["perturbation"] != CLEAN]
+    rows = [row for row in made if row["job"].startswith("evaluate/") and row["perturbation"] != CLEAN]
     lines = _heading("Table 6: noise and a changed scene", "noise" if not rows else "", "perturb.jsonl, evaluate.jsonl")
     for variant in dict.fromkeys(row["perturbation"] for row in rows):
         here = {
             condition: [row for row in rows if (row["arm"], row["perturbation"]) == (condition, variant)]
             for condition in study.conditions
         }
-        here = {condition: kept for condition, kept in here.items() if kept}
+        here = {condition: perturbed for condition, perturbed in here.items() if perturbed}
         cells = []
-        for condition, kept in here.items():
-            clean = [row for row in _clean(found, condition) if row["policy"] in {item["policy"] for item in kept}]
-            lost = difference(clean, kept) if clean else None
+        for condition, perturbed in here.items():
+            clean = [row for row in _clean(made, condition) if row["policy"] in {item["policy"] for item in perturbed}]
+            lost = difference(clean, perturbed) if clean else None
             own = compare.difference(lost.pairs) if lost else "no clean rows of these policies"
-            cells.append([*_rate_cells(condition, score(kept, protocol.groups), protocol), own])
+            cells.append([*_rate_cells(condition, score(perturbed, protocol.groups), protocol), own])
         head = [*_rate_head(protocol), "minus clean [95 %]"]
         lines += ["", f"### {variant}", "", *_table(head, cells), "", *differences(study, here, here)]
     return [*lines, *published("noise")]
@@ -145,9 +145,9 @@ def published(name: str) -> list[str]:
     return ["", f"{table['source']}, about 1 B parameters. {table['note']}", "", *_table(head, cells)]
 
 
-def directions(found: Sequence[StudyRow]) -> list[str]:
+def directions(made: Sequence[StudyRow]) -> list[str]:
     """Tables 1 and 7: scores of every probe condition, a line for each policy and seed, and the paper's."""
-    rows = [row for row in found if row["job"].startswith("probe/")]
+    rows = [row for row in made if row["job"].startswith("probe/")]
     lines = _heading("Tables 1 and 7: directions", "directions" if not rows else "", "probe.jsonl")
     for training, cases in dict.fromkeys((row["training"], row["cases"]) for row in rows):
         here = [row for row in rows if (row["training"], row["cases"]) == (training, cases)]
@@ -183,11 +183,11 @@ def _conflicts(rows: Sequence[StudyRow]) -> list[str]:
     return ["", f"DAR under visual-conflict, seed by seed, with an image of {'; of '.join(shown)}."] if shown else []
 
 
-def variations(study: StudyConfig, found: Sequence[StudyRow]) -> list[str]:
+def variations(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
     """Every condition that the paper does not have: rates, and differences from what it is compared with."""
     protocol = protocols.load(study.protocol)
     conditions = [condition for condition in study.conditions if condition not in PAPER]
-    scored = {condition: rows for condition in conditions if (rows := _clean(found, condition))}
+    scored = {condition: rows for condition in conditions if (rows := _clean(made, condition))}
     cells = [_rate_cells(condition, score(rows, protocol.groups), protocol) for condition, rows in scored.items()]
     lines = _section(
         "Leaky masking and variations", "leaky or variations_*", _rate_head(protocol), cells, "evaluate.jsonl"
@@ -195,10 +195,10 @@ def variations(study: StudyConfig, found: Sequence[StudyRow]) -> list[str]:
     lines += [
         "",
         *differences(
-            study, {condition: rows for condition in study.conditions if (rows := _clean(found, condition))}, conditions
+            study, {condition: rows for condition in study.conditions if (rows := _clean(made, condition))}, conditions
         ),
     ]
-    return [*lines, "", *_budgets(found, conditions)]
+    return [*lines, "", *_budgets(made, conditions)]
 
 
 def costs(study: StudyConfig, rows: StudyRows) -> list[str]:
@@ -214,9 +214,9 @@ def costs(study: StudyConfig, rows: StudyRows) -> list[str]:
     return _section("Hours", "", head, cells, "*.jsonl")
 
 
-def _budgets(found: Sequence[StudyRow], conditions: Sequence[str]) -> list[str]:
+def _budgets(made: Sequence[StudyRow], conditions: Sequence[str]) -> list[str]:
     """Samples and operations of pretraining and finetuning by condition, of the first seed that has rows."""
-    trained = {row["job"]: row for row in found if "samples" in row}
+    trained = {row["job"]: row for row in made if "samples" in row}
     cells = []
     for condition in conditions:
         tuned = next((row for row in trained.values() if row.get("arm") == condition), None)
@@ -236,14 +236,14 @@ def _budget(row: StudyRow | None) -> str:
     return f"{counts} samples, {row['operations'] / 1e12:.1f} TFLOP"
 
 
-def _clean(found: Sequence[StudyRow], condition: str) -> list[StudyRow]:
-    return [row for row in found if row.get("arm") == condition and row.get("perturbation") == CLEAN]
+def _clean(made: Sequence[StudyRow], condition: str) -> list[StudyRow]:
+    return [row for row in made if row.get("arm") == condition and row.get("perturbation") == CLEAN]
 
 
-def _scores(study: StudyConfig, found: Sequence[StudyRow]) -> dict[str, dict[str, ConditionRates]]:
+def _scores(study: StudyConfig, made: Sequence[StudyRow]) -> dict[str, dict[str, ConditionRates]]:
     """Perturbation -> condition -> rates, for the figure."""
     groups = protocols.load(study.protocol).groups
-    rows = [row for row in found if "successes" in row]
+    rows = [row for row in made if "successes" in row]
     drawn: dict[str, dict[str, ConditionRates]] = {}
     for variant in dict.fromkeys(row["perturbation"] for row in rows):
         for condition in study.conditions:
@@ -257,15 +257,15 @@ def _rate_head(protocol: Protocol) -> list[str]:
     return ["condition", "seeds", *protocol.groups, "macro", "micro", "by seed"]
 
 
-def _rate_cells(condition: str, found: ConditionRates, protocol: Protocol) -> list[Any]:
-    rates = [_percent(found.groups[group]) for group in protocol.groups]
-    by_seed = ", ".join(f"{100 * rate.value:.1f}" for rate in found.seeds.values())
+def _rate_cells(condition: str, scored: ConditionRates, protocol: Protocol) -> list[Any]:
+    rates = [_percent(scored.groups[group]) for group in protocol.groups]
+    by_seed = ", ".join(f"{100 * rate.value:.1f}" for rate in scored.seeds.values())
     return [
         condition,
-        len(found.seeds),
+        len(scored.seeds),
         *rates,
-        _percent(found.macro),
-        f"{_percent(found.micro)}, n {found.micro.n}",
+        _percent(scored.macro),
+        f"{_percent(scored.micro)}, n {scored.micro.n}",
         by_seed,
     ]
 

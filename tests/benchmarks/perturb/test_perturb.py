@@ -131,9 +131,7 @@ def test_lengths_scale_with_the_image(image):
     """The same blur at half the resolution, or a protocol's image_size would change the perturbation."""
     large = cv2.resize(image, (448, 448), interpolation=cv2.INTER_LINEAR)
     for name in ("gaussian_blur", "motion_blur"):
-        small, big = (
-            perturbed(Observation({"eye": x}, np.zeros(4), ""), name, 3).views["eye"] for x in (image, large)
-        )
+        small, big = (perturbed(Observation({"eye": x}, np.zeros(4), ""), name, 3).views["eye"] for x in (image, large))
         assert distance(small, cv2.resize(big, (112, 112), interpolation=cv2.INTER_AREA)) < 2.0
 
 
