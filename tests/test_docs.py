@@ -2,6 +2,7 @@
 the others."""
 
 import re
+import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +29,10 @@ def test_every_link_leads_somewhere():
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())]
     assert len(links) > 20
     assert [(page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_figures_are_what_their_script_makes():
+    # A figure that is edited by hand, or left behind by a change of the sizes in it, says what is not so.
+    made = runpy.run_path(str(ROOT / "docs/figures/make.py"))["figures"]()
+    assert len(made) == 2
+    assert {name: (ROOT / "docs/figures" / name).read_text() for name in made} == made
