@@ -92,3 +92,12 @@ def test_every_error_that_is_explained_can_occur():
     theirs = {"torch.OutOfMemoryError"}
     patterns = {text: ".*".join(map(re.escape, text.split("…"))) for text in quoted if text not in theirs}
     assert [text for text, pattern in patterns.items() if not any(re.search(pattern, one) for one in known)] == []
+
+
+def test_the_words_of_the_code_are_in_the_glossary():
+    said = re.search(r'"Glossary":(.*?)\.\n', (ROOT / "la4vla/types.py").read_text(), re.DOTALL)
+    assert said
+    words = {" ".join(word.split()) for word in said[1].split(",")}
+    glossary = (ROOT / "docs/README.md").read_text().partition("## Glossary")[2].partition("\n## ")[0]
+    explained = set(re.findall(r"^\| ([a-z-]+) \| .+ \|$", glossary, re.MULTILINE))
+    assert len(words) > 10 and words <= explained
