@@ -24,6 +24,8 @@ from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_config
 from la4vla.types import UserError
 
+ROUNDING = ("name", "zero_stage", "precision", "gradient_checkpointing")  # settings of the engine that change sums
+
 
 @dataclass
 class Run:
@@ -138,7 +140,8 @@ def _likeness(found: Manifest, config: TrainConfig, world: World) -> str:
         return f"the same samples on {world.size} instead of {found.world_size} ranks"
     now = asdict(config)
     sizes = [{name: stage["micro_batch"] for name, stage in said["stages"].items()} for said in (found.config, now)]
-    if found.config["engine"] != now["engine"] or sizes[0] != sizes[1]:
+    engines_used = [{name: said["engine"][name] for name in ROUNDING} for said in (found.config, now)]
+    if engines_used[0] != engines_used[1] or sizes[0] != sizes[1]:
         return "the same samples with another engine or micro-batch"
     here = checkpoint.device_name(world)
     if found.versions.get("device", here) != here:
