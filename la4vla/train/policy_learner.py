@@ -28,6 +28,7 @@ from la4vla.train.run_folder import write_first_batch
 from la4vla.train.validate import Validation
 from la4vla.types import KINDS, UserError
 
+OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
 FIRST_IMAGES = 32  # on the contact sheet of the first batch
 
 
@@ -130,11 +131,13 @@ class PolicyLearner:
         model, found = self._config.model, resume.checkpoint
         if found is None:
             return build_prompter(model)
-        if not resume.own and found.manifest.input_spec != asdict(self._spec):
-            raise UserError(
-                f"{found.folder} is of another model than model.preset={model.preset}; use the preset it was "
-                "trained with."
-            )
+        now, then = asdict(model), found.manifest.config["model"]
+        for key in () if resume.own else OF_WEIGHTS:
+            if now[key] != then[key]:
+                raise UserError(
+                    f"{found.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, with "
+                    "which it was trained."
+                )
         prompter = Prompter.load(found.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
