@@ -135,8 +135,8 @@ class PolicyLearner:
         for key in () if resume.own else OF_WEIGHTS:
             if now[key] != then[key]:
                 raise UserError(
-                    f"{found.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, with "
-                    "which it was trained."
+                    f"{found.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
+                    "with which it was trained."
                 )
         prompter = Prompter.load(found.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
