@@ -21,6 +21,7 @@ from la4vla.train.engine import Engine
 from la4vla.types import Batch, Kind
 
 STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
+WAIT_S = 333.0  # engine.timeout_s, unlike any default
 ENGINES = (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3))
 PATTERNS: tuple[tuple[Kind, ...], ...] = (("la", "la", "vla"), ("la",), ("la_leaky", "vla"), ("la", "la_leaky"))
 """Micro-batches of a step, in turn: vision last, vision not at all, only vision, both. The second and third put the
@@ -101,7 +102,7 @@ def reference(bf16: bool) -> tuple[dict, dict, list[float]]:
 def config_of(folder: Path, name: str, stage: int, precision: str) -> TrainConfig:
     config = TrainConfig(
         run=RunConfig(dir=str(folder / f"{name}-{stage}-{precision}")),
-        engine=EngineConfig(name=name, zero_stage=stage, precision=precision),
+        engine=EngineConfig(name=name, zero_stage=stage, precision=precision, timeout_s=WAIT_S),
         stages={"only": StageConfig(steps=STEPS)},
     )
     config.optim.clip_norm = CLIP
@@ -185,7 +186,16 @@ def all_engines(folder: Path, world: World) -> dict:
             }
             built.close()
         engine_deepspeed.BUCKET_ELEMENTS, engine_plain.BUCKET_ELEMENTS = BUCKETS
+    from deepspeed.utils import groups  # its import waits for the environment that the engine has made
+
+    report["timeouts"] = [timeout_s(group) for group in (None, groups._get_data_parallel_group())]
     return report
+
+
+def timeout_s(group: torch.distributed.ProcessGroup | None) -> float:
+    """What a collective of a process group (None: the run's own) waits for the other ranks."""
+    own = group or torch.distributed.group.WORLD
+    return own._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def resume_on_one_rank(folder: Path, world: World) -> dict:
@@ -207,7 +217,7 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target, command = Path(sys.argv[1]), sys.argv[2]
-    here = dist.start(EngineConfig().timeout_s)
+    here = dist.start(WAIT_S)
     result = all_engines(target, here) if command == "all" else resume_on_one_rank(target, here)
     if here.is_main:
         (target / f"{command}.json").write_text(json.dumps(result))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.engine_cases import BAD_STEP, ENGINES, STEPS
+from tests.train.engine_cases import BAD_STEP, ENGINES, STEPS, WAIT_S
 from tests.train.launch import HERE, start, wait
 
 pytestmark = pytest.mark.slow
@@ -56,6 +56,10 @@ def test_reported_norm_is_torchs_and_a_bad_step_is_told(report, name, stage, pre
         else:
             assert a == pytest.approx(b, rel=NORMS)
     assert max(norm for norm in wanted if math.isfinite(norm)) > 1.0, "clipping never acted"
+
+
+def test_every_process_group_waits_as_long_as_the_config_says(report):
+    assert report["timeouts"] == [WAIT_S, WAIT_S]
 
 
 def test_every_engine_goes_on_from_another_ones_checkpoint(report):

@@ -4,13 +4,15 @@ and name the samples (FACTS 5.2 B12: it never stopped). Real processes under tor
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from la4vla import manifest
 from la4vla.config import load
 from la4vla.train import __main__ as command
-from la4vla.train import dist
+from la4vla.train import dist, run
+from la4vla.types import UserError
 from tests.fixtures import write_shards
 from tests.train.launch import Ended, start, start_torchrun, wait, write_config
 
@@ -137,18 +139,30 @@ sys.exit(main([sys.argv[1], sys.argv[2 + int(os.environ["RANK"])]]))
 """
 
 
-@pytest.mark.parametrize(
-    ("second", "sentence"),
-    [("stages.pretrain.lr=2.0e-3", "another config"), ("data.sources.la.path={}/la", "another shards")],
-)
-def test_ranks_that_were_given_different_things_do_not_train_together(tmp_path, shards, second, sentence):
+def test_ranks_that_were_given_different_shards_do_not_train_together(tmp_path, shards):
+    """Their paths may differ."""
     write_shards(tmp_path / "la", 25, 4)
     config = write_config(tmp_path, shards, "different")
-    first = "stages.pretrain.lr=1.0e-3"
-    ended = wait(start(2, "-c", ONE_RANK_DIFFERS, str(config), first, second.format(tmp_path)))
+    paths = [f"data.sources.la.path={folder}/la" for folder in (shards, tmp_path)]
+    ended = wait(start(2, "-c", ONE_RANK_DIFFERS, str(config), *paths))
     assert ended.codes == (2, 2)
     (said,) = errors(ended)
-    assert f"rank 1 has {sentence} than rank 0; start all ranks with the same" in said
+    assert "rank 1 has another shards than rank 0; start all ranks with the same" in said
+
+
+def test_ranks_that_were_given_different_configs_do_not_train_together(tmp_path, shards, monkeypatch):
+    """The same comparison with what the second of three ranks says of itself."""
+    path, learner = write_config(tmp_path, shards, "different"), SimpleNamespace(shared_by_ranks=lambda: {})
+    said: list[dict[str, str]] = []
+    monkeypatch.setattr(run, "gathered", lambda mine: said.append(mine) or [mine])
+    for other in ("data.sources.la.path=elsewhere", "stages.pretrain.lr=2.0e-3"):
+        run.check_ranks_agree(load(path, [other]), learner)
+    moved, changed = said
+    monkeypatch.setattr(run, "gathered", lambda mine: [mine, moved, mine])
+    run.check_ranks_agree(load(path), learner)
+    monkeypatch.setattr(run, "gathered", lambda mine: [mine, changed, mine])
+    with pytest.raises(UserError, match="rank 1 has another config than rank 0; start all ranks with the same"):
+        run.check_ranks_agree(load(path), learner)
 
 
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(tmp_path, shards):

@@ -33,11 +33,11 @@ class Stopped(StopSignal):
 
 
 def test_a_rank_whose_peer_hangs_says_so_and_starting_again_resumes(tmp_path, shards, in_process, monkeypatch):
-    """The hard case of it: rank 0 holds the store by which ranks agree who speaks, which hangs with it, and DeepSpeed
-    has a process group of its own. (A rank that dies: test_resume.py.) 20 s are ten times what one rank is ahead of the
+    """The hard case: rank 0 holds the store by which ranks agree who speaks, and it hangs with it. (A rank that dies:
+    test_resume.py; DeepSpeed's own process group: test_engines.py.) 20 s are ten times what one rank is ahead of the
     other while both start."""
     config = write_config(tmp_path, shards, "lost")
-    ranks = start(2, "-m", "la4vla.train", str(config), *FAR, "engine.name=deepspeed", "engine.timeout_s=20")
+    ranks = start(2, "-m", "la4vla.train", str(config), *FAR, "engine.timeout_s=20")
     until_logged(ranks[0], config, 3)
     ranks[0].send_signal(signal.SIGSTOP)
     ended = wait([ranks[1]])

@@ -153,10 +153,14 @@ def test_killed_at_a_moment_of_no_save_and_resumed_equals_straight(alone, place,
 
 
 @pytest.mark.thorough
-def test_deepspeed_zero_3_on_the_real_policy_equals_plain(alone, place, shards):
+def test_deepspeed_zero_3_on_the_real_policy_equals_plain(alone, place, shards, cases):
+    """Validated on the way: ZeRO-3 gathers parameters call by call, so a rank that validated alone would hang, and
+    parameters that stayed gathered would be trained on."""
     config = write_config(place, shards, "zero3")
-    ended = train(2, config, "engine.name=deepspeed", "engine.zero_stage=3", "engine.gradient_checkpointing=true")
+    engine = ("engine.name=deepspeed", "engine.zero_stage=3", "engine.gradient_checkpointing=true")
+    ended = train(2, config, *engine, f"validate.cases={cases}", "validate.every_steps=4", "flow.steps=2")
     assert ended.codes == (0, 0), ended.stderr
+    assert [row["step"] for row in metrics(config) if "val/loss/full" in row] == [4, 8]
     difference = relative_difference(checkpoint(config), checkpoint(alone), load(alone))
     print(f"\nZeRO-3 on two ranks with checkpointing against plain on one: {difference:.1e} of the way")
     assert difference < RELATIVE
@@ -258,6 +262,9 @@ def test_init_from_takes_the_tokenizer_too_and_refuses_another(alone, place, sha
     first, second = sorted(word for word in vocab if word.isalpha() and len(word) == 1)[:2]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     file.write_text(json.dumps(swapped))
+    about = json.loads((begun / manifest.MANIFEST).read_text())
+    about["tokenizer_sha256"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    (begun / manifest.MANIFEST).write_text(json.dumps(about))
     short = ["stages.pretrain.steps=1", "stages.finetune.steps=1", f"run.init_from={begun}"]
     config = write_config(place, shards, "own_words")
     other = in_process(str(config), *short, f"model.tokenizer={source / manifest.TOKENIZER}")
