@@ -20,9 +20,10 @@ from typing import Protocol as Interface
 import numpy as np
 
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import Job, Outcome, Query, Ready, Refusal, Suite, work
+from benchmarks.rollouts.rollout import Job, Outcome, Query, Ready, Refusal, work
 from la4vla.serve.policy import NoiseKey
 from la4vla.sim import render
+from la4vla.sim.registry import Simulator
 from la4vla.types import Embodiment, Observation, UserError
 
 ATTEMPTS = 2
@@ -96,17 +97,23 @@ class Spent:
 
 
 class Runner:
-    """Use as a context: workers start when there are jobs for them and end at exit. `policy` is None for the suite's
-    scripted expert.
+    """Use as a context: workers start when there are jobs for them and end at exit. `policy` is None for the
+    simulator's scripted expert.
 
     views: cameras the envs render, () for none; where there are several GPUs, worker n renders on the n-th, and round
     again. logs: folder for the workers' output. `works` is for the caller to set where episodes of before have ended.
     """
 
     def __init__(
-        self, suite: Suite, protocol: Protocol, policy: Actor | None, views: tuple[str, ...], workers: int, logs: Path
+        self,
+        simulator: Simulator,
+        protocol: Protocol,
+        policy: Actor | None,
+        views: tuple[str, ...],
+        workers: int,
+        logs: Path,
     ) -> None:
-        self._suite, self._protocol, self._policy, self._views = suite, protocol, policy, views
+        self._simulator, self._protocol, self._policy, self._views = simulator, protocol, policy, views
         self._count, self._logs = workers, logs
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
@@ -230,7 +237,7 @@ class Runner:
         born_at = log.stat().st_size
         ours, theirs = self._context.Pipe()
         gpu = render.gpu_of(number, self._gpus)
-        arguments = (theirs, self._suite, self._protocol, self._views, self._policy is None, gpu, str(log))
+        arguments = (theirs, self._simulator, self._protocol, self._views, self._policy is None, gpu, str(log))
         process = self._context.Process(target=work, args=arguments, daemon=True, name=f"env-{number}")
         process.start()
         theirs.close()  # so that a dead worker reads as end-of-file here

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.__main__ import SUITES
 from benchmarks.results import protocols
-from benchmarks.rollouts.rollout import Job, Outcome, Suite, roll_out
+from benchmarks.rollouts.rollout import Job, Outcome, make_env, roll_out
 from benchmarks.rollouts.runner import Actor, Runner, Spent
 from la4vla.serve.policy import NoiseKey, ServedPolicy
 from la4vla.shell import exit_status
 from la4vla.sim.env import Env
+from la4vla.sim.registry import SIMULATORS, Simulator
 from la4vla.types import Observation, UserError
 
 Outcomes = dict[tuple[str, int], Outcome]
@@ -70,7 +70,7 @@ def parallel(runner: Runner, jobs: Sequence[Job], workers: int) -> tuple[float, 
 
 
 def compare(
-    suite: Suite,
+    simulator: Simulator,
     protocol: protocols.Protocol,
     policy: Actor,
     views: tuple[str, ...],
@@ -79,15 +79,15 @@ def compare(
     rounds: int,
 ) -> str:
     """Times both ways `rounds` times in turns. Returns what there is to say."""
-    suite.prepare()
+    simulator.prepare()
     threads = torch.get_num_threads()
     everywhere = os.sched_getaffinity(0)
     loops = {"one core": {min(everywhere)}, "one env": everywhere}
     seconds: dict[str, list[float]] = {name: [] for name in (*loops, "parallel")}
     with (
         tempfile.TemporaryDirectory() as logs,
-        closing(suite.make_env(protocol, views)) as env,
-        Runner(suite, protocol, policy, views, workers, Path(logs)) as runner,
+        closing(make_env(simulator, protocol, views)) as env,
+        Runner(simulator, protocol, policy, views, workers, Path(logs)) as runner,
     ):
         policy.check(env.embodiment, views)
         sequential(env, policy, protocol, jobs[:1])
@@ -127,7 +127,7 @@ def _pin(cores: set[int]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.evaluation_throughput", allow_abbrev=False)
-    parser.add_argument("suite", choices=tuple(SUITES))
+    parser.add_argument("simulator", choices=tuple(SIMULATORS))
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", required=True)
     parser.add_argument("--tasks", nargs="+", default=[])
@@ -138,12 +138,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value changes of the protocol")
     options = parser.parse_intermixed_args(list(arguments))
     protocol = protocols.load(options.protocol, options.overrides)
-    if protocol.suite != options.suite:
-        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{options.suite}`.")
+    if protocol.suite != options.simulator:
+        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{options.simulator}`.")
     jobs = [Job(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
     policy = ServedPolicy.load(options.checkpoint, options.device)
     views = tuple(protocol.views) if policy.views else ()
-    print(compare(SUITES[options.suite], protocol, policy, views, jobs, options.workers, options.rounds))
+    print(compare(SIMULATORS[options.simulator], protocol, policy, views, jobs, options.workers, options.rounds))
     return 0
 
 

@@ -17,13 +17,13 @@ from benchmarks.perturb.perturb import CLEAN, parse
 from benchmarks.results import compare, protocols, results
 from benchmarks.rollouts import evaluate
 from benchmarks.rollouts.evaluate import Request, Server
-from benchmarks.rollouts.metaworld import SUITE as METAWORLD
-from benchmarks.rollouts.rollout import Job, roll_out
+from benchmarks.rollouts.rollout import Job, make_env, roll_out
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.policy import NoiseKey, ServedPolicy
 from la4vla.sim.metaworld import EMBODIMENT as SAWYER
+from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
-from tests.benchmarks.fake_env import EMBODIMENT, SUITE, TASKS, PointEnv, protocol
+from tests.benchmarks.fake_env import EMBODIMENT, POINT, TASKS, protocol
 from tests.hand_checkpoint import write_checkpoint
 from tests.serve.serving import serving
 
@@ -39,7 +39,7 @@ def policy(tmp_path_factory):
 
 def request_(url: str, out: Path, **changes) -> Request:
     base = Request(
-        suite=SUITE, protocol=RULES, checkpoint=None, untrained=False, out=out, workers=2, tasks=(), episodes=None,
+        simulator=POINT, protocol=RULES, checkpoint=None, untrained=False, out=out, workers=2, tasks=(), episodes=None,
         videos=0, device="", command="", variants=(), server=Server(url, ""),
     )  # fmt: skip
     return replace(base, **changes)
@@ -58,7 +58,7 @@ def episode(policy, job: Job, rules=None):
         asked.append(number)
         return policy.infer([seen], [NoiseKey(0, job.task, job.episode, number)])[0]
 
-    outcome = roll_out(PointEnv(rules, ("eye",)), job, rules, ask)
+    outcome = roll_out(make_env(POINT, rules, ("eye",)), job, rules, ask)
     assert asked == list(range(len(asked))) and len(asked) > 1
     return outcome.success, outcome.steps, outcome.final_state
 
@@ -79,8 +79,8 @@ def test_metaworld_served_is_metaworld_in_process_row_for_row(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", SAWYER, ("corner4",))
     rules = protocols.load("metaworld/quickstart-v1", ["groups={easy: [reach-v3]}", "horizon=16", "image_size=112"])
     here = request_(
-        "", tmp_path / "here", suite=METAWORLD, protocol=rules, checkpoint=checkpoint, device="cpu", workers=1,
-        episodes=2, variants=parse(["gaussian_noise:5", "light:5"]), server=None,
+        "", tmp_path / "here", simulator=SIMULATORS["metaworld"], protocol=rules, checkpoint=checkpoint, device="cpu",
+        workers=1, episodes=2, variants=parse(["gaussian_noise:5", "light:5"]), server=None,
     )  # fmt: skip
     evaluate.evaluate(here)
     served = ServedPolicy.load(checkpoint)
@@ -138,7 +138,7 @@ def test_a_server_that_goes_away_costs_no_finished_episode(policy, tmp_path, cap
 
 def test_more_questions_than_the_server_computes_together_go_in_several_messages(policy):
     jobs = [Job(TASKS[0], number) for number in range(3)]
-    seen = [PointEnv(RULES, ("eye",)).reset(job.task, job.episode) for job in jobs]
+    seen = [make_env(POINT, RULES, ("eye",)).reset(job.task, job.episode) for job in jobs]
     keys = [NoiseKey(0, job.task, job.episode, 0) for job in jobs]
     with serving(policy, max_batch=2) as (url, _), RemotePolicy(url) as remote:
         chunks = remote.infer(seen, keys)
@@ -153,7 +153,7 @@ def test_a_late_answer_is_not_taken_for_the_next(policy):
             time.sleep(0.5)
             return super().infer(observations, noise_keys)
 
-    seen = PointEnv(RULES, ("eye",)).reset(TASKS[0], 0)
+    seen = make_env(POINT, RULES, ("eye",)).reset(TASKS[0], 0)
     with serving(Slow(**vars(policy))) as (url, _), RemotePolicy(url, timeout_s=0.2) as remote:
         with pytest.raises(UserError, match=r"no answer in 0\.2 s"):
             remote.infer([seen], [NoiseKey(0, TASKS[0], 0, 0)])
@@ -188,7 +188,7 @@ def test_options_that_do_not_go_together(tmp_path, monkeypatch, capsys, options,
 
 def test_the_command_sends_the_token_of_its_variable(policy, tmp_path, monkeypatch):
     monkeypatch.setenv("POLICY_TOKEN", "s3cret")
-    monkeypatch.setitem(command.SUITES, "metaworld", SUITE)
+    monkeypatch.setitem(command.SIMULATORS, "metaworld", POINT)
     monkeypatch.setattr(protocols, "load", lambda title, changes: RULES)
     evaluated = []
     monkeypatch.setattr(evaluate, "open_arms", lambda request, policy: evaluated.append((request, policy)) or [])

@@ -19,7 +19,7 @@ from benchmarks.results import results
 from benchmarks.rollouts import evaluate, runner, video
 from benchmarks.rollouts.evaluate import Request
 from la4vla.types import UserError
-from tests.benchmarks.fake_env import EMBODIMENT, SUITE, protocol
+from tests.benchmarks.fake_env import EMBODIMENT, POINT, protocol
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -36,8 +36,8 @@ def place(tmp_path_factory):
 def request_(place):
     checkpoint = write_checkpoint(place / "run" / "checkpoints" / "step_00000007", EMBODIMENT, ("eye",))
     return Request(
-        suite=SUITE, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained", workers=2,
-        tasks=(), episodes=None, videos=1, device="cpu", command="python -m benchmarks point", variants=(),
+        simulator=POINT, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained",
+        workers=2, tasks=(), episodes=None, videos=1, device="cpu", command="python -m benchmarks point", variants=(),
     )  # fmt: skip
 
 
