@@ -1,5 +1,5 @@
-"""Why: whoever adds a simulator adds one descriptor. What recording, evaluation, golden frames and the doctor read of it
-must agree with its env, and must reach a spawned worker."""
+"""Why: whoever adds a simulator adds one descriptor. What recording, evaluation, golden frames and the doctor read of
+it must agree with its env, and must reach a spawned worker."""
 
 import pickle
 
