@@ -105,10 +105,12 @@ def make_env(simulator: Simulator, protocol: Protocol, views: tuple[str, ...]) -
 
 
 def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
-    """Runs one episode: the first `replan_every` actions of a chunk are executed, then the policy is asked again.
+    """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
+    then the policy is queried again.
 
-    Pictures are rendered when the policy is asked (and for a video, which shows what the policy sees). A success ends
-    the episode at its step. What is left of a chunk at the end of an episode is gone: no action outlives its episode.
+    Queries are numbered 0, 1, 2, ... in an episode, however many actions each chunk gave. Images are rendered when the
+    policy is queried (and for a video, which shows what the policy sees). A success ends the episode at its step. What
+    is left of a chunk at the end of an episode is dropped: no action outlives its episode.
     """
 
     def shown(observation: Observation) -> Observation:

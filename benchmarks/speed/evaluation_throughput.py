@@ -25,9 +25,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.results import protocols
+from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts.rollout import Job, Outcome, make_env, roll_out
-from benchmarks.rollouts.runner import Actor, Runner, Spent
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from benchmarks.rollouts.runner import Runner, Spent
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey, PolicyLike
 from la4vla.shell import exit_status
 from la4vla.sim.env import Env
 from la4vla.sim.registry import SIMULATORS, Simulator
@@ -46,7 +48,7 @@ def on_cores(cores: set[int]) -> Iterator[None]:
     _pin(before)
 
 
-def sequential(env: Env, policy: Actor, protocol: protocols.Protocol, jobs: Sequence[Job]) -> tuple[float, Outcomes]:
+def sequential(env: Env, policy: PolicyLike, protocol: Protocol, jobs: Sequence[Job]) -> tuple[float, Outcomes]:
     """Seconds for all jobs, and how they ended."""
     start, ended = time.perf_counter(), {}
     for job in jobs:
@@ -54,6 +56,7 @@ def sequential(env: Env, policy: Actor, protocol: protocols.Protocol, jobs: Sequ
         def ask(observation: Observation, query: int, job: Job = job):  # noqa: ANN202
             return policy.infer([observation], [NoiseKey(protocol.seed, job.task, job.episode, query)])[0]
 
+        policy.open(EpisodeKey(job.task, job.episode, protocol.seed))
         ended[job.task, job.episode] = roll_out(env, job, protocol, ask)
     return time.perf_counter() - start, ended
 
@@ -71,8 +74,8 @@ def parallel(runner: Runner, jobs: Sequence[Job], workers: int) -> tuple[float, 
 
 def compare(
     simulator: Simulator,
-    protocol: protocols.Protocol,
-    policy: Actor,
+    protocol: Protocol,
+    policy: PolicyLike,
     views: tuple[str, ...],
     jobs: Sequence[Job],
     workers: int,

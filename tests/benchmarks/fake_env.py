@@ -107,10 +107,13 @@ class Pusher:
     """A policy whose chunk depends on the observation and the noise key only; remembers what it was asked."""
 
     def __init__(self, horizon: int = 8, seconds: float = 0.0):
-        self.horizon, self.seconds, self.batches = horizon, seconds, []
+        self.horizon, self.seconds, self.batches, self.opened = horizon, seconds, [], []
 
     def check(self, embodiment, views) -> None:
         assert embodiment == EMBODIMENT
+
+    def open(self, episode) -> None:
+        self.opened.append(episode)
 
     def infer(self, observations, noise_keys) -> list[np.ndarray]:
         self.batches.append(list(noise_keys))

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from benchmarks.rollouts import evaluate
 from benchmarks.rollouts.evaluate import Request, Server
 from benchmarks.rollouts.rollout import Job, make_env, roll_out
 from la4vla.serve.client import RemotePolicy
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT as SAWYER
 from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
@@ -134,6 +136,31 @@ def test_a_server_that_goes_away_costs_no_finished_episode(policy, tmp_path, cap
         success, steps, final = episode(policy, Job(task, number), RULES)
         assert (row.success, row.steps) == (success, steps)
         assert row.final_state == pytest.approx(final, abs=1e-4)
+
+
+class Ragged(ServedPolicy):
+    """Its chunks grow with the query's number. Writes down which episodes were opened."""
+
+    opened: ClassVar[list] = []
+
+    def open(self, episode):
+        self.opened.append(episode)
+
+    def infer(self, observations, noise_keys):
+        chunks = super().infer(observations, noise_keys)
+        return [chunk[: 1 + key.query] for chunk, key in zip(chunks, noise_keys, strict=True)]
+
+
+def test_chunks_of_any_length_and_the_begin_of_episodes_pass_through_the_server(policy):
+    ragged, seen = Ragged(**vars(policy)), make_env(POINT, RULES, ("eye",)).reset(TASKS[0], 0)
+    keys = [NoiseKey(0, TASKS[0], episode, query) for episode in (3, 4) for query in (0, 2)]
+    with serving(ragged) as (url, _), RemotePolicy(url) as remote:
+        chunks = remote.infer([seen] * 4, keys)
+        remote.infer([seen], [NoiseKey(0, TASKS[0], 3, 1)])
+    assert [len(chunk) for chunk in chunks] == [1, 3, 1, 3]
+    for chunk, other in zip(chunks, ragged.infer([seen] * 4, keys), strict=True):
+        np.testing.assert_array_equal(chunk, other)
+    assert ragged.opened == [EpisodeKey(TASKS[0], 3, 0), EpisodeKey(TASKS[0], 4, 0)]
 
 
 def test_more_questions_than_the_server_computes_together_go_in_several_messages(policy):

@@ -16,7 +16,7 @@ from benchmarks.rollouts import runner as runner_module
 from benchmarks.rollouts.rollout import Job, make_env, roll_out
 from benchmarks.rollouts.runner import Runner, TaskQueue
 from benchmarks.speed import evaluation_throughput
-from la4vla.serve.policy import NoiseKey
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey
 from la4vla.sim import render
 from la4vla.types import UserError
 from tests.benchmarks.fake_env import POINT, TASKS, PointEnv, Pusher, protocol
@@ -36,14 +36,14 @@ def facts(finished):
     return {job: (end.outcome.success, end.outcome.steps, end.outcome.final_state) for job, end in finished.items()}
 
 
-def outcome(job):
-    policy, rules = Pusher(), protocol()
+def outcome(job, policy):
+    rules = protocol()
     ask = lambda seen, number: policy.infer([seen], [NoiseKey(0, job.task, job.episode, number)])[0]  # noqa: E731
     return roll_out(make_env(POINT, rules, ("eye",)), job, rules, ask)
 
 
-def alone(job):
-    end = outcome(job)
+def alone(job, policy=None):
+    end = outcome(job, policy or Pusher())
     return end.success, end.steps, end.final_state
 
 
@@ -70,7 +70,7 @@ def test_one_env_in_a_loop_is_timed_on_the_episodes_of_the_runner():
     hourly = {
         name: float(rate) for name, rate in re.findall(r"^(one core|one env|parallel) +([\d.]+) episodes/h", said, re.M)
     }
-    queries = sum(outcome(job).queries for job in ALL)
+    queries = sum(outcome(job, Pusher()).queries for job in ALL)
     assert all(0 < hourly[name] <= 3600 * len(ALL) / (0.02 * queries) for name in ("one core", "one env"))
     ratios = [float(number) for number in re.findall(r"parallel / one \w+ ([\d.]+)", said)]
     wanted = [hourly["parallel"] / hourly[name] for name in ("one core", "one env")]
@@ -212,9 +212,53 @@ def test_a_user_error_inside_a_worker_reaches_the_user(tmp_path):
         run([Job("refuse-x", 0)], tmp_path)
 
 
-def test_a_chunk_shorter_than_replan_every_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"executes 9 actions of a chunk, but the policy gives 8"):
-        run(ALL[:1], tmp_path, replan_every=9)
+class Ragged(Pusher):
+    """Its chunks have 1 to 8 actions, as their noise key says. Writes down at which env step each query came."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = {}
+
+    def chunk(self, seen, key):
+        self.steps[key] = int(seen.views["eye"].max())
+        return super().chunk(seen, key)[: length_of(key)]
+
+
+def length_of(key):
+    return 1 + (3 * key.query + key.episode) % 8
+
+
+def test_chunks_of_any_length_are_executed_up_to_replan_every(tmp_path):
+    policy, replan_every = Ragged(), protocol().replan_every
+    with Runner(POINT, protocol(), policy, ("eye",), 2, tmp_path) as runner:
+        finished = {end.job: end for end in runner.run(ALL)}
+    assert facts(finished) == {job: alone(job, Ragged()) for job in ALL}
+    for job, end in finished.items():
+        keys = [NoiseKey(0, job.task, job.episode, number) for number in range(end.outcome.queries)]
+        executed = [min(length_of(key), replan_every) for key in keys]
+        assert [policy.steps.pop(key) for key in keys] == [sum(executed[:number]) for number in range(len(keys))]
+    assert not policy.steps, "a query has another number than its place in the episode"
+    short = sum(length_of(key) < replan_every for batch in policy.batches for key in batch)
+    assert runner.spent.short_chunks == short > 0
+    assert f"{short} chunks were shorter than replan_every" in runner.spent.sentence(2, len(ALL))
+
+
+def test_a_chunk_without_actions_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"gave a chunk without actions"):
+        run(ALL[:1], tmp_path, policy=Pusher(horizon=0))
+
+
+class Begun(Pusher):
+    """Refuses a query of an episode that was not opened."""
+
+    def infer(self, observations, noise_keys):
+        assert {(key.task, key.episode, key.seed) for key in noise_keys} <= set(self.opened)
+        return super().infer(observations, noise_keys)
+
+
+def test_every_episode_is_opened_once_before_its_first_query(tmp_path):
+    _, policy = run(ALL, tmp_path, workers=2, policy=Begun(), seed=7)
+    assert sorted(policy.opened) == sorted(EpisodeKey(job.task, job.episode, 7) for job in ALL)
 
 
 def test_no_worker_survives_the_run(tmp_path):
