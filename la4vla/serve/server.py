@@ -1,8 +1,8 @@
-"""`la4vla serve`: a checkpoint behind a websocket. The transport only; what is said is in `dialects`.
+"""`la4vla serve`: a checkpoint behind a websocket. This is the transport; `dialects` has the messages.
 
-Listens on this machine alone unless told otherwise, and then asks every client for a token. A browser's page is turned
-away (its requests name their origin). `GET /healthz` answers without a token. Refuses messages beyond the size limit by
-closing the connection; every other bad message is answered by one sentence and the connection stays open.
+The server listens on this machine alone unless told otherwise, and then asks every client for a token. It refuses pages
+in a browser, whose requests name their origin. `GET /healthz` answers without a token. A message beyond the size limit
+closes its connection; any other bad message gets one sentence for an answer, and the connection stays open.
 """
 
 from __future__ import annotations
@@ -32,25 +32,31 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from la4vla.serve import dialects, wire
-from la4vla.serve.batcher import Answer, Batcher, Question
+from la4vla.serve.batcher import Answer, Batcher, Queries
+from la4vla.serve.dialect import Session
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
 HEALTH = "/healthz"
-PATIENCE_S = (
-    10.0  # at the end, for clients that take no reply; as long as websockets waits for one that says no goodbye
-)
+PATIENCE_S = 10.0  # at the end, for clients that do not take their reply; websockets waits as long for their goodbye
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `la4vla serve` takes, and the defaults.
+    """The options of `la4vla serve` and their defaults.
 
-    folder: a checkpoint, or a run. port: None for the dialect's own, 0 for any free one. seed: of connections that
-    name none. device: empty for the best there is. max_batch: chunks computed together at most. max_bytes: of one
-    message; None for what the dialect's largest needs. token: asked of every client; empty for none on this machine and
-    for a fresh one elsewhere. views: `client's key=our view` each. libero_client: openpi's or Evo-1's LIBERO client
-    asks. evo1: options of that dialect.
+    folder          a checkpoint, or a run (then its newest one)
+    dialect         that the clients speak
+    host            to listen on
+    port            None for the dialect's own, 0 for any free one
+    seed            of the noise of clients that send none
+    device          empty for the best there is
+    max_batch       the most chunks that are computed together
+    max_bytes       size of a message at most; None for the largest that the dialect's clients should need
+    token           asked of every client; empty for none on this machine and for a fresh one elsewhere
+    views           `client's key=our view` each
+    libero_client   whether the client is openpi's or Evo-1's LIBERO client
+    evo1            options of that dialect
     """
 
     folder: Path
@@ -81,7 +87,7 @@ def serve(settings: Settings) -> int:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
     policy = ServedPolicy.load(settings.folder, device)
-    # Pictures in JSON are half a million lists; the collector need not walk through all of torch while they are made.
+    # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()
     try:
@@ -101,9 +107,9 @@ async def _until_signal(policy: ServedPolicy, settings: Settings) -> int:
 async def run(
     policy: ServedPolicy, settings: Settings, stop: asyncio.Event, started: Callable[[Server, str], None]
 ) -> None:
-    """Serves until `stop` is set. started: called with the server and its URL once clients may come.
+    """Serves until `stop` is set, and calls `started` with the server and its URL once clients can connect.
 
-    Raises UserError where it cannot listen, and what the policy raises if that is no UserError.
+    Raises UserError where it cannot listen, and any error of the policy that is not a UserError.
     """
     server = Server(policy, settings)
     port = dialects.PORTS[settings.dialect] if settings.port is None else settings.port
@@ -152,13 +158,13 @@ class Server:
         self._owed: set[asyncio.Future[None]] = set()
 
     async def stop(self) -> None:
-        """What is being computed is still answered, all else refused. Connections stay; nobody on them waits."""
+        """Answers the present batch and refuses everything else. Connections stay open, and no client waits."""
         await self.batcher.stop()
         if self._owed:
             await asyncio.wait(self._owed, timeout=PATIENCE_S)
 
     def admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Before the connection is one: the health check, and 401 for who lacks the token."""
+        """Answers a request that does not become a connection: the health check, and 401 without the token."""
         if request.path == HEALTH:
             return connection.respond(HTTPStatus.OK, "OK\n")
         given = [_token(header) for header in request.headers.get_all("Authorization")]
@@ -167,7 +173,7 @@ class Server:
         return None
 
     async def talk(self, connection: ServerConnection) -> None:
-        """One connection from hello to its end."""
+        """Serves one connection from hello to its end."""
         number = next(self._numbers)
         session = self._session(connection, number)
         quiet = False
@@ -179,11 +185,11 @@ class Server:
                 came = time.perf_counter()
                 with self._owing():
                     try:
-                        asked = self.dialect.read(message, session)
-                        if isinstance(asked, bytes):
-                            reply = asked
+                        queries = self.dialect.read(message, session)
+                        if isinstance(queries, bytes):
+                            reply = queries
                         else:
-                            reply = self.dialect.reply(await self._answer(asked, connection), session)
+                            reply = self.dialect.reply(await self._answer(queries, connection), session)
                     except PolicyLost as error:
                         await connection.close(CloseCode.INTERNAL_ERROR, str(error))
                         return
@@ -196,11 +202,11 @@ class Server:
                     await connection.send(reply)
                 session.last_total_ms = 1000 * (time.perf_counter() - came)
         except ConnectionClosed:
-            pass  # clients may leave in the middle of a word
+            pass  # a client may leave at any moment
 
     @contextmanager
     def _owing(self) -> Iterator[None]:
-        """A client is owed a reply."""
+        """While it lasts, a client is owed a reply, and `stop` waits for it."""
         replied = asyncio.get_running_loop().create_future()
         self._owed.add(replied)
         try:
@@ -209,9 +215,9 @@ class Server:
             self._owed.remove(replied)
             replied.set_result(None)
 
-    async def _answer(self, question: Question, connection: ServerConnection) -> Answer:
-        """Raises ConnectionClosed, and asks no more, where the client leaves before it is answered."""
-        asking = asyncio.create_task(self.batcher.ask(question))
+    async def _answer(self, queries: Queries, connection: ServerConnection) -> Answer:
+        """Raises ConnectionClosed where the client leaves before it is answered; nothing more is computed for it."""
+        asking = asyncio.create_task(self.batcher.ask(queries))
         leaving = asyncio.create_task(connection.wait_closed())
         await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
         leaving.cancel()
@@ -220,14 +226,14 @@ class Server:
             raise connection.protocol.close_exc
         return asking.result()
 
-    def _session(self, connection: ServerConnection, number: int) -> dialects.Session:
+    def _session(self, connection: ServerConnection, number: int) -> Session:
         """ws://host:port/NAME draws its noise from NAME, other connections from their number."""
         assert connection.request is not None
         path = unquote(connection.request.path)  # raw bytes in it have become lone surrogates, which name nothing
         name = path.encode(errors="replace").decode().strip("/")
         if name:
-            return dialects.Session(self.settings.seed, name, 0)
-        return dialects.Session(self.settings.seed, "connection", number)
+            return Session(self.settings.seed, name, 0)
+        return Session(self.settings.seed, "connection", number)
 
 
 def _announce(server: Server, url: str) -> None:
@@ -239,7 +245,7 @@ def _announce(server: Server, url: str) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether only this machine can reach a server on that host."""
     if host == "localhost":
         return True
     try:

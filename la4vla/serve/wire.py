@@ -1,9 +1,9 @@
-"""Values on the wire: msgpack with numpy arrays in it, JSON, and the checks that a stranger's message must pass.
+"""Messages as bytes: msgpack with numpy arrays in it, JSON, and the checks that a stranger's message must pass.
 
-Arrays are spelled as openpi's clients spell them (FACTS 4.9): a map of `__ndarray__`, `data`, `dtype` and `shape` with
-keys of bytes. Nothing on the wire can run code: no pickle, no extension types, five dtypes. Refuses, with a UserError
-of one sentence: whatever is not msgpack or JSON, deeper or longer than a message of ours can be, or not the type, size
-or range that its place demands.
+Arrays are written as openpi's clients write them (FACTS 4.9): a map of `__ndarray__`, `data`, `dtype` and `shape` with
+keys of bytes. No message can run code: no pickle, no extension types, five dtypes. A UserError of one sentence refuses
+what is neither msgpack nor JSON, what is deeper or longer than any message needs to be, and a value of another type,
+size or range than its key takes.
 """
 
 from __future__ import annotations
@@ -101,20 +101,20 @@ def count(message: Mapping[Any, Any], key: str) -> int:
     return value
 
 
-def picture(value: Any, name: str) -> np.ndarray:
+def image(value: Any, name: str) -> np.ndarray:
     """uint8 RGB [H, W, 3] from an array that already is that."""
-    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or not _is_picture(value.shape):
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or not _is_image(value.shape):
         raise UserError(f"the view `{name}` must be a uint8 array [H, W, 3], not {shown(value)}.")
     return value
 
 
-def picture_from_lists(value: Any, name: str) -> np.ndarray:
+def image_from_lists(value: Any, name: str) -> np.ndarray:
     """uint8 [H, W, 3] from three levels of lists of integers in 0..255."""
     values_HWC = _numbers(value, name)
-    if not _is_picture(values_HWC.shape):
-        raise UserError(f"the picture {name} must be lists of H x W x 3 numbers, not {list(values_HWC.shape)}.")
+    if not _is_image(values_HWC.shape):
+        raise UserError(f"the image {name} must be lists of H x W x 3 numbers, not {list(values_HWC.shape)}.")
     if not ((values_HWC >= 0) & (values_HWC <= 255) & (values_HWC == np.trunc(values_HWC))).all():
-        raise UserError(f"the picture {name} must hold integers from 0 to 255.")
+        raise UserError(f"the image {name} must hold integers from 0 to 255.")
     return values_HWC.astype(np.uint8)
 
 
@@ -170,7 +170,7 @@ def _is_side(size: Any) -> bool:
     return isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_INTEGER
 
 
-def _is_picture(shape: tuple[int, ...]) -> bool:
+def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[2] == 3 and 1 <= shape[0] <= MAX_SIDE and 1 <= shape[1] <= MAX_SIDE
 
 

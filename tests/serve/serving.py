@@ -69,5 +69,5 @@ def recording(policy: ServedPolicy) -> tuple[ServedPolicy, list[Observation]]:
     return Recording(**vars(policy)), asked
 
 
-def picture(number: int, size: int = 64) -> np.ndarray:
+def random_image(number: int, size: int = 64) -> np.ndarray:
     return np.random.Generator(np.random.Philox(number)).integers(0, 256, (size, size, 3), np.uint8)

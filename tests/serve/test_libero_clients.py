@@ -1,4 +1,4 @@
-"""Why: a policy that plays LIBERO well scores nothing behind a client that shows it mirrored pictures, a state of other
+"""Why: a policy that plays LIBERO well scores nothing behind a client that shows it mirrored images, a state of other
 numbers or a gripper the other way round. The clients here are written from the documentation of openpi and Evo-1 and
 play in LIBERO itself; what reaches the policy is compared with what our own env shows after the same actions."""
 
@@ -82,7 +82,7 @@ class Scene:
 
 
 def resized(image: np.ndarray, side: int = 224) -> np.ndarray:
-    """openpi's image_tools for a square picture, where there is nothing to pad."""
+    """openpi's image_tools for a square image, where there is nothing to pad."""
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -112,9 +112,9 @@ def evo1_episode(scene: Scene, url: str, queries: int, replan: int) -> list[list
     async def play() -> None:
         async with websockets.connect(url) as socket:
             for _ in range(queries):
-                pictures = [scene.turned("agentview_image"), scene.turned("robot0_eye_in_hand_image")]
+                images = [scene.turned("agentview_image"), scene.turned("robot0_eye_in_hand_image")]
                 request = {
-                    "image": [picture.tolist() for picture in [*pictures, np.zeros((SIZE, SIZE, 3), np.uint8)]],
+                    "image": [image.tolist() for image in [*images, np.zeros((SIZE, SIZE, 3), np.uint8)]],
                     "state": scene.state().tolist(),
                     "prompt": scene.prompt,
                     "image_mask": [1, 1, 0],
@@ -155,7 +155,7 @@ CLIENTS = {"openpi": (openpi_episode, 5), "evo1": (evo1_episode, 7)}
 @pytest.mark.sim
 @pytest.mark.slow
 def test_clients_play_libero_and_the_policy_sees_what_our_env_shows(policy, libero):
-    """First theirs, then ours: two live envs in one process draw wrong pictures."""
+    """First theirs, then ours: two live envs in one process draw wrong images."""
     ours.open_libero()
     use_backend()
     scene, played = Scene(), []
@@ -181,8 +181,8 @@ def test_clients_play_libero_and_the_policy_sees_what_our_env_shows(policy, libe
 def test_the_state_is_translated_to_ours():
     """By hand: -3 rad about x are 2 pi - 3, and 3.5 stay; fingers at 3 and -1 cm are 4 of 8 cm apart."""
     sent = np.array([0.1, 0.2, 0.3, -3.0, 0.0, 0.0, 0.03, -0.01], np.float32)
-    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    seen = libero_client.translated(Observation({"agentview": picture}, sent, "lift"))
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    seen = libero_client.translated(Observation({"agentview": image}, sent, "lift"))
     np.testing.assert_allclose(seen.state, [0.1, 0.2, 0.3, 2 * math.pi - 3, 0, 0, 0.5], atol=1e-6)
     sent[3] = 3.5
     np.testing.assert_allclose(libero_client.translated(Observation({}, sent, "lift")).state[3], 3.5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Why: Evo-1's MetaWorld client shows pictures with swapped channels and tells the policy where the object is. It is
+"""Why: Evo-1's MetaWorld client shows images with swapped channels and tells the policy where the object is. It is
 written here from its documentation, plays in MetaWorld itself, and the policy must see what our own env shows, and no
 more."""
 

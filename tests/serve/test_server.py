@@ -32,7 +32,7 @@ from la4vla.serve.policy_like import NoiseKey
 from la4vla.serve.server import Server, Settings
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, picture, serving
+from tests.serve.serving import ARM, VIEWS, random_image, serving
 
 torch.set_num_threads(1)
 
@@ -55,7 +55,7 @@ def url(policy):
 
 def observation(number: int, instruction: str = "Lift the bowl.") -> Observation:
     state = np.random.Generator(np.random.Philox(number)).uniform(-0.5, 0.5, 8).astype(np.float32)
-    return Observation({"agentview": picture(number), "wrist": picture(number + 100)}, state, instruction)
+    return Observation({"agentview": random_image(number), "wrist": random_image(number + 100)}, state, instruction)
 
 
 SEEN = [observation(0), observation(1, "push the plate to the left"), observation(2)]
@@ -227,12 +227,12 @@ def test_without_its_libraries_the_command_names_the_cure(monkeypatch, capsys):
         ({"type": "infer"}, "no `queries`"),
         ({"type": "infer", "queries": []}, "at least one"),
         ({"type": "stop"}, "`infer` or `reset`"),
-        ({"type": "infer", "queries": [spoken(views={"agentview": picture(0)})]}, "no `wrist`"),
+        ({"type": "infer", "queries": [spoken(views={"agentview": random_image(0)})]}, "no `wrist`"),
         ({"type": "infer", "queries": [spoken(state=np.zeros(4, np.float32))]}, "embodiment has 8 dims"),
         ({"type": "infer", "queries": [spoken(state=np.full(8, np.nan, np.float32))]}, "not finite"),
         ({"type": "infer", "queries": [spoken(state=[[1.0] * 8])]}, "one row"),
-        ({"type": "infer", "queries": [spoken(views={v: picture(0).astype(np.float32) for v in VIEWS})]}, "uint8"),
-        ({"type": "infer", "queries": [spoken(views={v: picture(0)[None] for v in VIEWS})]}, "[H, W, 3]"),
+        ({"type": "infer", "queries": [spoken(views={v: random_image(0).astype(np.float32) for v in VIEWS})]}, "uint8"),
+        ({"type": "infer", "queries": [spoken(views={v: random_image(0)[None] for v in VIEWS})]}, "[H, W, 3]"),
         ({"type": "infer", "queries": [spoken(seed=1)]}, "no `task`"),
         ({"type": "infer", "queries": [spoken(), spoken()]}, "no `seed`"),
         ({"type": "infer", "queries": [spoken(seed=-1, task="a", episode=0, query=0)]}, "`seed` must be an integer"),
@@ -257,7 +257,7 @@ def test_too_large_a_message_closes_its_connection_only(policy):
         large.send(b"x" * 40_001)
         with pytest.raises(ConnectionClosed, match="1009"):
             large.recv(20)
-        seen = {"views": {view: picture(0, 32) for view in VIEWS}}
+        seen = {"views": {view: random_image(0, 32) for view in VIEWS}}
         assert ask(small, type="infer", queries=[spoken(**seen)])["type"] == "actions"
 
 

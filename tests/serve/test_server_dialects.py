@@ -19,11 +19,11 @@ from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, picture, serving
+from tests.serve.serving import ARM, VIEWS, random_image, serving
 
 torch.set_num_threads(1)
 STATE = np.linspace(-0.4, 0.4, 8)
-IMAGE, WRIST = picture(1), picture(2)
+IMAGE, WRIST = random_image(1), random_image(2)
 PROMPT = "put the bowl on the plate"
 
 
@@ -220,7 +220,7 @@ def test_an_evo1_metaworld_client_shows_one_view_and_a_longer_state(sawyer):
     [
         ({"action_mask": [1] * 4 + [0] * 20}, "7 ones"),
         ({"action_mask": [1] * 7}, "7 ones"),
-        ({"image": [[]] * 2}, "list of 3 pictures"),
+        ({"image": [[]] * 2}, "list of 3 images"),
         ({"image_mask": [1, 0, 0]}, "hides slot 1"),
         ({"image_mask": [1, 1, 1]}, "shows a view"),
         ({"image": [[[[256, 0, 0]]], [[[0, 0, 0]]], []]}, "integers from 0 to 255"),

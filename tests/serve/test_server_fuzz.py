@@ -14,12 +14,12 @@ from websockets.sync.client import connect
 
 from la4vla.serve.policy import ServedPolicy
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, picture, serving
+from tests.serve.serving import ARM, VIEWS, random_image, serving
 
 torch.set_num_threads(1)
 MESSAGES = 3400  # to each dialect
 AHEAD = 50  # messages on the way before the first answer is read
-PIXELS = picture(0, 8)
+PIXELS = random_image(0, 8)
 DTYPES = ("|O", "|V8", "<c16", ">f4", "<U4", "O", "object", "f4", "<f2", "", 3, None, b"|u1", "|u1" * 1000, "<f4,<f4")
 SHAPES = ([2**40] * 3, [2**62, 2**62], [0, 8, 3], [-1, 8, 3], [8, 8, True], [8.0, 8, 3], [1] * 40, "883", None, [[8]])
 ODD = (None, True, -1, 2**64 - 1, 1.5, float("nan"), float("inf"), "", "x" * 300, b"\xff" * 9, [], [[]], {}, [{}] * 3)
@@ -72,7 +72,7 @@ def places(value, path=()):
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         if key == 2 and path == ("image",):
-            continue  # Evo-1's third picture is never looked at
+            continue  # Evo-1's third image is never looked at
         yield (*path, key)
         yield from places(child, (*path, key))
 
