@@ -75,8 +75,8 @@ class Settings:
 
 def serve(settings: Settings) -> int:
     """Loads the checkpoint and serves it until SIGTERM or SIGINT. Returns 0. Raises UserError for bad input."""
-    if not 1 <= settings.max_batch <= wire.MAX_ITEMS:
-        raise UserError(f"--max-batch {settings.max_batch}: must be from 1 to {wire.MAX_ITEMS}.")
+    if not 1 <= settings.max_batch <= wire.MAX_QUERIES:
+        raise UserError(f"--max-batch {settings.max_batch}: must be from 1 to {wire.MAX_QUERIES}.")
     if settings.seed < 0 or (settings.max_bytes is not None and settings.max_bytes < 1):
         raise UserError("--seed must be at least 0 and --max-bytes at least 1.")
     if not 0 <= (settings.port or 0) <= 65535:

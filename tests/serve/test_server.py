@@ -238,7 +238,20 @@ def test_without_its_libraries_the_command_names_the_cure(monkeypatch, capsys):
         ({"type": "infer", "queries": [spoken(seed=-1, task="a", episode=0, query=0)]}, "`seed` must be an integer"),
         ({"type": "infer", "queries": [spoken(seed=True, task="a", episode=0, query=0)]}, "`seed` must be an integer"),
         ({"type": "infer", "queries": [spoken(seed=1, task="a", episode=0, query=0)] * 17}, "--max-batch is 16"),
-        ({"type": "infer", "queries": [spoken(instruction="x" * 20_000)]}, "not msgpack that is read here"),
+        (
+            {"type": "infer", "queries": [spoken(instruction="x" * 20_000)]},
+            "`instruction` has 20000 characters; at most",
+        ),
+        (
+            {"type": "infer", "queries": [spoken(seed=1, task="a", episode=0, query=0)] * 65},
+            "65 queries came in one message, --max-batch is 16",
+        ),
+        ({"type": "infer", "queries": [spoken(state=[0.0] * 65)]}, "shape [65]; this policy's embodiment has 8 dims"),
+        ({"type": "infer", "queries": [0] * 5000}, "a list or map of 5000 entries, and at most 4096 are read"),
+        (
+            {"type": "infer", "queries": [spoken(state=np.zeros((0, 4), np.float32))]},
+            "`state` is an array of shape [0, 4]",
+        ),
         ({"type": "reset", "seed": 1, "task": "a"}, "no `episode`"),
     ],
 )

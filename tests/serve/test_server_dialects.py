@@ -120,12 +120,50 @@ def test_an_openpi_client_gets_the_policys_chunks(policy):
             ({key: value for key, value in libero_observation().items() if "wrist" not in key}, "wrist_image"),
             (libero_observation(**{"observation/third_image": IMAGE}), "third_image' shows a view"),
             (libero_observation(**{"observation/image": IMAGE.transpose(2, 0, 1)}), "uint8 array [H, W, 3]"),
-            (libero_observation(**{"observation/state": STATE.astype(">f8")}), "dtype '>f8' are not read"),
+            (
+                libero_observation(**{"observation/state": STATE.astype(">f8")}),
+                "`observation/state` is an array of dtype '>f8'",
+            ),
         ):
             with pytest.raises(RuntimeError) as error:
                 client.infer(observation)
             assert sentence in str(error.value)
         assert np.array_equal(client.infer(libero_observation())["actions"], expected(policy, 2))
+
+
+def test_what_nobody_asked_for_may_hold_anything(policy):
+    """A depth image, a mask, a clock, a log and a table of a robot's own beside what the policy takes."""
+    others = {
+        "observation/depth": np.zeros((48, 64), "<u2"),
+        "mask": np.ones((48, 64), bool),
+        "empty": np.zeros((0, 4)),
+        "operator": np.str_("a name"),
+        "clock": msgpack.Timestamp(1),
+        "log": "x" * 20_000,
+        "timings": [0.1] * 100,
+        "table": {1: "a key of another type", "inner": np.zeros(2, "<f2")},
+    }
+    with serving(policy, dialect="openpi") as (url, _), OpenpiClient(url) as client:
+        assert np.array_equal(client.infer(libero_observation(**others))["actions"], expected(policy))
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (msgpack.packb({"prompt": PROMPT})[:-3], "damaged (Unpack failed: incomplete input)"),
+        (msgpack.packb({"prompt": PROMPT}) + b"x", "something follows its end"),
+        (b"\xc1", "a byte that means nothing in msgpack"),
+        (b"\x91" * 2000, "nested too deeply"),
+        (b"\x81\xa1\xff\x00", "text that is not UTF-8"),
+        (b"\x81\x90\x00", "a map with a list or a map for a key"),
+        ("{}", "this is a text message; send msgpack"),
+    ],
+)
+def test_what_cannot_be_read_says_why(policy, message, sentence):
+    with serving(policy, dialect="openpi") as (url, _), OpenpiClient(url) as client:
+        client.socket.send(message)
+        assert sentence in client.socket.recv(20)
+        assert len(client.infer(libero_observation())["actions"]) == 16
 
 
 def test_connections_are_told_apart_by_number_or_by_the_name_they_choose(policy):
@@ -232,6 +270,7 @@ def test_an_evo1_metaworld_client_shows_one_view_and_a_longer_state(sawyer):
         ({"state": [float("nan")] * 8}, "NaN"),
         ({"prompt": "\ud800"}, "half a character"),
         ({"prompt": None}, "must be text"),
+        ({"prompt": "x" * 20_000}, "`prompt` has 20000 characters; at most 16384 are read"),
     ],
 )
 def test_what_an_evo1_client_gets_wrong_is_one_sentence(evo1_url, changes, sentence):

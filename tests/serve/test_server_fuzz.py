@@ -100,6 +100,7 @@ def binary_messages(request: dict, draws: np.random.Generator):
     paths = [path for path in places(request) if b"data" not in path and b"__ndarray__" not in path]
     arrays = [path[:-1] for path in places(request) if path[-1] == b"dtype"]
     nested = b"\x91" * 100_000, b"\x81\xa1a" * 50_000, b"\xdd\xff\xff\xff\xff" * 400, b"\xdf\xff\xff\xff\xff" * 400
+    nested = *nested, b"\xdc\x10\x00" * 1000  # the longest lists that are read, each in the one before
     kinds = 8
     for number in range(MESSAGES):
         match number % kinds:
