@@ -9,18 +9,20 @@ user named the views.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import la4vla
 from la4vla.serve import libero_client
 from la4vla.serve.evo1_dialect import EVO1_SLOTS, EVO1_WIDTH, Evo1
-from la4vla.serve.openpi_dialect import OPENPI_VIEWS, Openpi
+from la4vla.serve.openpi_dialect import STATE_KEY, VIEW_KEYS, Openpi
 from la4vla.serve.own_dialect import La4vla
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
 
 SCHEMA = 1
 DIALECTS = ("la4vla", "openpi", "evo1")
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 PORTS = {"la4vla": 8000, "openpi": 8000, "evo1": 9000}  # where clients of each kind look (FACTS 4.6, 4.9)
 
 
@@ -45,18 +47,28 @@ def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int)
 
 
 def build(
-    name: str, policy: ServedPolicy, views: Sequence[str], max_batch: int, libero: bool, evo1: Mapping[str, Any]
+    name: str,
+    policy: ServedPolicy,
+    views: Sequence[str] = (),
+    max_batch: int = 1,
+    libero: bool = False,
+    openpi: Mapping[str, str] = EMPTY,
+    evo1: Mapping[str, Any] = EMPTY,
 ) -> La4vla | Openpi | Evo1:
     """The dialect of a name. Raises UserError for options that do not belong to it.
 
-    views    `client's key=our view` each; empty for the order of the client's own keys
-    libero   whether the client is the dialect's LIBERO client
-    evo1     options of that dialect that were given; the others are what its client needs
+    views       `client's key=our view` each; empty for the order of the client's own keys
+    max_batch   queries that one message may hold, where the dialect has messages of several
+    libero      whether the client is the dialect's LIBERO client
+    openpi      options of that dialect that were given: `state` (keys with commas between them), `prompt`
+    evo1        options of that dialect that were given; the others are what its client needs
     """
     if name not in DIALECTS:
         raise UserError(f"dialect `{name}` does not exist; choose one of {', '.join(DIALECTS)}.")
-    if name != "evo1" and evo1:
-        raise UserError(f"{', '.join(evo1)}: only --dialect evo1 has this option.")
+    for dialect, options in (("openpi", openpi), ("evo1", evo1)):
+        if name != dialect and options:
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise UserError(f"{flags}: only --dialect {dialect} has this option.")
     if name == "la4vla":
         if views:
             raise UserError("--view is for foreign clients; ours name the policy's views.")
@@ -65,21 +77,33 @@ def build(
         return La4vla(policy, max_batch)
     if libero:
         libero_client.require_fit(policy.embodiment)
-    keys = OPENPI_VIEWS if name == "openpi" else tuple(map(str, range(EVO1_SLOTS)))
-    pairs = _view_pairs(policy, keys, views)
     if name == "openpi":
-        return Openpi(policy, pairs, bool(views), libero)
+        return _openpi(policy, views, libero, openpi)
+    return _evo1(policy, views, libero, evo1)
+
+
+def _openpi(policy: ServedPolicy, views: Sequence[str], libero: bool, options: Mapping[str, str]) -> Openpi:
+    pairs = _view_pairs(policy, VIEW_KEYS, views)
+    states = tuple(options.get("state", STATE_KEY).split(","))
+    if not all(states):
+        raise UserError("--state takes the client's keys of the state's parts with a comma between them, as in a,b.")
+    return Openpi(policy, pairs, bool(views), libero, states, options.get("prompt", ""))
+
+
+def _evo1(policy: ServedPolicy, views: Sequence[str], libero: bool, options: Mapping[str, Any]) -> Evo1:
+    keys = tuple(map(str, range(EVO1_SLOTS)))
+    pairs = _view_pairs(policy, keys, views)
     if bad := [key for key in pairs if key not in keys]:
         raise UserError(f"--view {bad[0]}=...: Evo-1's images are numbered {', '.join(keys)}.")
     sizes = len(policy.embodiment.state.names), len(policy.embodiment.action.names)
     if max(sizes) > EVO1_WIDTH:
         raise UserError(f"Evo-1's clients have room for {EVO1_WIDTH} numbers; this embodiment has {max(sizes)}.")
-    client = ("rgb", "opening") if libero else ("bgr", "raw")
-    options = {"channels": client[0], "gripper": client[1], "trim_state": False, **evo1}
-    if options["gripper"] == "opening" and not policy.embodiment.action.dims("gripper"):
+    usual = ("rgb", "opening") if libero else ("bgr", "raw")
+    filled = {"channels": usual[0], "gripper": usual[1], "trim_state": False, **options}
+    if filled["gripper"] == "opening" and not policy.embodiment.action.dims("gripper"):
         raise UserError("--gripper opening: this embodiment's action has no dimension named gripper.")
     slots = {int(key): ours for key, ours in pairs.items()}
-    return Evo1(policy, slots, bool(views), libero, **options)
+    return Evo1(policy, slots, bool(views), libero, **filled)
 
 
 def _view_pairs(policy: ServedPolicy, keys: Sequence[str], given: Sequence[str]) -> dict[str, str]:

@@ -56,6 +56,7 @@ class Settings:
     token           asked of every client; empty for none on this machine and for a fresh one elsewhere
     views           `client's key=our view` each
     libero_client   whether the client is openpi's or Evo-1's LIBERO client
+    openpi          options of that dialect
     evo1            options of that dialect
     """
 
@@ -70,6 +71,7 @@ class Settings:
     token: str = ""
     views: Sequence[str] = ()
     libero_client: bool = False
+    openpi: dict[str, str] = field(default_factory=dict)
     evo1: dict[str, str | bool] = field(default_factory=dict)
 
 
@@ -150,7 +152,13 @@ class Server:
         self.settings = settings
         self.batcher = Batcher(policy, settings.max_batch)
         self.dialect = dialects.build(
-            settings.dialect, policy, settings.views, settings.max_batch, settings.libero_client, settings.evo1
+            settings.dialect,
+            policy,
+            settings.views,
+            settings.max_batch,
+            settings.libero_client,
+            settings.openpi,
+            settings.evo1,
         )
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))

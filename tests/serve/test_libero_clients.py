@@ -215,16 +215,16 @@ def test_nothing_is_translated_unless_it_was_asked_for(policy):
 
 
 def test_the_libero_client_of_evo1_sets_its_other_options_unless_they_are_given(policy):
-    usual = build("evo1", policy, (), 16, True, {})
+    usual = build("evo1", policy, libero=True)
     assert (usual.channels, usual.gripper) == ("rgb", "opening")
-    mended = build("evo1", policy, (), 16, True, {"channels": "bgr"})
+    mended = build("evo1", policy, libero=True, evo1={"channels": "bgr"})
     assert (mended.channels, mended.gripper) == ("bgr", "opening")
-    assert build("evo1", policy, (), 16, False, {}).channels == "bgr"
+    assert build("evo1", policy).channels == "bgr"
 
 
 def test_a_policy_of_another_state_is_not_translated_for(policy, tmp_path):
     other = ServedPolicy.load(write_checkpoint(tmp_path / "arm", ARM, VIEWS))
     with pytest.raises(UserError, match="leave it out if the policy was trained on what the client sends"):
-        build("openpi", other, (), 16, True, {})
+        build("openpi", other, libero=True)
     with pytest.raises(UserError, match="for foreign clients"):
-        build("la4vla", policy, (), 16, True, {})
+        build("la4vla", policy, libero=True)

@@ -13,6 +13,7 @@ import torch
 import websockets
 from websockets.sync.client import connect
 
+from la4vla.serve.dialect import Session
 from la4vla.serve.dialects import build
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
@@ -119,7 +120,8 @@ def test_an_openpi_client_gets_the_policys_chunks(policy):
             (libero_observation(prompt=3), "`prompt` must be text"),
             ({key: value for key, value in libero_observation().items() if "wrist" not in key}, "wrist_image"),
             (libero_observation(**{"observation/third_image": IMAGE}), "third_image' shows a view"),
-            (libero_observation(**{"observation/image": IMAGE.transpose(2, 0, 1)}), "uint8 array [H, W, 3]"),
+            (libero_observation(**{"observation/image": IMAGE[:, :, :2]}), "uint8 array [H, W, 3]"),
+            (libero_observation(**{"observation/image": IMAGE.transpose(1, 2, 0)}), "uint8 array [H, W, 3]"),
             (
                 libero_observation(**{"observation/state": STATE.astype(">f8")}),
                 "`observation/state` is an array of dtype '>f8'",
@@ -129,6 +131,94 @@ def test_an_openpi_client_gets_the_policys_chunks(policy):
                 client.infer(observation)
             assert sentence in str(error.value)
         assert np.array_equal(client.infer(libero_observation())["actions"], expected(policy, 2))
+
+
+def droid_observation() -> dict:
+    """What openpi's DROID client sends."""
+    return {
+        "observation/exterior_image_1_left": IMAGE,
+        "observation/wrist_image_left": WRIST,
+        "observation/joint_position": STATE[:7],
+        "observation/gripper_position": STATE[7:],
+        "prompt": PROMPT,
+    }
+
+
+def ur5_observation() -> dict:
+    """What openpi's UR5 example sends: six joints, and a gripper that is a single number."""
+    return {"base_rgb": IMAGE, "wrist_rgb": WRIST, "joints": STATE[:6], "gripper": STATE[6], "prompt": PROMPT}
+
+
+def aloha_observation() -> dict:
+    """What openpi's ALOHA clients send: four cameras as [3, H, W], fourteen numbers, no instruction."""
+    cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+    images = {name: random_image(number).transpose(2, 0, 1) for number, name in enumerate(cameras)}
+    return {"state": np.linspace(-1, 1, 14), "images": images}
+
+
+@pytest.mark.parametrize(
+    ("message", "views", "options"),
+    [
+        (
+            droid_observation(),
+            ("observation/exterior_image_1_left=agentview", "observation/wrist_image_left=wrist"),
+            {"state": "observation/joint_position,observation/gripper_position"},
+        ),
+        (
+            {"observation": {"state": STATE, "image": IMAGE.transpose(2, 0, 1), "wrist_image": WRIST}},
+            (),
+            {"prompt": PROMPT},
+        ),
+    ],
+    ids=["droid", "nested"],
+)
+def test_openpis_other_robots_are_served(policy, message, views, options):
+    with serving(policy, dialect="openpi", views=views, openpi=options) as (url, _), OpenpiClient(url) as client:
+        assert np.array_equal(client.infer(message)["actions"], expected(policy))
+
+
+@pytest.mark.parametrize(
+    ("message", "views", "options", "state", "images"),
+    [
+        (
+            aloha_observation(),
+            ("images/cam_right_wrist=wrist", "images/cam_high=agentview"),
+            {"state": "state", "prompt": PROMPT},
+            np.linspace(-1, 1, 14),
+            (random_image(0), random_image(3)),
+        ),
+        (
+            ur5_observation(),
+            ("base_rgb=agentview", "wrist_rgb=wrist"),
+            {"state": "joints,gripper"},
+            STATE[:7],
+            (IMAGE, WRIST),
+        ),
+    ],
+    ids=["aloha", "ur5"],
+)
+def test_robots_of_other_sizes_are_read(policy, message, views, options, state, images):
+    """The tiny preset has no room for ALOHA's fourteen dimensions, so this ends where the policy would be asked."""
+    body = replace(ARM, state=replace(ARM.state, names=tuple(f"joint{number}" for number in range(len(state)))))
+    dialect = build("openpi", replace(policy, embodiment=body), views, openpi=options)
+    queries = dialect.read(msgpack.packb(message, default=OpenpiClient.spell), Session(0, "robot", 0))
+    (observation,) = queries.observations
+    assert observation.instruction == PROMPT and np.array_equal(observation.state, state.astype(np.float32))
+    assert np.array_equal(observation.views["agentview"], images[0])
+    assert np.array_equal(observation.views["wrist"], images[1])
+
+
+def test_a_key_that_is_missing_is_named_with_the_option_that_mends_it(policy):
+    with serving(policy, dialect="openpi") as (url, _), OpenpiClient(url) as client:
+        for message, sentence in (
+            (droid_observation(), "shows a view that this policy (agentview, wrist) was not trained with; serve with"),
+            ({"images": {"cam": IMAGE[:, :, 0]}}, "no `observation/image`; it has 'images/cam', and --view says which"),
+            ({"observation/image": IMAGE, "observation/wrist_image": WRIST, "joints": STATE}, "and --state says"),
+            ({key: libero_observation()[key] for key in libero_observation() if key != "prompt"}, "and --prompt says"),
+        ):
+            with pytest.raises(RuntimeError) as error:
+                client.infer(message)
+            assert sentence in str(error.value)
 
 
 def test_what_nobody_asked_for_may_hold_anything(policy):
@@ -286,17 +376,24 @@ def test_what_an_evo1_client_gets_wrong_is_one_sentence(evo1_url, changes, sente
         ("evo1", ("0=wrist",), {}, "which has agentview, wrist"),
         ("openpi", ("agentview", "image=wrist"), {}, "KEY=VIEW"),
         ("openpi", ("image=wrist", "image=agentview"), {}, "KEY=VIEW"),
-        ("openpi", (), {"trim_state": True}, "only --dialect evo1"),
+        ("openpi", (), {"trim_state": True}, "--trim-state: only --dialect evo1 has"),
         ("la4vla", ("image=wrist",), {}, "foreign clients"),
     ],
 )
 def test_options_that_do_not_belong_together_are_refused(policy, dialect, views, evo1, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(dialect, policy, views, 16, False, evo1)
+        build(dialect, policy, views, evo1=evo1)
+
+
+def test_options_of_openpis_dialect_belong_to_it(policy):
+    with pytest.raises(UserError, match="--state, --prompt: only --dialect openpi has"):
+        build("evo1", policy, openpi={"state": "a", "prompt": "lift"})
+    with pytest.raises(UserError, match=r"--state takes .* as in a,b"):
+        build("openpi", policy, openpi={"state": "a,,b"})
 
 
 def test_no_opening_without_a_gripper(policy):
     names = tuple(name.replace("gripper", "finger") for name in ARM.action.names)
     fingered = replace(policy, embodiment=replace(ARM, action=replace(ARM.action, names=names)))
     with pytest.raises(UserError, match="no dimension named gripper"):
-        build("evo1", fingered, (), 16, False, {"gripper": "opening"})
+        build("evo1", fingered, evo1={"gripper": "opening"})
