@@ -167,7 +167,9 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the noise of clients that send none")
     parser.add_argument("--device", help="the best there is unless given")
     parser.add_argument("--max-batch", type=int, help="chunks computed together at most")
-    parser.add_argument("--max-bytes", type=int, help="size of a message at most")
+    parser.add_argument("--max-bytes", type=int, help="size of a message at most; two 1080p images take 12.5 million")
+    origin = "that requests may name, as programs made of web pages do; may be repeated"
+    parser.add_argument("--allow-origin", action="append", dest="allow_origins", metavar="ORIGIN", help=origin)
     parser.add_argument("--view", action="append", dest="views", metavar="KEY=VIEW", help="openpi, evo1: client's key")
     parser.add_argument("--libero-client", action="store_true", help="openpi, evo1: translate their LIBERO clients")
     parser.add_argument("--state", metavar="KEY,KEY", help="openpi: client's keys of the state's parts, in order")

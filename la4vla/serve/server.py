@@ -1,8 +1,9 @@
 """`la4vla serve`: a checkpoint behind a websocket. This is the transport; `dialects` has the messages.
 
-The server listens on this machine alone unless told otherwise, and then asks every client for a token. It refuses pages
-in a browser, whose requests name their origin. `GET /healthz` answers without a token. A message beyond the size limit
-closes its connection; any other bad message gets one sentence for an answer, and the connection stays open.
+The server listens on this machine alone unless told otherwise, and then asks every client for a token. A request that
+names an origin comes from a page in a browser and is refused unless the user allows it. `GET /healthz` answers without
+a token. A message beyond the size limit closes its connection; any other bad message gets one sentence for an answer,
+and the connection stays open. The log has each kind of error once a connection.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from websockets.http11 import Request, Response
 
 from la4vla.serve import dialects, wire
 from la4vla.serve.batcher import Answer, Batcher, Queries
+from la4vla.serve.client_log import ClientLog, printable
+from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
 HEALTH = "/healthz"
+MAX_ORIGINS = 30  # refused ones that are logged
 PATIENCE_S = 10.0  # at the end, for clients that do not take their reply; websockets waits as long for their goodbye
 
 
@@ -54,6 +58,7 @@ class Settings:
     max_batch       the most chunks that are computed together
     max_bytes       size of a message at most; None for the largest that the dialect's clients should need
     token           asked of every client; empty for none on this machine and for a fresh one elsewhere
+    allow_origins   that requests may name
     views           `client's key=our view` each
     libero_client   whether the client is openpi's or Evo-1's LIBERO client
     openpi          options of that dialect
@@ -69,6 +74,7 @@ class Settings:
     max_batch: int = 16
     max_bytes: int | None = None
     token: str = ""
+    allow_origins: Sequence[str] = ()
     views: Sequence[str] = ()
     libero_client: bool = False
     openpi: dict[str, str] = field(default_factory=dict)
@@ -107,13 +113,13 @@ async def _until_signal(policy: ServedPolicy, settings: Settings) -> int:
 
 
 async def run(
-    policy: ServedPolicy, settings: Settings, stop: asyncio.Event, started: Callable[[Server, str], None]
+    policy: ServedPolicy, settings: Settings, stop: asyncio.Event, started: Callable[[PolicyServer, str], None]
 ) -> None:
     """Serves until `stop` is set, and calls `started` with the server and its URL once clients can connect.
 
     Raises UserError where it cannot listen, and any error of the policy that is not a UserError.
     """
-    server = Server(policy, settings)
+    server = PolicyServer(policy, settings)
     port = dialects.PORTS[settings.dialect] if settings.port is None else settings.port
     try:
         listening = await listen(
@@ -121,9 +127,8 @@ async def run(
             settings.host,
             port,
             process_request=server.admit,
-            origins=[None],
+            create_connection=connection_type(server.max_bytes),
             compression=None,
-            max_size=server.max_bytes,
             max_queue=1,
             ping_interval=None,  # clients that step a simulator answer no ping for minutes
         )
@@ -144,7 +149,7 @@ async def run(
         answering.result()
 
 
-class Server:
+class PolicyServer:
     """One policy and its clients."""
 
     def __init__(self, policy: ServedPolicy, settings: Settings) -> None:
@@ -163,6 +168,7 @@ class Server:
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
         self._numbers = count()
+        self._refused: set[str] = set()
         self._owed: set[asyncio.Future[None]] = set()
 
     async def stop(self) -> None:
@@ -172,9 +178,13 @@ class Server:
             await asyncio.wait(self._owed, timeout=PATIENCE_S)
 
     def admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answers a request that does not become a connection: the health check, and 401 without the token."""
+        """Answers a request that does not become a connection: the health check, 403 for an origin that is not allowed,
+        and 401 without the token."""
         if request.path == HEALTH:
             return connection.respond(HTTPStatus.OK, "OK\n")
+        for origin in request.headers.get_all("Origin"):
+            if origin not in self.settings.allow_origins:
+                return connection.respond(HTTPStatus.FORBIDDEN, f"{self._refusal(origin)}\n")
         given = [_token(header) for header in request.headers.get_all("Authorization")]
         if self.token and not (len(given) == 1 and hmac.compare_digest(given[0], self.token.encode())):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "this server wants its token in `Authorization`.\n")
@@ -183,8 +193,7 @@ class Server:
     async def talk(self, connection: ServerConnection) -> None:
         """Serves one connection from hello to its end."""
         number = next(self._numbers)
-        session = self._session(connection, number)
-        quiet = False
+        session, log = self._session(connection, number), ClientLog(f"client {number}")
         contract = dialects.contract(self.policy, self.settings.dialect, self.settings.max_batch, self.max_bytes)
         try:
             if (hello := self.dialect.hello(contract)) is not None:
@@ -202,15 +211,13 @@ class Server:
                         await connection.close(CloseCode.INTERNAL_ERROR, str(error))
                         return
                     except UserError as error:
-                        sentence = "".join(letter if letter.isprintable() else "?" for letter in str(error))
-                        reply = self.dialect.error(sentence)
-                        if not quiet:  # Evo-1's clients do not show it; once is enough for a log
-                            print(f"client {number}: {sentence}", file=sys.stderr, flush=True)
-                            quiet = True
+                        reply = self.dialect.error(printable(str(error)))
+                        log.error(str(error))  # for clients that do not show it, as Evo-1's
                     await connection.send(reply)
                 session.last_total_ms = 1000 * (time.perf_counter() - came)
-        except ConnectionClosed:
-            pass  # a client may leave at any moment
+        except ConnectionClosed as error:  # a client may leave at any moment
+            if error.sent and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                log.error(f"connection closed, {error.sent.reason}")
 
     @contextmanager
     def _owing(self) -> Iterator[None]:
@@ -234,6 +241,15 @@ class Server:
             raise connection.protocol.close_exc
         return asking.result()
 
+    def _refusal(self, origin: str) -> str:
+        """Why an origin is refused, which is logged once each."""
+        named = printable(origin[:200])
+        why = f"the origin {named} is not allowed; if it is no page in a stranger's browser: --allow-origin {named}"
+        if origin not in self._refused and len(self._refused) < MAX_ORIGINS:
+            self._refused.add(origin)
+            print(f"refused (HTTP 403): {why}", file=sys.stderr, flush=True)
+        return why
+
     def _session(self, connection: ServerConnection, number: int) -> Session:
         """ws://host:port/NAME draws its noise from NAME, other connections from their number."""
         assert connection.request is not None
@@ -244,7 +260,7 @@ class Server:
         return Session(self.settings.seed, "connection", number)
 
 
-def _announce(server: Server, url: str) -> None:
+def _announce(server: PolicyServer, url: str) -> None:
     policy = server.policy
     print(f"policy {policy.identity[:16]} step {policy.step}, views: {', '.join(policy.views) or 'none'}")
     if server.token and not server.settings.token:

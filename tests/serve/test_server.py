@@ -27,9 +27,10 @@ from la4vla import cli
 from la4vla.data.transforms import Chain, DeltaToState
 from la4vla.serve import wire
 from la4vla.serve.client import RemotePolicy
+from la4vla.serve.client_log import MAX_KINDS, ClientLog
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
-from la4vla.serve.server import Server, Settings
+from la4vla.serve.server import PolicyServer, Settings
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
 from tests.serve.serving import ARM, VIEWS, random_image, serving
@@ -201,7 +202,7 @@ def test_a_chunk_that_is_not_finite_is_refused_before_it_is_turned_into_poses(po
 
 def test_a_path_of_raw_bytes_is_a_name_like_any_other(policy):
     """websockets 15 hands them over as lone surrogates, later ones turn them away."""
-    server = Server(policy, Settings(Path()))
+    server = PolicyServer(policy, Settings(Path()))
     for path, name in (("/\udcff/", "?"), ("/rig%FF1", "rig\ufffd1"), ("/r\u00e9", "r\u00e9")):
         session = server._session(SimpleNamespace(request=Request(path, Headers())), 7)
         assert session.key() == NoiseKey(0, name, 0, 0)
@@ -268,10 +269,55 @@ def test_too_large_a_message_closes_its_connection_only(policy):
         for connection in (small, large):
             assert wire.unpack(connection.recv())["max_bytes"] == 40_000
         large.send(b"x" * 40_001)
-        with pytest.raises(ConnectionClosed, match="1009"):
+        with pytest.raises(
+            ConnectionClosed, match=r"1009 .* over --max-bytes 40000; send smaller images or serve with"
+        ):
             large.recv(20)
         seen = {"views": {view: random_image(0, 32) for view in VIEWS}}
         assert ask(small, type="infer", queries=[spoken(**seen)])["type"] == "actions"
+
+
+def test_two_full_hd_views_name_the_option_where_people_look(policy, capsys):
+    """They are twice what openpi's dialect takes by default, and openpi's clients show the reason of the end."""
+    images = {f"observation/{name}": np.zeros((1080, 1920, 3), np.uint8) for name in ("image", "wrist_image")}
+    with serving(policy, dialect="openpi") as (url, server), connect(url) as connection:
+        connection.recv(20)
+        with pytest.raises(ConnectionClosed, match=rf"1009 .* over --max-bytes {server.max_bytes}; send smaller"):
+            connection.send(wire.pack(images))
+            connection.recv(20)
+    assert f"client 0: connection closed, the message is over --max-bytes {server.max_bytes}" in capsys.readouterr().err
+
+
+def test_the_log_has_each_kind_of_error_once_a_connection(policy, capsys):
+    wrong = [spoken(state=np.zeros(dims, np.float32)) for dims in (3, 4, 5)]
+    wrong += [
+        spoken(views={}),
+        spoken(instruction=3),
+        spoken(state=np.zeros(3, np.float32)),
+        spoken(instruction="x" * 20_000),
+    ]
+    with serving(policy) as (url, _):
+        for _ in range(2):
+            with connect(url) as connection:
+                connection.recv(20)
+                for query in wrong * 2:
+                    assert ask(connection, type="infer", queries=[query])["type"] == "error"
+    lines = capsys.readouterr().err.splitlines()
+    for number in range(2):
+        own = [line for line in lines if line.startswith(f"client {number}: ")]
+        assert len(own) == 4
+        for line, words in zip(own, ("shape [3]", "no `agentview`", "must be text", "20000 characters"), strict=True):
+            assert words in line
+    assert len(lines) == 8
+
+
+def test_the_log_of_a_client_that_tries_everything_ends(capsys):
+    log = ClientLog("client 7")
+    for number in range(1000):
+        log.error(f"`{'abcdefghij'[number % 10] * (number // 10 + 1)}` must be text\n, not '{number}'.")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == MAX_KINDS + 1 and lines[0] == "client 7: `a` must be text?, not '0'."
+    assert lines[-1] == "client 7: further kinds of errors of this connection are not logged"
 
 
 def test_the_token_opens_and_nothing_else_does(policy):
@@ -312,11 +358,22 @@ def test_the_command_takes_its_token_from_a_variable_and_none_that_is_empty(fold
     assert len(served) == 1
 
 
-def test_without_a_token_only_this_machine_is_let_in(policy):
+def test_without_a_token_only_this_machine_is_let_in_and_no_page(policy, capsys):
     with serving(policy) as (url, server):
         assert not server.token and url.startswith("ws://127.0.0.1:")
+        for _ in range(2):
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(url, origin="http://a-page-in-the-users-browser.example")
+    assert capsys.readouterr().err.splitlines() == [
+        "refused (HTTP 403): the origin http://a-page-in-the-users-browser.example is not allowed; if it is no page in "
+        "a stranger's browser: --allow-origin http://a-page-in-the-users-browser.example"
+    ]
+    with serving(policy, allow_origins=("app://robot", "null")) as (url, _):
+        for origin in ("app://robot", "null"):
+            with connect(url, origin=origin) as connection:
+                assert wire.unpack(connection.recv(20))["type"] == "hello"
         with pytest.raises(InvalidStatus, match="403"):
-            connect(url, origin="http://a-page-in-the-users-browser.example")
+            connect(url, origin="http://other.example")
     with serving(policy, host="0.0.0.0") as (_, server):
         assert len(server.token) >= 32
 
@@ -417,13 +474,13 @@ def test_a_bad_address_is_one_sentence(url):
 
 
 def test_a_server_of_another_dialect_is_refused_and_left(policy, monkeypatch):
-    left, talk = threading.Event(), Server.talk
+    left, talk = threading.Event(), PolicyServer.talk
 
     async def watched(self, connection):
         await talk(self, connection)
         left.set()
 
-    monkeypatch.setattr(Server, "talk", watched)
+    monkeypatch.setattr(PolicyServer, "talk", watched)
     with serving(policy, dialect="openpi") as (url, _):
         with pytest.raises(UserError, match=r"speaks the dialect openpi; serve with --dialect la4vla"):
             RemotePolicy(url)

@@ -1,0 +1,41 @@
+"""The server's log: what each client does wrong, each kind of it once a connection, so that a loop fills no disk."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+MAX_KINDS = 30
+"""Kinds of one connection that are logged; more come from something that tries messages by chance."""
+
+PARTICULARS = re.compile(r"'[^']*'|\d[\d.e+-]*")
+"""What differs between two errors of one kind: quoted values, and numbers."""
+
+
+class ClientLog:
+    """The log's lines about one connection, on stderr.
+
+    name   of the client in the log
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._kinds: set[str] = set()
+
+    def error(self, sentence: str) -> None:
+        """Logs an error, unless one of its kind was logged before."""
+        self.say(PARTICULARS.sub("", sentence), sentence)
+
+    def say(self, kind: str, sentence: str) -> None:
+        """Logs a sentence, unless one of its kind was logged before."""
+        if kind in self._kinds or len(self._kinds) > MAX_KINDS:
+            return
+        self._kinds.add(kind)
+        if len(self._kinds) > MAX_KINDS:
+            sentence = "further kinds of errors of this connection are not logged"
+        print(f"{self._name}: {printable(sentence)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for every character that is not printable."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
