@@ -21,12 +21,12 @@ from pathlib import Path
 from la4vla.config import ConstructConfig, load
 from la4vla.construct import steps
 from la4vla.construct.build import build
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
 from la4vla.construct.recording.record import record
 from la4vla.construct.report import page
 from la4vla.construct.report.estimate import estimate
 from la4vla.construct.review.agreement import measure
-from la4vla.construct.review.session import Desk
+from la4vla.construct.review.session import ReviewSession
 from la4vla.shell import exit_status
 from la4vla.types import UserError
 
@@ -44,20 +44,20 @@ def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
     wanted = STEPS[: STEPS.index(step) + 1] if step else STEPS
     if config.read.format == "recorded":
         record(config)
-    source = open_source(config)
+    dataset = open_dataset(config)
     if "read" in wanted:
-        ledger = steps.read(config, source)
+        ledger = steps.read(config, dataset)
     if "keyframes" in wanted:
-        ledger = steps.detect_keyframes(config, source, ledger)
+        ledger = steps.detect_keyframes(config, dataset, ledger)
     if "propose" in wanted and dry_run:
-        print(estimate(config, source, ledger).text(config.vlm))
+        print(estimate(config, dataset, ledger).text(config.vlm))
         return
     if "propose" in wanted:
-        ledger = steps.propose(config, source, ledger, again=step in ("", "propose"))
+        ledger = steps.propose(config, dataset, ledger, again=step in ("", "propose"))
     if "filter" in wanted:
-        ledger = steps.filter_candidates(config, source, ledger)
+        ledger = steps.filter_candidates(config, dataset, ledger)
     if "shards" in wanted:
-        build(config, source, ledger)
+        build(config, dataset, ledger)
 
 
 def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: str = "") -> None:
@@ -65,23 +65,23 @@ def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: s
 
     The page is there until interrupted. Raises UserError.
     """
-    source = open_source(config)
+    dataset = open_dataset(config)
     if incoming or outgoing:
         with _construct_extra():
             from la4vla.construct.review import exchange
         if incoming:
-            print(f"{incoming}: {exchange.import_reviews(config, source, Path(incoming))} new scores")
+            print(f"{incoming}: {exchange.import_reviews(config, dataset, Path(incoming))} new scores")
         if outgoing:
-            print(f"{outgoing}: {exchange.export_reviews(config, source, Path(outgoing))} scores")
-    desk = Desk(config, source)
-    print(desk.table())
-    candidates = {key: item for key, (_, item) in desk.candidates.items()}
+            print(f"{outgoing}: {exchange.export_reviews(config, dataset, Path(outgoing))} scores")
+    session = ReviewSession(config, dataset)
+    print(session.table())
+    candidates = {key: item for key, (_, item) in session.candidates.items()}
     print(measure(steps.reviewed(config, candidates), candidates, config.seed).text())
     if serve:
         with _construct_extra():
             from la4vla.construct.review import app
-        app.serve(desk)
-    desk.close()
+        app.serve(session)
+    session.close()
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     if word == "review":
         review(config, serve, incoming, outgoing)
     if word in ("", "report"):
-        print(f"report: {page.write(config, open_source(config))}")
+        print(f"report: {page.write(config, open_dataset(config))}")
     return 0
 
 

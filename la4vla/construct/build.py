@@ -23,8 +23,8 @@ import simplejpeg
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
-from la4vla.construct.episodes import Episode, Frames, Source, named
-from la4vla.construct.ledger import Ledger, Row, digest
+from la4vla.construct.episodes import Episode, Frames, Dataset, named
+from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.data.shards.writer import Clip, ShardWriter, View, read_index
 from la4vla.files import write_atomic
@@ -40,12 +40,12 @@ EXPERT_QUALITY = 3.0
 """What a whole successful demonstration carries on the annotators' scale of 0..3."""
 
 
-def build(config: ConstructConfig, source: Source, kept: Ledger) -> None:
+def build(config: ConstructConfig, dataset: Dataset, kept: Ledger) -> None:
     """Writes out_dir/{la,vla,task} from the kept candidates and prints a table of what they hold.
 
     Raises UserError if nothing was kept or an episode can no longer be read.
     """
-    wanted = set(source.keys)
+    wanted = set(dataset.keys)
     chosen = [row for row in kept if row["key"] in wanted]
     out = Path(config.out_dir)
     fingerprint = digest(BUILD_VERSION, config.shards, config.jpeg_quality, sorted(row["of"] for row in chosen))
@@ -53,12 +53,12 @@ def build(config: ConstructConfig, source: Source, kept: Ledger) -> None:
         print(f"{out}: up to date, nothing to build")
     else:
         (out / FINGERPRINT).unlink(missing_ok=True)
-        about = {"fingerprint": fingerprint, **_write(config, out, source, {row["key"]: row for row in chosen})}
+        about = {"fingerprint": fingerprint, **_write(config, out, dataset, {row["key"]: row for row in chosen})}
         write_atomic(out / FINGERPRINT, json.dumps(about, indent=1).encode())
     print(table(out))
 
 
-def clips(episode: Episode, row: Row) -> list[Clip]:
+def clips(episode: Episode, row: LedgerRow) -> list[Clip]:
     """The kept clips of an episode, without pictures."""
     return [
         Clip(
@@ -127,13 +127,13 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
-def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str, Row]) -> dict[str, Any]:
+def _write(config: ConstructConfig, out: Path, dataset: Dataset, kept: Mapping[str, LedgerRow]) -> dict[str, Any]:
     """Writes the folders. Returns their names, the frames of all episodes, and the clips a primitive, most first."""
-    keys = [key for key in source.keys if key in kept]
+    keys = [key for key in dataset.keys if key in kept]
     if not any(kept[key]["kept"] for key in keys):
         raise UserError(f"{out}: no candidate was kept; lower filter.min_quality or review the candidates.")
     with named(keys[0]):
-        first = source.read(keys[0])
+        first = dataset.read(keys[0])
         views = {view: _view(first, view) for view in first.views}
     shown = (views, first.frame_stride)
     shapes: dict[str, tuple[dict[str, View], int]] = {"la": ({}, 1), "vla": shown, "task": shown}
@@ -151,7 +151,7 @@ def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str
         }
         for key in tqdm(keys, desc="building shards", unit="episode"):
             with named(key):
-                episode = source.read(key)
+                episode = dataset.read(key)
                 _check_like(episode, first)
                 numbers = range(0, len(episode), episode.frame_stride)
                 frames = {view: episode.frames(view, numbers) for view in episode.views}

@@ -80,7 +80,7 @@ class Episode:
         return len(self.state)
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A dataset of one robot's demonstrations, all with the same views and frame_stride."""
 
     @property

@@ -23,7 +23,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptClip:
     """A candidate that becomes a clip. start, end: frames, perhaps moved. scores: people's qualities, if any."""
 
     start: int
@@ -56,7 +56,7 @@ def purity(item: Candidate) -> float:
 
 def by_judge(candidates: Sequence[Candidate], min_quality: float) -> dict[str, Any]:
     """The row of an episode: what is kept, in the order of time, and why how many others are not."""
-    kept = [_kept(item, item.score, ()) for item in candidates if item.score >= min_quality]
+    kept = [_kept_clip(item, item.score, ()) for item in candidates if item.score >= min_quality]
     return _row(kept, Counter(low=len(candidates) - len(kept)))
 
 
@@ -86,15 +86,15 @@ def by_people(
             start = _moved(item.start, [score.start for score in given], stride)
             end = _moved(item.end, [score.end for score in given], stride)
             moved = replace(item, start=max(start, 0), end=min(end, frames))
-            kept.append(_kept(moved, sum(qualities) / len(qualities), qualities))
+            kept.append(_kept_clip(moved, sum(qualities) / len(qualities), qualities))
     apart = _apart(sorted(kept, key=lambda item: (item.start, item.end)), stride)
     long = [item for item in apart if item.end - item.start >= min_frames]
     dropped["short"] = len(kept) - len(long)
     return _row(long, dropped)
 
 
-def _kept(item: Candidate, quality: float, scores: tuple[int, ...]) -> Kept:
-    return Kept(item.start, item.end, item.primitive, item.status, item.instruction, quality, scores)
+def _kept_clip(item: Candidate, quality: float, scores: tuple[int, ...]) -> KeptClip:
+    return KeptClip(item.start, item.end, item.primitive, item.status, item.instruction, quality, scores)
 
 
 def _moved(proposed: int, wanted: Sequence[int], stride: int) -> int:
@@ -103,9 +103,9 @@ def _moved(proposed: int, wanted: Sequence[int], stride: int) -> int:
     return proposed if middle == proposed else snap(middle, stride)
 
 
-def _apart(kept: Sequence[Kept], stride: int) -> list[Kept]:
+def _apart(kept: Sequence[KeptClip], stride: int) -> list[KeptClip]:
     """No two share a frame, so no two have the same name. kept: by start. One of which nothing is left goes."""
-    apart: list[Kept] = []
+    apart: list[KeptClip] = []
     for item in kept:
         start = item.start
         if apart and start < apart[-1].end:
@@ -118,6 +118,6 @@ def _apart(kept: Sequence[Kept], stride: int) -> list[Kept]:
     return apart
 
 
-def _row(kept: Sequence[Kept], dropped: Counter[str]) -> dict[str, Any]:
+def _row(kept: Sequence[KeptClip], dropped: Counter[str]) -> dict[str, Any]:
     kept_rows = [{**vars(item), "scores": list(item.scores)} for item in kept]
     return {"kept": kept_rows, "dropped": {name: count for name, count in dropped.items() if count}}

@@ -18,7 +18,7 @@ from typing import Any
 from la4vla.files import lock
 from la4vla.types import UserError
 
-Row = dict[str, Any]
+LedgerRow = dict[str, Any]
 
 
 def digest(*parts: Any) -> str:
@@ -36,7 +36,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, LedgerRow] = {}
         self._size = self._seen = 0
         self._file: Any = None
         if path.is_file():
@@ -76,12 +76,12 @@ class Ledger:
         self._file.close()
         self._file = None
 
-    def get(self, key: str, of: str) -> Row | None:
+    def get(self, key: str, of: str) -> LedgerRow | None:
         """The episode's row if it was made of `of`, else None."""
         row = self._rows.get(key)
         return row if row is not None and row["of"] == of else None
 
-    def put(self, key: str, of: str, values: Mapping[str, Any]) -> Row:
+    def put(self, key: str, of: str, values: Mapping[str, Any]) -> LedgerRow:
         """Appends a row; it survives a kill of the process from here on."""
         row = {"key": key, "of": of, **values}
         self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
@@ -93,7 +93,7 @@ class Ledger:
         """The rows of other episodes stay in the file and are not seen here."""
         self._rows = {key: row for key, row in self._rows.items() if key in keys}
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[LedgerRow]:
         return iter(self._rows.values())
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from threading import Lock
 
-from la4vla.construct.ledger import Row, digest
+from la4vla.construct.ledger import LedgerRow, digest
 from la4vla.construct.propose.candidates import Proposal
 from la4vla.types import UserError
 
@@ -94,7 +94,7 @@ def standing(scores: Iterable[Score], candidates: Mapping[str, Proposal]) -> lis
     return [item for item in scores if item.candidate in digests and item.of in ("", digests[item.candidate])]
 
 
-def dataset_of(episodes: Iterable[Row]) -> dict[str, str]:
+def episode_digests(episodes: Iterable[LedgerRow]) -> dict[str, str]:
     """Episode key -> what tells it from another dataset's episode of that name.
 
     episodes: rows of steps.READ; those with faults are left out, as they have no candidates.
@@ -116,14 +116,14 @@ def read_scores(path: Path) -> list[Score]:
 class Reviews:
     """An open review database. Safe to share between threads, and to open in several processes at once."""
 
-    def __init__(self, database: sqlite3.Connection, dataset: Mapping[str, str]) -> None:
+    def __init__(self, database: sqlite3.Connection, digests: Mapping[str, str]) -> None:
         self._database = database
-        self._dataset = dataset
+        self._digests = digests
         self._lock = Lock()
 
     @staticmethod
-    def open(path: Path, dataset: Mapping[str, str]) -> Reviews:
-        """Opens the file, or makes it. dataset: dataset_of(its episodes).
+    def open(path: Path, digests: Mapping[str, str]) -> Reviews:
+        """Opens the file, or makes it. digests: episode_digests(its episodes).
 
         Scores of an episode that is another since are left out, and it is said. Raises UserError for a file that is not
         ours, or in which most of the episodes that have scores are not those here.
@@ -133,8 +133,8 @@ class Reviews:
         known = {
             (Score(*row[1:]).episode, row[0]) for row in database.execute(f"SELECT episode_of, {_COLUMNS} FROM history")
         }
-        same = {key for key, of in known if dataset.get(key) == of}
-        strangers = sorted({key for key, _ in known if key in dataset} - same)
+        same = {key for key, of in known if digests.get(key) == of}
+        strangers = sorted({key for key, _ in known if key in digests} - same)
         if len(strangers) > len(same) or (known and not same):
             name = strangers[0] if strangers else min(known)[0]
             database.close()
@@ -147,7 +147,7 @@ class Reviews:
                 f"{path}: {len(strangers)} episodes have another task or length than when they were scored "
                 f"({', '.join(strangers[:3])}{', ...' * (len(strangers) > 3)}); those scores are left out"
             )
-        return Reviews(database, dataset)
+        return Reviews(database, digests)
 
     def put(self, score: Score) -> None:
         """Adds a score; it is on the disk when this returns. Raises UserError for one that cannot be."""
@@ -157,7 +157,7 @@ class Reviews:
         """As put, all of them or none."""
         values = []
         for score in scores:
-            if score.episode not in self._dataset:
+            if score.episode not in self._digests:
                 raise UserError(
                     f"{score.candidate}: no candidate of this dataset; import the reviews where they were made."
                 )
@@ -168,7 +168,7 @@ class Reviews:
                 )
             if not score.annotator:
                 raise UserError(f"{score.candidate}: a score without an annotator; give a name.")
-            values.append((self._dataset[score.episode], *astuple(score)))
+            values.append((self._digests[score.episode], *astuple(score)))
         insert = f"INSERT INTO history (episode_of, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)"
         with self._lock, self._database:
             self._database.execute("BEGIN IMMEDIATE")
@@ -192,7 +192,7 @@ class Reviews:
         """As read_scores, without those of episodes that are others since."""
         with self._lock:
             rows = [(row[0], Score(*row[1:])) for row in self._database.execute(_NEWEST)]
-        return [score for of, score in rows if self._dataset.get(score.episode, of) == of]
+        return [score for of, score in rows if self._digests.get(score.episode, of) == of]
 
     def close(self) -> None:
         with self._lock:

@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
 from la4vla.construct import filter
-from la4vla.construct.episodes import BadEpisode, Source, named
-from la4vla.construct.ledger import Ledger, Row, digest
+from la4vla.construct.episodes import BadEpisode, Dataset, named
+from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.propose import judge, keyframe_plot, keyframes
 from la4vla.construct.propose.candidates import Candidate, Proposal, Proposer, candidate_key
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.kinematic import Kinematic
 from la4vla.construct.propose.vlm import Vlm
-from la4vla.construct.propose.whole_episode import Whole
+from la4vla.construct.propose.whole_episode import WholeEpisode
 from la4vla.construct.readers.checks import inspect
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, standing
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, standing
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
@@ -44,7 +44,7 @@ kept        kept: [{start, end, primitive, status, instruction, quality, scores}
 READ_VERSION = 1
 
 
-def read(config: ConstructConfig, source: Source) -> Ledger:
+def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
     """Reads every episode once and writes down what is wrong with it.
 
     Raises UserError, after all were read, if more than `max_bad_episodes` have faults.
@@ -52,10 +52,10 @@ def read(config: ConstructConfig, source: Source) -> Ledger:
 
     def row(key: str) -> dict[str, Any]:
         try:
-            episode = source.read(key)
+            episode = dataset.read(key)
         except BadEpisode as error:
             return {"task": "", "instruction": "", "frames": 0, "fps": 0.0, "faults": [str(error)], "notes": []}
-        faults, notes = inspect(source, episode, config.read.decode)
+        faults, notes = inspect(dataset, episode, config.read.decode)
         return {
             "task": episode.task,
             "instruction": episode.instruction,
@@ -68,9 +68,9 @@ def read(config: ConstructConfig, source: Source) -> Ledger:
     settings = asdict(config.read)
     for name in ("max_episodes", "max_bad_episodes"):
         del settings[name]
-    wanted = {key: digest(READ_VERSION, settings, source.stamp(key)) for key in source.keys}
+    wanted = {key: digest(READ_VERSION, settings, dataset.stamp(key)) for key in dataset.keys}
     ledger = _fill("reading", Path(config.out_dir) / READ, wanted, row)
-    bad = [item for item in rows(ledger, source) if item["faults"]]
+    bad = [item for item in rows(ledger, dataset) if item["faults"]]
     if len(bad) > config.read.max_bad_episodes:
         raise UserError(
             f"{len(bad)} of {len(wanted)} episodes have faults, the first is {bad[0]['key']}: {bad[0]['faults'][0]} "
@@ -79,17 +79,17 @@ def read(config: ConstructConfig, source: Source) -> Ledger:
     return ledger
 
 
-def rows(ledger: Ledger, source: Source) -> list[Row]:
-    """The ledger's rows of the source's episodes, in the source's order."""
+def rows(ledger: Ledger, dataset: Dataset) -> list[LedgerRow]:
+    """The ledger's rows of the dataset's episodes, in the dataset's order."""
     by_key = {row["key"]: row for row in ledger}
-    return [by_key[key] for key in source.keys if key in by_key]
+    return [by_key[key] for key in dataset.keys if key in by_key]
 
 
-def detect_keyframes(config: ConstructConfig, source: Source, episodes: Ledger) -> Ledger:
+def detect_keyframes(config: ConstructConfig, dataset: Dataset, episodes: Ledger) -> Ledger:
     """Keyframes of every episode without faults."""
 
     def row(key: str) -> dict[str, Any]:
-        episode = source.read(key)
+        episode = dataset.read(key)
         found = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes)
         return {"keyframes": [[item.frame, item.kind] for item in found]}
 
@@ -97,28 +97,28 @@ def detect_keyframes(config: ConstructConfig, source: Source, episodes: Ledger) 
     del settings["plots"]
     wanted = {
         item["key"]: digest(keyframes.VERSION, settings, item["of"])
-        for item in rows(episodes, source)
+        for item in rows(episodes, dataset)
         if not item["faults"]
     }
     for key in list(wanted)[: config.keyframes.plots]:
-        keyframe_plot.draw(source.read(key), config.keyframes, Path(config.out_dir) / "plots" / f"{key}.png")
+        keyframe_plot.draw(dataset.read(key), config.keyframes, Path(config.out_dir) / "plots" / f"{key}.png")
     return _fill("finding keyframes", Path(config.out_dir) / KEYFRAMES, wanted, row)
 
 
 def proposer(config: ConstructConfig) -> Proposer:
     """Raises UserError if it cannot be used."""
     if config.proposer == "episode":
-        return Whole()
+        return WholeEpisode()
     return Vlm(config) if config.proposer == "vlm" else Kinematic(config.propose, config.seed)
 
 
-def wanted_candidates(config: ConstructConfig, source: Source, found: Ledger, version: str) -> dict[str, str]:
+def wanted_candidates(config: ConstructConfig, dataset: Dataset, found: Ledger, version: str) -> dict[str, str]:
     """Episode -> `of` of its row of candidates. version: the proposer's."""
     made_by = digest(judge.VERSION, asdict(config.judge), asdict(config.propose), version)
-    return {item["key"]: digest(made_by, item["of"]) for item in rows(found, source)}
+    return {item["key"]: digest(made_by, item["of"]) for item in rows(found, dataset)}
 
 
-def propose(config: ConstructConfig, source: Source, found: Ledger, again: bool = True) -> Ledger:
+def propose(config: ConstructConfig, dataset: Dataset, found: Ledger, again: bool = True) -> Ledger:
     """Judged candidates of every episode that has keyframes. again: try those that failed before once more.
 
     Raises UserError if the proposer cannot go on, or, after all others are done, if it failed on more than
@@ -128,7 +128,7 @@ def propose(config: ConstructConfig, source: Source, found: Ledger, again: bool 
     hints = {row["key"]: row for row in found}
 
     def row(key: str) -> dict[str, Any]:
-        episode = source.read(key)
+        episode = dataset.read(key)
         answer = proposes.propose(episode, [Keyframe(frame, kind) for frame, kind in hints[key]["keyframes"]])
         return {
             "candidates": [item.to_dict() for item in judge.judge(answer.proposals, episode, config)],
@@ -140,10 +140,10 @@ def propose(config: ConstructConfig, source: Source, found: Ledger, again: bool 
             "failed": answer.failed,
         }
 
-    wanted = wanted_candidates(config, source, found, proposes.version)
+    wanted = wanted_candidates(config, dataset, found, proposes.version)
     at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
     ledger = _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once, again)
-    failed = [item for item in rows(ledger, source) if item["key"] in wanted and item.get("failed")]
+    failed = [item for item in rows(ledger, dataset) if item["key"] in wanted and item.get("failed")]
     if len(failed) > config.vlm.max_failed_episodes:
         names = ", ".join(item["key"] for item in failed[:10]) + ", ..." * (len(failed) > 10)
         raise UserError(
@@ -154,18 +154,18 @@ def propose(config: ConstructConfig, source: Source, found: Ledger, again: bool 
     return ledger
 
 
-def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledger) -> Ledger:
+def filter_candidates(config: ConstructConfig, dataset: Dataset, candidates: Ledger) -> Ledger:
     """Keeps the candidates of at least `min_quality`, by the judge or by people.
 
     Raises UserError if people are to decide and none has scored any, or their scores are of another dataset.
     """
     proposed = {
-        item["key"]: [Candidate.from_dict(raw) for raw in item["candidates"]] for item in rows(candidates, source)
+        item["key"]: [Candidate.from_dict(raw) for raw in item["candidates"]] for item in rows(candidates, dataset)
     }
     human, least = config.filter.by == "human", config.filter.min_quality
     scores = _scores(config, proposed) if human else {}
     frames = {item["key"]: item["frames"] for item in Ledger(Path(config.out_dir) / READ)}
-    stride = source.read(next(iter(proposed))).frame_stride if human else 1
+    stride = dataset.read(next(iter(proposed))).frame_stride if human else 1
     shortest = config.propose.min_clip_frames
 
     def row(key: str) -> dict[str, Any]:
@@ -181,12 +181,12 @@ def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledge
 
     settings = [filter.VERSION, asdict(config.filter), [stride, shortest] if human else []]
     wanted = {}
-    for item in rows(candidates, source):
+    for item in rows(candidates, dataset):
         names = [candidate_key(item["key"], candidate.start) for candidate in proposed[item["key"]]]
         said = [[astuple(score) for score in scores.get(name, ())] for name in names]
         wanted[item["key"]] = digest(settings, item["of"], said if human else [])
     ledger = _fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
-    dropped = sum((Counter(item["dropped"]) for item in rows(ledger, source)), Counter[str]())
+    dropped = sum((Counter(item["dropped"]) for item in rows(ledger, dataset)), Counter[str]())
     if dropped["unreviewed"]:
         print(f"filter: {dropped['unreviewed']} candidates are left out because nobody has scored them")
     return ledger
@@ -200,7 +200,7 @@ def reviewed(config: ConstructConfig, candidates: Mapping[str, Proposal]) -> lis
     path = Path(config.out_dir) / REVIEWS
     if not path.is_file():
         return []
-    with closing(Reviews.open(path, dataset_of(Ledger(path.with_name(READ))))) as reviews:
+    with closing(Reviews.open(path, episode_digests(Ledger(path.with_name(READ))))) as reviews:
         return standing(reviews.scores(), candidates)
 
 

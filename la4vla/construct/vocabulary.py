@@ -162,7 +162,7 @@ APPEARANCE = _set(
 )
 
 SCENE = _set(
-    "table desk counter floor wall shelf drawer cabinet cupboard door window sink stove oven basket box tray bin rack "
+    "table session counter floor wall shelf drawer cabinet cupboard door window sink stove oven basket box tray bin rack "
     "plate bowl cup mug pan pot bottle can lid button handle knob switch peg hole book block cube ball towel"
 )
 """Told apart from other strangers for the message only."""

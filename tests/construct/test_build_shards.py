@@ -17,7 +17,7 @@ import simplejpeg
 from la4vla.construct.__main__ import run
 from la4vla.construct.propose.keyframes import detect
 from la4vla.construct.propose.kinematic import Kinematic
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
 from la4vla.construct.recording.store import episode_path, read_episode, write_episode
 from la4vla.construct.robots.robot import ROBOTS
 from la4vla.construct.steps import CANDIDATES, READ
@@ -153,7 +153,7 @@ def test_missing_and_damaged_episodes_are_errors_and_leave_the_old_shards(config
     construct(config)
     config.record.episodes = 5
     with pytest.raises(UserError, match="4 of 5 episodes"):
-        open_source(config)
+        open_dataset(config)
     config.record.episodes = 4
     episode_path(Path(config.read.path), TASK, 1001).write_bytes(b"half")
     with pytest.raises(UserError, match="001001"):

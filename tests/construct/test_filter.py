@@ -13,7 +13,7 @@ from la4vla.config import ConstructConfig, FilterConfig, ProposeConfig, ReadConf
 from la4vla.construct import filter, steps
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.types import UserError
 
 FRAMES, STRIDE, SHORTEST = 100, 4, 8
@@ -49,7 +49,7 @@ class Place:
     def score(self, annotator, quality, episode, start, span=None, of=""):
         item = next(item for item in FIRST + SECOND if item.start == start)
         begin, end = span or (item.start, item.end)
-        with closing(Reviews.open(self.folder / REVIEWS, dataset_of(Ledger(self.folder / steps.READ)))) as reviews:
+        with closing(Reviews.open(self.folder / REVIEWS, episode_digests(Ledger(self.folder / steps.READ)))) as reviews:
             reviews.put(Score(candidate_key(episode, start), annotator, quality, 2, begin, end, "", of))
 
     def rows(self, by="human", min_quality=2.0, primitives=()):

@@ -32,7 +32,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Proposed:
+class ProposerResult:
     """What a proposer answered for one episode.
 
     rejected: what it said that could not be used, one sentence each. tokens_in, tokens_out: paid for, 0 from a cache.
@@ -59,7 +59,7 @@ class Proposer(Protocol):
         """Changes whenever the same episode and keyframes may get other proposals: part of the row's `of`."""
         ...
 
-    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> ProposerResult:
         """Raises UserError if it cannot go on at all (endpoint down, out of quota); what was done so far is kept."""
         ...
 

@@ -24,7 +24,7 @@ import numpy as np
 from la4vla.config import ProposeConfig
 from la4vla.construct.episodes import Episode
 from la4vla.construct.ledger import digest
-from la4vla.construct.propose.candidates import Proposal, Proposed
+from la4vla.construct.propose.candidates import Proposal, ProposerResult
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.track import LEAD_FRAMES, Track, bends, command_jumps, track_of, turn_of
 from la4vla.construct.robots.robot import Robot
@@ -62,10 +62,10 @@ class Kinematic:
     def version(self) -> str:
         return digest(self.name, VERSION, asdict(self.config), self.seed)
 
-    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> ProposerResult:
         draws = generator(self.seed, RngUse.WORDING, episode.key)
         stride = episode.frame_stride
-        return Proposed(
+        return ProposerResult(
             tuple(propose(episode.state, episode.action, episode.robot, keyframes, self.config, stride, draws))
         )
 

@@ -18,7 +18,7 @@ from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import Episode
 from la4vla.construct.ledger import digest
 from la4vla.construct.propose import prompt
-from la4vla.construct.propose.candidates import Proposed
+from la4vla.construct.propose.candidates import ProposerResult
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.parse_answer import read_answer
 
@@ -44,7 +44,7 @@ class Vlm:
     def version(self) -> str:
         return version(self._config)
 
-    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> ProposerResult:
         """Raises UserError if the endpoint cannot be used, or not any more."""
         config = self._config
         messages = prompt.messages(episode, keyframes, config.vlm)
@@ -60,18 +60,18 @@ class Vlm:
                     reply, tries = self._opened().ask(request)
                 except Refused as error:
                     self._responses.forget(names[:-1])
-                    return Proposed((), (), tokens_in, tokens_out, calls + 1, failed=str(error))
+                    return ProposerResult((), (), tokens_in, tokens_out, calls + 1, failed=str(error))
                 self._responses.put(names[-1], reply)
                 tokens_in, tokens_out, calls = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out, calls + tries
             proposals, problems = read_answer(
                 reply.text, episode, config.propose.min_clip_frames, config.judge.slack_frames
             )
             if proposals:
-                return Proposed(tuple(proposals), tuple(problems), tokens_in, tokens_out, calls)
+                return ProposerResult(tuple(proposals), tuple(problems), tokens_in, tokens_out, calls)
             messages = messages + prompt.again(reply.text, problems, len(episode), episode.fps)
         self._responses.forget(names)
         failed = f"{config.vlm.attempts} answers, none usable; the last one: {' '.join(problems)}"
-        return Proposed((), tuple(problems), tokens_in, tokens_out, calls, failed)
+        return ProposerResult((), tuple(problems), tokens_in, tokens_out, calls, failed)
 
     def _opened(self) -> Endpoint:
         """One for all threads, as it holds their rate limit. Raises UserError without address, key or client."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from la4vla.construct.episodes import Episode
 from la4vla.construct.ledger import digest
-from la4vla.construct.propose.candidates import Proposal, Proposed
+from la4vla.construct.propose.candidates import Proposal, ProposerResult
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.vocabulary import PRIMITIVES, VERB_LABELS, ObjectStatus, canonical, words_of
 
@@ -20,15 +20,15 @@ VERSION = 1
 _HELD = {"held", "hold", "holding", "grasped", "gripped"}
 
 
-class Whole:
+class WholeEpisode:
     """A Proposer. A sentence without a verb of an atomic action is kept all the same, without a label."""
 
     name = "episode"
     version = digest("episode", VERSION)
 
-    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> ProposerResult:
         primitive, status = label(episode.instruction)
-        return Proposed((Proposal(0, len(episode), primitive, status, episode.instruction, (0.0, 0.0, 0.0)),))
+        return ProposerResult((Proposal(0, len(episode), primitive, status, episode.instruction, (0.0, 0.0, 0.0)),))
 
 
 def label(sentence: str) -> tuple[str, ObjectStatus]:

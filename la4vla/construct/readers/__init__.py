@@ -1,13 +1,13 @@
-"""Readers: one dataset format each, all of them a `Source` of episodes."""
+"""Readers: one dataset format each, all of them a `Dataset` of episodes."""
 
 from __future__ import annotations
 
 from la4vla.config import ConstructConfig
-from la4vla.construct.episodes import Source
+from la4vla.construct.episodes import Dataset
 from la4vla.types import UserError
 
 
-def open_source(config: ConstructConfig) -> Source:
+def open_dataset(config: ConstructConfig) -> Dataset:
     """The dataset that `read` names. Raises UserError if it is not there, not of that format, or needs a package."""
     try:
         if config.read.format == "lerobot":

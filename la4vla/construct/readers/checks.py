@@ -16,9 +16,9 @@ import numpy as np
 import simplejpeg
 
 from la4vla.config import ReadConfig
-from la4vla.construct.episodes import BadEpisode, Episode, Source
-from la4vla.construct.robots.robot import RawRobot, raw_robot
-from la4vla.construct.robots.units import RawVector, convert
+from la4vla.construct.episodes import BadEpisode, Episode, Dataset
+from la4vla.construct.robots.robot import RobotFile, robot_file
+from la4vla.construct.robots.units import VectorUnits, convert
 from la4vla.types import UserError
 
 MAX_KEY = 60  # characters of an episode's key (episodes.py)
@@ -26,14 +26,14 @@ STILL_SHARE = 0.9  # of a view's pictures that equal the one before: the camera 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
 
 
-def robot_of(read: ReadConfig) -> RawRobot:
+def robot_of(read: ReadConfig) -> RobotFile:
     """The robot of a dataset that does not say itself what its numbers mean. Raises UserError."""
     if not read.robot:
         raise UserError(
             "read.robot is empty; name the robot file (libero_panda, droid_franka, metaworld_sawyer or your own YAML) "
             "that says what the columns of the dataset mean."
         )
-    return raw_robot(read.robot)
+    return robot_file(read.robot)
 
 
 def existing(path: Path, looked_for: str, pattern: str, format: str) -> Path:
@@ -77,7 +77,7 @@ def chosen_views(read: ReadConfig, there: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def vectors(column: Mapping[str, np.ndarray], names: Sequence[str], raw: RawVector, what: str) -> np.ndarray:
+def vectors(column: Mapping[str, np.ndarray], names: Sequence[str], raw: VectorUnits, what: str) -> np.ndarray:
     """The named columns joined and converted, float32 [T, S]. what: state or action. Raises BadEpisode."""
     parts = []
     for name in names:
@@ -136,11 +136,11 @@ def encode(picture_HW3: np.ndarray, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(picture_HW3), quality=quality)
 
 
-def inspect(source: Source, episode: Episode, decode: bool) -> tuple[list[str], list[str]]:
+def inspect(dataset: Dataset, episode: Episode, decode: bool) -> tuple[list[str], list[str]]:
     """Faults and notes of an episode that could be read. decode: look at every picture too."""
     notes = table_notes(episode)
     try:
-        faults = list(source.video_faults(episode))
+        faults = list(dataset.video_faults(episode))
         if decode and not faults:
             notes += picture_notes(episode)
     except BadEpisode as error:

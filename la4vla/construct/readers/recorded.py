@@ -1,4 +1,4 @@
-"""What `record` stored, as a Source. We wrote it whole, so its pictures cannot disagree with the table."""
+"""What `record` stored, as a Dataset. We wrote it whole, so its pictures cannot disagree with the table."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
-class Job:
+class RecordingJob:
     """One attempt. Travels to a worker, so it holds plain values only."""
 
     store: str
@@ -94,7 +94,7 @@ def record(config: ConstructConfig) -> dict[str, int]:
     return failed
 
 
-def roll_out(env: Env, job: Job) -> Episode | None:
+def roll_out(env: Env, job: RecordingJob) -> Episode | None:
     """One attempt of the scripted expert in `env`; None if it does not succeed within the simulator's horizon."""
     settings, sim = job.record, simulator(job.record.simulator)
     noise = generator(settings.seed, RngUse.RECORD, job.task, job.number)
@@ -152,7 +152,7 @@ def _script(decisions: Sequence[Decision]) -> Script:
     )
 
 
-def attempt(job: Job) -> bool:
+def attempt(job: RecordingJob) -> bool:
     """Runs in a worker: writes the episode or marks the failure. Returns whether it succeeded."""
     settings, store = job.record, Path(job.store)
     episode = roll_out(_env(settings.simulator, tuple(settings.views), settings.image_size, settings.fast), job)
@@ -177,7 +177,7 @@ def _record_missing(config: ConstructConfig, store: Path, bar: tqdm) -> None:
     try:
         while missing := _missing(store, settings):
             jobs = [
-                Job(str(store), task, number, settings, config.jpeg_quality)
+                RecordingJob(str(store), task, number, settings, config.jpeg_quality)
                 for task, numbers in missing.items()
                 for number in numbers
             ]

@@ -25,7 +25,7 @@ from la4vla.config import ConstructConfig, load
 from la4vla.construct import steps
 from la4vla.construct.episodes import Episode
 from la4vla.construct.propose.candidates import Candidate
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
 from la4vla.shell import exit_status
 from la4vla.types import TRANSLATION, UserError
 
@@ -201,7 +201,7 @@ def _direction_name(vector_3: np.ndarray, up: str, down: str, level: str) -> str
 
 
 @dataclass(frozen=True)
-class Score:
+class EpisodeAccuracy:
     """Of one episode. every: without joining short phases. moving: without waits. uniform: as many cuts, evenly spread.
     keyframes: those instead of cuts. frames: labelled in both. agree: of these with the same primitive. agree_motion:
     the same, contact counted as `move`.
@@ -218,7 +218,7 @@ class Score:
 
 def score(
     episode: Episode, candidates: Sequence[Phase | Candidate], keyframes: Sequence[int], min_frames: int
-) -> Score:
+) -> EpisodeAccuracy:
     """One episode's proposals against its true phases."""
     frames = len(episode)
     named = phases(episode, min_frames)
@@ -228,7 +228,7 @@ def score(
     told, said = labels(named, frames), labels(candidates, frames)
     both = (told != "") & (told != "wait") & (said != "")
     motion = np.where(np.isin(told, CONTACT), "move", told)
-    return Score(
+    return EpisodeAccuracy(
         joined=match(found, true, TOLERANCE),
         every=match(found, every, TOLERANCE),
         uniform=match(evenly, true, TOLERANCE),
@@ -239,10 +239,10 @@ def score(
     )
 
 
-def table(scores: dict[str, list[Score]]) -> dict[str, dict[str, float]]:
+def table(scores: dict[str, list[EpisodeAccuracy]]) -> dict[str, dict[str, float]]:
     """Task -> its numbers, boundaries and frames pooled over the task's episodes; `mean` is that of the tasks."""
 
-    def pooled(items: Sequence[Score], field: Callable[[Score], Match]) -> Match:
+    def pooled(items: Sequence[EpisodeAccuracy], field: Callable[[EpisodeAccuracy], Match]) -> Match:
         return sum((field(item) for item in items), Match(0, 0, 0))
 
     rows = {}
@@ -267,12 +267,12 @@ def measure(config: ConstructConfig) -> dict[str, dict[str, float]]:
     """The table of a config's recorded episodes. Raises UserError for others, and for episodes without a script."""
     if config.read.format != "recorded":
         raise UserError("accuracy needs the phases of scripted experts; set read.format=recorded.")
-    source = open_source(config)
-    found = steps.detect_keyframes(config, source, steps.read(config, source))
-    hints = {row["key"]: [frame for frame, _ in row["keyframes"]] for row in steps.rows(found, source)}
-    scores: dict[str, list[Score]] = {}
-    for row in steps.rows(steps.propose(config, source, found), source):
-        episode = source.read(row["key"])
+    dataset = open_dataset(config)
+    found = steps.detect_keyframes(config, dataset, steps.read(config, dataset))
+    hints = {row["key"]: [frame for frame, _ in row["keyframes"]] for row in steps.rows(found, dataset)}
+    scores: dict[str, list[EpisodeAccuracy]] = {}
+    for row in steps.rows(steps.propose(config, dataset, found), dataset):
+        episode = dataset.read(row["key"])
         candidates = [Candidate.from_dict(raw) for raw in row["candidates"]]
         scores.setdefault(episode.task, []).append(score(episode, candidates, hints[row["key"]], MIN_FRAMES))
     return table(scores)

@@ -1,4 +1,4 @@
-"""Estimate: what the VLM proposer would cost, before anything is sent (`propose --dry-run`).
+"""CostEstimate: what the VLM proposer would cost, before anything is sent (`propose --dry-run`).
 
 Tokens of pictures are counted as Qwen3-VL does (FACTS 1.3.4): patches of 32 pixels, and two frames of a video as one.
 Text is taken at 4 characters a token, answers at the paper's mean. Retries are not foreseen.
@@ -16,8 +16,8 @@ import simplejpeg
 
 from la4vla.config import ConstructConfig, VlmConfig
 from la4vla.construct import steps
-from la4vla.construct.episodes import Source
-from la4vla.construct.ledger import Ledger, Row
+from la4vla.construct.episodes import Dataset
+from la4vla.construct.ledger import Ledger, LedgerRow
 from la4vla.construct.propose import prompt
 from la4vla.construct.propose.keyframes import Keyframe, prompt_lines
 from la4vla.construct.propose.vlm import CACHE, version
@@ -29,7 +29,7 @@ _CHARACTERS = 4  # a token of English text
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Of all episodes that are still to be asked about. frames: shown, of all views together."""
 
     episodes: int
@@ -75,16 +75,16 @@ def input_tokens(text: str, shown: int, sizes: Sequence[tuple[int, int]], config
     return round(tokens)
 
 
-def estimate(config: ConstructConfig, source: Source, found: Ledger) -> Estimate:
+def estimate(config: ConstructConfig, dataset: Dataset, found: Ledger) -> CostEstimate:
     """What is left to ask. found: of steps.detect_keyframes. Raises UserError."""
     if config.proposer != "vlm":
         raise UserError(f"--dry-run tells what proposer=vlm would cost; proposer={config.proposer} costs nothing.")
-    wanted = steps.wanted_candidates(config, source, found, version(config))
+    wanted = steps.wanted_candidates(config, dataset, found, version(config))
     there = Ledger(Path(config.out_dir) / steps.CANDIDATES)
     left = [key for key, of in wanted.items() if there.get(key, of) is None]
     if not left:
-        return Estimate(0, len(wanted), 0, 0)
-    like = source.read(left[0])
+        return CostEstimate(0, len(wanted), 0, 0)
+    like = dataset.read(left[0])
     prompt.check_views(like)
     sizes = [_size(like.frames(view, [0])[0]) for view in like.views]
     about = {row["key"]: row for row in Ledger(Path(config.out_dir) / steps.READ)}
@@ -95,7 +95,7 @@ def estimate(config: ConstructConfig, source: Source, found: Ledger) -> Estimate
         shown = len(prompt.shown_frames(row["frames"], row["fps"], like.frame_stride, config.vlm.fps))
         frames += shown * len(sizes)
         tokens += input_tokens(_text(row, like.views, hints[key]), shown, sizes, config.vlm)
-    return Estimate(len(left), len(wanted) - len(left), frames, tokens)
+    return CostEstimate(len(left), len(wanted) - len(left), frames, tokens)
 
 
 def _size(jpeg: bytes) -> tuple[int, int]:
@@ -103,6 +103,6 @@ def _size(jpeg: bytes) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _text(row: Row, views: Sequence[str], hints: Sequence[Any]) -> str:
+def _text(row: LedgerRow, views: Sequence[str], hints: Sequence[Any]) -> str:
     lines = prompt_lines([Keyframe(frame, kind) for frame, kind in hints], row["fps"])
     return prompt.system_text() + prompt.episode_text(row["instruction"], row["frames"] / row["fps"], views, lines)

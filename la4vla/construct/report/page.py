@@ -14,11 +14,11 @@ from typing import Any
 from la4vla.chat.responses import Responses
 from la4vla.config import ConstructConfig
 from la4vla.construct import steps
-from la4vla.construct.episodes import Episode, Source
-from la4vla.construct.ledger import Ledger, Row
+from la4vla.construct.episodes import Episode, Dataset
+from la4vla.construct.ledger import Ledger, LedgerRow
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.construct.propose.vlm import CACHE
-from la4vla.construct.report.statistics import Rows, statistics
+from la4vla.construct.report.statistics import LedgerRows, statistics
 from la4vla.construct.scores import REVIEWS, read_scores
 from la4vla.page import page
 from la4vla.page.strips import Example, Plot, plot, strip
@@ -31,7 +31,7 @@ EXAMPLES = 2  # a primitive
 LISTED = 100  # tasks and episodes on the page; report.json has all
 
 
-def write(config: ConstructConfig, source: Source) -> Path:
+def write(config: ConstructConfig, dataset: Dataset) -> Path:
     """Writes out_dir/report.html and report.json from what the steps have made so far; returns the page's path.
 
     Raises UserError if no episode was read yet, the scores are of another dataset, or an example's pictures can no
@@ -39,7 +39,7 @@ def write(config: ConstructConfig, source: Source) -> Path:
     """
     out = Path(config.out_dir)
     names = (steps.READ, steps.KEYFRAMES, steps.CANDIDATES, steps.KEPT)
-    rows = Rows.of({name: steps.rows(Ledger(out / name), source) for name in names})
+    rows = LedgerRows.of({name: steps.rows(Ledger(out / name), dataset) for name in names})
     if not rows.episodes:
         raise UserError(f"{out}: no episode without faults has been read; run `la4vla construct read` first.")
     scores = steps.reviewed(config, rows.proposed())
@@ -50,7 +50,7 @@ def write(config: ConstructConfig, source: Source) -> Path:
         "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
         **statistics(rows, scores, outdated, Responses(out / CACHE).paid(), config.seed),
     }
-    shown = examples(config, source, rows)
+    shown = examples(config, dataset, rows)
     told = ("faults", "notes", "failed", "rejected")
     named = [item for item in numbers["episodes"] if any(item[what] for what in told)]
     about = {"numbers": numbers, "examples": shown, "named": named, "listed": LISTED}
@@ -60,21 +60,21 @@ def write(config: ConstructConfig, source: Source) -> Path:
     return out / REPORT
 
 
-def examples(config: ConstructConfig, source: Source, rows: Rows) -> list[Example]:
+def examples(config: ConstructConfig, dataset: Dataset, rows: LedgerRows) -> list[Example]:
     """Up to EXAMPLES clips of each primitive, the most frequent first, drawn by chance from the seed.
 
     Of the kept clips, or of the candidates while nothing is kept. Raises UserError for an episode that has changed.
     """
     kept = [(key, item) for key, row in rows.kept.items() for item in row["kept"]]
     proposed = [(key, item) for key, row in rows.candidates.items() for item in row["candidates"]]
-    by_primitive: dict[str, list[tuple[str, Row]]] = {}
+    by_primitive: dict[str, list[tuple[str, LedgerRow]]] = {}
     for key, item in kept or proposed:
         by_primitive.setdefault(item["primitive"], []).append((key, item))
     shown = []
     for primitive, spans in sorted(by_primitive.items(), key=lambda entry: (-len(entry[1]), entry[0])):
         order = generator(config.seed, RngUse.EXAMPLES, primitive).permutation(len(spans))[:EXAMPLES]
         for key, item in (spans[number] for number in sorted(order)):
-            episode = source.read(key)
+            episode = dataset.read(key)
             if len(episode) != rows.episodes[key]["frames"]:
                 raise UserError(f"{key}: has other frames than when it was read; run the other steps again first.")
             shown.append(_example(episode, item))

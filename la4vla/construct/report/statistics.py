@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from la4vla.construct import steps
-from la4vla.construct.ledger import Row
+from la4vla.construct.ledger import LedgerRow
 from la4vla.construct.propose.candidates import Candidate, candidate_key
 from la4vla.construct.review import agreement
 from la4vla.construct.scores import QUALITIES, Score
@@ -36,26 +36,26 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The ledgers' rows by episode key, in the source's order. episodes: those without faults. faulty: the others."""
+class LedgerRows:
+    """The ledgers' rows by episode key, in the dataset's order. episodes: those without faults. faulty: the others."""
 
-    episodes: Mapping[str, Row]
-    faulty: Mapping[str, Row]
-    keyframes: Mapping[str, Row]
-    candidates: Mapping[str, Row]
-    kept: Mapping[str, Row]
+    episodes: Mapping[str, LedgerRow]
+    faulty: Mapping[str, LedgerRow]
+    keyframes: Mapping[str, LedgerRow]
+    candidates: Mapping[str, LedgerRow]
+    kept: Mapping[str, LedgerRow]
 
     @staticmethod
-    def of(ledgers: Mapping[str, Sequence[Row]]) -> Rows:
+    def of(ledgers: Mapping[str, Sequence[LedgerRow]]) -> LedgerRows:
         """ledgers: name of steps (READ ...) -> steps.rows of it."""
         read = {row["key"]: row for row in ledgers[steps.READ]}
         good = {key: row for key, row in read.items() if not row["faults"]}
 
-        def later(name: str) -> dict[str, Row]:
+        def later(name: str) -> dict[str, LedgerRow]:
             return {row["key"]: row for row in ledgers[name] if row["key"] in good}
 
         faulty = {key: row for key, row in read.items() if row["faults"]}
-        return Rows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
+        return LedgerRows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
 
     def proposed(self) -> dict[str, Candidate]:
         """What is proposed now, by candidate_key."""
@@ -67,7 +67,7 @@ class Rows:
 
 
 def statistics(
-    rows: Rows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
+    rows: LedgerRows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
 ) -> dict[str, Any]:
     """All numbers, JSON-able. scores: of steps.reviewed. outdated: how many others there are. paid: calls, input and
     output tokens that the dataset has cost (responses.paid). seed: of the interval of alpha.
@@ -94,7 +94,7 @@ def statistics(
     }
 
 
-def _labels(rows: Rows, ledger: Mapping[str, Row], name: str) -> list[Label]:
+def _labels(rows: LedgerRows, ledger: Mapping[str, LedgerRow], name: str) -> list[Label]:
     """The spans of all rows. A candidate's quality is its automatic score, a kept one's what it was kept for."""
     return [
         Label(
@@ -110,7 +110,7 @@ def _labels(rows: Rows, ledger: Mapping[str, Row], name: str) -> list[Label]:
     ]
 
 
-def _phases(rows: Rows, candidates: Sequence[Label], kept: Sequence[Label]) -> dict[str, Any]:
+def _phases(rows: LedgerRows, candidates: Sequence[Label], kept: Sequence[Label]) -> dict[str, Any]:
     """Table 3 of the paper, and what follows from it."""
     whole = [Label("", "", "", row["frames"], row["fps"], 0.0) for row in rows.episodes.values()]
     return _ratios({"original": sizes(whole), "candidates": sizes(candidates), "kept": sizes(kept)})
@@ -138,7 +138,7 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _frames(rows: Rows) -> dict[str, int]:
+def _frames(rows: LedgerRows) -> dict[str, int]:
     """Every frame of the episodes once: kept, only in candidates that were not kept, or in none (waits and gaps)."""
     total = kept = discarded = 0
     for key, episode in rows.episodes.items():
@@ -153,7 +153,7 @@ def _frames(rows: Rows) -> dict[str, int]:
     return {"all": total, "kept": kept, "discarded": discarded, "in_no_candidate": total - kept - discarded}
 
 
-def _keyframes(rows: Rows) -> dict[str, Any]:
+def _keyframes(rows: LedgerRows) -> dict[str, Any]:
     """Counts a kind, and the mean, least and most an episode."""
     kinds = Counter(kind for row in rows.keyframes.values() for _, kind in row["keyframes"])
     counts = [len(row["keyframes"]) for row in rows.keyframes.values()]
@@ -163,7 +163,7 @@ def _keyframes(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _automatic(rows: Rows) -> dict[str, Any]:
+def _automatic(rows: LedgerRows) -> dict[str, Any]:
     """reasons: with their numbers taken out, the most frequent first; a candidate may have several."""
     all_reasons = [
         [NUMBER.sub("#", reason) for reason in item["reasons"]]
@@ -175,7 +175,7 @@ def _automatic(rows: Rows) -> dict[str, Any]:
     return {"reasons": [{"reason": reason, "candidates": count} for reason, count in top]}
 
 
-def _unusable(rows: Rows) -> dict[str, int]:
+def _unusable(rows: LedgerRows) -> dict[str, int]:
     """Answers of the proposer that could not be used, and the episodes that got no proposals."""
     return {
         "answers": sum(len(row["rejected"]) for row in rows.candidates.values()),
@@ -183,7 +183,7 @@ def _unusable(rows: Rows) -> dict[str, int]:
     }
 
 
-def _review(rows: Rows, scores: Sequence[Score], outdated: int, seed: int) -> dict[str, Any] | None:
+def _review(rows: LedgerRows, scores: Sequence[Score], outdated: int, seed: int) -> dict[str, Any] | None:
     """None if there is no score. units: candidates with two scores or more."""
     if not scores:
         return None
@@ -211,7 +211,7 @@ def _annotator(name: str, scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
-def _tokens(rows: Rows, paid: tuple[int, int, int]) -> dict[str, Any]:
+def _tokens(rows: LedgerRows, paid: tuple[int, int, int]) -> dict[str, Any]:
     """What the dataset has cost since it exists; the ledger's rows hold what their last making cost."""
     made = list(rows.candidates.values())
     totals = dict(zip(("calls", "tokens_in", "tokens_out"), paid, strict=True))
@@ -219,7 +219,7 @@ def _tokens(rows: Rows, paid: tuple[int, int, int]) -> dict[str, Any]:
     return {"proposers": sorted({row["proposer"] for row in made}), "episodes": len(made), **totals, **each}
 
 
-def _tasks(rows: Rows) -> list[dict[str, Any]]:
+def _tasks(rows: LedgerRows) -> list[dict[str, Any]]:
     by_task: dict[str, list[dict[str, Any]]] = {}
     for key, row in rows.episodes.items():
         by_task.setdefault(row["task"], []).append(_episode(rows, key))
@@ -234,7 +234,7 @@ def _tasks(rows: Rows) -> list[dict[str, Any]]:
     return tasks
 
 
-def _episode(rows: Rows, key: str) -> dict[str, Any]:
+def _episode(rows: LedgerRows, key: str) -> dict[str, Any]:
     read = rows.episodes[key] if key in rows.episodes else rows.faulty[key]
     candidates = rows.candidates[key]["candidates"] if key in rows.candidates else ()
     kept = rows.kept[key]["kept"] if key in rows.kept else ()

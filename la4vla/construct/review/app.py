@@ -1,4 +1,4 @@
-"""The review page's server: routes over a Desk, and who may use them.
+"""The review page's server: routes over a ReviewSession, and who may use them.
 
 On a loopback address everyone on this machine is trusted; other sites open in the same browser are not, so requests
 under another host name or from another origin are refused. On any other address a token is asked for, new at every
@@ -27,7 +27,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from la4vla.construct.review.session import Desk
+from la4vla.construct.review.session import ReviewSession
 from la4vla.construct.scores import CONFIDENCES, QUALITIES, Score
 from la4vla.types import UserError
 
@@ -41,7 +41,7 @@ POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=r"^[^\x00-\x1f]+$")]
 
 
-class Answer(BaseModel):
+class ReviewAnswer(BaseModel):
     """An annotator's answer as the page sends it."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -61,7 +61,7 @@ class Who(BaseModel):
     annotator: Name
 
 
-def make_app(desk: Desk, token: str) -> FastAPI:
+def make_app(session: ReviewSession, token: str) -> FastAPI:
     """The server. token: asked for if not empty; then any host name will do."""
     app = FastAPI(title="la4vla review", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -70,7 +70,7 @@ def make_app(desk: Desk, token: str) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _say_which)
 
     def progress(annotator: str) -> dict[str, Any]:
-        mine, everybody = desk.progress(annotator)
+        mine, everybody = session.progress(annotator)
         return {"mine": asdict(mine), "all": asdict(everybody)}
 
     @app.get("/")
@@ -79,36 +79,36 @@ def make_app(desk: Desk, token: str) -> FastAPI:
 
     @app.get("/api/annotators")
     def annotators() -> list[str]:
-        return list(desk.config.review.annotators)
+        return list(session.config.review.annotators)
 
     @app.get("/api/queue")
     def queue(annotator: Name) -> dict[str, Any]:
-        return {"queue": desk.queue(annotator), "progress": progress(annotator)}
+        return {"queue": session.queue(annotator), "progress": progress(annotator)}
 
     @app.get("/api/candidates/{key}")
     def candidate(key: str, annotator: Name) -> dict[str, Any]:
-        return desk.clip(key, annotator)
+        return session.clip(key, annotator)
 
     @app.get("/api/candidates/{key}/pictures/{view}")
     def pictures(key: str, view: str) -> dict[int, str]:
-        return {frame: base64.b64encode(data).decode() for frame, data in desk.pictures(key, view).items()}
+        return {frame: base64.b64encode(data).decode() for frame, data in session.pictures(key, view).items()}
 
     @app.post("/api/scores")
-    def put(answer: Answer) -> dict[str, Any]:
-        desk.put(Score(**answer.model_dump()))
+    def put(answer: ReviewAnswer) -> dict[str, Any]:
+        session.put(Score(**answer.model_dump()))
         return {"progress": progress(answer.annotator)}
 
     @app.post("/api/undo")
     def undo(who: Who) -> dict[str, Any]:
-        score = desk.undo(who.annotator)
+        score = session.undo(who.annotator)
         return {"score": None if score is None else asdict(score), "progress": progress(who.annotator)}
 
     return app
 
 
-def serve(desk: Desk) -> None:
+def serve(session: ReviewSession) -> None:
     """Runs the page until interrupted. Raises UserError if the address cannot be had."""
-    review = desk.config.review
+    review = session.config.review
     local = is_loopback(review.host)
     token = "" if local else secrets.token_urlsafe(24)
     family = socket.AF_INET6 if ":" in review.host else socket.AF_INET
@@ -120,7 +120,7 @@ def serve(desk: Desk) -> None:
             "machine."
         ) from error
     print(f"review page: {address(review.host, listener.getsockname()[1], token)}   (Ctrl-C ends it)", flush=True)
-    server = uvicorn.Server(uvicorn.Config(make_app(desk, token), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="warning"))
     with suppress(KeyboardInterrupt):  # uvicorn passes it on after it has closed everything
         server.run(sockets=[listener])
 

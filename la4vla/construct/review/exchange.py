@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from la4vla.config import ConstructConfig
 from la4vla.construct import steps
-from la4vla.construct.episodes import Source
+from la4vla.construct.episodes import Dataset
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.scores import CONFIDENCES, QUALITIES, REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.scores import CONFIDENCES, QUALITIES, REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.files import write_atomic
 from la4vla.types import UserError
 
@@ -92,13 +92,13 @@ class _Task(BaseModel):
     annotations: list[_Annotation] = []
 
 
-def export_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
+def export_reviews(config: ConstructConfig, dataset: Dataset, path: Path) -> int:
     """Writes the scores that stand, for Label Studio with all candidates. Returns how many scores.
 
     Raises UserError for another suffix, or if the reviews are of another dataset.
     """
     write, _ = _format(path)
-    candidates = _candidates(config, source, Ledger(Path(config.out_dir) / steps.READ))
+    candidates = _candidates(config, dataset, Ledger(Path(config.out_dir) / steps.READ))
     scores = steps.reviewed(config, candidates)
     write_atomic(path, write(candidates, scores).encode())
     if path.name.endswith(STUDIO):
@@ -106,7 +106,7 @@ def export_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     return len(scores)
 
 
-def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
+def import_reviews(config: ConstructConfig, dataset: Dataset, path: Path) -> int:
     """Adds the file's scores that are not there yet. Returns how many.
 
     A start or an end that is missing is as proposed; `of` that is missing is that of the present proposal. Raises
@@ -114,7 +114,7 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     """
     _, read = _format(path)
     episodes = Ledger(Path(config.out_dir) / steps.READ)
-    candidates = _candidates(config, source, episodes)
+    candidates = _candidates(config, dataset, episodes)
     frames = {row["key"]: int(row["frames"]) for row in episodes}
     try:
         said = list(read(path.read_text("utf-8-sig")))
@@ -136,19 +136,19 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UserError(f"{path}: nothing was imported; correct or remove {'; '.join(faults[:_SHOWN])}{more}.")
-    with closing(Reviews.open(Path(config.out_dir) / REVIEWS, dataset_of(episodes))) as reviews:
+    with closing(Reviews.open(Path(config.out_dir) / REVIEWS, episode_digests(episodes))) as reviews:
         there = {(item.candidate, item.annotator): item for item in reviews.scores()}
         new = [score for name, score in scores.items() if there.get(name) != score]
         reviews.put_all(new)
     return len(new)
 
 
-def _candidates(config: ConstructConfig, source: Source, episodes: Ledger) -> Candidates:
+def _candidates(config: ConstructConfig, dataset: Dataset, episodes: Ledger) -> Candidates:
     """What is proposed now, of the episodes without faults. episodes: of steps.read. Raises UserError if nothing is."""
     ledger = Ledger(Path(config.out_dir) / steps.CANDIDATES)
-    usable = dataset_of(episodes)
+    usable = episode_digests(episodes)
     candidates = {}
-    for row in (row for row in steps.rows(ledger, source) if row["key"] in usable):
+    for row in (row for row in steps.rows(ledger, dataset) if row["key"] in usable):
         for item in map(Candidate.from_dict, row["candidates"]):
             candidates[candidate_key(row["key"], item.start)] = item
     if not candidates:

@@ -1,4 +1,4 @@
-"""The desk: everything the review page shows of a candidate, and whether an answer about it can be.
+"""The session: everything the review page shows of a candidate, and whether an answer about it can be.
 
 Opens the ledgers of out_dir as they are at the start; what is proposed later shows after a restart. Episodes are read
 one at a time, whatever the reader does inside.
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from la4vla.config import ConstructConfig
-from la4vla.construct.episodes import Episode, Frames, Source
+from la4vla.construct.episodes import Episode, Frames, Dataset
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
 from la4vla.construct.review import assign
 from la4vla.construct.review.assign import Progress
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.construct.steps import CANDIDATES, KEYFRAMES, READ, rows
 from la4vla.types import ROTATION, TRANSLATION, UserError
 
@@ -30,19 +30,19 @@ LEAST_POSITION = 0.05  # of the state's unit, m as a rule
 LEAST_ROTATION = 0.2  # rad
 
 
-class Desk:
+class ReviewSession:
     """The candidates of a config's out_dir, their reviews and their episodes. Safe to share between threads.
 
     Raises UserError if nothing was proposed yet, or the reviews are another dataset's.
     """
 
-    def __init__(self, config: ConstructConfig, source: Source) -> None:
+    def __init__(self, config: ConstructConfig, dataset: Dataset) -> None:
         out = Path(config.out_dir)
         self.config = config
-        dataset = dataset_of(Ledger(out / READ))
+        digests = episode_digests(Ledger(out / READ))
         self.candidates: dict[str, tuple[str, Candidate]] = {}
-        for row in rows(Ledger(out / CANDIDATES), source):
-            if row["key"] in dataset:
+        for row in rows(Ledger(out / CANDIDATES), dataset):
+            if row["key"] in digests:
                 for raw in row["candidates"]:
                     item = Candidate.from_dict(raw)
                     self.candidates[candidate_key(row["key"], item.start)] = (row["key"], item)
@@ -51,9 +51,9 @@ class Desk:
         self._keyframes = {row["key"]: row["keyframes"] for row in Ledger(out / KEYFRAMES)}
         self._of = {key: proposal_digest(item) for key, (_, item) in self.candidates.items()}
         self._shares = assign.shares(self.candidates, config.review, config.seed)
-        self._read = lru_cache(EPISODES_AT_HAND)(source.read)
+        self._read = lru_cache(EPISODES_AT_HAND)(dataset.read)
         self._reading = Lock()
-        self._reviews = Reviews.open(out / REVIEWS, dataset)
+        self._reviews = Reviews.open(out / REVIEWS, digests)
 
     def close(self) -> None:
         self._reviews.close()

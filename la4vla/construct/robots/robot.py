@@ -1,6 +1,6 @@
 """Robots: what a dataset's numbers mean, and which axes are forward, left and up. One YAML file a robot in `robots/`.
 
-Owns `Robot`, `RawRobot` and the files. A robot without a file is an error: wrong axes would teach wrong words, wrong
+Owns `Robot`, `RobotFile` and the files. A robot without a file is an error: wrong axes would teach wrong words, wrong
 signs wrong grasps.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from la4vla.construct.robots.units import RawVector, number, raw_vector
+from la4vla.construct.robots.units import VectorUnits, number, vector_units
 from la4vla.types import Embodiment, UserError
 
 ROBOTS = Path(__file__).parent
@@ -54,13 +54,13 @@ class Robot:
 
 
 @dataclass(frozen=True)
-class RawRobot:
+class RobotFile:
     """A robot's whole file: what a dataset of it holds. text: of the file, so that a change of it is noticed."""
 
     name: str
     control_hz: float
-    state: RawVector
-    action: RawVector
+    state: VectorUnits
+    action: VectorUnits
     frame: RobotFrame
     text: str
 
@@ -76,18 +76,18 @@ def robot_frame(name: str) -> RobotFrame:
     return _frame(_load(path), path)
 
 
-def raw_robot(name: str) -> RawRobot:
+def robot_file(name: str) -> RobotFile:
     """All of a robot's file: a name in robots/ or the path of a YAML. Raises UserError for what is not understood."""
     path = _path(name)
     values = _load(path)
     for key in ("control_hz", "state", "action"):
         if key not in values:
             raise UserError(f"{path}: `{key}` is missing; see la4vla/construct/robots/droid_franka.yaml for all of it.")
-    return RawRobot(
+    return RobotFile(
         path.stem,
         number(values["control_hz"], "control_hz", str(path)),
-        raw_vector(values["state"], f"{path}, state"),
-        raw_vector(values["action"], f"{path}, action"),
+        vector_units(values["state"], f"{path}, state"),
+        vector_units(values["action"], f"{path}, action"),
         _frame(values, path),
         path.read_text(),
     )

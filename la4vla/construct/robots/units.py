@@ -25,7 +25,7 @@ DROPPED = "_"
 
 
 @dataclass(frozen=True)
-class RawVector:
+class VectorUnits:
     """The `state:` or `action:` block of a robot's file.
 
     names: one per column, in the dataset's order. `x y z`, `rx ry rz` or `qx qy qz qw`, and `gripper` are understood,
@@ -63,7 +63,7 @@ class RawVector:
         return VectorSpec(tuple(names), self.reference, self.frame, rotation, opened, closed, unit, self.rotation_near)
 
 
-def convert(values_TD: np.ndarray, raw: RawVector) -> tuple[np.ndarray, VectorSpec]:
+def convert(values_TD: np.ndarray, raw: VectorUnits) -> tuple[np.ndarray, VectorSpec]:
     """A dataset's vectors [T, D], D = len(raw.names), as ours: float32 [T, S] and what they mean.
 
     Raises ValueError with the frame of a quaternion that is zero.
@@ -86,11 +86,11 @@ def number(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
-def raw_vector(values: Any, where: str) -> RawVector:
+def vector_units(values: Any, where: str) -> VectorUnits:
     """A block of a robot's file. where: names it in messages. Raises UserError for a word that is not understood."""
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: holds {values}; it must hold `names`, `reference` and what else is not the usual.")
-    known = {item.name for item in fields(RawVector)}
+    known = {item.name for item in fields(VectorUnits)}
     if wrong := set(values) - known:
         raise UserError(f"{where}: `{min(wrong)}` is none of {', '.join(sorted(known))}.")
     if not isinstance(values.get("names"), list) or not values["names"]:
@@ -104,7 +104,7 @@ def raw_vector(values: Any, where: str) -> RawVector:
         if not isinstance(near, list) or len(near) != len(ROTATION):
             raise UserError(f"{where}: rotation_near is {near}; give rx, ry and rz of the usual pose, rad.")
         given["rotation_near"] = tuple(number(value, "rotation_near", where) for value in near)
-    raw = RawVector(**{**values, **given, "names": tuple(map(str, values["names"]))})
+    raw = VectorUnits(**{**values, **given, "names": tuple(map(str, values["names"]))})
     plain = _plain(raw.names)
     needed = {"none": (), "quaternion": QUATERNION}.get(raw.rotation, ROTATION)
     if raw.reference not in ("absolute", "delta") or raw.frame not in ("base", "tool") or raw.rotation not in ROTATIONS:
@@ -135,7 +135,7 @@ def _column(values_TD: np.ndarray, names: tuple[str, ...], name: str) -> np.ndar
     return np.mean([sign * values_TD[:, index] for sign, index in signed], axis=0)
 
 
-def _turned(column: Mapping[str, np.ndarray], raw: RawVector) -> dict[str, np.ndarray]:
+def _turned(column: Mapping[str, np.ndarray], raw: VectorUnits) -> dict[str, np.ndarray]:
     """The rotation as `rx ry rz`, each turn with one set of numbers: that on the side of rotation_near."""
     if raw.rotation == "none":
         return {}

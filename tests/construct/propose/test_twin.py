@@ -13,7 +13,7 @@ from la4vla.construct import steps
 from la4vla.construct.__main__ import run
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.data.inspect.verify import verify
 from la4vla.data.mixture import Schedule
 from la4vla.data.setup import prepare
@@ -31,7 +31,7 @@ def built(tmp_path_factory):
     config = recorded(tmp_path_factory.mktemp("twin"))
     run(config, "propose")
     out = Path(config.out_dir)
-    reviews = Reviews.open(out / REVIEWS, dataset_of(Ledger(out / steps.READ)))
+    reviews = Reviews.open(out / REVIEWS, episode_digests(Ledger(out / steps.READ)))
     for row in Ledger(out / steps.CANDIDATES):
         for number, raw in enumerate(row["candidates"]):
             item = Candidate.from_dict(raw)

@@ -18,7 +18,7 @@ import simplejpeg
 from la4vla.config import ConstructConfig, ReadConfig, RecordConfig
 from la4vla.construct import __main__ as construct
 from la4vla.construct.episodes import Episode
-from la4vla.construct.recording.record import Job, _identity, _missing, record, roll_out
+from la4vla.construct.recording.record import RecordingJob, _identity, _missing, record, roll_out
 from la4vla.construct.recording.store import (
     episode_path,
     failure_path,
@@ -45,7 +45,7 @@ def config(folder, **changes):
 
 
 def job(task=TASK, number=1000, **changes):
-    return Job("", task, number, RecordConfig(**{**asdict(SETTINGS), **changes}), 95)
+    return RecordingJob("", task, number, RecordConfig(**{**asdict(SETTINGS), **changes}), 95)
 
 
 def touch(store, task, succeeded=(), failed=()):

@@ -16,11 +16,11 @@ from la4vla.construct import steps
 from la4vla.construct.__main__ import main, run
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
 from la4vla.construct.recording.store import episode_path, write_episode
 from la4vla.construct.report import page
-from la4vla.construct.report.statistics import Rows, statistics
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.report.statistics import LedgerRows, statistics
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.construct.vocabulary import PRIMITIVES
 from la4vla.page.strips import PICTURES, strip
 from la4vla.types import UserError
@@ -44,7 +44,7 @@ def config(tmp_path):
 
 def written(config):
     """(page, numbers) of a report."""
-    path = page.write(config, open_source(config))
+    path = page.write(config, open_dataset(config))
     return path.read_text(), json.loads(path.with_name(page.NUMBERS).read_text())
 
 
@@ -69,7 +69,7 @@ def hand_made():
     paid = {"tokens_in": 4000, "tokens_out": 300, "calls": 2, "proposer": "vlm", "failed": ""}
     why = ["`left`, but the motion along it is -1.2 cm", "`left`, but the motion along it is 3 cm", "no verb"]
     first, second, third = span(0, 40), span(50, 70, "lift", 1.0, why), span(10, 30, "lift", 2.0)
-    return Rows.of(
+    return LedgerRows.of(
         {
             steps.READ: [read("a", 100), read("b", 60), read("c", 7, ["video has 6 frames."])],
             steps.KEYFRAMES: [
@@ -203,7 +203,7 @@ def test_reviews_are_counted_while_they_stand(config):
     run(config, "propose")
     proposed = proposals(config)
     names = list(proposed)[:4]
-    dataset = dataset_of(Ledger(Path(config.out_dir, steps.READ)))
+    dataset = episode_digests(Ledger(Path(config.out_dir, steps.READ)))
     reviews = Reviews.open(Path(config.out_dir, REVIEWS), dataset)
     said = [("ann", 0, 3, 2), ("bob", 0, 3, 1), ("ann", 1, 0, 2), ("bob", 1, 0, 1), ("ann", 2, 2, 0)]
     for annotator, number, quality, confidence in said:
@@ -232,7 +232,7 @@ def test_scores_of_an_episode_that_was_repaired_since_are_outdated(config):
     """As filter and review have it: what is proposed is as it was, but nobody has seen this episode."""
     run(config, "propose")
     proposed = proposals(config)
-    dataset = dataset_of(Ledger(Path(config.out_dir, steps.READ)))
+    dataset = episode_digests(Ledger(Path(config.out_dir, steps.READ)))
     repaired = min(dataset)
     before = {**dataset, repaired: "of another length then"}
     with closing(Reviews.open(Path(config.out_dir, REVIEWS), before)) as reviews:
