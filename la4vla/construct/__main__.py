@@ -1,14 +1,14 @@
-"""`python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]`: all steps, or one and those it needs.
+"""`python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]`: runs one step and those it needs, or all of them.
 
-record       demonstrations of MetaWorld's or LIBERO's scripted experts, if record.tasks are named
-read         every episode once, with its faults
-keyframes    moments of low motion and gripper transitions
-propose      labelled spans, judged; with --dry-run only what it would cost (proposer=vlm)
-review       how far the annotators are and how they agree; with --serve the page they work on; with --export FILE or
-             --import FILE their scores to or from a .csv, .jsonl or .labelstudio.json
-filter       those good enough
-shards       la/, vla/ and task/
-report       report.html and report.json of what the steps have made so far; also the end of all steps
+record       records demonstrations of MetaWorld's or LIBERO's scripted experts, if record.tasks names tasks
+read         reads every episode once and lists its faults
+keyframes    finds moments of low motion and gripper transitions
+propose      proposes labelled spans and judges them; with --dry-run prints only the cost (proposer=vlm)
+review       prints how far the annotators are and how they agree; --serve opens the page they work on; --export FILE
+             and --import FILE write and read their scores as .csv, .jsonl or .labelstudio.json
+filter       chooses the candidates that become clips
+shards       writes la/, vla/ and task/
+report       writes report.html and report.json of what the steps have made so far; runs at the end of all steps, too
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ DRY_RUN = "--dry-run"
 
 
 def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
-    """Brings every step up to `step` up to date, all of them if it is empty; a dry run ends before `propose` and prints
-    its cost.
+    """Brings the steps up to and including `step` up to date; all of them if `step` is empty.
 
-    Requests cost money, so a proposer that failed on an episode tries it again in `propose` and in all steps only.
-    Raises UserError.
+    dry_run: print what `propose` would cost instead of running it. Requests cost money, so an episode for which the
+    proposer failed is tried again only if `step` is `propose` or empty. Raises UserError.
     """
     wanted = STEPS[: STEPS.index(step) + 1] if step else STEPS
     if config.read.format == "recorded":
@@ -61,9 +60,9 @@ def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
 
 
 def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: str = "") -> None:
-    """Imports and exports scores if files are named, prints progress and agreement, and opens the page if asked.
+    """Imports and exports scores if files are named, prints progress and agreement, and opens the page if `serve`.
 
-    The page is there until interrupted. Raises UserError.
+    The page stays open until the process is interrupted. Raises UserError.
     """
     dataset = open_dataset(config)
     if incoming or outgoing:
@@ -74,7 +73,7 @@ def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: s
         if outgoing:
             print(f"{outgoing}: {exchange.export_reviews(config, dataset, Path(outgoing))} scores")
     session = ReviewSession(config, dataset)
-    print(session.table())
+    print(session.progress_table())
     candidates = {key: item for key, (_, item) in session.candidates.items()}
     print(measure(steps.reviewed(config, candidates), candidates, config.seed).text())
     if serve:
@@ -86,7 +85,7 @@ def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: s
 
 @contextmanager
 def _construct_extra() -> Iterator[None]:
-    """Around an import of what only some reviews need."""
+    """Wraps an import of packages that only some reviews need. Raises UserError if one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -94,7 +93,7 @@ def _construct_extra() -> Iterator[None]:
 
 
 def _option(words: list[str], name: str) -> str:
-    """The word after `name`, both taken out of words; empty if `name` is not there."""
+    """The word after `name`, or nothing without `name`. Removes both from `words`. Raises UserError without a word."""
     if name not in words:
         return ""
     at = words.index(name)

@@ -1,4 +1,4 @@
-"""How figures are drawn that stand on HTML pages and in Markdown: no background, legible on light and dark alike."""
+"""The style of figures on HTML pages and in Markdown: no background, legible on light and on dark pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ INK = "#7d8590"  # text and axes; legible on white and on near-black
 
 
 def style(font_size: float) -> dict[Any, Any]:
-    """matplotlib's settings of such a figure; its own background has to be made transparent besides. font_size: pt."""
+    """matplotlib's settings for such a figure; its background must be made transparent as well. font_size: pt."""
     inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
     fixed = {"svg.fonttype": "path", "axes.spines.top": False, "axes.spines.right": False}
     return {**dict.fromkeys(inked, INK), **fixed, "font.size": font_size}

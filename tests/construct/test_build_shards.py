@@ -1,5 +1,5 @@
 """Why: la/ and vla/ must be the same clips under the same keys or the paradigms compare different data, and a clip's
-picture t must be the picture of frame start + t or vision is taught a lag that no loss shows. Pictures here carry their
+image t must be the image of frame start + t or vision is taught a lag that no loss shows. Images here carry their
 frame's number as a grey level. Also: a second run does nothing, a changed input is noticed."""
 
 import io
@@ -71,14 +71,14 @@ def test_la_and_vla_are_the_same_clips(config):
 
 
 @pytest.mark.parametrize("folder", ["vla", "task"])
-def test_picture_t_of_a_clip_is_the_picture_of_its_frame(config, folder):
+def test_image_t_of_a_clip_is_the_image_of_its_frame(config, folder):
     construct(config)
     seen = 0
     for files in members(f"{config.out_dir}/{folder}").values():
         start, end = json.loads(files["json"])["span"]
-        pictures = {int(name.split(".")[1]): data for name, data in files.items() if name.startswith("corner4.")}
-        assert sorted(pictures) == list(range(0, end - start, STRIDE))
-        for t, data in pictures.items():
+        images = {int(name.split(".")[1]): data for name, data in files.items() if name.startswith("corner4.")}
+        assert sorted(images) == list(range(0, end - start, STRIDE))
+        for t, data in images.items():
             assert abs(simplejpeg.decode_jpeg(data).mean() - 2 * (start + t)) < 1
             seen += 1
     assert seen > 4 * 20
@@ -179,7 +179,7 @@ def test_wording_depends_on_the_episode_not_on_its_neighbours(config):
     ]
 
 
-def test_a_picture_that_does_not_decode_is_named_and_then_left_out(tmp_path):
+def test_an_image_that_does_not_decode_is_named_and_then_left_out(tmp_path):
     write_lerobot_v2(tmp_path / "set", store="jpeg")
     path = tmp_path / "set/data/chunk-000/episode_000001.parquet"
     whole = pq.read_table(path)

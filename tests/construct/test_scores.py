@@ -100,7 +100,8 @@ def test_a_repaired_episode_loses_its_scores_and_no_other(reviews, path, capsys)
         assert again.scores() == [kept]
         again.put(lost)
         assert again.scores() == [kept, lost]
-    assert "1 episodes have another task or length than when they were scored (reach-000002)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 episodes have changed their task or length since they were scored (reach-000002)" in printed
 
 
 def test_episodes_may_be_added_and_left_out(reviews, path):

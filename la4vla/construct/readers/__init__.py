@@ -1,4 +1,4 @@
-"""Readers: one dataset format each, all of them a `Dataset` of episodes."""
+"""Readers: each reads one dataset format as a `Dataset` of episodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from la4vla.types import UserError
 
 
 def open_dataset(config: ConstructConfig) -> Dataset:
-    """The dataset that `read` names. Raises UserError if it is not there, not of that format, or needs a package."""
+    """The dataset that the config's `read` names.
+
+    Raises UserError if it does not exist, has another format, or needs a package that is not installed.
+    """
     try:
         if config.read.format == "lerobot":
             from la4vla.construct.readers.lerobot import LeRobot

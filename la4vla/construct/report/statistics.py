@@ -1,6 +1,6 @@
-"""What became of a dataset: every number of the report, counted from the ledgers and the reviews as they are.
+"""Statistics: every number of the report, counted from the ledgers and the reviews as they are.
 
-Nothing is made here: a phase that has not run yet has no rows, so a report may be drawn at any time.
+Nothing is computed anew. A step that has not run yet has no rows, so a report may be drawn at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from la4vla.construct import steps
 from la4vla.construct.ledger import LedgerRow
-from la4vla.construct.propose.candidates import Candidate, candidate_key
+from la4vla.construct.propose.candidates import Candidate, candidates_of
 from la4vla.construct.review import agreement
 from la4vla.construct.scores import QUALITIES, Score
 from la4vla.data.inspect.contents import Label, contents, sizes
@@ -27,17 +27,22 @@ PAPER = {
 }
 """Table 3 of the paper (FACTS 1.3.6)."""
 
-PAPER_FPS = 15.0  # of DROID (FACTS 1.3.6)
+PAPER_FPS = 15.0  # frames a second of DROID (FACTS 1.3.6)
 PAPER_TOKENS = {"in": 4633.0, "out": 354.0}
-"""An episode, Qwen3-VL-Plus (FACTS 1.3.4)."""
+"""Tokens of an episode, Qwen3-VL-Plus (FACTS 1.3.4)."""
 
-REASONS = 20  # that are listed
+REASONS = 20  # the most that are listed
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class LedgerRows:
-    """The ledgers' rows by episode key, in the dataset's order. episodes: those without faults. faulty: the others."""
+    """The rows of all ledgers by episode key, in the dataset's order.
+
+    episodes      rows of `read` without faults
+    faulty        rows of `read` with faults
+    keyframes, candidates, kept    rows of the later steps, of episodes without faults
+    """
 
     episodes: Mapping[str, LedgerRow]
     faulty: Mapping[str, LedgerRow]
@@ -58,23 +63,18 @@ class LedgerRows:
         return LedgerRows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
 
     def proposed(self) -> dict[str, Candidate]:
-        """What is proposed now, by candidate_key."""
-        return {
-            candidate_key(key, item["start"]): Candidate.from_dict(item)
-            for key, row in self.candidates.items()
-            for item in row["candidates"]
-        }
+        """The present candidates, by candidate_key."""
+        return {key: item for row in self.candidates.values() for key, item in candidates_of(row).items()}
 
 
 def statistics(
     rows: LedgerRows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
 ) -> dict[str, Any]:
-    """All numbers, JSON-able. scores: of steps.reviewed. outdated: how many others there are. paid: calls, input and
-    output tokens that the dataset has cost (responses.paid). seed: of the interval of alpha.
+    """All numbers of the report, JSON-able.
 
-    dropped: why candidates were not kept -> how many (keep.py).
-
-    Raises UserError if there are scores and the `krippendorff` library is not installed.
+    scores: those that count now (steps.reviewed). outdated: number of other scores. paid: calls, input tokens and
+    output tokens that the dataset has cost (Responses.paid). seed: for the interval of alpha. Raises UserError if there
+    are scores and the `krippendorff` library is not installed.
     """
     candidates, kept = _labels(rows, rows.candidates, "candidates"), _labels(rows, rows.kept, "kept")
     return {
@@ -95,7 +95,7 @@ def statistics(
 
 
 def _labels(rows: LedgerRows, ledger: Mapping[str, LedgerRow], name: str) -> list[Label]:
-    """The spans of all rows. A candidate's quality is its automatic score, a kept one's what it was kept for."""
+    """The spans of all rows. name: `candidates` or `kept`. A candidate's quality is its automatic score."""
     return [
         Label(
             item["primitive"],
@@ -111,12 +111,13 @@ def _labels(rows: LedgerRows, ledger: Mapping[str, LedgerRow], name: str) -> lis
 
 
 def _phases(rows: LedgerRows, candidates: Sequence[Label], kept: Sequence[Label]) -> dict[str, Any]:
-    """Table 3 of the paper, and what follows from it."""
-    whole = [Label("", "", "", row["frames"], row["fps"], 0.0) for row in rows.episodes.values()]
-    return _ratios({"original": sizes(whole), "candidates": sizes(candidates), "kept": sizes(kept)})
+    """Table 3 of the paper for this dataset, with its ratios."""
+    demonstrations = [Label("", "", "", row["frames"], row["fps"], 0.0) for row in rows.episodes.values()]
+    return _ratios({"original": sizes(demonstrations), "candidates": sizes(candidates), "kept": sizes(kept)})
 
 
 def _paper() -> dict[str, Any]:
+    """Table 3 of the paper with the paper's own numbers."""
     phases = {}
     for name, row in PAPER.items():
         mean = row["frames"] / row["clips"]
@@ -139,7 +140,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def _frames(rows: LedgerRows) -> dict[str, int]:
-    """Every frame of the episodes once: kept, only in candidates that were not kept, or in none (waits and gaps)."""
+    """Counts each frame once: kept, in dropped candidates only, or in no candidate (waits and gaps)."""
     total = kept = discarded = 0
     for key, episode in rows.episodes.items():
         state_T = np.zeros(episode["frames"], np.int8)
@@ -176,7 +177,7 @@ def _automatic(rows: LedgerRows) -> dict[str, Any]:
 
 
 def _unusable(rows: LedgerRows) -> dict[str, int]:
-    """Answers of the proposer that could not be used, and the episodes that got no proposals."""
+    """Numbers of the proposer's unusable answers, and of the episodes without proposals."""
     return {
         "answers": sum(len(row["rejected"]) for row in rows.candidates.values()),
         "episodes": sum(bool(row["failed"]) for row in rows.candidates.values()),
@@ -184,16 +185,16 @@ def _unusable(rows: LedgerRows) -> dict[str, int]:
 
 
 def _review(rows: LedgerRows, scores: Sequence[Score], outdated: int, seed: int) -> dict[str, Any] | None:
-    """None if there is no score. units: candidates with two scores or more."""
+    """What people scored and how they agree; None if there is no score."""
     if not scores:
         return None
     proposed = rows.proposed()
-    found = agreement.measure(scores, proposed, seed)
+    agreed = agreement.measure(scores, proposed, seed)
     spans = {key: (item.start, item.end) for key, item in proposed.items()}
     names = sorted({score.annotator for score in scores})
     return {
-        **asdict(found),
-        "band": found.band,
+        **asdict(agreed),
+        "band": agreed.band,
         "outdated": outdated,
         "candidates": len(proposed),
         "nudged": len({score.candidate for score in scores if (score.start, score.end) != spans[score.candidate]}),
@@ -212,7 +213,7 @@ def _annotator(name: str, scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def _tokens(rows: LedgerRows, paid: tuple[int, int, int]) -> dict[str, Any]:
-    """What the dataset has cost since it exists; the ledger's rows hold what their last making cost."""
+    """What the dataset has cost since it exists. A ledger's row holds only what its last making cost."""
     made = list(rows.candidates.values())
     totals = dict(zip(("calls", "tokens_in", "tokens_out"), paid, strict=True))
     each = {f"{name}_per_episode": _share(total, len(made)) for name, total in totals.items()}

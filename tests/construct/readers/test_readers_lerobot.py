@@ -1,5 +1,5 @@
 """Why: LeRobot changed its layout twice, and a reader that is one frame late in a shared video, or takes a neighbour's
-rows from a shared table, gives clips that look right. Pictures here carry frame and episode as a grey level. Faults of
+rows from a shared table, gives clips that look right. Images here carry frame and episode as a grey level. Faults of
 every kind must be found while reading, leave out that one episode and say the cure."""
 
 import io
@@ -129,7 +129,7 @@ def test_single_frames_of_a_long_file_are_found(golden, name, numbers):
 
 
 @pytest.mark.parametrize("name", ["v2.1-jpeg", "v3.0-jpeg"])
-def test_pictures_that_are_jpeg_are_passed_on_untouched(golden, name):
+def test_images_that_are_jpeg_are_passed_on_untouched(golden, name):
     episode = open_dataset(droid(golden(name))).read(KEYS[2])
     stored = table_of(2, LENGTHS[2], 0, [FRONT], "jpeg")[FRONT][9].as_py()["bytes"]
     assert episode.frames("front", [9])[9] == stored
@@ -159,15 +159,15 @@ def shift_stamps(table):
 
 
 FAULTS = {
-    "one picture too few": (
+    "one image too few": (
         lambda root: write_video(v2_video(root, 1), range(44)),
-        "has 44 frames, the table 45",
+        "has 44 frames of the episode, but the table has 45",
     ),
     "video at another rate": (
         lambda root: write_video(v2_video(root, 1), range(45), fps=14),
         "drifts: frame 8 of the episode",
     ),
-    "no video": (lambda root: v2_video(root, 1).unlink(), "is missing; get it, or read without pictures"),
+    "no video": (lambda root: v2_video(root, 1).unlink(), "is missing; get it, or read without images"),
     "no video inside": (lambda root: v2_video(root, 1).write_bytes(b"nothing" * 99), "cannot be opened"),
     "no column": (
         lambda root: rewrite(v2_data(root, 1), lambda table: table.drop_columns(["action"])),
@@ -179,7 +179,7 @@ FAULTS = {
     ),
     "another width": (
         lambda root: rewrite(v2_data(root, 1), put("action", lambda table: [[0.0] * 6] * 45)),
-        "action has 6 numbers a frame, the robot file names 7 for the action",
+        "action has 6 numbers a frame, but the robot file names 7 for the action",
     ),
     "rows of different widths": (
         lambda root: rewrite(v2_data(root, 1), put("action", lambda table: [[0.0] * 7] * 44 + [[0.0]])),
@@ -189,7 +189,7 @@ FAULTS = {
     "infinity": (lambda root: rewrite(v2_data(root, 1), spoil("observation.state", 3, np.inf)), "at frame 3, dim 1"),
     "fewer rows": (
         lambda root: rewrite(v2_data(root, 1), lambda table: table.slice(0, 40)),
-        "has 40 frames of episode 1, meta/ says 45",
+        "has 40 frames of episode 1, but meta/ says 45",
     ),
     "a frame left out": (
         lambda root: rewrite(v2_data(root, 1), put("frame_index", lambda table: [*range(9), *range(10, 46)])),
@@ -224,12 +224,12 @@ def test_a_fault_leaves_out_its_episode_and_says_the_cure(copy, name):
 def test_an_image_column_that_is_listed_but_absent_is_a_fault(copy):
     root = copy("v2.1-jpeg")
     rewrite(v2_data(root, 1), lambda table: table.drop_columns([FRONT]))
-    assert "read.pictures=false" in faults(droid(root))[KEYS[1]][0]
+    assert "read.images=false" in faults(droid(root))[KEYS[1]][0]
 
 
 def test_an_episode_of_one_frame_is_too_short(tmp_path):
     root = write_lerobot_v2(tmp_path / "set", lengths=(60, 1, 52))
-    assert "too short: 1 frame" in faults(droid(root))[KEYS[1]][0]
+    assert "has 1 frame and needs at least 2" in faults(droid(root))[KEYS[1]][0]
 
 
 def test_a_shared_video_that_ends_early_is_the_last_episodes_fault(copy):
@@ -238,10 +238,10 @@ def test_a_shared_video_that_ends_early_is_the_last_episodes_fault(copy):
     write_video(video, range(sum(LENGTHS) - 1))
     found = faults(droid(root))
     assert [bool(found[key]) for key in KEYS] == [False, False, True]
-    assert "has 51 frames, the table 52" in found[KEYS[2]][0]
+    assert "has 51 frames of the episode, but the table has 52" in found[KEYS[2]][0]
 
 
-def test_a_video_with_rotten_pictures_is_found_when_they_are_decoded(copy):
+def test_a_video_with_rotten_images_is_found_when_they_are_decoded(copy):
     root = copy("v2.0")
     path = v2_video(root, 1)
     data = bytearray(path.read_bytes())
@@ -317,7 +317,7 @@ def members(folder):
 
 
 @pytest.mark.parametrize("name", ["v2.1", "v3.0-av1"])
-def test_a_dataset_becomes_matched_clips_with_the_pictures_of_their_frames(golden, tmp_path, name):
+def test_a_dataset_becomes_matched_clips_with_the_images_of_their_frames(golden, tmp_path, name):
     config = droid(golden(name), frame_stride=2)
     config.out_dir = str(tmp_path / "out")
     run(config, "shards")
@@ -328,9 +328,9 @@ def test_a_dataset_becomes_matched_clips_with_the_pictures_of_their_frames(golde
         episode, (start, end) = int(about["episode"][-1]), about["span"]
         assert about["views"] == (["front", "wrist"] if name == "v2.1" else ["front"])
         for view in about["views"]:
-            pictures = [int(suffix.split(".")[1]) for suffix in files if suffix.startswith(f"{view}.")]
-            assert pictures == list(range(0, end - start, 2))
-            for frame in pictures:
+            images = [int(suffix.split(".")[1]) for suffix in files if suffix.startswith(f"{view}.")]
+            assert images == list(range(0, end - start, 2))
+            for frame in images:
                 shown = level(files[f"{view}.{frame:05d}.jpg"])
                 assert shown == pytest.approx(grey(episode, start + frame, view == "wrist"), abs=1.6)
         with np.load(io.BytesIO(files["npz"])) as arrays:
@@ -340,13 +340,13 @@ def test_a_dataset_becomes_matched_clips_with_the_pictures_of_their_frames(golde
 
 
 @pytest.mark.parametrize("absent", ["never there", "left alone"])
-def test_a_dataset_without_pictures_gives_la_only_and_says_so(copy, tmp_path, capsys, absent):
+def test_a_dataset_without_images_gives_la_only_and_says_so(copy, tmp_path, capsys, absent):
     if absent == "never there":
         config = droid(write_lerobot_v2(tmp_path / "set", views=()))
     else:
         root = copy("v2.1")
         shutil.rmtree(root / "videos")
-        config = droid(root, pictures=False)
+        config = droid(root, images=False)
     run(config, "shards")
     assert "vla/ and task/ are not written" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["la"]
@@ -364,12 +364,12 @@ def version(root, text):
     ("change", "read", "said"),
     [
         (lambda root: shutil.rmtree(root), {}, "no folder"),
-        (lambda root: (shutil.rmtree(root), write_npz(root)), {}, "has no meta/info.json; set read.format"),
+        (lambda root: (shutil.rmtree(root), write_npz(root)), {}, "has no meta/info.json; correct read.format"),
         (lambda root: version(root, "v1.6"), {}, "version v1.6 is none of v2.0, v2.1, v3.0"),
         (lambda root: version(root, "v3.0"), {}, "tasks.parquet: cannot be read"),
         (lambda root: (root / "meta/episodes.jsonl").write_text("{}\n"), {}, "'episode_index'"),
         (lambda root: (root / "meta/episodes.jsonl").write_text(""), {}, "no episodes, or one of them twice"),
-        (lambda root: None, {"state": ["pose"]}, "no column pose for the state; name its columns with read.state"),
+        (lambda root: None, {"state": ["pose"]}, "no column pose for the state; name its columns in read.state"),
         (lambda root: None, {"views": {"hand": "top"}}, f"no view `top` in .*; it has {FRONT}"),
         (lambda root: None, {"robot": ""}, "read.robot is empty"),
     ],

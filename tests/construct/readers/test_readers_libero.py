@@ -1,5 +1,5 @@
-"""Why: LIBERO's files store pictures bottom-up and observations one action late, and say nothing of either; a reader
-that believes the file teaches upside-down pictures and commands that are already carried out."""
+"""Why: LIBERO's files store images bottom-up and observations one action late, and say nothing of either; a reader
+that believes the file teaches upside-down images and commands that are already carried out."""
 
 import h5py
 import numpy as np
@@ -23,7 +23,7 @@ def late(request):
     return request.param == "late"
 
 
-def test_states_pictures_and_actions_of_a_frame_belong_together(tmp_path, late):
+def test_states_images_and_actions_of_a_frame_belong_together(tmp_path, late):
     root = write_libero(tmp_path / "libero_10", late)
     dataset = open_dataset(libero(root))
     assert [key[-7:] for key in dataset.keys] == ["-000000", "-000001"]
@@ -45,7 +45,7 @@ def test_states_pictures_and_actions_of_a_frame_belong_together(tmp_path, late):
                 assert corner == pytest.approx(due, abs=1.4)
 
 
-def test_pictures_are_upright_and_not_mirrored(tmp_path):
+def test_images_are_upright_and_not_mirrored(tmp_path):
     dataset = open_dataset(libero(write_libero(tmp_path / "suite", False)))
     episode = dataset.read(dataset.keys[1])
     shown = simplejpeg.decode_jpeg(episode.frames("robot0_eye_in_hand", [30])[30]).astype(int)
@@ -131,7 +131,7 @@ def test_what_is_no_libero_file_is_said(tmp_path):
     with pytest.raises(UserError, match=r"it has no \*.hdf5 file"):
         open_dataset(libero(tmp_path / "empty"))
     (tmp_path / "empty/a.hdf5").write_bytes(b"no")
-    with pytest.raises(UserError, match="not a readable HDF5 file"):
+    with pytest.raises(UserError, match="is no readable HDF5 file"):
         open_dataset(libero(tmp_path / "empty"))
     h5py.File(tmp_path / "empty/a.hdf5", "w").close()
     with pytest.raises(UserError, match="no data/demo_0"):

@@ -20,8 +20,8 @@ from tests.construct.datasets import (
     config_of,
     grey,
     handed_on,
+    image,
     level,
-    picture,
     poses,
     write_npz,
 )
@@ -40,7 +40,7 @@ def change(path, **arrays):
     np.savez(path, **{name: value for name, value in merged.items() if value is not None})
 
 
-def test_a_folder_becomes_episodes_with_pictures_every_stride(tmp_path):
+def test_a_folder_becomes_episodes_with_images_every_stride(tmp_path):
     dataset = open_dataset(npz(write_npz(tmp_path / "set", stride=3)))
     assert list(dataset.keys) == KEYS
     episode = dataset.read(KEYS[1])
@@ -52,11 +52,11 @@ def test_a_folder_becomes_episodes_with_pictures_every_stride(tmp_path):
         assert level(jpeg) == pytest.approx(grey(1, frame), abs=1.0)
 
 
-def test_each_view_has_its_own_pictures(tmp_path):
+def test_each_view_has_its_own_images(tmp_path):
     root = write_npz(tmp_path / "set", stride=9)
     for number, path in enumerate(sorted(root.iterdir())):
         frames = range(0, LENGTHS[number], 9)
-        change(path, images_wrist=np.stack([picture(grey(number, frame, wrist=True)) for frame in frames]))
+        change(path, images_wrist=np.stack([image(grey(number, frame, wrist=True)) for frame in frames]))
     episode = open_dataset(npz(root)).read(KEYS[1])
     for view in ("front", "wrist"):
         for frame, jpeg in episode.frames(view, [0, 9, 36]).items():
@@ -74,8 +74,8 @@ def test_the_documented_lines_are_all_it_takes(tmp_path):
     text = (Path(__file__).parents[3] / "docs/construction.md").read_text()
     lines = re.search(r"```python\n(np\.savez\(.*?)```", text, re.DOTALL)
     assert lines
-    values, pictures = poses(7), np.zeros((4, 16, 16, 3), np.uint8)
-    exec(lines[1], {"np": np, "folder": tmp_path, "name": "a", "state": values, "action": values, "pictures": pictures})
+    values, images = poses(7), np.zeros((4, 16, 16, 3), np.uint8)
+    exec(lines[1], {"np": np, "folder": tmp_path, "name": "a", "state": values, "action": values, "images": images})
     config = npz(tmp_path, decode=True)
     dataset = open_dataset(config)
     assert [row["faults"] for row in steps.read(config, dataset)] == [[]]
@@ -98,8 +98,8 @@ def test_state_action_and_instruction_are_enough(tmp_path):
         ({"action": np.zeros((44, 7))}, "45 states but 44 actions"),
         ({"action": np.full((45, 7), np.nan)}, "action is not finite at frame 0, dim 0"),
         ({"state": np.zeros((45, 2, 7))}, "column state has dtype float64 and shape"),
-        ({"frame_stride": 2}, "images_front has 15 pictures, 23 are due for 45 frames at frame_stride 2"),
-        ({"images_front": None}, "images_front has 0 pictures, 15 are due"),
+        ({"frame_stride": 2}, "images_front has 15 images, 23 are due for 45 frames at frame_stride 2"),
+        ({"images_front": None}, "images_front has 0 images, 15 are due"),
         ({"images_front": np.zeros((15, 8, 8), np.float32)}, "not uint8 [N, H, W, 3]"),
         ({"images_front": np.zeros((15, 32, 48, 4), np.uint8)}, "not uint8 [N, H, W, 3]"),
         ({"images_front": np.zeros((15, 16, 48, 3), np.uint8)}, "is (16, 48) pixels, in"),
@@ -166,7 +166,7 @@ def test_sentences_in_other_scripts_stay_different_tasks(tmp_path):
 def test_names_that_keys_cannot_tell_apart_are_refused(tmp_path):
     root = write_npz(tmp_path / "set")
     (root / "episode 1.npz").rename(root / "episode.0.npz")
-    with pytest.raises(UserError, match="rename them"):
+    with pytest.raises(UserError, match="rename one"):
         open_dataset(npz(root))
     with pytest.raises(UserError, match="it has no"):
         open_dataset(npz(tmp_path))
@@ -180,7 +180,7 @@ def test_a_stride_that_cannot_be_is_a_fault(tmp_path, stride):
         run(npz(root), "read")
 
 
-def test_damaged_pictures_are_a_fault_of_their_episode_alone(tmp_path):
+def test_damaged_images_are_a_fault_of_their_episode_alone(tmp_path):
     root = write_npz(tmp_path / "set")
     path = root / "episode 1.npz"
     with zipfile.ZipFile(path) as archive:

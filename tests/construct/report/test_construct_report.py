@@ -1,5 +1,5 @@
 """Why: the report is what a lab publishes of its dataset, so each number must be the ledgers', nobody's review must be
-claimed, and a page must open anywhere. Pictures here carry their frame's number as a grey level."""
+claimed, and a page must open anywhere. Images here carry their frame's number as a grey level."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from la4vla.construct.report import page
 from la4vla.construct.report.statistics import LedgerRows, statistics
 from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.construct.vocabulary import PRIMITIVES
-from la4vla.page.strips import PICTURES, strip
+from la4vla.page.strips import IMAGES, strip
 from la4vla.types import UserError
 from tests.construct.recorded import FRAMES, TASK, episode, recorded
 
@@ -150,9 +150,9 @@ def test_strips_show_the_frames_of_their_clip(config):
         [(uri, frames)] = PICTURE.findall(part)
         joined = simplejpeg.decode_jpeg(base64.b64decode(uri.partition(",")[2]))
         numbers = [int(number) for number in frames.split(",")]
-        assert len(numbers) == PICTURES
-        for number, picture in zip(numbers, np.split(joined, PICTURES, axis=1), strict=True):
-            assert abs(picture.mean() - 2 * (int(match[1]) + number)) < 2
+        assert len(numbers) == IMAGES
+        for number, image in zip(numbers, np.split(joined, IMAGES, axis=1), strict=True):
+            assert abs(image.mean() - 2 * (int(match[1]) + number)) < 2
 
 
 def test_the_same_ledgers_give_the_same_report_and_the_seed_draws_the_examples(config):
@@ -259,8 +259,8 @@ def test_episodes_without_views_show_signals(config):
 
 def test_a_page_of_noise_in_three_views_stays_below_8_megabytes():
     draw = np.random.Generator(np.random.Philox(0))
-    pictures = {t: simplejpeg.encode_jpeg(draw.integers(0, 256, (480, 640, 3), np.uint8)) for t in range(PICTURES)}
-    assert 3 * page.EXAMPLES * len(PRIMITIVES) * len(strip("front", pictures).uri) < 8e6
+    images = {t: simplejpeg.encode_jpeg(draw.integers(0, 256, (480, 640, 3), np.uint8)) for t in range(IMAGES)}
+    assert 3 * page.EXAMPLES * len(PRIMITIVES) * len(strip("front", images).uri) < 8e6
 
 
 def test_the_command_ends_with_a_report_and_may_make_nothing_else(config, tmp_path, capsys):

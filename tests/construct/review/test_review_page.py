@@ -1,6 +1,6 @@
 """Why: the page is where people spend their hours, with the keyboard, and where what they saw must be what is stored.
-The server's answers are tested as requests, the page in a real headless Chromium: pictures move, keys score, text from
-data stays text. Pictures carry their frame's number as a grey level."""
+The server's answers are tested as requests, the page in a real headless Chromium: images move, keys score, text from
+data stays text. Images carry their frame's number as a grey level."""
 
 import base64
 import multiprocessing
@@ -41,7 +41,7 @@ EVIL = "<img src=x onerror=\"document.title='owned'\"><b>lift</b> & more"
 LOCAL = "http://127.0.0.1"
 
 
-def picture(frame):
+def image(frame):
     return simplejpeg.encode_jpeg(np.full((24, 32, 3), 3 * frame, np.uint8), quality=95)
 
 
@@ -60,7 +60,7 @@ class TwoEpisodes:
             key=key, task="reach", number=1, instruction="Reach <i>it</i>",
             robot=Robot(EMBODIMENT, robot_frame(EMBODIMENT.name)), fps=FPS, state=state, action=state,
             views=("front", "wrist"), frame_stride=STRIDE,
-            frames=lambda view, numbers: {t: picture(t if view == "front" else 82 - t) for t in numbers},
+            frames=lambda view, numbers: {t: image(t if view == "front" else 82 - t) for t in numbers},
         )  # fmt: skip
 
     def video_faults(self, episode, decode):
@@ -107,7 +107,7 @@ def answer(**changes):
 
 def test_a_clip_is_shown_with_its_context(client):
     clip = client.get(f"/api/candidates/{KEY}", params={"annotator": "ada"}).json()
-    assert (clip["first"], clip["last"], clip["start"], clip["end"]) == (3, 64, 21, 48)  # 16 frames, from a picture on
+    assert (clip["first"], clip["last"], clip["start"], clip["end"]) == (3, 64, 21, 48)  # 16 frames, from an image on
     assert clip["keyframes"] == [[30, "gripper_close"]]
     position, gripper = clip["signals"]
     assert [line["name"] for line in position["lines"]] == ["x", "y", "z"]
@@ -119,9 +119,9 @@ def test_a_clip_is_shown_with_its_context(client):
     assert clip["answer"] is None
 
 
-def test_pictures_are_those_of_their_frames(client):
+def test_images_are_those_of_their_frames(client):
     for view, grey in (("front", lambda t: 3 * t), ("wrist", lambda t: 3 * (82 - t))):
-        shown = client.get(f"/api/candidates/{KEY}/pictures/{view}").json()
+        shown = client.get(f"/api/candidates/{KEY}/images/{view}").json()
         assert [int(frame) for frame in shown] == list(range(3, 64, STRIDE))
         for frame, data in shown.items():
             pixels = simplejpeg.decode_jpeg(base64.b64decode(data))
@@ -147,13 +147,13 @@ def test_an_answer_is_stored_with_what_was_judged(client, tmp_path):
         ({"quality": 2.5}, "quality"),
         ({"quality": None}, "quality"),
         ({"confidence": -1}, "confidence"),
-        ({"candidate": "reach-000001-00020"}, "no such candidate"),
+        ({"candidate": "reach-000001-00020"}, "is no candidate"),
         ({"annotator": ""}, "annotator"),
         ({"start": 22}, "multiple of 3"),
         ({"start": -3}, "no span"),
         ({"start": 48}, "no span"),
         ({"end": 84}, "no span"),
-        ({"start": 42, "end": 46}, "span of 5 or more"),
+        ({"start": 42, "end": 46}, "choose 5 or more"),
         ({"extra": 1}, "extra"),
         ({"comment": "x" * 2001}, "comment"),
     ],
@@ -165,7 +165,7 @@ def test_an_answer_that_cannot_be_is_refused_in_a_sentence(client, tmp_path, wro
     assert read_scores(tmp_path / REVIEWS) == []
 
 
-@pytest.mark.parametrize("path", ["nothing", f"{KEY}/pictures/nose", "..%2Fsecrets"])
+@pytest.mark.parametrize("path", ["nothing", f"{KEY}/images/nose", "..%2Fsecrets"])
 def test_what_is_not_there_is_said(client, path):
     reply = client.get(f"/api/candidates/{path}", params={"annotator": "ada"})
     assert reply.status_code in (404, 422) and isinstance(reply.json()["detail"], str)
@@ -349,7 +349,7 @@ def test_an_annotator_works_by_keyboard(session, server, browser):
     for _ in range(60):
         seen.add(greys(page))
         page.wait_for_timeout(15)
-    assert len(seen) > 5, "the pictures move"
+    assert len(seen) > 5, "the images move"
     assert all(abs(front + wrist - 246) < 5 for front, wrist in seen), "all views show the same moment"
 
     expect(page.locator("#instruction")).to_have_text(EVIL)
