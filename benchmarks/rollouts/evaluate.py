@@ -153,7 +153,7 @@ def open_arms(request: Request, policy: ServedPolicy | RemotePolicy | None) -> l
 
 def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) -> None:
     """Says where episodes that are there were made with something else than those to come will be."""
-    here = {results.DRAWN_BY: gl, **versions}
+    here = {results.RENDERED_BY: gl, **versions}
     for name, there in results.made_with(stored.rows.values()).items():
         now = here.get(name, results.ABSENT)
         if there - {now}:
@@ -193,7 +193,7 @@ def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runne
         run["time"] = "; then ".join(part for part in (run["time"], sentence) if part)
         results.write_run(arm.folder, run)
     summary = results.summarise((stored.rows[job] for job in wanted if job in stored.rows), protocol)
-    print(results.table(summary, protocol))
+    print(results.summary_table(summary, protocol))
     print(f"rows: {stored.path}")
     return summary
 

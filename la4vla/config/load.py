@@ -62,7 +62,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     return config
 
 
-def said(path: str | Path) -> dict[str, Any]:
+def overrides(path: str | Path) -> dict[str, Any]:
     """What a YAML file and the files its `base:` leads to say, merged, and nothing of the defaults: what tells two
     recipes apart, whatever keys later versions add."""
     merged = OmegaConf.to_container(OmegaConf.merge(*_layers(Path(path))))

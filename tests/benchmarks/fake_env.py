@@ -20,7 +20,7 @@ TASKS = ["easy-a", "easy-b", "hard-c"]
 
 class PointEnv:
     """x starts at a value that (task, episode) decide; success once x >= 1. Steps and renders are counted in the
-    picture.
+    image.
 
     Task names with a meaning: `crash-once-*` dies hard the first time an episode is begun (a file remembers),
     `crash-*` always, `refuse-*` raises a UserError, `hang-*` sleeps.

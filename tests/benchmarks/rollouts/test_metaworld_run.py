@@ -21,7 +21,7 @@ from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv, buckets
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 GUARD = """
 import os, sys
@@ -98,7 +98,7 @@ def test_an_episode_alone_is_the_episode_of_a_full_run(tmp_path):
 
 
 def test_a_worker_draws_after_its_parent_did(tmp_path, monkeypatch):
-    """A forked one would inherit the GL context and hang at its first picture."""
+    """A forked one would inherit the GL context and hang at its first image."""
     monkeypatch.setattr(runner, "SILENCE_S", 60.0)
     monkeypatch.setattr(runner, "ATTEMPTS", 1)
     with closing(MetaWorldEnv(("corner4",), 64, 10, True)) as env:

@@ -30,7 +30,7 @@ def run(ask, video="", variant=CLEAN, **changes):
 
 
 @pytest.mark.parametrize("replan_every", [1, 3, 8])
-def test_k_actions_are_executed_then_the_policy_sees_the_new_picture(replan_every):
+def test_k_actions_are_executed_then_the_policy_sees_the_new_image(replan_every):
     ask = Script(0.0)
     outcome = run(ask, replan_every=replan_every, horizon=10)
     assert [step for _, _, step in ask.asked] == list(range(0, 10, replan_every))

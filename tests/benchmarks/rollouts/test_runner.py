@@ -199,7 +199,7 @@ def test_a_worker_that_dies_before_its_first_word_is_an_error_like_any(tmp_path,
 
 
 def test_a_message_cut_short_by_a_kill_is_a_death(tmp_path):
-    """Pictures are longer than a pipe holds, so workers are often killed between two parts of one."""
+    """Images are longer than a pipe holds, so workers are often killed between two parts of one."""
     ours, theirs = multiprocessing.Pipe()
     os.write(theirs.fileno(), struct.pack("!i", 100) + b"x" * 50)  # multiprocessing's header, and half of its body
     theirs.close()

@@ -20,7 +20,7 @@ from la4vla.data.setup import prepare
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_shard
 from tests.construct.recorded import STRIDE, episode, recorded
-from tests.fixtures import SPEC
+from tests.fixtures import SPEC, encode
 
 PARADIGMS = {"la": ["la"], "vla": ["vla"], "la_vla": ["la", "vla"], "mixpt": ["la", "vla"]}
 
@@ -85,7 +85,7 @@ def paradigm(built, name):
     paths = [f"data.sources.{source}.path={built / source}" for source in ("la", "vla", "task")]
     config = load(f"configs/tiny/{name}.yaml", [*paths, "data.streams=2"])
     assert isinstance(config, TrainConfig)
-    return config, prepare(config, SPEC)
+    return config, prepare(config, SPEC, encode)
 
 
 def samples(source):
@@ -124,5 +124,5 @@ def test_the_twin_read_as_la_starts_exactly_where_it_does_with_images(built):
     """For a comparison in which even the starts are the same: the folder with images, used as kind `la`."""
     _, setup = paradigm(built, "vla")
     config = load("configs/tiny/la.yaml", [f"data.sources.la.path={built / 'vla'}", "data.streams=2"])
-    blind = prepare(config, SPEC).sources["la"]
+    blind = prepare(config, SPEC, encode).sources["la"]
     assert blind.views == () and samples(blind) == samples(setup.sources["vla"])
