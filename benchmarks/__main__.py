@@ -1,11 +1,11 @@
 """Success rates and reports on the command line.
 
-    python -m benchmarks metaworld --checkpoint runs/quickstart/finetune --protocol metaworld/mt50-v1 --out runs/eval
-    python -m benchmarks metaworld ... --perturb gaussian_noise:1,3,5 --perturb fog:3
-    python -m benchmarks metaworld --server ws://gpu-node:8000 --token-env SERVE_TOKEN --protocol ... --out ...
-    python -m benchmarks compare runs/a/eval runs/b/eval
-    python -m benchmarks report runs/quickstart
-    python -m benchmarks study configs/study/study.yaml --part paradigms_0 --hours 2
+    la4vla eval metaworld --checkpoint runs/quickstart/finetune --protocol metaworld/mt50-v1 --out runs/eval
+    la4vla eval metaworld ... --perturb gaussian_noise:1,3,5 --perturb fog:3
+    la4vla eval metaworld --server ws://gpu-node:8000 --token-env SERVE_TOKEN --protocol ... --out ...
+    la4vla eval compare runs/a/eval runs/b/eval
+    la4vla eval report runs/quickstart
+    la4vla eval study configs/study/study.yaml --part paradigms_0 --hours 2
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
 """
@@ -33,7 +33,7 @@ MOST_WORKERS = 16  # by default; more simulators than this starve each other on 
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m benchmarks", description="Success rates that can be trusted.")
+    top = argparse.ArgumentParser(prog="la4vla eval", description="Success rates that can be trusted.")
     commands = top.add_subparsers(dest="command", required=True)
     for name in SIMULATORS:
         rates = commands.add_parser(name, help=f"success rates on {name}", allow_abbrev=False)
@@ -78,8 +78,8 @@ def parser() -> argparse.ArgumentParser:
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
-    sheet = commands.add_parser("perturbations", help="one picture of all perturbations", allow_abbrev=False)
-    sheet.add_argument("--out", type=Path, required=True, help="the picture, .jpg or .png")
+    sheet = commands.add_parser("perturbations", help="one image of all perturbations", allow_abbrev=False)
+    sheet.add_argument("--out", type=Path, required=True, help="the image file, .jpg or .png")
     return top
 
 
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
         videos=options.videos,
         variants=parse(options.perturb),
         device=options.device,
-        command=" ".join(["python -m benchmarks", *arguments]),
+        command=" ".join(["la4vla eval", *arguments]),
         server=_server(options),
     )
     evaluate.evaluate(request)

@@ -25,8 +25,8 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
   la4vla eval sweep FILE                       many evaluations and one table of them, here or on SLURM
-  la4vla eval study FILE, eval perturbations   the paper's claims at a small scale; a picture of all perturbations
-                                               (`la4vla eval` is `python -m benchmarks`)
+  la4vla eval study FILE                       the paper's claims at a small scale
+  la4vla eval perturbations --out FILE         one image of all perturbations
   la4vla probe DIR --cases FILE                does it follow the instruction or the picture? scores, one HTML page
   la4vla probe cases SHARDS --out FILE         draw the cases, the same for every checkpoint
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)

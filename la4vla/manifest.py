@@ -1,5 +1,12 @@
 """What a checkpoint says about itself: `manifest.json`, readable by every room without torch.load or the train room.
 
+Owns every name inside a run's folder, RUN_DIR/
+    checkpoints/step_XXXXXXXX/   one folder a checkpoint, as below
+    config.yaml                  the resolved config
+    metrics.jsonl                one line a log interval
+    first_batch.png              the first images that were trained on
+    lock                         held while the run is at work
+
 A checkpoint folder holds
     manifest.json           this
     model.safetensors       every weight of the policy in fp32, loads without DeepSpeed
@@ -25,15 +32,30 @@ MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
     "tokenizer",
     "COMPLETE",
 )
+CHECKPOINTS = "checkpoints"
+STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
+CONFIG, METRICS, FIRST_BATCH, LOCK = "config.yaml", "metrics.jsonl", "first_batch.png", "lock"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """stage, stage_step, step: where the run stood (step counts optimizer steps over all stages).
+    """What is written beside the weights.
 
-    config: the resolved TrainConfig. model: the sizes that rebuild the policy. transforms: the chain that `serve`
-    rebuilds. views: names in slot order. sources: of each source that the run mixes, sha256 hex of what its data is.
-    weights_sha256: of model.safetensors, the identity in result files.
+    schema          version of this list of fields
+    stage           name of the stage the run stood in
+    stage_step      finished steps of that stage
+    step            finished optimizer steps over all stages
+    config          the resolved TrainConfig
+    model           what rebuilds the policy without its weights
+    input_spec      sizes of the model's input
+    transforms      the chain that `serve` rebuilds
+    embodiment      of the data
+    views           names in slot order
+    sources         source that the run mixes -> sha256 hex of what its data is
+    weights_sha256  of model.safetensors; the policy's identity in result files
+    git_sha         commit of the code, or `unknown`
+    versions        of Python, the device and the libraries
+    world_size      ranks that wrote it
     """
 
     schema: int
@@ -54,6 +76,23 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint, looked up once.
+
+    folder    where it lies
+    manifest  what it says of itself
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(folder: str | Path) -> Checkpoint:
+        """Raises UserError as `read` does."""
+        return Checkpoint(Path(folder), read(folder))
 
 
 def read(folder: str | Path) -> Manifest:
@@ -86,18 +125,18 @@ def read(folder: str | Path) -> Manifest:
 def resolve(path: str | Path) -> Path:
     """The checkpoint a user means by a checkpoint folder or by the folder of a run (then its newest complete one)."""
     folder = Path(path)
-    if (folder / "checkpoints").is_dir():
-        found = newest(folder)
-        if found is None:
+    if (folder / CHECKPOINTS).is_dir():
+        newest_folder = newest(folder)
+        if newest_folder is None:
             raise UserError(f"{folder}: the run has no complete checkpoint yet; train it further or name another run.")
-        return found
+        return newest_folder
     read(folder)
     return folder
 
 
 def newest(run_dir: str | Path) -> Path | None:
     """The complete checkpoint with the highest step below `run_dir/checkpoints`, or None."""
-    folders = sorted(Path(run_dir).glob("checkpoints/step_" + "[0-9]" * 8 + "/" + COMPLETE), reverse=True)
+    folders = sorted(Path(run_dir).glob(f"{STEPS}/{COMPLETE}"), reverse=True)
     return folders[0].parent if folders else None
 
 

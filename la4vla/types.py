@@ -1,20 +1,7 @@
 """The vocabulary every room shares: one word per concept, and the typed values that cross room borders.
 
-Words
-    episode     one demonstration: T frames of state and action, optional views, a task instruction
-    clip        a labelled span of an episode with its own instruction (an atomic action, or the whole task)
-    view        one camera; its slot is its place in the prompt
-    sample      a clip at one start frame: instruction, state, action chunk, and but for `la` one image a view
-    chunk       the next `horizon` actions
-    kind        `la` (no image token exists), `vla`, or `la_leaky` (images are there, masked as the release masked them)
-    source      a shard folder used as one kind
-    stream      one of the equal parts a source is read in; the unit of mixing and of splitting over ranks
-    micro-batch samples of one kind that go through the model together (a `Batch`)
-    step        one optimizer step
-    stage       steps with one mixture, one set of trainable modules, one optimizer
-    run         stages in order
-    embodiment  the typed state and action spec of a robot
-    raw units   those of the embodiment, in which shards, envs and served policies speak; the model sees normalised ones
+The words are explained in docs/README.md, "Glossary": episode, clip, view, sample, chunk, kind, source, stream,
+micro-batch, step, stage, run, embodiment, units.
 
 Shape letters
     B batch, L tokens of a row, N images of a batch, P tokens of an image, S state dims, T chunk steps (horizon),
@@ -196,6 +183,11 @@ class Batch:
     @property
     def rows(self) -> int:
         return self.input_ids_BL.shape[0]
+
+    @property
+    def counted(self) -> int:
+        """Values that count in the loss. Waits for the device where the batch is on one."""
+        return int(self.action_mask_BTA.sum())
 
     def to(self, device: torch.device | str) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -22,9 +22,9 @@ part 3/5 "Finetune on whole demonstrations"
 torchrun --standalone --nproc-per-node 2 -m la4vla.train configs/quickstart/finetune.yaml
 
 part 4/5 "Evaluate on held-out initial states, trained and untrained"
-python -m benchmarks metaworld --checkpoint $run/finetune --protocol metaworld/quickstart-v1 --out $run/eval/trained --videos 1
-python -m benchmarks metaworld --checkpoint $run/finetune --untrained --protocol metaworld/quickstart-v1 --out $run/eval/untrained
+la4vla eval metaworld --checkpoint $run/finetune --protocol metaworld/quickstart-v1 --out $run/eval/trained --videos 1
+la4vla eval metaworld --checkpoint $run/finetune --untrained --protocol metaworld/quickstart-v1 --out $run/eval/untrained
 
 part 5/5 "Report"
-python -m benchmarks report $run
+la4vla eval report $run
 printf '\ndone in %d min %02d s; open %s/report.html\n' $((SECONDS / 60)) $((SECONDS % 60)) "$run"

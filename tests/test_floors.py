@@ -58,9 +58,10 @@ SHELVES = {
         "shards": {"npz", "normalize", "transforms"},
         "inspect": {"normalize", "transforms", "shards"},
         "order": {"shards"},
-        "setup": {"order", "mixture", "normalize", "transforms", "shards"},
-        "reader": {"setup", "order", "mixture", "augment", "collate", "shards"},
-        "loader": {"setup", "reader", "collate"},
+        "processor": {"collate", "transforms"},
+        "setup": {"order", "mixture", "normalize", "transforms", "collate", "processor", "shards"},
+        "reader": {"setup", "order", "mixture", "augment", "processor", "shards"},
+        "loader": {"setup", "reader"},
     },
     "benchmarks": {
         "perturb": set(),

@@ -1,1 +1,1 @@
-"""Changes that a robust policy survives: of pictures, scene and robot (perturb), of wording (paraphrase)."""
+"""Changes that a robust policy survives: of images, scene and robot (perturb), of wording (paraphrase)."""

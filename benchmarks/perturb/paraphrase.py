@@ -1,7 +1,8 @@
-"""Other words for the same instruction, by rule: no model, no word about the variant, the same task.
+"""The same instruction in other words, by rule. No model is asked, and the words do not tell the policy that it is
+tested.
 
 Severity 1 frames the sentence politely, 2 swaps a verb, 3 verb and noun, 4 swaps more and adds a sentence of context, 5
-adds frame, context and typing errors. Where no rule for a verb or noun fits, the polite frame is used.
+adds frame, context and typing errors. An instruction that no rule for verbs or nouns fits gets the polite frame.
 """
 
 from __future__ import annotations
@@ -54,29 +55,29 @@ TYPO_SHARE = 0.3  # of words of five letters and more
 
 
 def paraphrase(text: str, severity: int, draws: np.random.Generator) -> str:
-    """The instruction in other words; never the given ones for severity 1 to 5."""
-    said = text.strip().rstrip(".")
-    said = said[:1].lower() + said[1:]
-    plain, swaps = said, {1: 0, 2: 1, 3: 1, 4: 2, 5: 2}[severity]
-    said = _swap(said, VERBS, swaps, draws)
+    """The instruction in other words for a severity of 1 to 5; always differs from `text`."""
+    plain = text.strip().rstrip(".")
+    plain = plain[:1].lower() + plain[1:]
+    swaps = {1: 0, 2: 1, 3: 1, 4: 2, 5: 2}[severity]
+    reworded = _swap(plain, VERBS, swaps, draws)
     if severity >= 3:
-        said = _swap(said, NOUNS, swaps, draws)
-    if severity in (1, 5) or said == plain:
-        said = str(draws.choice(FRAMES)).format(said)
+        reworded = _swap(reworded, NOUNS, swaps, draws)
+    if severity in (1, 5) or reworded == plain:
+        reworded = str(draws.choice(FRAMES)).format(reworded)
     if severity >= 4:
-        said = str(draws.choice(CONTEXTS)).format(said)
-    return _mistype(said, draws) if severity == 5 else said
+        reworded = str(draws.choice(CONTEXTS)).format(reworded)
+    return _mistype(reworded, draws) if severity == 5 else reworded
 
 
 def _swap(text: str, table: Mapping[str, Sequence[str]], count: int, draws: np.random.Generator) -> str:
-    """Up to `count` whole words of the table replaced, each by its first occurrence in one pass."""
+    """The text with its first `count` words that the table knows replaced, each by one of the table's choices."""
     words = sorted(table, key=len, reverse=True)
     pattern = re.compile(r"\b(" + "|".join(words) + r")\b")
-    return pattern.sub(lambda found: str(draws.choice(table[found[1]])), text, count=count) if count else text
+    return pattern.sub(lambda match: str(draws.choice(table[match[1]])), text, count=count) if count else text
 
 
 def _mistype(text: str, draws: np.random.Generator) -> str:
-    """Two inner letters swapped in some of the long words, in one at least."""
+    """The text with two neighbouring inner letters swapped in some of its long words; in one at least."""
     words = text.split(" ")
     long = [index for index, word in enumerate(words) if len(word) > 4]
     chosen = [index for index in long if draws.random() < TYPO_SHARE] or long[:1]

@@ -1,15 +1,16 @@
-"""Perturbations of what a policy gets, five severities each. Nine change pixels, five the scene's looks, one the
-robot's start, one the wording of the instruction; all in the simulator's process, so that a served policy and one in
-this process get the same bytes. Scene edits themselves are `la4vla.sim.scene`, the other start is `la4vla.sim.start`.
+"""Perturbations of what a policy gets, five severities each. Nine change pixels, five change how the scene looks, one
+changes where the robot starts and one the wording of the instruction. All of them happen in the simulator's process, so
+a served policy and one in this process get the same bytes. `la4vla.sim.scene` edits the scene, `la4vla.sim.start` the
+start.
 
-A kind changes its channel only: the prompt never learns of the variant, and physics learns of the robot's start alone.
-Draws are named by (suite, task, episode, step), perturbation and view, not by severity: a stronger level is the same
-fog or the same noise, only more of it. What belongs to the scene or the lens (fog, direction of motion, occluder) stays
-for the episode, what belongs to the sensor (noise, dropout) is drawn anew for every picture.
+A perturbation changes its own channel and no other: the prompt does not name the variant, and physics changes only
+where the robot starts elsewhere. Draws are named by (suite, task, episode, step), perturbation and view, not by
+severity: a higher severity is more of the same fog or the same noise. What belongs to the scene or the lens (fog,
+direction of motion, occluder) is drawn once an episode, what belongs to the sensor (noise, dropout) once an image.
 
-No well-kept library fits: albumentations has ended (its successor is AGPL), imagecorruptions draws from numpy's global
-generator, kornia has no JPEG or fog. So these are OpenCV primitives with published levels: Hendrycks and Dietterich
-2019, ImageNet-C, whose lengths are for 224 pixels and scale with the picture here.
+No maintained library fits: albumentations is no longer developed (its successor is AGPL), imagecorruptions draws from
+numpy's global generator, kornia has neither JPEG nor fog. So these are OpenCV primitives with the published levels of
+ImageNet-C (Hendrycks and Dietterich 2019). Its lengths are for images of 224 pixels and scale with the image here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from la4vla.types import Observation, UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 REFERENCE_PX = 224
-"""Side of the pictures that ImageNet-C's lengths in pixels are for."""
+"""Side of the images that ImageNet-C's lengths in pixels are for."""
 
 IMAGENET_C = "ImageNet-C"
 FOG_DECAY = 2.0  # an octave of the fog is this much weaker than the one of twice its size (ImageNet-C, levels 1 and 2)
@@ -39,21 +40,25 @@ Draw = np.random.Generator
 
 @dataclass(frozen=True)
 class Perturbation:
-    """kind: the channel it changes. levels: one parameter a severity; meaning: what it is. source: where the numbers
-    are from. lasts: for how long one draw holds. function: (float32 RGB [H, W, 3] in [0, 1], level, draws) -> the same,
-    not clipped; None where the kind is not pixels.
+    """One way to change what a policy gets.
+
+    kind        the channel it changes
+    levels      its parameter at severity 1, 2, 3, 4 and 5
+    meaning     what the parameter is, with its unit
+    source      where the levels are from
+    lasts       for how long one draw holds
+    function    of pixels: (float32 RGB [H, W, 3] in [0, 1], level, draws) -> the changed image, not clipped; else None
     """
 
     kind: Literal["pixels", "scene", "robot", "language"]
     levels: tuple[Any, Any, Any, Any, Any]
     meaning: str
     source: str
-    lasts: Literal["picture", "episode"]
+    lasts: Literal["image", "episode"]
     function: Callable[[np.ndarray, Any, Draw], np.ndarray] | None = None
 
     def __call__(self, image: np.ndarray, severity: int, draws: Draw) -> np.ndarray:
-        """uint8 RGB [H, W, 3] and a severity of 1 to 5 -> another picture of the same shape; the given one is left
-        alone."""
+        """A changed copy of `image`, uint8 RGB [H, W, 3], at a severity of 1 to 5."""
         assert self.function is not None
         assert image.dtype == np.uint8 and image.ndim == 3 and severity in SEVERITIES
         changed = self.function(image.astype(np.float32) / 255, self.levels[severity - 1], draws)
@@ -61,7 +66,7 @@ class Perturbation:
 
 
 def gaussian_noise(image: np.ndarray, sigma: float, draws: Draw) -> np.ndarray:
-    """sigma in grey levels of 255, independent in every pixel and channel, before anything resizes the picture."""
+    """sigma in grey levels of 255, independent in every pixel and channel, before anything resizes the image."""
     return image + draws.standard_normal(image.shape, dtype=np.float32) * (sigma / 255)
 
 
@@ -82,7 +87,7 @@ def motion_blur(image: np.ndarray, level: tuple[float, float], draws: Draw) -> n
 
 
 def fog(image: np.ndarray, strength: float, draws: Draw) -> np.ndarray:
-    """A cloud in [0, 1] over the picture, scaled so that its brightest value stays where it was."""
+    """Adds a cloud of values in [0, 1], then scales the image so that its brightest value stays what it was."""
     height, width = image.shape[:2]
     brightest = image.max()
     return (image + strength * _cloud(height, width, draws)[..., None]) * brightest / (brightest + strength)
@@ -105,13 +110,14 @@ def brightness(image: np.ndarray, more: float, draws: Draw) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, left: float, draws: Draw) -> np.ndarray:
-    """The share `left` of every channel's distance from its mean."""
+    """Keeps the share `left` of every channel's distance from its mean."""
     mean = image.mean(axis=(0, 1), keepdims=True)
     return mean + left * (image - mean)
 
 
 def occlusion(image: np.ndarray, side: float, draws: Draw) -> np.ndarray:
-    """A black rectangle of `side` times the picture's height and width; a larger one covers the smaller one."""
+    """A black rectangle of `side` times the image's height and width. The one of a higher severity covers that of a
+    lower."""
     height, width = image.shape[:2]
     tall, wide = round(side * height), round(side * width)
     down, right = draws.random(2)
@@ -122,8 +128,8 @@ def occlusion(image: np.ndarray, side: float, draws: Draw) -> np.ndarray:
 
 
 def view_dropout(image: np.ndarray, share: float, draws: Draw) -> np.ndarray:
-    """Black, for this share of the pictures: a camera that delivers no frame. The view stays in the observation, since
-    a missing one is an error by contract, and black is what a dead driver shows."""
+    """A black image in this share of the cases: a camera that delivers no frame. The view stays in the observation,
+    because a missing view is an error by contract, and black is what a dead camera driver shows."""
     return np.zeros_like(image) if draws.random() < share else image
 
 
@@ -132,7 +138,8 @@ def _scale(image: np.ndarray) -> float:
 
 
 def _cloud(height: int, width: int, draws: Draw) -> np.ndarray:
-    """float32 [height, width] over exactly [0, 1]: octaves of smooth noise, each weaker and finer than the last."""
+    """float32 [height, width] over exactly [0, 1]: a sum of smooth noises, each finer and weaker than the one
+    before."""
     field, cells, weight = np.zeros((height, width), np.float32), 1, 1.0
     while cells < max(height, width):
         octave = draws.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
@@ -144,10 +151,10 @@ def _cloud(height: int, width: int, draws: Draw) -> np.ndarray:
 
 PERTURBATIONS = {
     "gaussian_noise": Perturbation(
-        "pixels", (10, 20, 30, 40, 50), "sigma, grey levels of 255", "FACTS 1.5", "picture", gaussian_noise
+        "pixels", (10, 20, 30, 40, 50), "sigma, grey levels of 255", "FACTS 1.5", "image", gaussian_noise
     ),
     "gaussian_blur": Perturbation(
-        "pixels", (1, 2, 3, 4, 6), "sigma, pixels of 224", IMAGENET_C, "picture", gaussian_blur
+        "pixels", (1, 2, 3, 4, 6), "sigma, pixels of 224", IMAGENET_C, "image", gaussian_blur
     ),
     "motion_blur": Perturbation(
         "pixels",
@@ -165,21 +172,21 @@ PERTURBATIONS = {
         "episode",
         fog,
     ),
-    "jpeg": Perturbation("pixels", (25, 18, 15, 10, 7), "quality", IMAGENET_C, "picture", jpeg),
+    "jpeg": Perturbation("pixels", (25, 18, 15, 10, 7), "quality", IMAGENET_C, "image", jpeg),
     "brightness": Perturbation(
-        "pixels", (0.1, 0.2, 0.3, 0.4, 0.5), "added to HSV value", IMAGENET_C, "picture", brightness
+        "pixels", (0.1, 0.2, 0.3, 0.4, 0.5), "added to HSV value", IMAGENET_C, "image", brightness
     ),
-    "contrast": Perturbation("pixels", (0.4, 0.3, 0.2, 0.1, 0.05), "share left", IMAGENET_C, "picture", contrast),
+    "contrast": Perturbation("pixels", (0.4, 0.3, 0.2, 0.1, 0.05), "share left", IMAGENET_C, "image", contrast),
     "occlusion": Perturbation(
         "pixels",
         (0.2, 0.3, 0.4, 0.5, 0.6),
-        "side of the rectangle, share of the picture's",
+        "side of the rectangle, share of the image's",
         "ours: 4 to 36 % of the area",
         "episode",
         occlusion,
     ),
     "view_dropout": Perturbation(
-        "pixels", (0.2, 0.4, 0.6, 0.8, 1.0), "share of black pictures", "ours: 1 is blind", "picture", view_dropout
+        "pixels", (0.2, 0.4, 0.6, 0.8, 1.0), "share of black images", "ours: 1 is blind", "image", view_dropout
     ),
     "camera": Perturbation(
         "scene",
@@ -211,14 +218,15 @@ PERTURBATIONS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What an evaluation's pictures go through: CLEAN, or a name of PERTURBATIONS and its severity."""
+    """What changes an evaluation's episodes: CLEAN (severity 0), or a name of PERTURBATIONS and its severity, 1 to
+    5."""
 
     name: str
     severity: int
 
     @property
     def title(self) -> str:
-        """`fog:3`, as it is asked for."""
+        """`fog:3`, as --perturb takes it."""
         return f"{self.name}:{self.severity}" if self.severity else self.name
 
     @property
@@ -227,20 +235,20 @@ class Variant:
 
     @property
     def identity(self) -> str:
-        """`fog:3=2.0`: title and parameter, so that rows of another version's levels are told apart."""
+        """`fog:3=2.0`: title and parameter. Rows made with other levels of another version have another identity."""
         return f"{self.title}={PERTURBATIONS[self.name].levels[self.severity - 1]}" if self.severity else self.name
 
 
 CLEAN = Variant("clean", 0)
 
 
-def parse(wanted: Sequence[str]) -> list[Variant]:
-    """`["gaussian_noise:1,3", "fog"]` -> its variants without repetition; a name alone stands for all five severities.
+def parse(texts: Sequence[str]) -> list[Variant]:
+    """`["gaussian_noise:1,3", "fog"]` -> its variants, each once; a name alone stands for all five severities.
 
     Raises UserError for a name or a severity that does not exist.
     """
     variants = []
-    for text in wanted:
+    for text in texts:
         name, _, severities = text.partition(":")
         if name not in PERTURBATIONS:
             raise UserError(f"--perturb {text}: no perturbation `{name}`; use one of {', '.join(PERTURBATIONS)}.")
@@ -252,8 +260,10 @@ def parse(wanted: Sequence[str]) -> list[Variant]:
 
 
 def check_delivered(variants: Sequence[Variant], sees: bool, reads: bool) -> None:
-    """Raises UserError for variants that would change nothing for a policy that sees no pictures or reads no
-    instruction."""
+    """Raises UserError for variants that would change nothing for this policy.
+
+    sees: it is given images. reads: it is given the instruction.
+    """
     reached = {"pixels": sees, "scene": sees, "language": reads, "robot": True}
     lost = dict.fromkeys(one.name for one in variants if not reached[PERTURBATIONS[one.name].kind])
     if lost:
@@ -264,28 +274,28 @@ def check_delivered(variants: Sequence[Variant], sees: bool, reads: bool) -> Non
 
 
 def scene_change(variant: Variant, seed: int) -> SceneChange | None:
-    """What the env's reset has to know of the variant; None where the scene stays as it is."""
+    """The change that the env's reset makes for this variant; None where it makes none."""
     if variant == CLEAN or PERTURBATIONS[variant.name].kind not in ("scene", "robot"):
         return None
     return SceneChange(variant.name, PERTURBATIONS[variant.name].levels[variant.severity - 1], seed)
 
 
 def perturb(
-    seen: Observation, variant: Variant, seed: int, suite: str, task: str, episode: int, step: int
+    observation: Observation, variant: Variant, seed: int, suite: str, task: str, episode: int, step: int
 ) -> Observation:
-    """The observation as the policy gets it at env step `step` of the episode: other pictures or another wording,
-    nothing else. What reset has changed is in its pictures and its state already.
+    """The observation as the policy gets it at env step `step` of the episode, with other images or another wording.
+    What the env's reset has changed is in the images and the state already.
     """
     if variant == CLEAN or scene_change(variant, seed):
-        return seen
+        return observation
     change = PERTURBATIONS[variant.name]
     if change.kind == "language":
         draws_of_episode = generator(seed, RngUse.PERTURB, suite, task, episode, variant.name)
-        return replace(seen, instruction=paraphrase(seen.instruction, variant.severity, draws_of_episode))
-    moment = (step,) if change.lasts == "picture" else ()
+        return replace(observation, instruction=paraphrase(observation.instruction, variant.severity, draws_of_episode))
+    moment = (step,) if change.lasts == "image" else ()
 
     def draws(view: str) -> Draw:
         return generator(seed, RngUse.PERTURB, suite, task, episode, variant.name, view, *moment)
 
-    views = {view: change(image, variant.severity, draws(view)) for view, image in seen.views.items()}
-    return replace(seen, views=views)
+    views = {view: change(image, variant.severity, draws(view)) for view, image in observation.views.items()}
+    return replace(observation, views=views)

@@ -1,8 +1,7 @@
-"""Training curves of a run's `metrics.jsonl`, drawn as SVG that reads on light and dark paper alike."""
+"""Training curves of a run's `metrics.jsonl`, drawn as SVG that is legible on light and dark pages alike."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import statistics
@@ -34,7 +33,10 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Curves:
-    """records: the lines of metrics.jsonl in order of steps; numbers that were not finite are None."""
+    """One run's log.
+
+    records     the lines of metrics.jsonl in the order of steps; a number that was not finite is None
+    """
 
     records: Sequence[Mapping[str, Any]]
 
@@ -47,12 +49,12 @@ class Curves:
         return list(dict.fromkeys(record["stage"] for record in self.records))
 
     def points(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values where the key has one."""
-        kept = [(record["step"], record[key]) for record in self.records if record.get(key) is not None]
-        return [step for step, _ in kept], [value for _, value in kept]
+        """The steps that logged a value of `key`, and the values."""
+        pairs = [(record["step"], record[key]) for record in self.records if record.get(key) is not None]
+        return [step for step, _ in pairs], [value for _, value in pairs]
 
     def last(self, key: str, of: int = 5) -> float:
-        """Mean of the last `of` values; NaN where there is none."""
+        """Mean of the last `of` values of `key`; NaN without any."""
         values = self.points(key)[1][-of:]
         return statistics.fmean(values) if values else math.nan
 
@@ -62,7 +64,9 @@ class Curves:
 
 
 def read(run: Path) -> Curves:
-    """A training run's curves. Raises UserError for a line that is no record; a line without an end is not read."""
+    """A training run's curves. A last line without its newline is still being written and is left out.
+
+    Raises UserError for a line that is not JSON."""
     lines = (run / METRICS).read_text().split("\n")[:-1]
     try:
         return Curves([json.loads(line) for line in lines if line])
@@ -77,9 +81,7 @@ def svg(curves: Curves) -> bytes:
 
     with rc_context(style.style(9)):
         figure = Figure(figsize=(11, 2.9), layout="constrained")
-        figure.patch.set_alpha(0)
         for axes, (title, keys, logarithmic) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-            axes.patch.set_alpha(0)
             axes.set_title(title, fontsize=10, color=INK, loc="left")
             axes.set_xlabel("step")
             axes.grid(color=INK, alpha=0.2, linewidth=0.6)
@@ -93,12 +95,10 @@ def svg(curves: Curves) -> bytes:
                 axes.legend(frameon=False, fontsize=8)
             for boundary in _stage_starts(curves):
                 axes.axvline(boundary, color=INK, linewidth=0.8, linestyle=":")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+        return style.rendered(figure)
 
 
 def _stage_starts(curves: Curves) -> list[int]:
-    """First logged step of every stage but the first."""
+    """The first logged step of every stage after the first one."""
     pairs = zip(curves.records, curves.records[1:], strict=False)
     return [after["step"] for before, after in pairs if before["stage"] != after["stage"]]

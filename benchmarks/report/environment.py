@@ -1,4 +1,5 @@
-"""Our HTML pages' environment: la4vla.page.page's, with this package's templates and style sheet."""
+"""The jinja2 environment of reports and sweeps: `la4vla.page.page`'s, with the templates and style sheet of this
+folder."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def environment() -> jinja2.Environment:
-    """Templates of this package. Filter `percent`: a share in [0, 1] -> `12.3`, `-` for NaN."""
+    """The environment of this folder's templates. Its filter `percent`: a share in [0, 1] -> `12.3`, `-` for NaN."""
     made = page.environment(TEMPLATES)
     made.filters["percent"] = lambda value: "-" if math.isnan(value) else f"{100 * value:.1f}"
     return made

@@ -1,6 +1,6 @@
-"""One picture of every perturbation: a row each, on one scene of each simulator, at severities 1, 3 and 5.
+"""One image that shows every perturbation: a row each, on one scene of each simulator, at severities 1, 3 and 5.
 
-python -m benchmarks perturbations --out perturbations.jpg
+la4vla eval perturbations --out perturbations.jpg
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
 
 SHOWN = (1, 3, 5)
-SIDE = 112  # pixels of a picture
-MARGIN = 110  # pixels left of them, for names
+SIDE = 112  # pixels of one image of the sheet
+MARGIN = 110  # pixels left of the images, for names
 EPISODE, SEED = 1, 0
 
 
 def write(path: Path) -> None:
-    """The sheet, in the format of the path's suffix. Raises UserError for another suffix, a missing simulator, or a
-    place where nothing can be written."""
+    """Writes the sheet in the format that the path's suffix names.
+
+    Raises UserError for a suffix that is no image's, a missing simulator, or a path that cannot be written.
+    """
     if not cv2.haveImageWriter(str(path)):
-        raise UserError(f"{path}: no picture can be written under this name; end it in .jpg or .png.")
+        raise UserError(f"{path}: no image can be written under this name; end it in .jpg or .png.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,25 +36,25 @@ def write(path: Path) -> None:
     names = [CLEAN.name, *PERTURBATIONS]
     sheet = np.full((len(names) * SIDE, MARGIN + len(SIMULATORS) * len(SHOWN) * SIDE, 3), 255, np.uint8)
     for row, name in enumerate(names):
-        _say(sheet, name, 6, row * SIDE + SIDE // 2)
+        _write_text(sheet, name, 6, row * SIDE + SIDE // 2)
     for scene, simulator in enumerate(SIMULATORS.values()):
         view, task = simulator.views[0], simulator.scenes.figure
         with closing(simulator.make_env((view,), SIDE, 10, False)) as env:
             for row, name in enumerate(names):
                 for column, severity in enumerate(SHOWN):
                     variant = Variant(name, severity) if name != CLEAN.name else CLEAN
-                    seen = env.reset(task, EPISODE, scene_change(variant, SEED))
-                    seen = perturb(seen, variant, SEED, simulator.name, task, EPISODE, 0)
+                    observation = env.reset(task, EPISODE, scene_change(variant, SEED))
+                    observation = perturb(observation, variant, SEED, simulator.name, task, EPISODE, 0)
                     top, left = row * SIDE, MARGIN + (scene * len(SHOWN) + column) * SIDE
                     if name == "language":
-                        _say(sheet, textwrap.fill(seen.instruction, 18), left + 4, top + 14)
+                        _write_text(sheet, textwrap.fill(observation.instruction, 18), left + 4, top + 14)
                     else:
-                        sheet[top : top + SIDE, left : left + SIDE] = seen.views[view]
+                        sheet[top : top + SIDE, left : left + SIDE] = observation.views[view]
     if not cv2.imwrite(str(path), sheet[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 85)):
         raise UserError(f"{path}: cannot be written there; give another --out.")
 
 
-def _say(sheet: np.ndarray, text: str, left: int, top: int) -> None:
+def _write_text(sheet: np.ndarray, text: str, left: int, top: int) -> None:
     for line, words in enumerate(text.split("\n")):
         corner = (left, top + 13 * line)
         cv2.putText(sheet, words, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,9 +1,10 @@
-"""One self-contained HTML page of training runs and evaluations: nothing is fetched when it is opened. Beside it
-lie the evaluations' rates as .json and .csv of the same name.
+"""One self-contained HTML page of training runs and evaluations: nothing is fetched when it is opened. The rates are
+written beside it, as .json and .csv of the same name.
 
-It walks the given folders: whatever holds `episodes.jsonl` is an evaluation, whatever holds `metrics.jsonl` a training
-run. Evaluations of one protocol (one hash) share a table; different protocols never do. Every rate has its n and
-interval. Arms under a perturbation stand apart from the clean ones, each against the clean arm of its own policy.
+The given folders are searched at any depth: a folder that holds `episodes.jsonl` is an evaluation, one that holds
+`metrics.jsonl` a training run. A *condition* is one policy, clean or under one perturbation. Conditions of one protocol
+(one hash) share a table, different protocols never do. Every rate has its n and interval. Perturbed conditions stand in
+a table of their own, each beside its policy's clean condition.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from la4vla.model.presets import preset
 from la4vla.page.page import data_uri
 from la4vla.types import UserError
 
-VIDEO_BYTES = 16 * 2**20  # of all videos together; a page beyond that no longer opens or mails well
-DATA_BYTES = 512 * 2**20  # shard folders beyond that are described by their index alone; reading them takes minutes
+VIDEO_BYTES = 16 * 2**20  # of all videos together; a larger page is slow to open and hard to mail
+DATA_BYTES = 512 * 2**20  # larger shard folders are described by their index alone; reading one takes minutes
 RUN_CONFIG = "config.yaml"  # what the trainer writes beside metrics.jsonl
 VIDEO_NAME = re.compile(r"(?P<task>.+)_(?P<episode>\d{4})_(?P<outcome>success|failure)\.mp4")
 
@@ -45,8 +46,15 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One evaluation. name: its folder, as short as it is unique. run: its run.json."""
+class ReportCondition:
+    """One evaluation: a policy, clean or under one perturbation.
+
+    name        its folder, as short as it is unique
+    run         its run.json
+    rows        its episodes
+    summary     their rates
+    videos      those that fit on the page
+    """
 
     name: str
     run: dict[str, Any]
@@ -60,8 +68,8 @@ class Arm:
 
     @property
     def made(self) -> dict[str, str]:
-        """What drew the pictures and every version, as the rows have it."""
-        return {name: " and ".join(sorted(there)) for name, there in results.made_with(self.rows).items()}
+        """What rendered the images, and the version of every package, as the rows say."""
+        return {name: " and ".join(sorted(values)) for name, values in results.made_with(self.rows).items()}
 
     @property
     def label(self) -> str:
@@ -70,26 +78,38 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The evaluations of one protocol. arms: the clean ones. perturbed: the others. paired: all clean ones cover the
-    same initial states."""
+    """The evaluations of one protocol.
+
+    protocol        with all its values
+    title           its name and version, or `custom`
+    conditions      the clean ones
+    perturbed       the others
+    robustness      success by severity, from both
+    """
 
     protocol: Protocol
     title: str
-    arms: Sequence[Arm]
-    perturbed: Sequence[Arm]
+    conditions: Sequence[ReportCondition]
+    perturbed: Sequence[ReportCondition]
     robustness: Sequence[robustness.Series]
 
     @property
     def paired(self) -> bool:
-        return len({frozenset((row.task, row.episode) for row in arm.rows) for arm in self.arms}) == 1
+        """Whether all clean conditions cover the same initial states."""
+        return len({frozenset((row.task, row.episode) for row in condition.rows) for condition in self.conditions}) == 1
 
     @property
-    def every(self) -> list[Arm]:
-        return [*self.arms, *self.perturbed]
+    def every(self) -> list[ReportCondition]:
+        return [*self.conditions, *self.perturbed]
 
     @property
     def small(self) -> bool:
-        return any(0 < rate.n < results.stats.SMALL_N for arm in self.arms for rate in arm.summary.tasks.values())
+        """Whether a task has too few episodes for a rate of its own."""
+        return any(
+            0 < rate.n < results.stats.SMALL_N
+            for condition in self.conditions
+            for rate in condition.summary.tasks.values()
+        )
 
     @property
     def values(self) -> dict[str, Any]:
@@ -98,31 +118,41 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Training:
-    """One training run. facts: label -> text. config: resolved YAML, empty where there is none."""
+class TrainingRun:
+    """One training run.
+
+    name        its folder
+    facts       label -> text
+    image       data URI of its curves
+    config      resolved YAML; empty where there is none
+    """
 
     name: str
     facts: dict[str, str]
-    picture: str
+    image: str
     config: str
 
 
 @dataclass(frozen=True)
-class Source:
-    """One shard folder that a run read. text: what is in it."""
+class ReportSource:
+    """One shard folder that a run read.
+
+    name        its path
+    text        what it holds
+    """
 
     name: str
     text: str
 
 
 def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) -> Path:
-    """Writes the page, its numbers, and returns the page's path; curves_out: a file for the curves of success by
-    severity alone.
+    """Writes the page and its numbers, and returns the page's path.
 
+    curves_out: a file that gets the curves of success by severity, alone.
     Raises UserError where the folders hold nothing to show.
     """
     if out.suffix != ".html":
-        raise UserError(f"{out}: --out names the page; end it in .html, its numbers go into .json and .csv beside it.")
+        raise UserError(f"{out}: --out names the page; end it in .html (.json and .csv are written beside it).")
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give folders of training runs or results.")
@@ -136,7 +166,7 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
     if curves_out:
         robustness.write([series for comparison in comparisons for series in comparison.robustness], curves_out)
     made = environment.environment()
-    made.filters["picture"] = lambda series: data_uri("image/svg+xml", robustness.svg(series))
+    made.filters["image"] = lambda series: data_uri("image/svg+xml", robustness.svg(series))
     text = made.get_template("report.html.j2").render(
         title=" + ".join(folder.resolve().name for folder in folders),
         date=time.strftime("%Y-%m-%d %H:%M"),
@@ -147,7 +177,11 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
     if evaluations:
-        rates = [export.evaluation(arm.name, arm.run, arm.summary) for item in comparisons for arm in item.every]
+        rates = [
+            export.evaluation(condition.name, condition.run, condition.summary)
+            for item in comparisons
+            for condition in item.every
+        ]
         out.with_suffix(".json").write_text(export.to_json(rates))
         out.with_suffix(".csv").write_text(export.to_csv(rates))
     return out
@@ -156,7 +190,7 @@ def write(folders: Sequence[Path], out: Path, curves_out: Path | None = None) ->
 def compare(evaluations: Sequence[tuple[str, Path]]) -> list[Comparison]:
     """Evaluations by protocol, trained policies before untrained ones. Videos are embedded up to VIDEO_BYTES in all."""
     room = VIDEO_BYTES
-    by_hash: dict[str, list[Arm]] = {}
+    by_hash: dict[str, list[ReportCondition]] = {}
     for name, folder in evaluations:
         run, rows = results.read_run(folder), results.read_rows(folder)
         protocol = protocols.from_dict(run["protocol"])
@@ -170,22 +204,24 @@ def compare(evaluations: Sequence[tuple[str, Path]]) -> list[Comparison]:
                 room -= path.stat().st_size
                 uri = data_uri("video/mp4", path.read_bytes())
                 videos.append(Video(match["task"], int(match["episode"]), match["outcome"] == "success", uri))
-        arm = Arm(name, run, rows, results.summarise(rows, protocol), videos)
-        by_hash.setdefault(protocol.hash, []).append(arm)
-    return [comparison(sorted(arms, key=_order)) for arms in by_hash.values()]
+        condition = ReportCondition(name, run, rows, results.summarise(rows, protocol), videos)
+        by_hash.setdefault(protocol.hash, []).append(condition)
+    return [comparison(sorted(conditions, key=_order)) for conditions in by_hash.values()]
 
 
-def comparison(arms: Sequence[Arm]) -> Comparison:
-    """The arms of one protocol."""
-    clean = [arm for arm in arms if arm.variant == CLEAN]
-    perturbed = [arm for arm in arms if arm.variant != CLEAN]
-    series = robustness.series([robustness.Arm(a.name, a.run["policy"], a.variant, a.rows) for a in arms])
-    run = arms[0].run
+def comparison(conditions: Sequence[ReportCondition]) -> Comparison:
+    """What the report says of the conditions of one protocol."""
+    clean = [condition for condition in conditions if condition.variant == CLEAN]
+    perturbed = [condition for condition in conditions if condition.variant != CLEAN]
+    series = robustness.series(
+        [robustness.CurveCondition(a.name, a.run["policy"], a.variant, a.rows) for a in conditions]
+    )
+    run = conditions[0].run
     return Comparison(protocols.from_dict(run["protocol"]), run["title"], clean, perturbed, series)
 
 
-def training(name: str, run: Path) -> Training:
-    """What a training run's files say."""
+def training(name: str, run: Path) -> TrainingRun:
+    """What the report says of a training run, from the files in its folder."""
     measured = curves.read(run)
     config = (run / RUN_CONFIG).read_text() if (run / RUN_CONFIG).is_file() else ""
     export = {
@@ -197,20 +233,20 @@ def training(name: str, run: Path) -> Training:
     }
     facts = {"stages": ", ".join(measured.stages), "steps": f"{measured.steps:,}"}
     facts |= {label: f"{value:.4g}" for label, value in export.items() if not math.isnan(value)}
-    return Training(name, facts, data_uri("image/svg+xml", curves.svg(measured)), config)
+    return TrainingRun(name, facts, data_uri("image/svg+xml", curves.svg(measured)), config)
 
 
-def sources(runs: Sequence[Path]) -> list[Source]:
-    """The shard folders that the runs' configs name, once each, where they still lie on this machine."""
-    found: dict[str, Source] = {}
+def sources(runs: Sequence[Path]) -> list[ReportSource]:
+    """The shard folders that the runs' configs name and that this machine still has, each once."""
+    folders: dict[str, ReportSource] = {}
     for run in runs:
         if not (run / RUN_CONFIG).is_file():
             continue
         config: Any = OmegaConf.load(run / RUN_CONFIG)
         for source in config.data.sources.values():
-            if source.path not in found and (Path(source.path) / index.INDEX).is_file():
-                found[source.path] = Source(source.path, _contents(source.path, config.model.preset))
-    return list(found.values())
+            if source.path not in folders and (Path(source.path) / index.INDEX).is_file():
+                folders[source.path] = ReportSource(source.path, _contents(source.path, config.model.preset))
+    return list(folders.values())
 
 
 def _contents(folder: str, model: str) -> str:
@@ -221,8 +257,11 @@ def _contents(folder: str, model: str) -> str:
 
 
 def _find(folders: Sequence[Path], name: str) -> list[tuple[str, Path]]:
-    """(short name, folder) of every folder at any depth that holds the file, sorted; the name is the path below the
-    given folder, or the given folder's own name; where two have the same, the given folder stands before it."""
+    """(short name, folder) of every folder at any depth that holds a file of this name, sorted.
+
+    The short name is the path below the given folder, or the given folder's own name. Where two folders would share a
+    short name, both get their whole path.
+    """
     below = {path: top for top in reversed(folders) for path in sorted(file.parent for file in top.rglob(name))}
     short = {path: path.resolve().name if path == top else str(path.relative_to(top)) for path, top in below.items()}
     times = Counter(short.values())
@@ -230,5 +269,5 @@ def _find(folders: Sequence[Path], name: str) -> list[tuple[str, Path]]:
     return [(short[path] if times[short[path]] == 1 else str(path), path) for path in ordered]
 
 
-def _order(arm: Arm) -> tuple[bool, str]:
-    return arm.run["untrained"], arm.name
+def _order(condition: ReportCondition) -> tuple[bool, str]:
+    return condition.run["untrained"], condition.name

@@ -1,15 +1,14 @@
-"""Success by severity: a policy's perturbed arms against its own clean arm, as numbers and as curves with intervals.
+"""Success by severity: a policy under perturbations against the same policy clean, as numbers and as curves.
 
-Every difference is of the episodes that ended in both arms; the clean rate is of all episodes of the clean arm.
+A difference is over the episodes that ended under both conditions; the clean rate is over all clean episodes.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.perturb.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
 from benchmarks.results import compare, stats
@@ -24,8 +23,14 @@ COLUMNS = 3  # panels a row
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One evaluation. name: of its folder. policy: identity of the weights."""
+class CurveCondition:
+    """A policy under one variant.
+
+    name        of the result folder, as the report shows it
+    policy      identity of the weights
+    variant     clean, or a perturbation and its severity
+    rows        its episodes
+    """
 
     name: str
     policy: str
@@ -35,7 +40,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Point:
-    """One severity; pairs: A the clean arm, B the perturbed one."""
+    """A policy at one severity.
+
+    variant     the perturbation and its severity
+    pairs       A is the policy clean, B the policy perturbed
+    """
 
     variant: Variant
     pairs: Pairs
@@ -47,13 +56,19 @@ class Point:
 
     @property
     def change(self) -> str:
-        """Minus clean, with its paired interval, in points."""
+        """Perturbed minus clean with its paired interval, in points."""
         return compare.difference(self.pairs)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One policy under one perturbation. clean: its clean arm as a whole; points by severity."""
+    """One policy under one perturbation.
+
+    policy          its name in the report
+    perturbation    a name of PERTURBATIONS
+    clean           the rate over all its clean episodes
+    points          one a severity, in ascending order
+    """
 
     policy: str
     perturbation: str
@@ -61,41 +76,48 @@ class Series:
     points: Sequence[Point]
 
 
-def series(arms: Sequence[Arm]) -> list[Series]:
-    """The curves of one protocol's arms, by perturbation and policy; a policy's largest clean arm is its reference. An
-    arm without one, or without a common episode, is on no curve."""
-    found = []
-    clean = {arm.policy: arm for arm in sorted(arms, key=lambda arm: len(arm.rows)) if arm.variant == CLEAN}
+def series(conditions: Sequence[CurveCondition]) -> list[Series]:
+    """The curves of one protocol's conditions, by perturbation and policy.
+
+    A policy's largest clean condition is its reference. A condition whose policy has none, or that shares no episode
+    with it, is on no curve.
+    """
+    curves = []
+    clean = {
+        condition.policy: condition
+        for condition in sorted(conditions, key=lambda condition: len(condition.rows))
+        if condition.variant == CLEAN
+    }
     for name in PERTURBATIONS:
         for policy, reference in clean.items():
-            mine = [arm for arm in arms if (arm.policy, arm.variant.name) == (policy, name)]
-            paired = [Point(arm.variant, compare.pair(reference.rows, arm.rows)) for arm in mine]
+            mine = [
+                condition for condition in conditions if (condition.policy, condition.variant.name) == (policy, name)
+            ]
+            paired = [Point(condition.variant, compare.pair(reference.rows, condition.rows)) for condition in mine]
             points = sorted((point for point in paired if point.pairs.n), key=lambda point: point.variant.severity)
             if points:
                 rate = stats.rate([bool(row.success) for row in reference.rows if row.success is not None])
-                found.append(Series(reference.name, name, rate, points))
-    return found
+                curves.append(Series(reference.name, name, rate, points))
+    return curves
 
 
 def svg(curves: Sequence[Series]) -> bytes:
     """One panel a perturbation, one line a policy, Wilson intervals as bars; without a background."""
-    buffer = io.BytesIO()
-    _draw(curves, buffer, "svg")
-    return buffer.getvalue()
+    return _drawn(curves, "svg")
 
 
 def write(curves: Sequence[Series], path: Path) -> None:
-    """The same as a file, by its ending .svg or .png. Raises UserError for another one, or where there is no curve."""
-    if path.suffix not in (".svg", ".png"):
+    """The same as a file that ends in .svg or .png. Raises UserError for another ending, or without any curve."""
+    kinds: dict[str, Literal["svg", "png"]] = {".svg": "svg", ".png": "png"}
+    if path.suffix not in kinds:
         raise UserError(f"{path}: curves are written as .svg or .png; change the ending.")
     if not curves:
         raise UserError(f"{path}: there is no perturbed evaluation here to draw; run one with --perturb.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        _draw(curves, file, path.suffix[1:])
+    path.write_bytes(_drawn(curves, kinds[path.suffix]))
 
 
-def _draw(curves: Sequence[Series], file: Any, kind: str) -> None:
+def _drawn(curves: Sequence[Series], kind: Literal["svg", "png"]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -104,10 +126,8 @@ def _draw(curves: Sequence[Series], file: Any, kind: str) -> None:
     rows = -(-len(names) // COLUMNS)
     with rc_context(style.style(9)):
         figure = Figure(figsize=(11, 2.7 * rows), layout="constrained")
-        figure.patch.set_alpha(0)
         panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
         for name, axes in zip(names, panels, strict=False):
-            axes.patch.set_alpha(0)
             axes.set_title(name, fontsize=10, color=INK, loc="left")
             axes.set_xticks((0, *SEVERITIES), ("clean", *map(str, SEVERITIES)))
             axes.set(xlim=(-0.3, 5.3), ylim=(-4, 104), ylabel="success, %")
@@ -119,7 +139,7 @@ def _draw(curves: Sequence[Series], file: Any, kind: str) -> None:
                 axes.legend(frameon=False, fontsize=8)
         for axes in panels:
             axes.set_visible(False)
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=150)
+        return style.rendered(figure, kind)
 
 
 def _line(axes: Any, curve: Series, colour: str, shift: float) -> None:

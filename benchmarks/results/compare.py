@@ -1,9 +1,9 @@
-"""Two evaluations, episode by episode: which initial states both solved, only one, neither, and what follows from it.
+"""Compares two evaluations episode by episode: how many initial states both solved, one alone, or neither.
 
-Refuses: different protocols (by hash), and a difference that could come from either of two things: at most one of
-policy and perturbation may differ. So two policies are compared under the same perturbation, or one policy clean and
-perturbed, or under two perturbations. Only episodes that ended in both are paired; crashes and episodes of one side
-only are counted and said. Pairs share initial state, flow noise and, under one perturbation, its draws.
+Evaluations of different protocols (by hash) are refused. So are two that differ in policy and in perturbation, because
+their difference could come from either: compare two policies under one perturbation, or one policy under two (clean
+counts as one). Only episodes that ended in both are paired; crashes and episodes of one side only are counted and
+reported. A pair shares its initial state, its flow noise and, under one perturbation, the draws of that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from la4vla.types import UserError
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. alone: episodes that the other one has no row of. crashed: episodes without an outcome here."""
+    """One of the two evaluations.
+
+    folder          its result folder
+    policy          identity of the weights
+    perturbation    `clean`, or name, severity and parameter
+    alone           episodes that only this side has a row of
+    crashed         episodes that ended in a crash on this side
+    """
 
     folder: str
     policy: str
@@ -35,7 +42,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Compared:
-    """a is the reference: differences are B minus A. notes: what else differs, in sentences."""
+    """The result of a comparison; differences are B minus A.
+
+    protocol    of both
+    a           the reference
+    b           what is compared with it
+    total       outcomes over all tasks
+    tasks       task -> its outcomes
+    notes       what else differs, in sentences
+    """
 
     protocol: Protocol
     a: Side
@@ -64,7 +79,7 @@ class Compared:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_json(self) -> str:
-        """The same numbers; rates and differences in [0, 1]."""
+        """The numbers of `table` as JSON; rates and differences in [0, 1]."""
         content = {
             "protocol": self.protocol.title,
             "protocol_hash": self.protocol.hash,
@@ -113,7 +128,7 @@ def folders(a: Path, b: Path) -> Compared:
 
 
 def against_clean(rows: Mapping[Variant, Iterable[Row]]) -> str:
-    """The table of a policy's perturbed arms: rate, and its paired difference from the clean arm."""
+    """The table of a policy under perturbations: each rate, and its paired difference from the clean one."""
     lines = [f"{'perturbation':20}{'n':>5}    rate   minus clean [95 %], points     p"]
     for variant, perturbed in rows.items():
         paired = _pair(rows[CLEAN], perturbed)
@@ -125,7 +140,7 @@ def against_clean(rows: Mapping[Variant, Iterable[Row]]) -> str:
 
 
 def pair(a: Iterable[Row], b: Iterable[Row]) -> Pairs:
-    """The episodes that ended in both."""
+    """Outcomes of the episodes that ended in both."""
     return stats.pairs(_pair(a, b).values())
 
 
@@ -136,7 +151,7 @@ def difference(pairs: Pairs) -> str:
 
 
 def numbers(pairs: Pairs) -> dict[str, Any]:
-    """A Pairs as plain numbers, what follows from it included."""
+    """The counts and everything computed from them, JSON-able."""
     return {
         **asdict(pairs),
         "n": pairs.n,
@@ -179,6 +194,6 @@ def _notes(sides: Sequence[Side], a: Collection[Row], b: Collection[Row]) -> lis
     for name in made_a | made_b:
         in_a, in_b = (made.get(name, {results.ABSENT}) for made in (made_a, made_b))
         if in_a != in_b or len(in_a) > 1:
-            verb = "" if name == results.DRAWN_BY else " is"
+            verb = "" if name == results.RENDERED_BY else " is"
             notes.append(f"{name}{verb} {' and '.join(sorted(in_a))} in A and {' and '.join(sorted(in_b))} in B")
     return notes

@@ -1,4 +1,4 @@
-"""A report's rates for other programs: one table as CSV, and the same with what made them as JSON."""
+"""A report's rates for other programs: as one CSV table, and as JSON together with the run that made them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,19 @@ COLUMNS: tuple[str, ...] = (
     "low",
     "high",
 )
-"""level: task, group, macro (mean of groups) or micro (all episodes). of: name of the task or group. rate, low, high:
-shares with the 95 % interval; empty where n is 0."""
+"""The columns of the CSV.
+
+level               task, group, macro (mean of groups) or micro (all episodes)
+of                  name of the task or group
+rate, low, high     in [0, 1], with the ends of the 95 % interval; empty where n is 0
+"""
 
 
 def evaluation(name: str, run: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
-    """One evaluation, JSON-able. name: its folder's. run: its run.json."""
+    """One evaluation as plain values.
+
+    name: of its folder. run: the content of its run.json.
+    """
     rates = [_rate("task", task, rate) for task, rate in summary.tasks.items()]
     rates += [_rate("group", group, rate) for group, rate in summary.groups.items()]
     rates += [_rate("macro", "", summary.macro), _rate("micro", "", summary.micro)]
@@ -52,7 +59,7 @@ def to_json(evaluations: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_csv(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """A line a rate, under COLUMNS."""
+    """CSV with the header COLUMNS and one line for each rate."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
@@ -63,5 +70,5 @@ def to_csv(evaluations: Sequence[Mapping[str, Any]]) -> str:
 
 def _rate(level: str, of: str, rate: Rate) -> dict[str, Any]:
     shares = {"rate": rate.value, "low": rate.low, "high": rate.high}
-    known = {name: None if math.isnan(value) else value for name, value in shares.items()}
-    return {"level": level, "of": of, "successes": rate.successes, "n": rate.n, **known}
+    shares = {name: None if math.isnan(value) else value for name, value in shares.items()}
+    return {"level": level, "of": of, "successes": rate.successes, "n": rate.n, **shares}

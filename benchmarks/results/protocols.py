@@ -1,8 +1,8 @@
-"""Named, versioned evaluation protocols: every number that moves a success rate, in one YAML with its source.
+"""Named, versioned evaluation protocols: one YAML holds every number that moves a success rate, each with its source.
 
-A protocol's title is the path of its file below `benchmarks/protocols/`, `metaworld/mt50-v1`. A published file is never
-edited: a changed number is a new version. An override on the command line is allowed, and makes the title `custom`.
-The hash of all values is written into every result row; rows of different hashes are never put into one rate.
+A protocol's title is the path of its file below `benchmarks/protocols/`, such as `metaworld/mt50-v1`. The values of a
+published file never change: a changed number is a new version. An override on the command line makes the title
+`custom`. The hash of all values is written into every result row, and rows of different hashes never share a rate.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ T = TypeVar("T")
 
 @dataclass
 class Protocol:
-    """How episodes are run and counted. Treated as a constant once loaded."""
+    """How episodes are run and counted. Nothing changes it once `load` has returned it."""
 
     name: str = MISSING  # without version, metaworld/mt50
     version: int = MISSING
-    suite: str = MISSING  # which simulator suite runs it: metaworld | libero
+    suite: str = MISSING  # the simulator suite that runs it: metaworld | libero
     groups: dict[str, list[str]] = field(default_factory=dict)  # reporting group -> env names
     first_episode: int = MISSING  # initial state of a task's first episode
-    episodes: int = MISSING  # a task; initial states first_episode, first_episode + 1, ...
+    episodes: int = MISSING  # of each task; initial states first_episode, first_episode + 1, ...
     seed: int = MISSING  # of the policy's flow noise, together with task, episode and query number
     horizon: int = MISSING  # env steps after which the episode has failed
-    horizons: dict[str, int] = field(default_factory=dict)  # of groups that have another one
-    wait_steps: int = MISSING  # of `wait_action`, before the first query; not counted
+    horizons: dict[str, int] = field(default_factory=dict)  # group -> its own horizon
+    wait_steps: int = MISSING  # steps of `wait_action` before the first query; not part of the horizon
     wait_action: list[float] = field(default_factory=list)  # [A]; empty: zeros
     replan_every: int = MISSING  # actions executed before the next query; of a shorter chunk all it has
     views: list[str] = MISSING  # cameras, always upright; a video shows the first
     image_size: int = MISSING  # pixels, square, as rendered
-    fast: bool = MISSING  # render without shadows, reflections and anti-aliasing: other pictures, so another protocol
+    fast: bool = MISSING  # render without shadows, reflections and anti-aliasing; that changes the images
     success: str = MISSING  # any_step: the episode ends as a success at the first step that reports it
 
     @property
@@ -64,7 +64,7 @@ class Protocol:
 
     @property
     def longest_horizon(self) -> int:
-        """Of all groups: what an env must allow."""
+        """The longest of all groups; an env must allow that many steps."""
         return max([self.horizon, *self.horizons.values()])
 
     def horizon_of(self, task: str) -> int:
@@ -81,9 +81,10 @@ def titles() -> list[str]:
 
 
 def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
-    """The protocol of that title, or of a YAML file of one's own (`title` then ends in `.yaml`), with `key=value`
-    changes. `groups=` and `horizons=` replace, `groups.easy=` and `horizons.easy=` change one entry.
+    """The protocol of that title, or of the YAML file that `title` names (it then ends in `.yaml`).
 
+    overrides: `key=value` changes. `groups=` and `horizons=` replace the mapping, `groups.easy=` and `horizons.easy=`
+    change one entry of it.
     Raises UserError for an unknown title or key, a missing value, or values that cannot be run.
     """
     path = Path(title) if title.endswith(".yaml") else FOLDER / f"{title}.yaml"
@@ -108,16 +109,18 @@ def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
 
 
 def from_dict(raw: dict) -> Protocol:
-    """The protocol that a result folder recorded. Raises UserError for one of an older la4vla."""
+    """The protocol that a result folder recorded. Raises UserError for the format of an older version."""
     if "view" in raw:
-        raise UserError("this result folder is of a la4vla whose protocols had one view; evaluate anew to compare.")
+        raise UserError("this result folder was written when protocols had one view; evaluate again to compare.")
     return Protocol(**raw)
 
 
 def select(protocol: Protocol, tasks: Sequence[str], episodes: int | None) -> list[tuple[str, int]]:
-    """(task, episode) of a part of the protocol, in order: the named tasks (none: all), the first `episodes` of each.
+    """(task, episode) of a part of the protocol, in order: of `tasks` (empty: all) the first `episodes` each (None:
+    all).
 
-    A part runs each episode exactly as the whole protocol would. Raises UserError for a task or a count it has not.
+    A part runs each episode exactly as the whole protocol would. Raises UserError for a task or a number of episodes
+    that the protocol does not have.
     """
     for task in tasks:
         if task not in protocol.tasks:
@@ -132,14 +135,14 @@ def select(protocol: Protocol, tasks: Sequence[str], episodes: int | None) -> li
 
 
 def _replaced(key: str, merged: dict[str, T], overrides: Sequence[str]) -> dict[str, T]:
-    """Of a mapping that overrides were merged into, what they leave of it: a `key={...}` drops what was there."""
+    """The mapping without the entries that an override `key={...}` replaced. merged: what OmegaConf made of both."""
     own = [text for text in overrides if text.startswith((f"{key}=", f"{key}.", f"{key}["))]
     whole = [place for place, text in enumerate(own) if text.startswith(f"{key}=")]
     if not whole:
         return merged
-    said = OmegaConf.to_container(OmegaConf.from_dotlist(own[whole[-1] :]))
-    assert isinstance(said, dict)
-    return {name: merged[name] for name in said[key]}
+    replaced = OmegaConf.to_container(OmegaConf.from_dotlist(own[whole[-1] :]))
+    assert isinstance(replaced, dict)
+    return {name: merged[name] for name in replaced[key]}
 
 
 def _validate(protocol: Protocol, title: str) -> None:

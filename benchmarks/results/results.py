@@ -1,9 +1,8 @@
 """A result folder: `run.json` says what ran, `episodes.jsonl` has one row an episode, appended as episodes finish.
 
-Owns the format, resuming, and the table of rates. Rows of another protocol, policy or
-perturbation in the same folder are refused. A crash is a row with `success: null` and an `error`: it is in no rate, it
-is reported on its own, and it is run again when the evaluation is resumed. The last row of an episode is the one that
-counts.
+A folder is of one protocol, policy and perturbation; rows of another are refused. A crash is a row with `success: null`
+and an `error`: it is in no rate, it is reported on its own, and it is run again when the evaluation is resumed. Of
+several rows of an episode the last one counts.
 """
 
 from __future__ import annotations
@@ -24,20 +23,33 @@ from la4vla.types import UserError
 
 EPISODES, RUN = "episodes.jsonl", "run.json"
 PERCENTILES = (50, 95, 99)
-DRAWN_BY, ABSENT = "pictures were drawn by", "absent"
+RENDERED_BY, ABSENT = "images were rendered by", "absent"
 
 
 @dataclass(frozen=True)
 class Row:
     """One episode.
 
-    success: None for a crash, then `error` holds its last words. steps: env steps after the wait. queries: chunks
-    asked. attempts: 2 where the first one crashed. protocol: its title; protocol_hash: over all its values. policy:
-    sha256 of the weights, or what else it was. step: optimizer steps of the checkpoint. gl: what drew the pictures,
-    with EGL's number of the GPU where workers shared several, `egl:1`. perturbation: `clean`, or name, severity and
-    parameter, `fog:3=2.0`.
-    wall_s: whole episode; seconds: the same split into reset, physics, render and policy (waiting for actions).
-    latencies_ms: of every query. final_state: raw state [S] at the end, by which two runs of an episode are compared.
+    task            env name
+    group           reporting group of the task
+    episode         number of the initial state
+    seed            of the flow noise
+    success         None for a crash
+    error           last words of a crash, else empty
+    steps           env steps after the wait
+    queries         chunks that the policy was asked for
+    attempts        2 where the first one crashed
+    protocol        its title
+    protocol_hash   over all its values
+    policy          sha256 of the weights, or the name of what acted instead
+    perturbation    `clean`, or name, severity and parameter, `fog:3=2.0`
+    step            optimizer steps of the checkpoint
+    versions        package -> version
+    gl              GL backend that rendered the images; with EGL's number of the GPU where there are several, `egl:1`
+    wall_s          seconds of the whole episode
+    seconds         the same split into reset, physics, render and policy (waiting for actions)
+    latencies_ms    of every query
+    final_state     raw state [S] at the end, by which two runs of an episode are compared
     """
 
     task: str
@@ -66,7 +78,7 @@ class Results:
     """The rows of one folder, on disk and in `rows`, keyed by (task, episode)."""
 
     def __init__(self, folder: Path, protocol_hash: str, policy: str, perturbation: str) -> None:
-        """Opens or creates the folder. Raises UserError where its rows belong to another protocol, policy or
+        """Opens the folder, or creates it. Raises UserError where it holds rows of another protocol, policy or
         perturbation."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / EPISODES
@@ -80,13 +92,15 @@ class Results:
                 )
 
     def missing(self, jobs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-        """The (task, episode) that have no row yet, or one that is a crash."""
+        """The jobs, (task, episode), whose episode has no row yet or crashed."""
         return [job for job in jobs if job not in self.rows or self.rows[job].success is None]
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around appending: nobody else writes until the end, and what a killed writer left after the last newline is
-        cut. Raises UserError where another process writes, or has written since this one read."""
+        """Holds the folder's lock while rows are appended, and first cuts the torn line that a killed writer left.
+
+        Raises UserError where another process writes, or has written since this one read the rows.
+        """
         taken = f"{self.path.parent}: another evaluation writes there; wait for it, or give this one another --out."
         with locked(self.path.parent / "lock", taken):
             if self.path.exists():
@@ -104,8 +118,11 @@ class Results:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The counting rows of a result folder, in the order the episodes first finished; a last line without its newline
-    is still being written, or was torn by a kill. Raises UserError for a broken line."""
+    """One row for each episode, the one that counts, in the order in which the episodes first finished.
+
+    A last line without its newline is left out: it is still being written, or a kill tore it.
+    Raises UserError for any other broken line.
+    """
     rows: dict[tuple[str, int], Row] = {}
     written = (folder / EPISODES).read_text().rpartition("\n")[0]
     for number, line in enumerate(written.splitlines(), start=1):
@@ -121,11 +138,10 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def made_with(rows: Collection[Row]) -> dict[str, set[str]]:
-    """What may differ between rows of one evaluation: DRAWN_BY -> the GL backends of its pictures, and a package -> its
-    versions."""
+    """What may differ between rows of one evaluation: RENDERED_BY -> its GL backends, and package -> its versions."""
     packages = dict.fromkeys(name for row in rows for name in row.versions)
-    drawn = {row.gl.partition(":")[0] for row in rows}
-    return {DRAWN_BY: drawn, **{name: {row.versions.get(name, ABSENT) for row in rows} for name in packages}}
+    backends = {row.gl.partition(":")[0] for row in rows}
+    return {RENDERED_BY: backends, **{name: {row.versions.get(name, ABSENT) for row in rows} for name in packages}}
 
 
 def write_run(folder: Path, values: Mapping[str, Any]) -> None:
@@ -135,14 +151,21 @@ def write_run(folder: Path, values: Mapping[str, Any]) -> None:
 def read_run(folder: Path) -> dict[str, Any]:
     """What `run.json` says. Raises UserError where it is missing."""
     if not (folder / RUN).is_file():
-        raise UserError(f"{folder}: no {RUN} in it; give a folder that `python -m benchmarks metaworld --out` wrote.")
+        raise UserError(f"{folder}: no {RUN} in it; give a folder that `la4vla eval metaworld --out` wrote.")
     return json.loads((folder / RUN).read_text())
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Rates by task and by group, in the protocol's order, and the two means. latency_ms: p50, p95 and p99 over all
-    queries, empty without one. errors: episodes that crashed twice."""
+    """The rates of an evaluation.
+
+    tasks           task -> rate, in the protocol's order
+    groups          group -> rate, in the protocol's order
+    macro           mean of the groups
+    micro           over all episodes
+    latency_ms      p50, p95 and p99 over all queries; empty without one
+    errors          episodes that crashed twice
+    """
 
     tasks: Mapping[str, stats.Rate]
     groups: Mapping[str, stats.Rate]
@@ -153,7 +176,7 @@ class Summary:
 
 
 def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
-    """The rates of the rows at hand; tasks without rows have n = 0. Macro is the mean over the protocol's groups."""
+    """The rates of these rows. A task without rows has n = 0."""
     rows = list(rows)
     counted = [row for row in rows if row.success is not None]
     tasks = {task: stats.rate([bool(r.success) for r in counted if r.task == task]) for task in protocol.tasks}
@@ -165,8 +188,8 @@ def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
     return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), latency_ms, errors)
 
 
-def table(summary: Summary, protocol: Protocol) -> str:
-    """The table that commands print: successes, n, rate and 95 % interval by task, group, and in both means."""
+def summary_table(summary: Summary, protocol: Protocol) -> str:
+    """The table that commands print: successes, n, rate and 95 % interval of every task, every group and both means."""
     width = max(len(task) for task in [*protocol.tasks, "macro (mean of groups)"]) + 2
     lines = [f"{'':{width}}successes     n     rate  [95 % interval]"]
 
@@ -181,7 +204,7 @@ def table(summary: Summary, protocol: Protocol) -> str:
     lines.append(line("micro (all episodes)", summary.micro))
     if summary.latency_ms:
         waits = ", ".join(f"{name} {value:.1f} ms" for name, value in summary.latency_ms.items())
-        lines.append(f"action latency, question to actions: {waits}")
+        lines.append(f"action latency, from query to actions: {waits}")
     for row in summary.errors:
         lines.append(f"crashed, in no rate: {row.task} episode {row.episode}: {row.error}")
     counts = [rate.n for rate in summary.tasks.values() if rate.n]

@@ -1,7 +1,5 @@
 """Success rates with their uncertainty: Wilson intervals, the mean over groups (macro) and over episodes (micro), and
-the difference of two runs of the same episodes.
-
-Owns the arithmetic only: it never reads a file and never sees a policy.
+the difference of two runs of the same episodes. Arithmetic only: no file is read here.
 """
 
 from __future__ import annotations
@@ -17,8 +15,7 @@ Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
 SMALL_N = 50
-"""Episodes per task below which a rate moves by more than +-14 points: commands then print one line of
-warning."""
+"""With fewer episodes a task, its rate's 95 % interval can reach 14 points to either side and more; commands say so."""
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def open_conditions(
 
 def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) -> None:
     """Prints which packages or GL backend made the episodes in the folder and differ from those of the next ones."""
-    here = {results.DRAWN_BY: gl, **versions}
+    here = {results.RENDERED_BY: gl, **versions}
     for name, there in results.made_with(stored.rows.values()).items():
         now = here.get(name, results.ABSENT)
         if there - {now}:
@@ -227,7 +227,7 @@ def run_condition(
         run["time"] = "; then ".join(part for part in (run["time"], sentence) if part)
         results.write_run(condition.folder, run)
     summary = results.summarise((stored.rows[job] for job in wanted if job in stored.rows), protocol)
-    print(results.table(summary, protocol))
+    print(results.summary_table(summary, protocol))
     print(f"rows: {stored.path}")
     return summary
 

@@ -65,7 +65,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EpisodeOutcome:
     """How an episode ended.
 
     success       the env reported it at the last step
@@ -121,7 +121,7 @@ def make_env(simulator: Simulator, protocol: Protocol, views: tuple[str, ...]) -
     return simulator.make_env(views, protocol.image_size, horizon, protocol.fast)
 
 
-def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> Outcome:
+def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> EpisodeOutcome:
     """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
     then the policy is queried again.
 
@@ -169,7 +169,7 @@ def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> Out
         frames.append(shown(env.observe()).views[protocol.views[0]])
         video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
     final = tuple(float(value) for value in state)
-    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
+    return EpisodeOutcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
 
 
 def work(
@@ -181,7 +181,7 @@ def work(
     gpu: int | None,
     log: str,
 ) -> None:
-    """A worker process: says Ready, then answers each RolloutJob with Queries and one Outcome, until it is sent None.
+    """A worker process: says Ready, then answers each RolloutJob with Queries and one EpisodeOutcome, until it is sent None.
 
     gpu: EGL's number of the one to draw on, None for what the driver takes."""
     _redirect_output(log)

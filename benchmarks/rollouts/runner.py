@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import Outcome, Query, Ready, Refusal, RolloutJob, work
+from benchmarks.rollouts.rollout import EpisodeOutcome, Query, Ready, Refusal, RolloutJob, work
 from la4vla.serve.policy_like import NoiseKey, PolicyLike, open_episodes
 from la4vla.sim import render
 from la4vla.sim.registry import Simulator
@@ -44,7 +44,7 @@ class FinishedEpisode:
 
     job: RolloutJob
     attempts: int
-    outcome: Outcome | None
+    outcome: EpisodeOutcome | None
     gpu: int | None
     error: str = ""
 
@@ -162,7 +162,7 @@ class Runner:
                     self._welcome(message)
                 elif isinstance(message, Refusal):
                     raise UserError(message.sentence)
-                elif isinstance(message, Outcome):
+                elif isinstance(message, EpisodeOutcome):
                     yield self._finish(worker, message)
                 elif (lost := self._replace(worker)) is not None:
                     yield lost
@@ -203,7 +203,7 @@ class Runner:
             _send(worker, chunk)
             worker.heard = time.monotonic()  # waiting for the policy is no silence
 
-    def _finish(self, worker: Worker, outcome: Outcome) -> FinishedEpisode:
+    def _finish(self, worker: Worker, outcome: EpisodeOutcome) -> FinishedEpisode:
         job = worker.job
         assert job is not None
         for activity, seconds in outcome.seconds.items():

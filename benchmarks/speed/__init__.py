@@ -1,1 +1,2 @@
-"""Speed as ratios of two things in one run. Each file is a command: `python -m benchmarks.speed.throughput`."""
+"""Measurements of speed, as ratios within one run. Commands: `python -m benchmarks.speed.throughput` and its
+neighbours."""

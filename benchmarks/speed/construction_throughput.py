@@ -1,11 +1,13 @@
-"""How long keyframes and kinematic proposals take for a dataset of DROID's size, from states and actions alone.
+"""Measures how long keyframes and kinematic proposals take for a dataset of DROID's size, from states and actions
+alone.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.construction_throughput
     OMP_NUM_THREADS=1 python -m benchmarks.speed.construction_throughput --episodes 500 --processes 2
 
-The default is as much as the paper cut (FACTS 1.3.6): 9,560 episodes of 288 frames, 2.75 M frames. Episodes are made up
-and all different: a hand that goes from point to point and turns as it goes, smoothly, rests at times, closes on
-something and lets go, with the noise of an encoder. Making them is not timed; nothing is read from or written to disk.
+The default is as much as the paper cut (FACTS 1.3.6): 9,560 episodes of 288 frames, 2.75 M frames. The episodes are
+synthetic and all different: a hand moves smoothly from point to point, turns on the way, rests at times, closes on
+something and lets go, with the noise of an encoder. Making them is not timed, and nothing is read from or written to
+disk.
 """
 
 from __future__ import annotations
@@ -45,16 +47,22 @@ NOISE = 2e-4  # m and rad
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Seconds of work, and what came of it. Adds up."""
+class ConstructionTime:
+    """Seconds that a part of the episodes took and what they gave; two of them add up.
+
+    keyframes_s     seconds of detecting keyframes
+    proposals_s     seconds of proposing clips
+    keyframes       number detected
+    proposals       number proposed
+    """
 
     keyframes_s: float
     proposals_s: float
     keyframes: int
     proposals: int
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
+    def __add__(self, other: ConstructionTime) -> ConstructionTime:
+        return ConstructionTime(
             self.keyframes_s + other.keyframes_s,
             self.proposals_s + other.proposals_s,
             self.keyframes + other.keyframes,
@@ -63,7 +71,7 @@ class Spent:
 
 
 def make(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """State and action, float32 [FRAMES, 7]: 9 stretches, each to a new place, a new turn, or nowhere."""
+    """State and action of episode `number`, float32 [FRAMES, 7]: nine stretches that move, turn, do both or rest."""
     draw = generator(0, RngUse.RECORD, "construction throughput", number)
     edges = np.sort(draw.choice(np.arange(10, FRAMES - 10), 8, replace=False))
     edges = np.concatenate([[0], edges, [FRAMES]])
@@ -88,16 +96,17 @@ def make(number: int) -> tuple[np.ndarray, np.ndarray]:
     return state_TS, np.concatenate([delta_T6, command_T[:, None]], axis=1).astype(np.float32)
 
 
-def work(numbers: range) -> Spent:
-    keyframes, config, spent = KeyframeConfig(), ProposeConfig(), Spent(0.0, 0.0, 0, 0)
+def work(numbers: range) -> ConstructionTime:
+    """Detects keyframes and proposes clips in the episodes of these numbers."""
+    keyframes, config, spent = KeyframeConfig(), ProposeConfig(), ConstructionTime(0.0, 0.0, 0, 0)
     for number in numbers:
         state_TS, action_TA = make(number)
         draws = generator(0, RngUse.WORDING, str(number))
         begin = time.perf_counter()
-        found = detect(state_TS, ARM.embodiment.state, keyframes)
+        detected = detect(state_TS, ARM.embodiment.state, keyframes)
         middle = time.perf_counter()
-        proposals = propose(state_TS, action_TA, ARM, found, config, 1, draws)
-        spent += Spent(middle - begin, time.perf_counter() - middle, len(found), len(proposals))
+        proposals = propose(state_TS, action_TA, ARM, detected, config, 1, draws)
+        spent += ConstructionTime(middle - begin, time.perf_counter() - middle, len(detected), len(proposals))
     return spent
 
 

@@ -1,13 +1,14 @@
-"""How much faster the runner evaluates than one env in a loop, and where its time goes, in one run.
+"""Measures how much faster the runner evaluates than a loop over one env, and where its time goes.
 
     python -m benchmarks.speed.evaluation_throughput metaworld --checkpoint runs/quickstart/finetune \
         --protocol metaworld/quickstart-v1 --episodes 4
     python -m benchmarks.speed.evaluation_throughput libero --checkpoint DIR --protocol libero/heldout-v1 --workers 2
 
-Three ways to run the same episodes, in turns: `one core` and `one env`, a loop over one env and the policy in this
-process, asked for one chunk at a time, on a single core or on all (a software renderer and torch spread over them by
-themselves); `parallel`, the runner of every evaluation with --workers simulator processes and batches. All are warm, so
-none starts processes or loads weights while it is timed; scenes are built in all. Linux only.
+The same episodes run in three ways, which take turns:
+    one core    a loop over one env and the policy in this process, one chunk at a time, on a single core
+    one env     the same loop on all cores; a software renderer and torch spread over them by themselves
+    parallel    the runner of every evaluation, with --workers simulator processes and batches
+Processes are started and weights loaded before anything is timed; building scenes is timed in all three. Linux only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 
 from benchmarks.results import protocols
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import Outcome, RolloutJob, make_env, roll_out
+from benchmarks.rollouts.rollout import EpisodeOutcome, RolloutJob, make_env, roll_out
 from benchmarks.rollouts.runner import Runner, Spent
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey, PolicyLike
@@ -35,12 +36,12 @@ from la4vla.sim.env import Env
 from la4vla.sim.registry import SIMULATORS, Simulator
 from la4vla.types import Observation, UserError
 
-Outcomes = dict[tuple[str, int], Outcome]
+Outcomes = dict[tuple[str, int], EpisodeOutcome]
 
 
 @contextmanager
 def on_cores(cores: set[int]) -> Iterator[None]:
-    """All threads that this process has now, those of the renderer included, run on these cores; then on all again."""
+    """Keeps all threads that this process has now, those of the renderer included, on these cores."""
     before = os.sched_getaffinity(0)
     _pin(cores)
     torch.set_num_threads(len(cores))
@@ -49,7 +50,7 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 
 
 def sequential(env: Env, policy: PolicyLike, protocol: Protocol, jobs: Sequence[RolloutJob]) -> tuple[float, Outcomes]:
-    """Seconds for all jobs, and how they ended."""
+    """Seconds that all jobs took one after another, and their outcomes."""
     start, ended = time.perf_counter(), {}
     for job in jobs:
 
@@ -62,7 +63,7 @@ def sequential(env: Env, policy: PolicyLike, protocol: Protocol, jobs: Sequence[
 
 
 def parallel(runner: Runner, jobs: Sequence[RolloutJob], workers: int) -> tuple[float, Outcomes]:
-    """Seconds for all jobs, and how they ended. Raises UserError where one crashed."""
+    """Seconds that the runner took for all jobs, and their outcomes. Raises UserError where one crashed."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - workers))
     start, ended = time.perf_counter(), {}
     for end in runner.run(jobs):
@@ -81,7 +82,7 @@ def compare(
     workers: int,
     rounds: int,
 ) -> str:
-    """Times both ways `rounds` times in turns. Returns what there is to say."""
+    """Times all three ways `rounds` times in turns. Returns the lines to print."""
     simulator.prepare()
     threads = torch.get_num_threads()
     everywhere = os.sched_getaffinity(0)

@@ -1,6 +1,6 @@
-"""The loader without a model: samples a second from made-up shards of the preset's image size, one rank.
+"""Measures the loader without a model: samples a second from synthetic shards of the preset's image size, on one rank.
 
-This is the ceiling of training on one rank. Shards lie in a temporary folder, so the disk's cache is warm.
+Training on one rank cannot be faster. The shards are written to a temporary folder first, so the disk's cache is warm.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import simplejpeg
 
 from la4vla.config import DataConfig, ModelConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from la4vla.data.loader import Loader
+from la4vla.data.setup import prepare
 from la4vla.data.shards.writer import Clip, ShardWriter, View
 from la4vla.model.presets import preset
 from la4vla.model.tokenizer import TINY_TOKENIZER, Prompter
@@ -25,7 +26,7 @@ CLIPS = 64
 FRAMES = 46  # mean of an LA clip (FACTS 1.3.6)
 FRAME_STRIDE = 2
 GLOBAL_BATCH = 64
-STEPS = 500  # at most; the clock ends it earlier, and planning a run takes time in proportion
+STEPS = 500  # at most; the clock ends the run earlier, and planning takes time in proportion to the steps
 VIEW = "front"
 ARM = Embodiment(
     "made_up",
@@ -36,9 +37,9 @@ ARM = Embodiment(
 
 
 def measure(name: str, seconds: float) -> dict[str, float]:
-    """kind -> samples a second, start-up left out. name: of the preset."""
+    """kind -> samples a second without the start-up. name: of the preset. seconds: how long each kind is measured."""
     size = preset(name)
-    # Ids do not matter to speed. The tiny tokenizer serves every preset, with the preset's number of image tokens.
+    # Token ids do not change speed: the tiny tokenizer serves every preset, with the preset's number of image tokens.
     spec = InputSpec(**{**size.spec.__dict__, "pad_token_id": 0, "image_token_id": 3})
     prompter = Prompter.load(TINY_TOKENIZER, spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -49,9 +50,12 @@ def measure(name: str, seconds: float) -> dict[str, float]:
 
 def _rate(config: TrainConfig, spec: InputSpec, prompter: Prompter, seconds: float) -> float:
     samples, begin = 0, 0.0
-    with Loader(config, spec, prompter.encode, rank=0, world_size=1, start=("only", 0)) as loader:
+    setup = prepare(config, spec, prompter.encode)
+    with Loader(config, setup, rank=0, world_size=1, start=("only", 0)) as loader:
         for step in loader:
-            if step.stage_step == config.data.read_ahead:  # what was read ahead while nobody looked is not counted
+            if (
+                step.stage_step == config.data.read_ahead
+            ):  # steps that were read ahead before the clock ran do not count
                 begin = time.perf_counter()
             elif step.stage_step > config.data.read_ahead:
                 samples += GLOBAL_BATCH
@@ -70,11 +74,11 @@ def _config(shards: Path, kind: str, name: str) -> TrainConfig:
 
 
 def _write(folder: Path, side: int) -> None:
-    """Smooth pictures with some grain, about as hard for a JPEG decoder as rendered ones."""
+    """Writes shards of smooth images with some grain, about as hard for a JPEG decoder as rendered ones."""
     draw = generator(0, RngUse.RECORD, "throughput")
     ramp = np.linspace(0, 200, side, dtype=np.float32)
-    picture = ramp[:, None, None] * 0.5 + ramp[None, :, None] * 0.5 + draw.normal(0, 6, (side, side, 3))
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture.clip(0, 255).astype(np.uint8)), quality=95)
+    image = ramp[:, None, None] * 0.5 + ramp[None, :, None] * 0.5 + draw.normal(0, 6, (side, side, 3))
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image.clip(0, 255).astype(np.uint8)), quality=95)
     with ShardWriter(folder, ARM, {VIEW: View(side, side)}, FRAME_STRIDE, STREAMS) as writer:
         for number in range(CLIPS):
             writer.add(

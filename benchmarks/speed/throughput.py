@@ -1,4 +1,4 @@
-"""How fast the model trains and acts, against the same model fed the released layout; and how fast the loader is alone.
+"""Measures how fast the model trains and acts, against the same model fed the released layout, and the loader alone.
 
     python -m benchmarks.speed.throughput --preset tiny --device cpu --batch 32
     python -m benchmarks.speed.throughput --preset la4vla_1b --device cuda --batch 32 --precision bf16 --checkpointing
@@ -6,13 +6,12 @@
 Layouts, all through the same weights and the same `Policy`:
     la             the instruction alone; language model and head train (FACTS 4.1, stage 2)
     released la    what the release feeds for an LA sample: three image slots, every image through the (frozen) vision
-    tower, rows
-                   padded to `max_tokens` positions; language model and head train
+                   tower, rows padded to `max_tokens` positions; language model and head train
     vla            the views that exist, no padding; everything trains
-    released vla   three image slots whatever exists, padded rows; everything trains
-The cost of a row is its shape, so token ids and pixels are made up. Time is the median of calls after a warm-up.
-Operations and MFU are counted by la4vla/model/flops.py (MFU's numerator leaves out recomputation; on a CPU its
-denominator is a measured matrix product).
+    released vla   always three image slots, rows padded to `max_tokens` positions; everything trains
+A row's cost depends on its shape alone, so token ids and pixels are random. Time is the median of calls after a
+warm-up. la4vla/model/flops.py counts operations and MFU. MFU's numerator leaves out recomputation; on a CPU its
+denominator is a measured matrix product.
 """
 
 from __future__ import annotations
@@ -34,37 +33,30 @@ import torch
 import transformers
 
 from benchmarks.speed import loader_throughput
+from benchmarks.speed.layouts import Layout, layouts, make_batch
 from la4vla import __version__
-from la4vla.config import MODULE_GROUPS, FlowConfig, ModelConfig
+from la4vla.config import FlowConfig, ModelConfig
 from la4vla.model import flops, flow, freeze
 from la4vla.model.policy import Policy, build_policy
-from la4vla.model.presets import PRESETS, ModelSize
+from la4vla.model.presets import PRESETS
 from la4vla.shell import exit_status
-from la4vla.types import Batch, UserError
+from la4vla.types import UserError
 
-RELEASED_SLOTS = 3
-LA_GROUPS = ("llm", "head")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a row looks like. images: through the vision tower, a place in the row each. tokens: those that are real.
-
-    positions: length of the row, padding included. trained: module groups.
-    """
-
-    name: str
-    images: int
-    positions: int
-    tokens: int
-    trained: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Timing:
-    """Samples a second of forward + backward and of forward alone; operations of one training sample; 0 MFU: unknown
-    peak.
+    """What was measured of one layout.
+
+    layout                  its name
+    positions               length of a row
+    images                  of a row
+    train_samples_per_s     forward and backward
+    forward_samples_per_s   forward alone
+    train_operations        floating-point operations of one training sample
+    mfu                     useful operations a second over the device's peak; 0: the peak is unknown
+    calls                   that the training time is the median of
     """
 
     layout: str
@@ -75,48 +67,6 @@ class Timing:
     train_operations: float
     mfu: float
     calls: int
-
-
-def layouts(size: ModelSize, instruction_tokens: int, views: int) -> list[Layout]:
-    slot = size.image_tokens + 7  # `Image-1: <img>`, `</img>`, newline
-    rows = {count: instruction_tokens + count * slot for count in (0, views, RELEASED_SLOTS)}
-    if max(rows.values()) > size.max_tokens:
-        raise UserError(f"rows of {max(rows.values())} tokens, the preset takes {size.max_tokens}; use fewer of them.")
-    released = (RELEASED_SLOTS, size.max_tokens, rows[RELEASED_SLOTS])
-    return [
-        Layout("la", 0, rows[0], rows[0], LA_GROUPS),
-        Layout("released la", *released, LA_GROUPS),
-        Layout("vla", views, rows[views], rows[views], MODULE_GROUPS),
-        Layout("released vla", *released, MODULE_GROUPS),
-    ]
-
-
-def make_batch(size: ModelSize, layout: Layout, rows: int) -> Batch:
-    """A batch of that shape: image slots first, then made-up words, then pads that text_mask hides."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.full((rows, layout.positions), size.pad_token_id)
-    ids[:, : layout.tokens] = torch.randint(size.vocab // 2, (rows, layout.tokens), generator=generator) + 4
-    places = torch.zeros(rows, layout.positions, dtype=torch.bool)
-    for slot in range(layout.images):
-        begin = slot * (size.image_tokens + 7) + 5
-        places[:, begin : begin + size.image_tokens] = True
-    chunk = (rows, size.horizon, size.action_dim)
-    shape = (rows * layout.images, 3, size.image_size, size.image_size)
-    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    return Batch(
-        kind="vla" if layout.images else "la",
-        input_ids_BL=ids.masked_fill(places, size.image_token_id),
-        text_mask_BL=(torch.arange(layout.positions) < layout.tokens).expand(rows, -1).contiguous(),
-        images_NCHW=pixels if layout.images else None,
-        image_index=places.flatten().nonzero()[:, 0] if layout.images else None,
-        state_BS=torch.zeros(rows, size.state_dim),
-        state_mask_BS=torch.ones(rows, size.state_dim, dtype=torch.bool),
-        actions_BTA=torch.zeros(chunk),
-        action_mask_BTA=torch.ones(chunk, dtype=torch.bool),
-        noise_BTA=torch.rand(chunk, generator=generator) * 2 - 1,
-        time_B=torch.rand(rows, generator=generator),
-        keys=("made up",) * rows,
-    )
 
 
 class Bench:
@@ -131,7 +81,7 @@ class Bench:
         return torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def time(self, call: Callable[[], object]) -> tuple[float, int]:
-        """(median seconds, calls): one call to warm up, kept if it takes all of `seconds`; else calls until spent."""
+        """(median seconds, calls). The first call warms up and counts only if it already takes `seconds`."""
         spent = [self._once(call)]
         if spent[0] < self.seconds:
             spent = [self._once(call)]
@@ -151,7 +101,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def peak(self) -> float:
-        """Operations a second that the device can do; 0 where nobody knows."""
+        """The device's peak in operations a second; 0: unknown."""
         if self.device == "cuda":
             return flops.peak_bf16(torch.cuda.get_device_name()) if self.precision == "bf16" else 0.0
         side = 1024
@@ -189,8 +139,10 @@ class Bench:
         )
 
     def sampler(self, layout: Layout, flow_steps: int) -> dict[str, float]:
-        """Milliseconds of one chunk, batch 1: the context, and the flow with its keys and values projected once or
-        every step. In this benchmark's precision; a served policy computes in fp32.
+        """Milliseconds of one chunk at batch 1, in this benchmark's precision (a served policy computes in fp32).
+
+        context: the backbone. flow_cached, flow_uncached: the flow, with the context's keys and values projected once a
+        chunk or once a step. chunk, chunk_uncached: their sums.
         """
         policy = self.policy.eval()
         batch = make_batch(policy.size, layout, 1).to(self.device)
@@ -198,39 +150,39 @@ class Bench:
         with torch.no_grad(), self.autocast():
             context, key_mask = policy.backbone(batch)
 
-            def remember() -> Any:
-                return policy.head.remember(context, key_mask, batch.state_BS, batch.state_mask_BS)
+            def encode_context() -> Any:
+                return policy.head.encode_context(context, key_mask, batch.state_BS, batch.state_mask_BS)
 
             def cached() -> None:
-                memory = remember()
-                flow.euler(lambda x, t: policy.head.velocity(x, t, memory), batch.noise_BTA, dims, flow_steps)
+                cache = encode_context()
+                flow.euler(lambda x, t: policy.head.velocity(x, t, cache), batch.noise_BTA, dims, flow_steps)
 
             def uncached() -> None:
-                flow.euler(lambda x, t: policy.head.velocity(x, t, remember()), batch.noise_BTA, dims, flow_steps)
+                flow.euler(lambda x, t: policy.head.velocity(x, t, encode_context()), batch.noise_BTA, dims, flow_steps)
 
         def alone(call: Callable[[], Any]) -> None:
-            # A region of its own a call: within one, the weights of the call before would be there in bf16 already.
+            # One autocast region for each call: within a region, later calls would find the weights in bf16 already.
             with torch.no_grad(), self.autocast():
                 call()
 
         calls = {"context": lambda: policy.backbone(batch), "flow_cached": cached, "flow_uncached": uncached}
-        found = {name: 1e3 * self.time(partial(alone, call))[0] for name, call in calls.items()}
-        found["chunk"] = found["context"] + found["flow_cached"]
-        found["chunk_uncached"] = found["context"] + found["flow_uncached"]
-        return found
+        spent = {name: 1e3 * self.time(partial(alone, call))[0] for name, call in calls.items()}
+        spent["chunk"] = spent["context"] + spent["flow_cached"]
+        spent["chunk_uncached"] = spent["context"] + spent["flow_uncached"]
+        return spent
 
 
 def ratios(timings: Sequence[Timing]) -> dict[str, float]:
-    """Ours over the released layout, where both were timed."""
+    """Our layouts over the released ones, where both were timed."""
     by_name = {timing.layout: timing for timing in timings}
-    found = {}
+    factors = {}
     for kind in ("la", "vla"):
         if {kind, f"released {kind}"} <= set(by_name):
             ours, released = by_name[kind], by_name[f"released {kind}"]
-            found[f"{kind} training"] = ours.train_samples_per_s / released.train_samples_per_s
-            found[f"{kind} forward"] = ours.forward_samples_per_s / released.forward_samples_per_s
-            found[f"{kind} operations"] = released.train_operations / ours.train_operations
-    return found
+            factors[f"{kind} training"] = ours.train_samples_per_s / released.train_samples_per_s
+            factors[f"{kind} forward"] = ours.forward_samples_per_s / released.forward_samples_per_s
+            factors[f"{kind} operations"] = released.train_operations / ours.train_operations
+    return factors
 
 
 def versions(device: str) -> dict[str, str]:
@@ -279,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the options ask for, JSON-able. Raises UserError for options that do not fit this machine."""
     if options.clock == "cpu" and (options.device != "cpu" or torch.get_num_threads() != 1):
         raise UserError("--clock cpu counts the seconds of one CPU thread; use --device cpu and OMP_NUM_THREADS=1.")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -300,7 +253,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         try:
             timings.append(bench.train(layout, options.batch, options.checkpointing, peak))
         except torch.OutOfMemoryError:
-            print(f"{layout.name}: out of memory at batch {options.batch}; left out", file=sys.stderr, flush=True)
+            print(f"{layout.name}: out of cache at batch {options.batch}; left out", file=sys.stderr, flush=True)
             torch.cuda.empty_cache()
     sampled = [] if options.no_sampler else [layout for layout in chosen if layout.name != "released la"]
     return {
@@ -315,7 +268,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def summary_table(result: dict[str, Any]) -> str:
+    """What the command prints of `measure`'s result."""
     lines = [
         ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
         f"{result['settings']['preset']}: {result['parameters']:,} parameters, batch {result['settings']['batch']}, "
@@ -340,7 +294,7 @@ def table(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(list(arguments))
     result = measure(options)
-    print(table(result))
+    print(summary_table(result))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1))

@@ -1,1 +1,1 @@
-"""The study: the paper's claims at a small scale, as jobs that leave rows, and the tables of these rows."""
+"""The study: the paper's claims at a small scale. Jobs leave rows, and the tables are made of the rows."""

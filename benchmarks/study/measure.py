@@ -1,4 +1,5 @@
-"""What a finished job's folder says that a row keeps: counts, losses, operations, outcomes of every episode."""
+"""Reads the results of a job for its row from the job's folder: counts, losses, operations, outcomes of every
+episode."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 from benchmarks.report import curves
 from benchmarks.results import results
-from benchmarks.study.plan import CASES, Job, Kind
+from benchmarks.study.plan import CASES, Kind, StudyJob
 from la4vla import config, manifest
 from la4vla.config import TrainConfig
 from la4vla.construct.build import FINGERPRINT
@@ -23,12 +24,10 @@ from la4vla.probe.run import NUMBERS
 from la4vla.probe_cases.cases import read_cases
 from la4vla.types import UserError
 
-"""In a string of outcomes: an episode that has none. 1: success, 0: failure."""
 
-
-def measure(job: Job) -> dict[str, Any]:
-    """Raises UserError where the folder is not complete."""
-    measured: dict[Kind, Callable[[Job], dict[str, Any]]] = {
+def measure(job: StudyJob) -> dict[str, Any]:
+    """The results of a job that has ended, JSON-able. Raises UserError where its folder is not complete."""
+    readers: dict[Kind, Callable[[StudyJob], dict[str, Any]]] = {
         "construct": shards,
         "train": training,
         "evaluate": outcomes,
@@ -36,10 +35,11 @@ def measure(job: Job) -> dict[str, Any]:
         "cases": cases,
         "probe": probe,
     }
-    return measured[job.kind](job)
+    return readers[job.kind](job)
 
 
-def shards(job: Job) -> dict[str, Any]:
+def shards(job: StudyJob) -> dict[str, Any]:
+    """Demonstrations, clips, frames and samples that a construction wrote, and clips by primitive."""
     about = json.loads((job.folder / FINGERPRINT).read_text())
     indexes = {name: read_index(job.folder / name) for name in about["folders"]}
     counts = {
@@ -49,8 +49,8 @@ def shards(job: Job) -> dict[str, Any]:
     return {"demonstrations": counts["task"]["clips"], "folders": counts, "primitives": about["primitives"]}
 
 
-def training(job: Job) -> dict[str, Any]:
-    """Samples by source, operations, and the mean loss of the last five lines of the log."""
+def training(job: StudyJob) -> dict[str, Any]:
+    """Samples by source, operations, the mean loss of the log's last five lines, and the identity of the weights."""
     recipe: TrainConfig = config.load(job.about["recipe"], job.about["settings"])
     records = curves.read(job.folder)
     steps = sum(stage.steps for stage in recipe.stages.values())
@@ -67,7 +67,7 @@ def training(job: Job) -> dict[str, Any]:
 
 
 def samples(recipe: TrainConfig) -> dict[str, int]:
-    """Source -> samples that it gives to a whole run."""
+    """Source -> samples that a whole run reads of it."""
     schedule, total = Schedule(recipe), dict[str, int]()
     for stage in recipe.stages:
         for source, count in schedule.total(stage).items():
@@ -76,7 +76,7 @@ def samples(recipe: TrainConfig) -> dict[str, int]:
 
 
 def operations(recipe: TrainConfig) -> float:
-    """Forward and backward of a whole run (model/flops.py), at each source's mean row length, padding left out."""
+    """Floating-point operations of a whole run (model/flops.py), at each source's mean row length without padding."""
     size, schedule, total = preset(recipe.model.preset), Schedule(recipe), 0.0
     lengths = {source: row_length(recipe, source) for source in samples(recipe)}
     for name, stage in recipe.stages.items():
@@ -88,10 +88,10 @@ def operations(recipe: TrainConfig) -> float:
 
 
 def row_length(recipe: TrainConfig, source: str) -> tuple[float, int]:
-    """Mean tokens and images of a sample. Only the clips' words are read."""
-    wanted = recipe.data.sources[source]
-    index = read_index(wanted.path)
-    images = 0 if wanted.kind == "la" else len(wanted.views or index.views)
+    """Mean tokens and images of a source's samples. Only the clips' instructions are read."""
+    read = recipe.data.sources[source]
+    index = read_index(read.path)
+    images = 0 if read.kind == "la" else len(read.views or index.views)
     encode = build_prompter(recipe.model).encode
     tokens = frames = 0
     for number in range(len(index.shards)):
@@ -101,8 +101,11 @@ def row_length(recipe: TrainConfig, source: str) -> tuple[float, int]:
     return tokens / frames, images
 
 
-def outcomes(job: Job) -> dict[str, Any]:
-    """Every episode's end, a string of 0 and 1 a task in the order of the episodes."""
+def outcomes(job: StudyJob) -> dict[str, Any]:
+    """Outcomes of all episodes: for each task a string of 0 (failure) and 1 (success) in the order of the episodes.
+
+    Raises UserError where an episode is missing or crashed.
+    """
     run = results.read_run(job.folder)
     rows = {(row.task, row.episode): row for row in results.read_rows(job.folder)}
     protocol = run["protocol"]
@@ -123,22 +126,22 @@ def outcomes(job: Job) -> dict[str, Any]:
     }
 
 
-def cases(job: Job) -> dict[str, Any]:
-    """How many, in which directions, of how many tasks."""
+def cases(job: StudyJob) -> dict[str, Any]:
+    """Number of cases, by direction, and of how many tasks."""
     listed = read_cases(job.folder / CASES).cases
     directions = Counter(case.direction for case in listed)
     return {"n": len(listed), "directions": dict(directions), "tasks": len({case.task for case in listed})}
 
 
-def probe(job: Job) -> dict[str, Any]:
-    """The pooled scores of every condition with their intervals; not the trials themselves."""
-    found = json.loads((job.folder / NUMBERS).read_text())
-    kept = ("cases", "trials", "refusal", "pooled", "obedience", "by_nearness")
+def probe(job: StudyJob) -> dict[str, Any]:
+    """The pooled scores of every probe condition with their intervals, without the single trials."""
+    numbers = json.loads((job.folder / NUMBERS).read_text())
+    fields = ("cases", "trials", "refusal", "pooled", "obedience", "by_nearness")
     return {
-        "policy": found["checkpoint"]["identity"],
+        "policy": numbers["checkpoint"]["identity"],
         "listed": {
-            name: found["cases"][name] for name in ("n", "tasks", "clips", "fingerprint", "demonstrated", "nearness")
+            name: numbers["cases"][name] for name in ("n", "tasks", "clips", "fingerprint", "demonstrated", "nearness")
         },
-        "conditions": {name: {key: one[key] for key in kept} for name, one in found["conditions"].items()},
-        "representation": found["representation"],
+        "conditions": {name: {key: one[key] for key in fields} for name, one in numbers["conditions"].items()},
+        "representation": numbers["representation"],
     }

@@ -1,7 +1,7 @@
-"""The rows of a study: one JSON object a job, appended to `<kind>.jsonl`, small enough to be committed.
+"""The rows of a study: one JSON object for each job, appended to `<kind>.jsonl`, small enough to be committed.
 
-A row says which job it is of (`job`, and `of`, the job's digest), and the newest row of an `of` counts. So rows of
-other days and machines add up, and a job whose row is there is not run again.
+A row names its job (`job`) and the job's digest (`of`); of several rows of a digest the newest counts. So rows of other
+days and machines add up, and a job that has its row is not run again.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import la4vla
-from benchmarks.study.plan import Job, StudyConfig
+from benchmarks.study.plan import StudyConfig, StudyJob
 from la4vla.types import UserError
 
-Row = dict[str, Any]
+StudyRow = dict[str, Any]
 PACKAGES = ("torch", "transformers", "mujoco", "metaworld")
 
 
-class Rows:
+class StudyRows:
     """All rows of a folder, of every study."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError for a line that is no row."""
+        """Reads every `*.jsonl` in the folder. Raises UserError for a line that is not a row."""
         self.folder = folder
-        self.all: list[Row] = []
+        self.all: list[StudyRow] = []
         for path in sorted(folder.glob("*.jsonl")):
             for number, line in enumerate(path.read_text().splitlines(), start=1):
                 try:
@@ -38,16 +38,18 @@ class Rows:
                 except (json.JSONDecodeError, TypeError) as error:
                     raise UserError(f"{path}:{number}: not a row ({error}); remove that line.") from error
 
-    def of(self, job: Job) -> Row | None:
-        """The newest row of exactly this job."""
+    def of(self, job: StudyJob) -> StudyRow | None:
+        """The newest row with this job's name and digest, or None."""
         return next((row for row in reversed(self.all) if row["of"] == job.of and row["job"] == job.name), None)
 
-    def newest(self, jobs: Sequence[Job]) -> list[Row]:
-        """The rows of those jobs that have one, in the order of the jobs."""
-        found = [self.of(job) for job in jobs]
-        return [row for row in found if row is not None]
+    def newest(self, jobs: Sequence[StudyJob]) -> list[StudyRow]:
+        """The newest row of every job that has one, in the order of the jobs."""
+        rows = [self.of(job) for job in jobs]
+        return [row for row in rows if row is not None]
 
-    def append(self, job: Job, study: StudyConfig, began: Row, seconds: float, measured: Row) -> Row:
+    def append(
+        self, job: StudyJob, study: StudyConfig, began: StudyRow, seconds: float, measured: StudyRow
+    ) -> StudyRow:
         """Writes and returns the row of a job that has just been made. began: circumstances when it did. seconds: all
         that it took, restarts included."""
         row = {"study": study.name, "job": job.name, "of": job.of, **began, "seconds": round(seconds)}
@@ -64,14 +66,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def circumstances() -> Row:
-    """Date, code, versions and cores, now."""
+def circumstances() -> StudyRow:
+    """Date, code, versions and cores of this moment, as a row says them."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(described, capture_output=True, text=True)
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    git = subprocess.run(command, capture_output=True, text=True)
     return {
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "git": found.stdout.strip() if found.returncode == 0 else "unknown",
+        "git": git.stdout.strip() if git.returncode == 0 else "unknown",
         "versions": {"python": platform.python_version(), "la4vla": la4vla.__version__, **versions},
         "cores": cores(),
     }

@@ -1,8 +1,8 @@
-"""Running a study: its missing jobs one after another, each as a process of its own, until they or the hours are over.
+"""Runs a study: its missing jobs one after another, each as a process of its own, until all have run or time is up.
 
-A job that was killed goes on where it stopped, because its command does; the seconds that it took so far are kept. One
-study runs at a time in a folder: the lock is also held by the command, so that one that outlived its study is waited
-for. A job that fails stops the run, since others may build on it.
+A job that was killed goes on where it stopped, because its command does; the seconds it took before count. One study
+runs at a time in a folder. The command holds the folder's lock too, so a command that outlived its study keeps the next
+run out. A job that fails stops the run, since others may build on it.
 """
 
 from __future__ import annotations
@@ -21,45 +21,51 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.study.measure import measure
-from benchmarks.study.plan import Job, StudyConfig, everything, expand, reread
-from benchmarks.study.rows import Rows, circumstances, cores
-from la4vla.files import locked
+from benchmarks.study.plan import StudyConfig, StudyJob, everything, expand, reread
+from benchmarks.study.rows import StudyRows, circumstances, cores
+from la4vla.files import locked, write_atomic
 from la4vla.types import UserError
 
 TICK_S = 5.0
-"""How often the seconds of a job are written down, so that a kill costs no more of them."""
+"""How often the seconds of a running job are written to its note; a kill loses no more than this."""
 
 DEFAULT_MINUTES = 5.0
 
 
 @dataclass
-class Runner:
-    """lock: file descriptor that commands inherit."""
+class StudyRunner:
+    """Runs single jobs of a study.
+
+    study       whose jobs they are
+    rows        gets a row for each finished job
+    lock        file descriptor of the study's lock, which commands inherit
+    """
 
     study: StudyConfig
-    rows: Rows
+    rows: StudyRows
     lock: int
 
-    def made(self, job: Job) -> bool:
-        """Whether its folder is here and finished (its row may be of another machine)."""
+    def made(self, job: StudyJob) -> bool:
+        """Whether the job's folder is on this machine and finished. (Its row may come from another machine.)"""
         return job.folder.exists() and self._note(job).get("finished", False)
 
-    def missing(self, job: Job) -> list[Job]:
-        """What has to run for this job, in order: the folders it needs that are not here, and itself."""
+    def missing(self, job: StudyJob) -> list[StudyJob]:
+        """The jobs to run for this one, in order: those whose folders it needs and that are not made, and itself."""
         before = [item for need in job.needs if not self.made(need) for item in self.missing(need)]
         return list(dict.fromkeys([*before, job]))
 
-    def minutes(self, job: Job) -> float:
-        """What a job will take: the median of this study's own with as many cores, else what the plan expects."""
+    def minutes(self, job: StudyJob) -> float:
+        """Minutes that a job will take: the median of such jobs of this study on as many cores, else the plan's
+        guess."""
         alike = (self.study.name, cores(), f"{job.kind}.jsonl", job.name.split("/")[:2])
-        known = [
+        past = [
             row["seconds"] / 60
             for row in self.rows.all
             if (row.get("study"), row.get("cores"), row["file"], row["job"].split("/")[:2]) == alike
         ]
-        return statistics.median(known) if known else self.study.minutes.get(job.kind, DEFAULT_MINUTES)
+        return statistics.median(past) if past else self.study.minutes.get(job.kind, DEFAULT_MINUTES)
 
-    def make(self, job: Job) -> None:
+    def make(self, job: StudyJob) -> None:
         """Runs a job's command to its end and appends its row. Raises UserError if it fails."""
         note = self._note(job)
         before, since = note.get("seconds", 0.0), time.monotonic()
@@ -93,34 +99,30 @@ class Runner:
         print(f"{job.name}: {row['seconds']} s, row in {self.rows.folder / row['file']}", flush=True)
 
     def _environment(self) -> dict[str, str]:
-        """One thread a process, as two trainings on two cores need it; no GPU where the study is for the CPU."""
+        """One thread for each process, as two ranks on two cores need; no GPU where the study is for the CPU."""
         return {**os.environ, "OMP_NUM_THREADS": "1"} | (
             {"CUDA_VISIBLE_DEVICES": ""} if self.study.device == "cpu" else {}
         )
 
-    def _note_path(self, job: Job) -> Path:
+    def _note_path(self, job: StudyJob) -> Path:
         return Path(self.study.out) / "jobs" / f"{job.name.replace('/', '-')}-{job.of}.json"
 
-    def _forget_others(self, job: Job) -> None:
-        """What another recipe has made in this folder is about to be gone: only data keep their folder."""
+    def _forget_others(self, job: StudyJob) -> None:
+        """Removes notes of data that another recipe wrote into this folder: this job replaces them."""
         for path in self._note_path(job).parent.glob(f"{job.name.replace('/', '-')}-*.json"):
             if job.kind == "construct" and path != self._note_path(job):
                 path.unlink()
 
-    def _note(self, job: Job) -> dict:
+    def _note(self, job: StudyJob) -> dict:
         path = self._note_path(job)
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def _write_note(self, job: Job, note: dict) -> None:
-        path = self._note_path(job)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_suffix(".new")
-        whole.write_text(json.dumps(note))
-        whole.replace(path)
+    def _write_note(self, job: StudyJob, note: dict) -> None:
+        write_atomic(self._note_path(job), json.dumps(note).encode())
 
 
 def run(study: StudyConfig, parts: Sequence[str], hours: float) -> None:
-    """Makes the parts' jobs that have no row yet; no new one is started that would not end within `hours`.
+    """Runs the parts' jobs that have no row yet. A job that would not end within `hours` is not started.
 
     Raises UserError where a job fails or another run of this study is still at work.
     """
@@ -129,7 +131,7 @@ def run(study: StudyConfig, parts: Sequence[str], hours: float) -> None:
     out = Path(study.out)
     taken = f"{out}: a run of this study, or a command that one left, is still at work; wait for it or end it."
     with locked(out / "lock", taken) as lock, _stop_on_terminate():
-        runner = Runner(study, Rows(Path(study.rows)), lock.fileno())
+        runner = StudyRunner(study, StudyRows(Path(study.rows)), lock.fileno())
         for number, job in enumerate(jobs, start=1):
             if runner.rows.of(job) is not None:
                 print(f"{number}/{len(jobs)} {job.name}: has its row", flush=True)
@@ -149,8 +151,8 @@ def run(study: StudyConfig, parts: Sequence[str], hours: float) -> None:
 
 
 def listing(study: StudyConfig, parts: Sequence[str]) -> str:
-    """The jobs by part and which of them have rows."""
-    rows = Rows(Path(study.rows))
+    """The jobs of every part, and which of them have rows, as text."""
+    rows = StudyRows(Path(study.rows))
     lines = []
     for part in parts or study.parts:
         jobs = expand(study, [part])
@@ -161,7 +163,7 @@ def listing(study: StudyConfig, parts: Sequence[str]) -> str:
 
 @contextmanager
 def _stop_on_terminate() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, the command with it."""
+    """SIGTERM ends the run and its command, as Ctrl-C does."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

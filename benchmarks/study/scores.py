@@ -1,9 +1,9 @@
-"""Rows of evaluations as numbers: rates over seeds, and paired differences of two arms on the same episodes. Pure.
+"""Rates over seeds, and paired differences of two conditions on the same episodes, from the rows of evaluations.
 
-An episode of one seed's policy is a unit. Two arms are paired by (seed, task, episode): the same initial state and flow
-noise, and pretraining and finetuning seeds of the same number. Two p values go with a difference: McNemar's exact one
-over episodes, which takes them as independent, and a sign-flip one over tasks, which does not and so asks whether the
-difference would hold on other tasks. Neither says what other trainings would give: for that there are the seeds.
+The unit is one episode of one seed's policy. Two conditions are paired by (seed, task, episode): the same initial state
+and flow noise, and seeds of the same number in pretraining and finetuning. A difference has two p values. McNemar's
+exact test takes episodes as independent. The sign-flip test takes only tasks as independent, so it asks whether the
+difference would hold on other tasks. Neither says what other trainings would give; the rates by seed show that.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ from statistics import fmean
 
 from benchmarks.results import stats
 from benchmarks.results.stats import Pairs, Rate
-from benchmarks.study.rows import Row
+from benchmarks.study.rows import StudyRow
 from la4vla.types import UserError
 
 Episode = tuple[int, str, int]
-"""seed, task, place in the string of outcomes"""
+"""Seed, task, and place in the task's string of outcomes."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """An arm's rates, all its seeds together. seeds: seed -> rate."""
+class ConditionRates:
+    """A condition's rates.
+
+    groups      group -> rate over all seeds
+    macro       mean of the groups
+    micro       over all episodes of all seeds
+    seeds       seed -> rate over its episodes
+    """
 
     groups: Mapping[str, Rate]
     macro: Rate
@@ -33,7 +39,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of an arm from a reference, in rates; b is the arm. tasks, seeds: differences of their means."""
+    """What sets a condition apart from a reference, on the same episodes.
+
+    pairs       outcomes; A is the reference, B the condition
+    tasks       task -> difference of the rates
+    seeds       seed -> difference of the rates
+    """
 
     pairs: Pairs
     tasks: Mapping[str, float]
@@ -44,8 +55,8 @@ class Difference:
         return stats.sign_flip(list(self.tasks.values()))
 
 
-def episodes(rows: Iterable[Row]) -> dict[Episode, bool]:
-    """Raises UserError where rows of different protocols meet."""
+def episodes(rows: Iterable[StudyRow]) -> dict[Episode, bool]:
+    """The outcome of every episode of the rows. Raises UserError for rows of different protocols."""
     rows = list(rows)
     if len({row["protocol_hash"] for row in rows}) > 1:
         raise UserError(f"rows of {rows[0]['job']} and others are of different protocols; evaluate them with one.")
@@ -57,15 +68,16 @@ def episodes(rows: Iterable[Row]) -> dict[Episode, bool]:
     }
 
 
-def score(rows: Iterable[Row], groups: Mapping[str, Sequence[str]]) -> Score:
+def score(rows: Iterable[StudyRow], groups: Mapping[str, Sequence[str]]) -> ConditionRates:
+    """The rates of one condition's rows. groups: the protocol's, group -> tasks."""
     ended = episodes(rows)
 
-    def rate(keep: Iterable[Episode]) -> Rate:
-        return stats.rate([ended[key] for key in keep])
+    def rate(keys: Iterable[Episode]) -> Rate:
+        return stats.rate([ended[key] for key in keys])
 
     by_group = {group: rate(key for key in ended if key[1] in tasks) for group, tasks in groups.items()}
     seeds = sorted({seed for seed, _, _ in ended})
-    return Score(
+    return ConditionRates(
         by_group,
         stats.macro(list(by_group.values())),
         rate(ended),
@@ -73,11 +85,11 @@ def score(rows: Iterable[Row], groups: Mapping[str, Sequence[str]]) -> Score:
     )
 
 
-def difference(reference: Iterable[Row], arm: Iterable[Row]) -> Difference | None:
-    """Over the episodes that both have; None without any."""
-    reference, arm = list(reference), list(arm)
-    episodes([*reference, *arm])
-    before, after = episodes(reference), episodes(arm)
+def difference(reference: Iterable[StudyRow], condition: Iterable[StudyRow]) -> Difference | None:
+    """Over the episodes that both have; None where they share none."""
+    reference, condition = list(reference), list(condition)
+    episodes([*reference, *condition])
+    before, after = episodes(reference), episodes(condition)
     both = [key for key in before if key in after]
     if not both:
         return None

@@ -1,8 +1,9 @@
 """A sweep's jobs as a SLURM job array, through submitit.
 
-Every job of the array runs the command that would run here. A preempted one, or one whose time is up, is put back into
-the queue and goes on from its rows. `submitted.json` remembers which SLURM job runs what, so that the same sweep,
-started again, waits for the jobs that are still there, says what became of those that ended, and submits them again.
+Every job of the array runs the command that would run on this machine. A job that is preempted, or whose time is up, is
+queued again and goes on from its rows. `submitted.json` records which SLURM job runs which command. So the same sweep,
+started again, waits for the jobs that still run, says what became of those that ended, and submits unfinished ones
+again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from benchmarks.sweep.jobs import SLURM, Arm, Job, State
+from benchmarks.sweep.jobs import SLURM, State, SweepCondition, SweepJob
 from la4vla.files import write_atomic
 from la4vla.types import UserError
 
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
 SUBMITTED = "submitted.json"
 POLL_S = 10.0
-ENDING_S = 30.0  # an evaluation that is told to end is killed after this; SLURM gives submitit 90 s
+ENDING_S = 30.0  # an evaluation that does not end on SIGTERM is killed after this; SLURM gives submitit 90 s
 
 
-class Command:
-    """What a job of the array runs. The command is a session of its own, so that SLURM's signals reach this process
-    alone, which then decides."""
+class SlurmCommand:
+    """What a job of the array runs.
+
+    The command gets a process session of its own. So SLURM's signals reach this process alone, and it decides what to
+    do.
+    """
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = tuple(argv)
@@ -45,7 +49,7 @@ class Command:
         return status
 
     def checkpoint(self) -> DelayedSubmission:
-        """Ends the command and says what to run instead, as submitit asks when SLURM takes the machine back."""
+        """Ends the command and returns what to run instead; submitit calls this when SLURM takes the machine back."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
@@ -54,15 +58,16 @@ class Command:
                 self._process.wait(ENDING_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-        return DelayedSubmission(Command(self._argv))
+        return DelayedSubmission(SlurmCommand(self._argv))
 
 
 def run(
-    jobs: Sequence[Job], out: Path, parameters: Mapping[str, Any], wait: bool, cluster: str = SLURM
-) -> dict[Job, State]:
-    """Submits what does not run yet, waits if it shall, and returns what became of each job.
+    jobs: Sequence[SweepJob], out: Path, parameters: Mapping[str, Any], wait: bool, cluster: str = SLURM
+) -> dict[SweepJob, State]:
+    """Submits the jobs that do not run yet and returns what became of each.
 
-    cluster: submitit's name of it. Raises UserError where nothing can be submitted.
+    wait: return when all jobs have ended. cluster: submitit's name of it.
+    Raises UserError where nothing can be submitted.
     """
     earlier = _earlier(jobs, out / SLURM, cluster)
     handles = submit(jobs, earlier, out / SLURM, parameters, cluster)
@@ -77,56 +82,60 @@ def run(
 
 
 def submit(
-    jobs: Sequence[Job],
-    earlier: Mapping[Job, submitit.Job[int]],
+    jobs: Sequence[SweepJob],
+    earlier: Mapping[SweepJob, submitit.Job[int]],
     folder: Path,
     parameters: Mapping[str, Any],
     cluster: str,
-) -> dict[Job, submitit.Job[int]]:
-    """The cluster's job of each of ours: the one of before where that has not ended, else one of a new array."""
+) -> dict[SweepJob, submitit.Job[int]]:
+    """The cluster's job for each of ours: the earlier one where that has not ended, else one of a new array."""
     submitit = _submitit()
     handles = {job: handle for job, handle in earlier.items() if not handle.done()}
     fresh = [job for job in jobs if job not in handles]
     if fresh:
         executor = _executor(folder, parameters, cluster)
         try:
-            submitted = executor.submit_array([Command(job.argv) for job in fresh])
+            submitted = executor.submit_array([SlurmCommand(job.argv) for job in fresh])
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"SLURM refused the jobs ({_line(error)}); correct `slurm` in the sweep's file.") from error
         handles |= dict(zip(fresh, submitted, strict=True))
         known = _known(folder) | {str(job.folder): {"job": handles[job].job_id, "argv": job.argv} for job in fresh}
         write_atomic(folder / SUBMITTED, json.dumps(known, indent=1).encode() + b"\n")
     for job in jobs:
-        print(f"{cluster} job {handles[job].job_id}{' (of before)' if job not in fresh else ''}: {job.name}")
+        print(f"{cluster} job {handles[job].job_id}{' (submitted earlier)' if job not in fresh else ''}: {job.name}")
     return {job: handles[job] for job in jobs}
 
 
-def _earlier(jobs: Sequence[Job], folder: Path, cluster: str) -> dict[Job, submitit.Job[int]]:
-    """What was submitted before for these very commands. Raises UserError where another command still writes into the
-    folder of one."""
+def _earlier(jobs: Sequence[SweepJob], folder: Path, cluster: str) -> dict[SweepJob, submitit.Job[int]]:
+    """The jobs that an earlier run of this sweep submitted with the same commands.
+
+    Raises UserError where a job with another command still writes into the folder of one.
+    """
     submitit = _submitit()
     kind = {SLURM: submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
-    known, found = _known(folder), {}
+    known, earlier = _known(folder), {}
     for job in jobs:
         if (before := known.get(str(job.folder))) is None:
             continue
         handle = kind(folder, before["job"])
         if before["argv"] == list(job.argv):
-            found[job] = handle
+            earlier[job] = handle
         elif not handle.done():
             raise UserError(
-                f"{job.folder}: {cluster} job {handle.job_id}, of the sweep as it was, still writes there; let it end "
+                f"{job.folder}: {cluster} job {handle.job_id}, with another command, still writes there; let it end "
                 f"or `scancel {handle.job_id}`, then start the sweep again."
             )
-    return found
+    return earlier
 
 
 def _known(folder: Path) -> dict[str, dict[str, Any]]:
-    """A job's folder -> the `job` of the cluster that was submitted for it last, and the `argv` that one runs."""
+    """Folder of one of our jobs -> `job`, the id of the cluster job submitted last for it, and `argv`, its command."""
     record = folder / SUBMITTED
     known = json.loads(record.read_text()) if record.is_file() else {}
     if any(isinstance(before, str) for before in known.values()):
-        raise UserError(f"{record}: of an older la4vla; let its jobs end or `scancel` them, and remove the file.")
+        raise UserError(
+            f"{record}: written by an older version; let its jobs end or `scancel` them, and remove the file."
+        )
     return known
 
 
@@ -144,13 +153,13 @@ def _executor(folder: Path, parameters: Mapping[str, Any], cluster: str) -> subm
     return executor
 
 
-def _wait(handles: Mapping[Job, submitit.Job[int]]) -> None:
-    """Until every job has ended; a bar of the episodes that are there."""
-    arms = [(job, variant) for job in handles for variant in job.variants]
-    with tqdm(total=sum(len(job.wanted) for job, _ in arms), desc="sweep", unit="episode") as bar:
+def _wait(handles: Mapping[SweepJob, submitit.Job[int]]) -> None:
+    """Returns when every job has ended; shows a bar of the episodes that have ended."""
+    conditions = [(job, variant) for job in handles for variant in job.variants]
+    with tqdm(total=sum(len(job.wanted) for job, _ in conditions), desc="sweep", unit="episode") as bar:
         while True:
             ended = sum(handle.done() for handle in handles.values())
-            bar.n = sum(len(Arm.read(job, variant).rows) for job, variant in arms)
+            bar.n = sum(len(SweepCondition.read(job, variant).rows) for job, variant in conditions)
             bar.set_postfix_str(f"{ended} of {len(handles)} jobs ended")
             if ended == len(handles):
                 return

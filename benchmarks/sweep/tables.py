@@ -1,7 +1,8 @@
-"""A sweep's rates in the layout of the paper's Tables 4 and 6, the published rows beside ours and marked as theirs.
+"""A sweep's rates in the layout of the paper's Tables 4 and 6, with the published rows beside ours and marked as
+theirs.
 
-A protocol stands in a published table only if its groups and their numbers of tasks are that table's columns; any
-other one has a table of its own. Perturbed arms are never in the cells of clean ones. What was not measured is blank.
+Our rows stand in a published table only if the protocol's groups and their numbers of tasks are the table's columns.
+Any other protocol has a table of its own. Clean and perturbed rates never share a row. What was not measured is blank.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from benchmarks.report import environment
 from benchmarks.results import results, stats
 from benchmarks.results.results import Summary
 from benchmarks.results.stats import Rate
-from benchmarks.sweep.jobs import Arm, Job, State
+from benchmarks.sweep.jobs import State, SweepCondition, SweepJob
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published.json"
 NOISE = "gaussian_noise"
-NOT_OURS = "No row of ours: what this sweep ran clean has other tasks than these columns, and is a table of its own."
+NOT_OURS = "No row of ours: the clean evaluations of this sweep have other tasks and stand in a table of their own."
 NAMES = ("tables.md", "tables.html", "tables.json")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One column's rates of the seeds that have episodes in it, as shares.
+    """One row's rates in one column, in [0, 1].
 
-    pooled: of all their episodes together, as if independent: its interval leaves out how much seeds differ.
+    rates       one for each seed that has episodes in the column
+    pooled      over all their episodes as if independent: its interval leaves out how much seeds differ
     """
 
     rates: tuple[Rate, ...]
@@ -41,7 +43,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Of the seeds, each weighing the same."""
+        """Mean over the seeds, each weighing the same."""
         return statistics.fmean(rate.value for rate in self.rates)
 
     @property
@@ -55,7 +57,8 @@ class Cell:
 
     @property
     def detail(self) -> str:
-        """Interval and counts of one seed; of several the spread as well, and the interval only of equal shares."""
+        """Interval and counts. With several seeds also their spread, and the interval only where all have as many
+        episodes."""
         pool = self.pooled
         interval = f"[{100 * pool.low:.1f}, {100 * pool.high:.1f}]"
         if len(self.rates) == 1:
@@ -73,23 +76,39 @@ class Cell:
 
 @dataclass(frozen=True)
 class Seed:
-    """One checkpoint's arm. state: empty, or why episodes are missing."""
+    """One checkpoint under one variant.
 
-    job: Job
-    arm: Arm
+    job         what was evaluated
+    condition   its episodes
+    state       why episodes are missing, or empty
+    summary     the rates of the episodes
+    """
+
+    job: SweepJob
+    condition: SweepCondition
     state: str
     summary: Summary
 
     def numbers(self) -> dict[str, Any]:
         rates = {group: rate.value if rate.n else None for group, rate in self.summary.groups.items()}
-        job, arm = self.job, self.arm
-        said = {"checkpoint": str(job.checkpoint), "policy": job.policy, "folder": str(job.folder), "state": self.state}
-        return said | {"episodes": len(arm.rows), "asked": arm.asked, "crashed": arm.crashed, "rates": rates}
+        job, condition = self.job, self.condition
+        about = {
+            "checkpoint": str(job.checkpoint),
+            "policy": job.policy,
+            "folder": str(job.folder),
+            "state": self.state,
+        }
+        return about | {
+            "episodes": len(condition.rows),
+            "asked": condition.asked,
+            "crashed": condition.crashed,
+            "rates": rates,
+        }
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of ours: a label under one setting and variant, all its seeds."""
+    """One row of ours: all seeds of a label under one setting and variant."""
 
     label: str
     setting: str
@@ -103,7 +122,7 @@ class Line:
 
     @property
     def circumstances(self) -> str:
-        """`metaworld/mt50-v1, replan 4, fog:3=2.0`; clean and the protocol's own replan value go without saying."""
+        """`metaworld/mt50-v1, replan 4, fog:3=2.0`; clean and the protocol's own replan value are not named."""
         return self.setting + ("" if self.variant == CLEAN else f", {self.variant.identity}")
 
     @property
@@ -112,7 +131,7 @@ class Line:
 
     @property
     def average(self) -> Cell | None:
-        """Mean of the groups; None unless a seed has episodes in each of them."""
+        """Mean of the groups; None where no seed has episodes in each of them."""
         whole = [seed.summary for seed in self.seeds if all(rate.n for rate in seed.summary.groups.values())]
         if not whole:
             return None
@@ -121,20 +140,21 @@ class Line:
 
     @property
     def episodes(self) -> str:
-        """`20 of 20`, and everything that is wrong with them."""
-        arms = [seed.arm for seed in self.seeds]
-        crashed, foreign = sum(arm.crashed for arm in arms), sum(arm.foreign for arm in arms)
-        said = [f"{sum(len(arm.rows) for arm in arms)} of {sum(arm.asked for arm in arms)}"]
-        said += [f"{crashed} crashed"] if crashed else []
-        said += [f"{foreign} rows of another policy, protocol or perturbation left out"] if foreign else []
-        return "; ".join([*said, *dict.fromkeys(seed.state for seed in self.seeds if seed.state)])
+        """`20 of 20`, and behind it everything that is wrong with them."""
+        conditions = [seed.condition for seed in self.seeds]
+        ended, asked = sum(len(one.rows) for one in conditions), sum(one.asked for one in conditions)
+        crashed, foreign = sum(one.crashed for one in conditions), sum(one.foreign for one in conditions)
+        parts = [f"{ended} of {asked}"]
+        parts += [f"{crashed} crashed"] if crashed else []
+        parts += [f"{foreign} rows of another policy, protocol or perturbation left out"] if foreign else []
+        return "; ".join([*parts, *dict.fromkeys(seed.state for seed in self.seeds if seed.state)])
 
     @property
     def whole(self) -> bool:
-        return not any(seed.arm.missing or seed.arm.foreign or seed.state for seed in self.seeds)
+        return not any(seed.condition.missing or seed.condition.foreign or seed.state for seed in self.seeds)
 
     def gain(self, lines: Iterable[Line], baseline: str) -> float | None:
-        """Points of the average above the baseline's under the same setting and variant; None unless both are whole."""
+        """Average minus the baseline's under the same setting and variant, in points; None unless both are whole."""
         same = [
             line
             for line in lines
@@ -162,8 +182,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """columns: groups; headings: what stands above them. published: rows of the paper, percent; none without `source`,
-    which is where they are from."""
+    """One table.
+
+    name        unique among a sweep's tables
+    title       its heading
+    notes       sentences between heading and rows
+    columns     groups of the protocol
+    headings    what stands above the columns
+    ours        our rows
+    gains       of our rows, in points; None: unknown
+    source      of the published rows; empty without any
+    published   rows of the paper, percent
+    """
 
     name: str
     title: str
@@ -177,7 +207,7 @@ class Table:
 
     @property
     def averaged(self) -> bool:
-        """The mean of a single column would be that column again."""
+        """Whether there is a mean: that of a single column would repeat it."""
         return len(self.columns) > 1
 
     @property
@@ -192,9 +222,9 @@ class Table:
         for row in self.published:
             cells = map(str, [*row["rates"], row["average"]])
             rows.append(["published", row["model"], row["pretrain"], *cells, _points(row["gain"]), ""])
-        kept = [True, True, bool(self.published), *[True] * len(self.columns), self.averaged, self.gained, True]
-        rows.insert(1, ["---"] * len(kept))
-        lines = ["| " + " | ".join(compress(row, kept)) + " |" for row in rows]
+        shown = [True, True, bool(self.published), *[True] * len(self.columns), self.averaged, self.gained, True]
+        rows.insert(1, ["---"] * len(shown))
+        lines = ["| " + " | ".join(compress(row, shown)) + " |" for row in rows]
         source = f" ({self.source})" if self.source else ""
         return "\n".join([f"## {self.title}{source}", "", *self.notes, *[""] * bool(self.notes), *lines, ""])
 
@@ -219,11 +249,11 @@ class Table:
         }
 
 
-def draw(jobs: Sequence[Job], states: Mapping[Job, State], baseline: str) -> list[Table]:
+def build_tables(jobs: Sequence[SweepJob], states: Mapping[SweepJob, State], baseline: str) -> list[Table]:
     """The tables of what the result folders hold now.
 
-    First what is clean: the paper's Table 4 of each suite, behind the protocols of other tasks where no row of ours is
-    in it. Then noise, ours and the paper's Table 6. Last the other perturbations.
+    Clean rates come first: for each suite the paper's Table 4, then the protocols with other tasks; a paper's table
+    that has no row of ours comes after them. Then noise, ours and the paper's Table 6. Then the other perturbations.
     """
     published = json.loads(PUBLISHED.read_text())["tables"]
     lines = _lines(jobs, states)
@@ -259,18 +289,18 @@ def write(tables: Sequence[Table], out: Path) -> None:
         (out / name).write_text(content)
 
 
-def _lines(jobs: Sequence[Job], states: Mapping[Job, State]) -> list[Line]:
+def _lines(jobs: Sequence[SweepJob], states: Mapping[SweepJob, State]) -> list[Line]:
     settings: dict[tuple[str, str, Variant], list[Seed]] = {}
     for variant in dict.fromkeys(variant for job in jobs for variant in job.variants):
         for job in jobs:
-            arm = Arm.read(job, variant)
-            seed = Seed(job, arm, states[job].text, results.summarise(arm.rows, job.protocol))
+            condition = SweepCondition.read(job, variant)
+            seed = Seed(job, condition, states[job].text, results.summarise(condition.rows, job.protocol))
             settings.setdefault((job.label, job.setting, variant), []).append(seed)
     return [Line(*key, tuple(seeds)) for key, seeds in settings.items()]
 
 
 def _paper(name: str, known: Mapping[str, Any], ours: Sequence[Line], baseline: str) -> Table:
-    """A table of the paper, our rows of the same tasks beside it."""
+    """A table of the paper with our rows of the same tasks."""
     notes = [known["note"]] if ours or name == "noise" else [known["note"], NOT_OURS]
     return Table(
         name=name,
@@ -286,12 +316,12 @@ def _paper(name: str, known: Mapping[str, Any], ours: Sequence[Line], baseline: 
 
 
 def _own(name: str, prefix: str, lines: Sequence[Line], baseline: str) -> list[Table]:
-    """A table for every set of tasks among the lines, without published rows."""
-    drawn = []
+    """A table without published rows for every protocol among the lines."""
+    tables = []
     for title in dict.fromkeys(line.seeds[0].job.title for line in lines):
         ours = [line for line in lines if line.seeds[0].job.title == title]
         counts = ours[0].tasks
-        drawn.append(
+        tables.append(
             Table(
                 name=f"{name} {title}",
                 title=f"{prefix}{title}",
@@ -302,7 +332,7 @@ def _own(name: str, prefix: str, lines: Sequence[Line], baseline: str) -> list[T
                 gains=tuple(line.gain(ours, baseline) for line in ours),
             )
         )
-    return drawn
+    return tables
 
 
 def _cell(rates: Sequence[Rate]) -> Cell | None:

@@ -16,7 +16,7 @@ from la4vla.config.construct import (
     ReviewConfig,
     VlmConfig,
 )
-from la4vla.config.load import load, said, to_yaml
+from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.train import (
     MODULE_GROUPS,
     CheckpointConfig,
@@ -56,7 +56,7 @@ __all__ = [
     "TrainConfig",
     "VlmConfig",
     "load",
-    "said",
+    "overrides",
     "to_yaml",
     "validate",
 ]

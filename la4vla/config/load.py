@@ -48,8 +48,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     except ConfigKeyError as error:
         raise UserError(f"{path}: {_unknown_key(error)}") from error
     except (ConfigTypeError, TypeError) as error:  # which of them OmegaConf raises depends on its version
-        said = str(error).splitlines()[0]
-        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({said}).") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({reason}).") from error
     except OmegaConfBaseException as error:
         where = f"`{error.full_key}`: " if error.full_key else ""
         raise UserError(f"{path}: {where}{str(error).splitlines()[0]}") from error
@@ -62,7 +62,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     return config
 
 
-def said(path: str | Path) -> dict[str, Any]:
+def overrides(path: str | Path) -> dict[str, Any]:
     """What a YAML file and the files its `base:` leads to say, merged, and nothing of the defaults: what tells two
     recipes apart, whatever keys later versions add."""
     merged = OmegaConf.to_container(OmegaConf.merge(*_layers(Path(path))))

@@ -122,7 +122,7 @@ class Shuffled:
         return Address(int(self.shards[clip]), int(self.clips[clip]), (sample - first) * self.stride)
 
 
-def cut(index: Index, source: str, streams: int, seed: int, shuffle_bytes: int) -> tuple[Stream, ...]:
+def make_streams(index: Index, source: str, streams: int, seed: int, shuffle_bytes: int) -> tuple[Stream, ...]:
     """The `streams` streams of a source. Raises UserError if there is nothing to read in one of them."""
     if not index.samples:
         raise UserError(

@@ -3,7 +3,7 @@
     1 schedule    which samples of which source a step takes                      mixture.Schedule
     2 streams     rank r of W reads the streams r, r + W, ...; position -> clip    StreamReader, shards read ahead
     3 samples     window of the clip, images, chain, augmentation, flow draws      on a pool of `decode_threads`
-    4 batches     `la` first, then `vla`, cut at `micro_batch`                     collate
+    4 batches     `la` first, then `vla`, cut at `micro_batch`                     processor.Processor
 
 Every sample is a function of its name (source, n) alone, so neither ranks nor threads change what a step holds.
 """
@@ -14,28 +14,26 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
 
 from la4vla.config import TrainConfig
 from la4vla.data.augment import augment
-from la4vla.data.collate import Encode, collate, draw_flow
 from la4vla.data.mixture import Draw, Schedule
 from la4vla.data.order import Address, Block, Shuffled, Stream
+from la4vla.data.processor import PreparedSample
 from la4vla.data.setup import Setup, Source, check_world
 from la4vla.data.shards.read import read_shard
 from la4vla.data.shards.writer import Clip
 from la4vla.rng import RngUse, generator
-from la4vla.types import KINDS, Batch, InputSpec, Kind, Sample, UserError
+from la4vla.types import KINDS, Batch, Kind, Sample, UserError
 
 logger = logging.getLogger(__name__)
 
 SHARD_THREADS = 2  # tars read at the same time: enough to hide a network's latency, few enough to keep the disk serial
 STEPS_IN_FLIGHT = 2  # steps whose samples are on the pool while an earlier one is collated
-TEXTS = 16384  # instructions whose tokens are kept, some 5 KB each
 CHUNK = {"la": 64, "la_leaky": 2, "vla": 2}  # samples a task of the pool makes: an `la` sample is cheaper than a task
 
 
@@ -55,16 +53,6 @@ class StepData:
     samples: Mapping[str, int]
     bad_samples: int
     wait_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """A transformed sample with its flow draws. error: why its images cannot be read; it is masked then."""
-
-    sample: Sample
-    noise: np.ndarray
-    time: float
-    error: str
 
 
 @dataclass(frozen=True)
@@ -110,12 +98,10 @@ class StreamReader:
 class Reader:
     """Iterates the steps of rank `rank` of `world_size`. Close it, or use it as a context manager."""
 
-    def __init__(
-        self, config: TrainConfig, setup: Setup, spec: InputSpec, encode: Encode, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, setup: Setup, rank: int, world_size: int) -> None:
         check_world(config.data.streams, world_size)
-        self._config, self._setup, self._spec = config, setup, spec
-        self._encode: Encode = lru_cache(TEXTS)(encode)
+        self._config, self._setup = config, setup
+        self._processor = setup.processor.cached()
         self._streams = range(rank, config.data.streams, world_size)
         self._tars = ThreadPoolExecutor(SHARD_THREADS, "tars")
         self._pool = ThreadPoolExecutor(config.data.decode_threads, "decode")
@@ -138,7 +124,7 @@ class Reader:
 
     def steps(self, stage: str, stage_step: int) -> Iterator[StepData]:
         """The run from step `stage_step` of `stage` to the end of its last stage."""
-        waiting: deque[tuple[Draw, list[list[Future[list[Row]]]]]] = deque()
+        waiting: deque[tuple[Draw, list[list[Future[list[PreparedSample]]]]]] = deque()
         for draw in Schedule(self._config).draws(stage, stage_step):
             waiting.append((draw, [self._submit(tasks) for tasks in self._micro_batches(draw)]))
             if len(waiting) > STEPS_IN_FLIGHT:
@@ -163,38 +149,39 @@ class Reader:
                 address, clips = self._readers[source.name, number].at(position)
                 yield Task(source, position * streams + number, address, clips)
 
-    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[Row]]]:
+    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[PreparedSample]]]:
         size = CHUNK[tasks[0].source.kind]
-        return [self._pool.submit(self._rows, tasks[first : first + size]) for first in range(0, len(tasks), size)]
+        return [
+            self._pool.submit(self._prepare_all, tasks[first : first + size]) for first in range(0, len(tasks), size)
+        ]
 
-    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[Row]]]]) -> StepData:
+    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[PreparedSample]]]]) -> StepData:
         batches = []
         for futures in micro_batches:
-            rows = [row for future in futures for row in future.result()]
-            for row in rows:
-                if row.error:
-                    self._count_bad(row)
-            samples, noise, time = [row.sample for row in rows], [row.noise for row in rows], [row.time for row in rows]
-            batches.append(collate(samples, self._spec, self._encode, noise, time))
+            prepared = [item for future in futures for item in future.result()]
+            for item in prepared:
+                if item.error:
+                    self._count_bad(item)
+            batches.append(self._processor.batch(prepared))
         counts = {source: count for source, (_, count) in draw.takes.items()}
         return StepData(draw.stage, draw.stage_step, draw.step, tuple(batches), counts, self._bad)
 
-    def _count_bad(self, row: Row) -> None:
+    def _count_bad(self, bad: PreparedSample) -> None:
         self._bad += 1
         allowed = self._config.data.max_bad_samples
         if self._bad > allowed:
             raise UserError(
-                f"{row.sample.key}: {row.error}; write its clip again, or raise data.max_bad_samples={allowed}."
+                f"{bad.sample.key}: {bad.error}; write its clip again, or raise data.max_bad_samples={allowed}."
             )
         logger.warning(
-            "%s: %s; its actions are masked (%d of %d allowed)", row.sample.key, row.error, self._bad, allowed
+            "%s: %s; its actions are masked (%d of %d allowed)", bad.sample.key, bad.error, self._bad, allowed
         )
 
-    def _rows(self, tasks: Sequence[Task]) -> list[Row]:
-        return [self._row(task) for task in tasks]
+    def _prepare_all(self, tasks: Sequence[Task]) -> list[PreparedSample]:
+        return [self._prepare(task) for task in tasks]
 
-    def _row(self, task: Task) -> Row:
-        seed, spec, source = self._config.run.seed, self._spec, task.source
+    def _prepare(self, task: Task) -> PreparedSample:
+        seed, spec, source = self._config.run.seed, self._processor.spec, task.source
         clip = task.clips.result()[task.address.clip]
         sample = window(clip, task.address.frame, spec.horizon, source.kind, source.name)
         error = ""
@@ -204,13 +191,11 @@ class Reader:
             except ValueError as reason:
                 error = f"shard {source.index.shards[task.address.shard].name}, {reason}"
                 sample = sample.but(views=_grey(source), action_valid=np.zeros(spec.horizon, bool))
-        sample = self._setup.chain(sample)
+        prepared = self._processor.prepare(sample, generator(seed, RngUse.FLOW, source.name, task.n))
         if source.views and self._config.data.augment and not error:
             draw = generator(seed, RngUse.AUGMENT, source.name, task.n)
-            sample = augment(sample, draw, self._config.data.augment)
-        draw = generator(seed, RngUse.FLOW, source.name, task.n)
-        noise, time = draw_flow(draw, spec.horizon, spec.action_dim, self._config.flow)
-        return Row(sample, noise, time, error)
+            return replace(prepared, sample=augment(prepared.sample, draw, self._config.data.augment))
+        return replace(prepared, error=error)
 
 
 def window(clip: Clip, frame: int, horizon: int, kind: Kind, source: str) -> Sample:

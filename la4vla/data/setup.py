@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from la4vla import manifest
 from la4vla.config import DataConfig, TrainConfig
+from la4vla.data.collate import Encode
 from la4vla.data.mixture import Schedule
 from la4vla.data.normalize import Normalize, Stats, beyond, near_constant, rare_dims
-from la4vla.data.order import Stream, cut
+from la4vla.data.order import Stream, make_streams
+from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
+from la4vla.manifest import Checkpoint
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
 
 UNEVEN = 1.5
@@ -38,15 +39,29 @@ class Source:
 
 @dataclass(frozen=True)
 class Setup:
-    """sources: those some stage mixes, in the order of the config."""
+    """What a run reads, and what it makes of it.
+
+    sources     those some stage mixes, in the order of the config
+    embodiment  of all of them
+    processor   what turns their samples into batches
+    """
 
     sources: Mapping[str, Source]
     embodiment: Embodiment
-    chain: Chain
+    processor: Processor
+
+    @property
+    def chain(self) -> Chain:
+        return self.processor.chain
 
 
-def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
-    """Opens the sources of a run. Raises UserError for anything in them that does not fit together."""
+def prepare(
+    config: TrainConfig, spec: InputSpec, encode: Encode, inherited: Checkpoint | None = None, own: bool = False
+) -> Setup:
+    """Opens the sources of a run. Raises UserError for anything in them that does not fit together.
+
+    inherited: the checkpoint that the run goes on from or takes its weights from. own: it is this run's.
+    """
     used = {name for stage in config.stages.values() for name in stage.mixture}
     indexes = {name: read_index(source.path) for name, source in config.data.sources.items() if name in used}
     embodiment = _embodiment(indexes)
@@ -54,9 +69,11 @@ def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
         name: () if config.data.sources[name].kind == "la" else _views_of(name, config.data.sources[name].views, index)
         for name, index in indexes.items()
     }
-    chain = build_chain(config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes), spec)
+    chain = build_chain(
+        config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes, inherited, own), spec
+    )
     sources = {name: _source(config, name, index, views[name]) for name, index in indexes.items()}
-    return Setup(sources, embodiment, chain)
+    return Setup(sources, embodiment, Processor(chain, encode, spec, config.flow))
 
 
 def fingerprints(setup: Setup) -> dict[str, str]:
@@ -190,19 +207,24 @@ def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
 def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]) -> Source:
     data: DataConfig = config.data
     kind = KINDS[KINDS.index(data.sources[name].kind)]
-    return Source(name, kind, index, views, cut(index, name, data.streams, config.run.seed, data.shuffle_bytes))
+    return Source(
+        name, kind, index, views, make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
+    )
 
 
-def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, Index]) -> tuple[Stats, Stats]:
+def _stats(
+    config: TrainConfig,
+    embodiment: Embodiment,
+    indexes: Mapping[str, Index],
+    inherited: Checkpoint | None,
+    own: bool,
+) -> tuple[Stats, Stats]:
     """(state, action). A run that goes on keeps those of its own checkpoint, whatever became of the folders since;
     a new one takes `stats_source`'s, else `init_from`'s, else those of the first source in its mixtures."""
     data = config.data
-    own = manifest.newest(config.run.dir) if config.run.resume == "auto" else None
-    if own:
-        return _inherited(own, config, embodiment, "set run.dir to a new folder")
-    if config.run.init_from and not data.stats_source:
-        cure = "set data.stats_source to one of this run's sources"
-        return _inherited(manifest.resolve(config.run.init_from), config, embodiment, cure)
+    if inherited and (own or not data.stats_source):
+        cure = "set run.dir to a new folder" if own else "set data.stats_source to one of this run's sources"
+        return _inherited(inherited, config, embodiment, cure)
     name = data.stats_source or next(iter(indexes))
     path = data.sources[name].path
     if name not in indexes:
@@ -211,9 +233,9 @@ def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, In
     return stats.state, stats.action(data.action)
 
 
-def _inherited(checkpoint: Path, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
+def _inherited(source: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
     """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
-    made = manifest.read(checkpoint)
+    checkpoint, made = source.folder, source.manifest
     of_data, trained = _flat(embodiment.to_dict()), _flat(Embodiment.from_dict(made.embodiment).to_dict())
     for field, value in of_data.items():
         if trained[field] != value:

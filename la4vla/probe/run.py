@@ -236,7 +236,7 @@ def _about(policy: ServedPolicy, request: ProbeRequest) -> dict[str, Any]:
         "step": policy.step,
         "kind": policy.kind,
         "views": list(policy.views),
-        "flow_steps": policy.flow.steps,
+        "flow_steps": policy.processor.flow.steps,
         "horizon": policy.spec.horizon,
     }
 

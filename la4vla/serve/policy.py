@@ -25,10 +25,10 @@ from tokenizers import Tokenizer
 
 from la4vla import manifest
 from la4vla.config import FlowConfig
-from la4vla.data.collate import collate, draw_flow
+from la4vla.data.processor import Processor
 from la4vla.data.rotation import on_side
-from la4vla.data.transforms import Chain, chain_from_dicts
-from la4vla.model.initial import randomise
+from la4vla.data.transforms import chain_from_dicts
+from la4vla.model.init import init_weights
 from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import FILE, Prompter
@@ -48,11 +48,13 @@ class PolicyLost(UserError):
 
 @dataclass(frozen=True)
 class ServedPolicy:
-    """identity: sha256 of the weights, or how the untrained ones were made. step: optimizer steps of the checkpoint.
+    """Build one with `load` or `untrained`.
 
-    views: names of the pictures it needs, in slot order; empty for kind `la`: a policy of language and state alone.
-    kind: of the rows it is asked with, as its run was trained; `vla` where it was trained on that among others.
-    flow: noise and Euler steps of the sampler. Build one with `load` or `untrained`.
+    identity    sha256 of the weights, or how the untrained ones were made
+    step        optimizer steps of the checkpoint
+    views       names of the images it needs, in slot order; empty for kind `la`: a policy of language and state alone
+    kind        of the rows it is asked with, as its run was trained; `vla` where it was trained on that among others
+    processor   what its run's samples went through, and the flow whose Euler steps the sampler takes
     """
 
     identity: str
@@ -60,10 +62,8 @@ class ServedPolicy:
     embodiment: Embodiment
     views: tuple[str, ...]
     kind: Kind
-    flow: FlowConfig
+    processor: Processor
     policy: Policy
-    chain: Chain
-    prompter: Prompter
     device: torch.device
 
     @staticmethod
@@ -88,7 +88,7 @@ class ServedPolicy:
         held = contents(folder, description)
         with _damage(folder, "model"):
             policy = _rebuilt(description)
-        randomise(policy, "policy", seed)
+        init_weights(policy, "policy", seed)
         identity = f"untrained, seed {seed}, architecture of {description.weights_sha256[:16]}"
         return _serve(held, policy, identity, 0, device)
 
@@ -121,19 +121,21 @@ class ServedPolicy:
         """
         batch = self.batch(observations, noise_keys)
         with torch.inference_mode():
-            chunks_BTA = self.policy.sample(batch, self.flow.steps).cpu().numpy()
+            chunks_BTA = self.policy.sample(batch, self.processor.flow.steps).cpu().numpy()
         if not np.isfinite(chunks_BTA).all():
             raise UserError(NOT_FINITE)
         return [
-            self.chain.inverse(chunk_TA, seen.state).astype(np.float32)
+            self.processor.chain.inverse(chunk_TA, seen.state).astype(np.float32)
             for chunk_TA, seen in zip(chunks_BTA, observations, strict=True)
         ]
 
     def batch(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> Batch:
         """What the model gets to see of these observations, on its device. Raises UserError as `infer` does."""
-        samples = [self.chain(self._query(seen, key)) for seen, key in zip(observations, noise_keys, strict=True)]
-        noise = [self._noise(key) for key in noise_keys]
-        return collate(samples, self.spec, self._encode, noise, [0.0] * len(samples)).to(self.device)
+        prepared = [
+            self.processor.prepare(self._query(seen, key), generator(key.seed, RngUse.SERVE, *key[1:]))
+            for seen, key in zip(observations, noise_keys, strict=True)
+        ]
+        return self.processor.batch(prepared).to(self.device)
 
     def _query(self, seen: Observation, key: NoiseKey) -> Sample:
         _require_views(self.views, tuple(seen.views))
@@ -151,13 +153,6 @@ class ServedPolicy:
             action_mask=np.ones(len(self.embodiment.action.names), bool),
             views={name: seen.views[name] for name in self.views},
         )
-
-    def _noise(self, key: NoiseKey) -> np.ndarray:
-        draws = generator(key.seed, RngUse.SERVE, key.task, key.episode, key.query)
-        return draw_flow(draws, self.spec.horizon, self.spec.action_dim, self.flow)[0]
-
-    def _encode(self, instruction: str, slots: tuple[int, ...]) -> list[int]:
-        return self.prompter.encode(instruction, slots)
 
 
 def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodiment, views: Sequence[str]) -> None:
@@ -177,9 +172,7 @@ class Contents:
     embodiment: Embodiment
     views: tuple[str, ...]
     kind: Kind
-    flow: FlowConfig
-    chain: Chain
-    prompter: Prompter
+    processor: Processor
 
 
 def contents(folder: Path, description: manifest.Manifest) -> Contents:
@@ -195,7 +188,8 @@ def contents(folder: Path, description: manifest.Manifest) -> Contents:
         views, kind, flow = tuple(description.views), _kind(description), _flow(description)
     with _damage(folder, "tokenizer"):  # read from memory: from a file the library raises a bare Exception
         prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec)
-    return Contents(embodiment, views, kind, flow, chain_from_dicts(description.transforms), prompter)
+    processor = Processor(chain_from_dicts(description.transforms), prompter.encode, spec, flow)
+    return Contents(embodiment, views, kind, processor)
 
 
 def whole_weights(folder: Path, description: manifest.Manifest) -> Path:
@@ -229,10 +223,8 @@ def _serve(held: Contents, policy: Policy, identity: str, step: int, device: str
         embodiment=held.embodiment,
         views=held.views,
         kind=held.kind,
-        flow=held.flow,
+        processor=held.processor,
         policy=policy.eval().requires_grad_(False).to(place),
-        chain=held.chain,
-        prompter=held.prompter,
         device=place,
     )
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from la4vla import manifest
 from la4vla.config import CheckpointConfig, TrainConfig
-from la4vla.manifest import Manifest
+from la4vla.manifest import Checkpoint, Manifest
 from la4vla.train import disk
 from la4vla.train.dist import World, log0, on_main
 from la4vla.train.engine import Engine
@@ -58,14 +58,19 @@ micro-batches of stages, and the paths of sources: folders move, and `check_data
 tokenizer come from the checkpoint."""
 
 UPDATES = "updates"
-FOLDERS = "checkpoints/step_" + "[0-9]" * 8  # below run.dir
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint says beside its weights, so that it can be served: manifest entries, the tokenizer's files.
+    """What a checkpoint says beside its weights, so that it can be served: the learner's part of the manifest.
 
-    sources: fingerprints of the data by source. tokenizer: file name -> content.
+    model       what rebuilds the module
+    input_spec  sizes of its input
+    transforms  the chain
+    embodiment  of the data
+    views       names in slot order
+    sources     source -> fingerprint of its data
+    tokenizer   file name -> content
     """
 
     model: dict[str, Any]
@@ -79,7 +84,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Position:
-    """Finished steps: of the stage, and of the run."""
+    """Where a run stands.
+
+    stage       its present stage
+    stage_step  finished steps of the stage
+    step        finished steps of the run
+    """
 
     stage: str
     stage_step: int
@@ -96,26 +106,26 @@ def save(config: TrainConfig, engine: Engine, identity: Identity, position: Posi
 
 def start_clean(run_dir: Path, world: World) -> None:
     """Remove what a crash, or a hand, has left half-written or half-deleted. Rank 0 only."""
-    for folder in sorted(run_dir.glob(FOLDERS)):
+    for folder in sorted(run_dir.glob(manifest.STEPS)):
         _remove_wreck(folder, world)
-    for wreck in run_dir.glob("checkpoints/*.tmp"):
+    for wreck in run_dir.glob(f"{manifest.CHECKPOINTS}/*.tmp"):
         shutil.rmtree(wreck)
 
 
-def load_weights(policy: nn.Module, folder: Path) -> None:
-    """A checkpoint's weights into a policy of the same sizes. Raises UserError naming what is missing or left over."""
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """A checkpoint's weights into a module of the same sizes. Raises UserError naming what is missing or left over."""
     try:
         stored = load_file(folder / manifest.WEIGHTS)
     except SafetensorError as error:
         raise UserError(f"{folder}: {manifest.WEIGHTS} is damaged ({error}); use another checkpoint.") from error
-    wanted = policy.state_dict()
-    fits = {name for name in stored.keys() & wanted.keys() if stored[name].shape == wanted[name].shape}
-    if fits != stored.keys() or fits != wanted.keys():
+    expected = module.state_dict()
+    fits = {name for name in stored.keys() & expected.keys() if stored[name].shape == expected[name].shape}
+    if fits != stored.keys() or fits != expected.keys():
         raise UserError(
-            f"{folder}: its weights do not fit this model: missing {_some(wanted.keys() - fits)}, unexpected "
+            f"{folder}: its weights do not fit this model: missing {_some(expected.keys() - fits)}, unexpected "
             f"{_some(stored.keys() - fits)}; use the model settings it was trained with."
         )
-    policy.load_state_dict(stored, strict=True)
+    module.load_state_dict(stored, strict=True)
 
 
 def load_training(engine: Engine, folder: Path) -> None:
@@ -135,11 +145,12 @@ def load_training(engine: Engine, folder: Path) -> None:
 def _load_training(engine: Engine, folder: Path) -> None:
     with safe_open(folder / manifest.TRAINING, framework="pt") as file:
         names = {key.split("/", 1)[1] for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-        wanted = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-        if names != wanted:
+        trainable = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+        if names != trainable:
             raise UserError(
-                f"{folder}: its optimizer state is for other parameters: missing {_some(wanted - names)}, unexpected "
-                f"{_some(names - wanted)}; set run.resume=never and run.init_from to start from its weights."
+                f"{folder}: its optimizer state is for other parameters: missing {_some(trainable - names)}, "
+                f"unexpected {_some(names - trainable)}; set run.resume=never and run.init_from to start from "
+                "its weights."
             )
 
         def read(name: str) -> tuple[Tensor, Tensor]:
@@ -149,19 +160,20 @@ def _load_training(engine: Engine, folder: Path) -> None:
         engine.load_moments(read, int(file.metadata()[UPDATES]))
 
 
-def check_resumable(folder: Path, found: Manifest, config: TrainConfig) -> None:
+def check_resumable(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raises UserError naming the first setting that differs from the run that wrote the checkpoint."""
-    then, now = _flat(found.config), _flat(asdict(config))
+    run_dir, written = checkpoint.folder.parent.parent, checkpoint.manifest.config
+    then, now = _flat(written), _flat(asdict(config))
     for key in [*then, *(now.keys() - then.keys())]:
         if _may_change(key) or then.get(key) == now.get(key):
             continue
         raise UserError(
-            f"{key} is {now.get(key, 'absent')}, the run in {folder.parent.parent} has {then.get(key, 'absent')}; set "
+            f"{key} is {now.get(key, 'absent')}, the run in {run_dir} has {then.get(key, 'absent')}; set "
             "it back, or start a new run.dir (run.init_from takes over the weights)."
         )
-    for name, before, here in _orders(found.config, asdict(config)):
+    for name, before, here in _orders(written, asdict(config)):
         if before != here:
-            raise UserError(f"{name} are in another order than in {folder.parent.parent}; put them back.")
+            raise UserError(f"{name} are in another order than in {run_dir}; put them back.")
 
 
 def _orders(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -172,13 +184,13 @@ def _orders(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[s
         yield f"stages.{name}.mixture", list(then["stages"][name]["mixture"]), list(stage["mixture"])
 
 
-def check_data(folder: Path, found: Manifest, sources: Mapping[str, str]) -> None:
+def check_data(checkpoint: Checkpoint, sources: Mapping[str, str]) -> None:
     """Raises UserError naming the first source whose fingerprint is not that of the run that wrote the checkpoint."""
-    for name, then in found.sources.items():
+    for name, then in checkpoint.manifest.sources.items():
         if sources.get(name) != then:
             raise UserError(
-                f"data.sources.{name} holds other data than the run in {folder.parent.parent} began with; put it back "
-                "or start a new run.dir."
+                f"data.sources.{name} holds other data than the run in {checkpoint.folder.parent.parent} began with; "
+                "put it back or start a new run.dir."
             )
 
 
@@ -207,7 +219,7 @@ def _write(
     position: Position,
     world: World,
 ) -> None:
-    parent = Path(config.run.dir) / "checkpoints"
+    parent = Path(config.run.dir) / manifest.CHECKPOINTS
     final = parent / f"step_{position.step:08d}"
     folder = _tmp(final)
     if (final / manifest.COMPLETE).is_file():
@@ -241,7 +253,7 @@ def _write(
 def prune(parent: Path, config: CheckpointConfig) -> None:
     """Delete all but the newest `keep_last` complete ones and every `keep_every`-th. A kill leaves a .tmp, never half
     of one."""
-    folders = sorted(path.parent for path in parent.parent.glob(f"{FOLDERS}/{manifest.COMPLETE}"))
+    folders = sorted(path.parent for path in parent.parent.glob(f"{manifest.STEPS}/{manifest.COMPLETE}"))
     for folder in folders[: -config.keep_last]:
         step = int(folder.name.removeprefix("step_"))
         if config.keep_every and step % config.keep_every == 0:

@@ -32,7 +32,12 @@ class StopSignal:
 
 @dataclass(frozen=True)
 class Trace:
-    """One step's outcome on its way to the host. losses: one a micro-batch, with the keys of its samples."""
+    """One step's outcome on its way to the host.
+
+    numbers  steps skipped in a row, votes to stop
+    copied   when it is there, or None on a CPU
+    losses   one a micro-batch, with the keys of its samples
+    """
 
     step: int
     numbers: Tensor
@@ -40,14 +45,18 @@ class Trace:
     losses: tuple[tuple[Tensor, tuple[str, ...]], ...]
 
 
-class Watch:
+class Health:
+    """Counts skipped steps and reads votes to stop, one step late."""
+
     def __init__(self, world: World, max_skipped_steps: int) -> None:
         self._world = world
         self._max = max_skipped_steps
         self._streak = torch.zeros((), device=world.device)
         self._pending: Trace | None = None
 
-    def read(self, step: int, norm: Tensor, votes: Tensor, losses: tuple[tuple[Tensor, tuple[str, ...]], ...]) -> bool:
+    def update(
+        self, step: int, norm: Tensor, votes: Tensor, losses: tuple[tuple[Tensor, tuple[str, ...]], ...]
+    ) -> bool:
         """Take in a step; say whether a rank had asked to stop by the step before it.
 
         norm: global gradient norm. votes: ranks that ask. Both 0-d, on the device, equal on all ranks. Raises UserError
@@ -65,7 +74,7 @@ class Watch:
         before, self._pending = self._pending, trace
         return before is not None and self._judge(before)
 
-    def settle(self) -> bool:
+    def flush(self) -> bool:
         """The same for the last step read, now; before a run or a stage may count as done."""
         before, self._pending = self._pending, None
         return before is not None and self._judge(before)

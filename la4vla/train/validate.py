@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from la4vla.config import TrainConfig
-from la4vla.data.collate import Encode, collate, draw_flow
 from la4vla.data.reader import window
 from la4vla.data.setup import Setup
 from la4vla.data.shards.index import Index
@@ -27,7 +26,7 @@ from la4vla.rng import RngUse, generator
 from la4vla.train.dist import World, log0
 from la4vla.train.engine import Engine
 from la4vla.train.metrics import Record
-from la4vla.types import KINDS, Batch, InputSpec, Kind, Sample, UserError
+from la4vla.types import KINDS, Batch, Kind, Sample, UserError
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,12 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A micro-batch of cases in one mode. counted: of each, the actions within the clip."""
+class ValidationBatch:
+    """A micro-batch of cases in one mode.
+
+    states   of each case, in the robot's units
+    counted  of each case, the actions within the clip
+    """
 
     cases: tuple[Case, ...]
     batch: Batch
@@ -52,8 +55,8 @@ class Question:
 class Validation:
     """Raises UserError where the cases do not fit the run's data."""
 
-    def __init__(self, config: TrainConfig, setup: Setup, spec: InputSpec, encode: Encode, world: World) -> None:
-        self._config, self._setup, self._spec, self._encode, self._world = config, setup, spec, encode, world
+    def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
+        self._config, self._setup, self._world = config, setup, world
         listed = read_cases(config.validate.cases)
         case_clips = open_case_clips(listed, setup.chain.views, config.validate.shards)
         if case_clips.index.embodiment != setup.embodiment:
@@ -85,12 +88,12 @@ class Validation:
         policy.train(training)
         return record, time.perf_counter() - began
 
-    def _loss(self, questions: Sequence[Question], engine: Engine) -> float:
+    def _loss(self, questions: Sequence[ValidationBatch], engine: Engine) -> float:
         """Mean squared error over all valid values, as in training."""
         sums = [engine.forward(question.batch.to(self._world.device)) for question in questions]
         return float(sum(error for error, _ in sums) / sum(count for _, count in sums))
 
-    def _dar(self, questions: Sequence[Question], policy: Policy) -> float:
+    def _dar(self, questions: Sequence[ValidationBatch], policy: Policy) -> float:
         """Chunks are sampled in the precision of the weights, as a checkpoint is served; NaN for a policy that
         diverged."""
         hits: list[np.ndarray] = []
@@ -105,24 +108,20 @@ class Validation:
             hits.append(alignment(np.array(ends), np.array([case.toward for case in question.cases])))
         return float(np.concatenate(hits).mean())
 
-    def _question(self, mode: Mode, cases: Sequence[Case], first: int, case_clips: CaseClips) -> Question:
+    def _question(self, mode: Mode, cases: Sequence[Case], first: int, case_clips: CaseClips) -> ValidationBatch:
+        processor = self._setup.processor
         raw = [self._sample(mode, case, case_clips) for case in cases]
-        draws = [
-            draw_flow(
-                generator(self._config.run.seed, RngUse.VALIDATE, first + number),
-                self._spec.horizon,
-                self._spec.action_dim,
-                self._config.flow,
-            )
-            for number in range(len(cases))
+        prepared = [
+            processor.prepare(sample, generator(self._config.run.seed, RngUse.VALIDATE, first + number))
+            for number, sample in enumerate(raw)
         ]
-        noise, times = [noise for noise, _ in draws], [time for _, time in draws]
-        batch = collate([self._setup.chain(sample) for sample in raw], self._spec, self._encode, noise, times)
+        batch = processor.batch(prepared)
         counted = tuple(int(sample.action_valid.sum()) for sample in raw)
-        return Question(tuple(cases), batch, tuple(sample.state for sample in raw), counted)
+        return ValidationBatch(tuple(cases), batch, tuple(sample.state for sample in raw), counted)
 
     def _sample(self, mode: Mode, case: Case, case_clips: CaseClips) -> Sample:
-        sample = window(case_clips.clips[case.clip], case.frame, self._spec.horizon, mode.kind, "validate")
+        horizon = self._setup.processor.spec.horizon
+        sample = window(case_clips.clips[case.clip], case.frame, horizon, mode.kind, "validate")
         if mode.kind != "la":
             sample = sample.but(views=case_clips.images(case.clip, case.frame, self._setup.chain.views))
         return sample if mode.told else sample.but(instruction="")

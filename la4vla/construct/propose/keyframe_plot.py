@@ -1,4 +1,4 @@
-"""One picture an episode of what the keyframe detector saw: motion, threshold, rests, gripper and events."""
+"""Draws what the keyframe detector measured in one episode: motion, threshold, rests, gripper and events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLORS = {"static": "tab:blue", "gripper_open": "tab:green", "gripper_close": "t
 
 
 def draw(episode: Episode, config: KeyframeConfig, path: Path) -> None:
-    """Writes a PNG. Raises UserError without matplotlib."""
+    """Writes the drawing of one episode as PNG. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,6 +1,6 @@
 """LeRobot datasets (v2.0, v2.1, v3.0) from their files, without the lerobot package: LA-33K, LIBERO, MetaWorld, DROID.
 
-The table gives states, actions and the task; videos and image columns give pictures when they are asked for.
+States, actions and the task come from the tables. Images come from videos or image columns, on demand.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ TABLES = 4  # parquet files kept in memory: v3.0 has hundreds of episodes in eac
 
 
 class LeRobot:
-    """A folder with meta/, data/ and perhaps videos/."""
+    """A Dataset: a folder with meta/, data/ and perhaps videos/."""
 
     def __init__(self, config: ConstructConfig) -> None:
         read = config.read
         self._meta = read_meta(Path(read.path))
-        self._raw = robot_of(read)
-        self._robot = self._raw.robot
+        self._robot_file = robot_of(read)
+        self._robot = self._robot_file.robot
         self._columns = {
             "state": _columns(self._meta, "state", read.state),
             "action": _columns(self._meta, "action", read.action),
@@ -58,10 +58,10 @@ class LeRobot:
         self._table = lru_cache(TABLES)(
             partial(_read_table, columns=(*STANDARD, *self._columns["state"], *self._columns["action"]))
         )
-        self._pictures = lru_cache(max(TABLES, len(self._views)))(_read_pictures)
+        self._images = lru_cache(max(TABLES, len(self._views)))(_read_images)
         meta = self._meta
         files = [stat_of(path) for path in meta.files]
-        self._about = digest(self._raw.text, files, dict(meta.tasks), meta.fps, dict(meta.features))
+        self._about = digest(self._robot_file.text, files, dict(meta.tasks), meta.fps, dict(meta.features))
 
     @property
     def keys(self) -> Sequence[str]:
@@ -78,8 +78,8 @@ class LeRobot:
         table, _ = self._rows(info)
         if len(table) != info.length:
             raise BadEpisode(
-                f"{info.data} has {len(table)} frames of episode {info.index}, meta/ says {info.length}; get both anew "
-                "or drop the episode."
+                f"{info.data} has {len(table)} frames of episode {info.index}, but meta/ says {info.length}; get both "
+                "anew or drop the episode."
             )
         names = {name for columns in self._columns.values() for name in columns}
         column = {name: _numbers(table[name], name) for name in (*STANDARD, *names)}
@@ -92,8 +92,8 @@ class LeRobot:
             instruction=instruction,
             robot=self._robot,
             fps=self._meta.fps,
-            state=vectors(column, self._columns["state"], self._raw.state, "state"),
-            action=vectors(column, self._columns["action"], self._raw.action, "action"),
+            state=vectors(column, self._columns["state"], self._robot_file.state, "state"),
+            action=vectors(column, self._columns["action"], self._robot_file.action, "action"),
             views=tuple(self._views),
             frame_stride=self._stride,
             frames=partial(self._frames, info),
@@ -108,7 +108,7 @@ class LeRobot:
                     self._locate(info, name)
                 elif name not in self._table(info.data)[2]:
                     raise BadEpisode(
-                        f"{info.data} has no pictures {name}; get them, or read without pictures (read.pictures=false)."
+                        f"{info.data} has no image column {name}; get it, or read without images (read.images=false)."
                     )
             except BadEpisode as error:
                 faults.append(str(error))
@@ -120,14 +120,14 @@ class LeRobot:
             first = self._locate(info, name)
             return read_frames(info.videos[name].path, first, numbers, self._quality)
         _, start = self._rows(info)
-        return {number: self._picture(info.data, name, start + number) for number in numbers}
+        return {number: self._image(info.data, name, start + number) for number in numbers}
 
     def _locate(self, info: EpisodeInfo, name: str) -> int:
         span = info.videos[name]
         return locate(span.path, span.from_s, span.to_s, info.length, self._meta.fps)
 
     def _rows(self, info: EpisodeInfo) -> tuple[pa.Table, int]:
-        """The episode's rows of its parquet file, and the number of the first."""
+        """The episode's rows in its parquet file, and the number of the first row. Raises BadEpisode."""
         table, episode_N, _ = self._table(info.data)
         rows = np.flatnonzero(episode_N == info.index)
         if len(rows) == 0 or rows[-1] - rows[0] + 1 != len(rows):
@@ -136,35 +136,36 @@ class LeRobot:
             )
         return table.slice(int(rows[0]), len(rows)), int(rows[0])
 
-    def _picture(self, path: Path, name: str, row: int) -> bytes:
-        """A cell of an image column: {bytes, path}, with the picture in one of the two."""
-        first, cells = self._pictures(path, name, _row_group(path, row))
+    def _image(self, path: Path, name: str, row: int) -> bytes:
+        """The JPEG in a cell of an image column, {bytes, path}: the image is in one of the two. Raises BadEpisode."""
+        first, cells = self._images(path, name, _row_group(path, row))
         cell: Any = cells[row - first].as_py()
         if not isinstance(cell, Mapping):
-            raise BadEpisode(f"{path}: {name} is no image column at row {row}; get it anew or drop the episode.")
+            raise BadEpisode(f"{path}: column {name} has no image in row {row}; get it anew or drop the episode.")
         data = cell.get("bytes")
         if data is None:
             file = self._meta.root / str(cell.get("path"))
             if not file.is_file():
-                raise BadEpisode(f"{path}: the picture {file} of {name} is missing; get it or drop the episode.")
+                raise BadEpisode(f"{path}: the image {file} of {name} is missing; get it or drop the episode.")
             data = file.read_bytes()
         return as_jpeg(data, self._quality)
 
 
 def _columns(meta: Meta, what: str, named: Sequence[str]) -> tuple[str, ...]:
+    """The columns of the state or action: those named in the config, else the usual one. Raises UserError."""
     usual = [name for name in USUAL[what] if name in meta.features][:1]
     columns = tuple(named or usual)
     missing = [name for name in columns if name not in meta.features]
     if missing or not columns:
         raise UserError(
-            f"{meta.root}: no column {missing[0] if missing else ' or '.join(USUAL[what])} for the {what}; name its "
-            f"columns with read.{what}, there are {', '.join(meta.features)}."
+            f"{meta.root} has no column {missing[0] if missing else ' or '.join(USUAL[what])} for the {what}; name its "
+            f"columns in read.{what}, of {', '.join(meta.features)}."
         )
     return columns
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray, frozenset[str]]:
-    """Those columns of a parquet file, the episode of each row, and the names of all columns. Raises BadEpisode."""
+    """(the named columns of a parquet file, the episode of each row, the names of all columns). Raises BadEpisode."""
     try:
         with pq.ParquetFile(path) as file:
             there = frozenset(file.schema_arrow.names)
@@ -176,8 +177,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, np.ndarra
     return table, _numbers(table["episode_index"], "episode_index"), there
 
 
-def _read_pictures(path: Path, name: str, group: int) -> tuple[int, pa.ChunkedArray]:
-    """An image column's cells of one row group, and the row of the first."""
+def _read_images(path: Path, name: str, group: int) -> tuple[int, pa.ChunkedArray]:
+    """(row of the first cell, cells of an image column) of one row group. Raises BadEpisode."""
     try:
         with pq.ParquetFile(path) as file:
             first = sum(file.metadata.row_group(item).num_rows for item in range(group))
@@ -187,6 +188,7 @@ def _read_pictures(path: Path, name: str, group: int) -> tuple[int, pa.ChunkedAr
 
 
 def _row_group(path: Path, row: int) -> int:
+    """The row group of a parquet file that holds a row."""
     ends = _group_ends(path, tuple(stat_of(path)))
     return int(np.searchsorted(ends, row, "right"))
 
@@ -198,7 +200,7 @@ def _group_ends(path: Path, stat: tuple[int, ...]) -> np.ndarray:
 
 
 def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A column as [T] or [T, D]. Raises BadEpisode for rows of different lengths."""
+    """A column as an array [T] or [T, D]. Raises BadEpisode for rows of different lengths."""
     array: Any = column.combine_chunks()
     if pa.types.is_fixed_size_list(array.type):
         lengths = {array.type.list_size}
@@ -212,13 +214,13 @@ def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
 
 
 def _check_time(column: Mapping[str, np.ndarray], fps: float) -> None:
-    """Frames must be 0, 1, 2 ... and their stamps at most half a frame off the rate. Raises BadEpisode."""
+    """Raises BadEpisode unless frames are 0, 1, 2 ... and their time stamps at most half a frame off the rate."""
     for name in STANDARD:
         if column[name].dtype.kind not in ("f" if name == "timestamp" else "iu"):
             raise BadEpisode(f"column {name} has dtype {column[name].dtype} or gaps; repair or drop the episode.")
     frame_T = np.arange(len(column["frame_index"]))
     if not np.array_equal(column["frame_index"], frame_T):
-        raise BadEpisode("frame_index is not 0, 1, 2 ...: frames are missing or twice; repair or drop the episode.")
+        raise BadEpisode("frame_index is not 0, 1, 2 ...: frames are missing or doubled; repair or drop the episode.")
     stamps_T = column["timestamp"].astype(np.float64)
     drift_T = np.abs(stamps_T - stamps_T[0] - frame_T / fps)
     if not drift_T.max() <= 0.5 / fps:

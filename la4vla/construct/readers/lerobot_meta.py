@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says of itself: v2.0 and v2.1 (one parquet and one mp4 an episode), v3.0 (many in each).
+"""The metadata of a LeRobot dataset: v2.0 and v2.1 (one parquet and one mp4 an episode), v3.0 (many episodes in each).
 
 Owns the two layouts of `meta/` and of the paths (huggingface/lerobot, src/lerobot/datasets/utils.py). Reads no frames.
 """
@@ -22,7 +22,12 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """Where an episode's pictures of a view are. from_s, to_s: seconds into the file; None: the whole file is its."""
+    """Where an episode's images of a view are.
+
+    path      the video
+    from_s    beginning of the episode, in seconds of the file; None if the episode has the file for itself
+    to_s      its end
+    """
 
     path: Path
     from_s: float | None
@@ -31,7 +36,13 @@ class VideoSpan:
 
 @dataclass(frozen=True)
 class EpisodeInfo:
-    """index: the dataset's number. length: frames. data: the parquet with its rows. videos: by the dataset's name."""
+    """Where an episode is.
+
+    index     its number in the dataset
+    length    frames
+    data      the parquet file with its rows
+    videos    the dataset's name of a view -> where its images are
+    """
 
     index: int
     length: int
@@ -41,7 +52,16 @@ class EpisodeInfo:
 
 @dataclass(frozen=True)
 class Meta:
-    """features: name -> {dtype, shape, ...}. tasks: task_index -> sentence. files: those it was read from."""
+    """The metadata of a dataset.
+
+    root        the folder
+    version     of the layout
+    fps         frames a second
+    features    name of a column or video -> {dtype, shape, ...}
+    tasks       task_index -> sentence
+    episodes    in the order of their numbers
+    files       the files that this was read from
+    """
 
     root: Path
     version: str
@@ -53,14 +73,14 @@ class Meta:
 
     @property
     def views(self) -> list[str]:
-        """Cameras stored as videos or as image columns; depth maps are none."""
+        """The cameras, stored as videos or as image columns. Depth maps are no cameras."""
         return [
             name for name, about in self.features.items() if about["dtype"] in ("video", "image") and not _depth(about)
         ]
 
 
 def read_meta(root: Path) -> Meta:
-    """Raises UserError for a folder that is no LeRobot dataset of a version we know."""
+    """The metadata in a folder. Raises UserError unless it is a LeRobot dataset of a version in VERSIONS."""
     existing(root, "meta/info.json", "meta/info.json", "lerobot")
     info = _json(root / "meta/info.json")
     version = str(info.get("codebase_version"))
@@ -78,7 +98,7 @@ def read_meta(root: Path) -> Meta:
             episodes = [_episode_v2(root, info, row, videos) for row in _jsonl(files[0])]
         ordered = tuple(sorted(episodes, key=lambda item: item.index))
         if len({item.index for item in ordered}) != max(len(ordered), 1):
-            raise UserError(f"{root}/meta: no episodes, or one of them twice; download meta/ anew.")
+            raise UserError(f"{root}/meta lists no episodes, or one of them twice; download meta/ anew.")
         return Meta(root, version, float(info["fps"]), info["features"], tasks, ordered, tuple(files))
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(
@@ -112,12 +132,13 @@ def _tasks_v2(root: Path) -> dict[int, str]:
 
 
 def _tasks_v3(root: Path) -> dict[int, str]:
-    """The sentences are the pandas index of the table: a column `task`, or `__index_level_0__` where it had no name."""
+    """task_index -> sentence. The sentences are the table's pandas index: column `task`, or `__index_level_0__` if the
+    index had no name."""
     file = root / "meta/tasks.parquet"
     table = _parquet(file, [])
     text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if text is None:
-        raise UserError(f"{file}: no column task or __index_level_0__; download meta/ anew.")
+        raise UserError(f"{file} has no column task or __index_level_0__; download meta/ anew.")
     return {
         int(index): str(task)
         for index, task in zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
@@ -144,11 +165,11 @@ def _jsonl(path: Path) -> list[Any]:
 
 
 def _parquet(path: Path, columns: list[str]) -> pa.Table:
-    """Those columns, or all if none are named."""
+    """The named columns of a file, all if none are named. Raises UserError."""
     try:
         names = set(pq.read_schema(path).names)
         if missing := set(columns) - names:
-            raise UserError(f"{path}: no column {min(missing)}; download meta/ anew.")
+            raise UserError(f"{path} has no column {min(missing)}; download meta/ anew.")
         return pq.read_table(path, columns=columns or None)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); download it anew.") from error

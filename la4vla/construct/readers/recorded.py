@@ -1,4 +1,4 @@
-"""What `record` stored, as a Source. We wrote it whole, so its pictures cannot disagree with the table."""
+"""The episodes that `record` stored. Each file was written at once, so its images cannot disagree with its table."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from la4vla.types import UserError
 
 
 class Recorded:
-    """The first `record.episodes` successes of each of `record.tasks`. Raises UserError if there are fewer, or if they
-    are of another embodiment than the simulator's, so that nothing trained on them could be evaluated."""
+    """A Dataset: the first `record.episodes` successes of each of `record.tasks`.
+
+    Raises UserError if there are fewer, or if they have another embodiment than the simulator: what is trained on them
+    could not be evaluated.
+    """
 
     def __init__(self, config: ConstructConfig) -> None:
         store, settings = Path(config.read.path), config.record
@@ -30,7 +33,7 @@ class Recorded:
             numbers = kept_episodes(store, task, settings)
             if len(numbers) < settings.episodes:
                 raise UserError(
-                    f"{store}: {len(numbers)} of {settings.episodes} episodes of {task}; record the rest first."
+                    f"{store} has {len(numbers)} of {settings.episodes} episodes of {task}; record the rest first."
                 )
             self._paths |= {f"{task}-{number:06d}": episode_path(store, task, number) for number in numbers}
         if not self._paths:

@@ -1,5 +1,5 @@
 """Why: published robustness numbers were wrong because the variant leaked into the prompt, never reached the policy, or
-grew weaker with its level. Each perturbation here proves what it delivers, on a rendered MetaWorld picture."""
+grew weaker with its level. Each perturbation here proves what it delivers, on a rendered MetaWorld image."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -22,18 +22,18 @@ from tests.benchmarks.fake_env import POINT, PointEnv, protocol
 NAMES = [name for name, change in PERTURBATIONS.items() if change.kind == "pixels"]
 LASTING = [name for name in NAMES if PERTURBATIONS[name].lasts == "episode"]
 DRAWN = ["gaussian_noise", "motion_blur", "fog", "occlusion"]
-PICTURES = 100  # over which dropout, the one that is all or nothing, must show its share
+IMAGES = 100  # over which dropout, the one that is all or nothing, must show its share
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     """MetaWorld's plate-slide, corner4 at 112 pixels, in the middle of the expert's episode."""
     return cv2.imread(str(Path(__file__).parent / "frame.png"))[..., ::-1].copy()
 
 
 @pytest.fixture
-def seen(picture):
-    return Observation({"eye": picture, "wrist": picture.copy()}, np.arange(4, dtype=np.float32), "slide the plate")
+def seen(image):
+    return Observation({"eye": image, "wrist": image.copy()}, np.arange(4, dtype=np.float32), "slide the plate")
 
 
 def perturbed(seen, name, severity=3, task="plate-slide-v3", episode=0, step=0, suite="metaworld", seed=0):
@@ -54,14 +54,14 @@ def test_only_pixels_change(seen, name, severity):
         assert list(result.views) == ["eye", "wrist"]
         assert all(image.shape == (112, 112, 3) and image.dtype == np.uint8 for image in result.views.values())
     for view, image in before.items():
-        assert np.array_equal(seen.views[view], image), "the caller's picture was written on"
+        assert np.array_equal(seen.views[view], image), "the caller's image was written on"
         assert any(not np.array_equal(result.views[view], image) for result in results), "nothing was perturbed"
 
 
 @pytest.mark.parametrize("episode", range(3))
 @pytest.mark.parametrize("name", NAMES)
 def test_severity_is_strictly_monotone(seen, name, episode):
-    steps = range(PICTURES if name == "view_dropout" else 1)
+    steps = range(IMAGES if name == "view_dropout" else 1)
 
     def change(severity):
         results = [perturbed(seen, name, severity, episode=episode, step=step) for step in steps]
@@ -92,7 +92,7 @@ def test_two_cameras_have_their_own_draws(seen, name):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_weather_and_lens_last_an_episode_and_sensor_noise_a_picture(seen, name):
+def test_weather_and_lens_last_an_episode_and_sensor_noise_an_image(seen, name):
     first, later = (perturbed(seen, name, step=step).views["eye"] for step in (0, 8))
     assert np.array_equal(first, later) is (name in LASTING)
 
@@ -110,14 +110,14 @@ def test_dropped_views_are_black_and_as_many_as_said(seen):
     assert not perturbed(seen, "view_dropout", 5).views["eye"].any()
 
 
-def test_occlusion_covers_its_area_and_what_a_weaker_one_covers(picture):
-    white = Observation({"eye": np.full_like(picture, 255)}, np.zeros(4), "")
+def test_occlusion_covers_its_area_and_what_a_weaker_one_covers(image):
+    white = Observation({"eye": np.full_like(image, 255)}, np.zeros(4), "")
     covered = [perturbed(white, "occlusion", s).views["eye"].max(axis=2) == 0 for s in SEVERITIES]
     assert [cover.mean() for cover in covered] == pytest.approx([0.04, 0.09, 0.16, 0.25, 0.36], abs=0.01)
     assert all((strong | ~weak).all() for weak, strong in pairwise(covered))
 
 
-def test_blurs_move_no_light(picture):
+def test_blurs_move_no_light(image):
     dot = np.zeros((224, 224, 3), np.uint8)
     dot[112, 112] = 255
     image = Observation({"eye": dot}, np.zeros(4), "")
@@ -127,13 +127,11 @@ def test_blurs_move_no_light(picture):
     assert trail.sum() == pytest.approx(255, rel=0.4)  # rounding to grey levels takes the faint end
 
 
-def test_lengths_scale_with_the_picture(picture):
+def test_lengths_scale_with_the_image(image):
     """The same blur at half the resolution, or a protocol's image_size would change the perturbation."""
-    large = cv2.resize(picture, (448, 448), interpolation=cv2.INTER_LINEAR)
+    large = cv2.resize(image, (448, 448), interpolation=cv2.INTER_LINEAR)
     for name in ("gaussian_blur", "motion_blur"):
-        small, big = (
-            perturbed(Observation({"eye": x}, np.zeros(4), ""), name, 3).views["eye"] for x in (picture, large)
-        )
+        small, big = (perturbed(Observation({"eye": x}, np.zeros(4), ""), name, 3).views["eye"] for x in (image, large))
         assert distance(small, cv2.resize(big, (112, 112), interpolation=cv2.INTER_AREA)) < 2.0
 
 
@@ -151,7 +149,7 @@ def test_clean_is_the_very_observation(seen):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_policy_is_asked_with_perturbed_pictures_and_the_same_words(name):
+def test_the_policy_is_asked_with_perturbed_images_and_the_same_words(name):
     """Through a rollout: what leaves the env's side is perturbed, so served and in-process policies get the same."""
     asked: dict[str, list[Observation]] = {}
     for variant in (CLEAN, Variant(name, 5)):
@@ -172,7 +170,7 @@ def test_the_policy_is_asked_with_perturbed_pictures_and_the_same_words(name):
 
 
 class Striped(PointEnv):
-    """Its pictures have something to blur."""
+    """Its images have something to blur."""
 
     def observe(self):
         seen = super().observe()

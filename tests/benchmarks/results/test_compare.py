@@ -90,7 +90,7 @@ def test_crashed_and_unpaired_episodes_are_counted_and_said(tmp_path):
     assert (compared.a.crashed, compared.a.alone, compared.b.crashed, compared.b.alone) == (1, 2, 0, 0)
     text, expected = (
         compared.table(),
-        ("1 episodes crashed in A", "2 episodes are in A only", "drawn by none in A and egl"),
+        ("1 episodes crashed in A", "2 episodes are in A only", "rendered by none in A and egl"),
     )
     assert all(note in text for note in (*expected, "numpy is 2 in A and 3 in B"))
 
@@ -103,7 +103,7 @@ def test_what_differs_within_one_side_is_said_too(tmp_path):
         file.write(json.dumps(asdict(later)) + "\n")
     b = write(tmp_path / "b", {"easy-a": "++"}, policy="b", gl="egl:1", versions={"mujoco": "3.3.0", "torch": "2"})
     assert compare.folders(a, b).notes == [
-        "pictures were drawn by egl and osmesa in A and egl in B",
+        "images were rendered by egl and osmesa in A and egl in B",
         "mujoco is 3.3.0 and 3.4.0 in A and 3.3.0 in B",
     ]
     assert len(compare.folders(a, a).notes) == 2

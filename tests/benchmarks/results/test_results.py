@@ -89,16 +89,16 @@ def test_crashes_are_in_no_rate_and_means_are_named(tmp_path):
     assert summary.groups["easy"].value == 0.5 and summary.groups["hard"].value == 1.0
     assert summary.macro.value == 0.75 and summary.micro.value == 0.75
     assert [item.episode for item in summary.errors] == [1]
-    text = results.table(summary, RULES)
+    text = results.summary_table(summary, RULES)
     assert "crashed, in no rate: easy-a episode 1: it exploded" in text
     assert "below 50" in text and "hard-c" in text
-    assert "below 50" not in results.table(results.summarise([row(episode=e) for e in range(50)], RULES), RULES)
+    assert "below 50" not in results.summary_table(results.summarise([row(episode=e) for e in range(50)], RULES), RULES)
 
 
 def test_latency_percentiles_are_over_all_queries():
     rows = [row(latencies_ms=list(range(0, 50))), row(episode=1, latencies_ms=list(range(50, 101)))]
     summary = results.summarise([*rows, row(episode=2, success=None, latencies_ms=[9e9])], RULES)
     assert summary.latency_ms == {"p50": 50, "p95": 95, "p99": 99}
-    assert "p50 50.0 ms, p95 95.0 ms, p99 99.0 ms" in results.table(summary, RULES)
+    assert "p50 50.0 ms, p95 95.0 ms, p99 99.0 ms" in results.summary_table(summary, RULES)
     without = results.summarise([row(latencies_ms=[])], RULES)
-    assert not without.latency_ms and "latency" not in results.table(without, RULES)
+    assert not without.latency_ms and "latency" not in results.summary_table(without, RULES)

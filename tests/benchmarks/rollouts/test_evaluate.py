@@ -37,7 +37,7 @@ def request_(place):
     checkpoint = write_checkpoint(place / "run" / "checkpoints" / "step_00000007", EMBODIMENT, ("eye",))
     return EvaluationRequest(
         simulator=POINT, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained",
-        workers=2, tasks=(), episodes=None, videos=1, device="cpu", command="python -m benchmarks point", variants=(),
+        workers=2, tasks=(), episodes=None, videos=1, device="cpu", command="la4vla eval point", variants=(),
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_going_on_with_another_simulator_or_backend_is_said(finished, request_, 
     evaluate.evaluate(same)
     said = capsys.readouterr().err
     assert f"numpy 1.0 so far, {older} from now on" in said
-    assert "pictures were drawn by egl and none so far, none from now on" in said
+    assert "images were rendered by egl and none so far, none from now on" in said
 
 
 def keyed(folder):
@@ -155,8 +155,8 @@ def test_the_page_holds_the_numbers_and_the_videos_and_needs_nothing_else(finish
         clip = tmp_path / f"{number}.mp4"
         clip.write_bytes(base64.b64decode(content))
         assert video.read(clip)[0].shape == (16, 16, 3)
-    (picture,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert b"<svg" in base64.b64decode(picture)
+    (image,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert b"<svg" in base64.b64decode(image)
 
 
 def test_a_policy_without_views_renders_nothing(request_, place):

@@ -21,7 +21,7 @@ from la4vla.sim.registry import SIMULATORS
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 GUARD = """
 import os, sys

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import throughput
+from benchmarks.speed import layouts, throughput
 from la4vla.config import MODULE_GROUPS, ModelConfig
 from la4vla.model.policy import build_policy
 from la4vla.model.presets import LA4VLA_1B, TINY
@@ -13,16 +13,16 @@ from la4vla.shell import exit_status
 
 
 def test_the_released_layout_is_three_images_and_1024_positions():
-    la, released, vla, released_vla = throughput.layouts(LA4VLA_1B, instruction_tokens=40, views=1)
+    la, released, vla, released_vla = layouts.layouts(LA4VLA_1B, instruction_tokens=40, views=1)
     assert (la.images, la.positions, la.trained) == (0, 40, ("llm", "head"))
     assert (released.images, released.positions, released.trained) == (3, 1024, ("llm", "head"))
     assert (vla.images, vla.positions, vla.trained) == (1, 40 + 256 + 7, MODULE_GROUPS)
     assert (released_vla.images, released_vla.positions, released_vla.trained) == (3, 1024, MODULE_GROUPS)
 
 
-@pytest.mark.parametrize("layout", throughput.layouts(TINY, instruction_tokens=40, views=2), ids=lambda x: x.name)
+@pytest.mark.parametrize("layout", layouts.layouts(TINY, instruction_tokens=40, views=2), ids=lambda x: x.name)
 def test_batches_are_what_the_layout_says(layout):
-    batch = throughput.make_batch(TINY, layout, rows=2)
+    batch = layouts.make_batch(TINY, layout, rows=2)
     images = 0 if batch.images_NCHW is None else len(batch.images_NCHW)
     assert batch.input_ids_BL.shape == (2, layout.positions) and images == 2 * layout.images
     assert int(batch.text_mask_BL.sum()) == 2 * layout.tokens

@@ -17,7 +17,7 @@ from benchmarks.study import measure, plan, rows, run, scores, tables
 from la4vla import config
 from la4vla.types import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STUDY = ROOT / "configs/study/study.yaml"
 PARADIGMS = ("base", "la", "vla", "la_vla", "mixpt")
 
@@ -52,7 +52,7 @@ def test_budgets_match():
     pretrainings = [config.load(study.pretrainings[name].recipe) for name in (*PARADIGMS[1:], "la_leaky")]
     assert {sum(measure.samples(recipe).values()) for recipe in pretrainings} == {19_200}
     assert {recipe.data.stats_source for recipe in [*pretrainings, config.load(study.finetune)]} == {"la"}
-    assert not any(study.arms[arm].changes for arm in (*PARADIGMS, "la_leaky", "la_removed"))
+    assert not any(study.conditions[arm].changes for arm in (*PARADIGMS, "la_leaky", "la_removed"))
 
 
 def test_leaky_masking_and_true_removal_differ_in_the_kind_alone():
@@ -108,9 +108,9 @@ def test_comments_change_no_digest_and_what_is_said_does(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("parts.noise_0.arms=[bse]", "parts.noise_0.arms: `bse` is not one of base"),
-        ("arms.la.pretraining=lla", "arms.la.pretraining: `lla`"),
-        ("arms.la.against=[nothing]", "arms.la.against: `nothing`"),
+        ("parts.noise_0.conditions=[bse]", "parts.noise_0.conditions: `bse` is not one of base"),
+        ("conditions.la.pretraining=lla", "conditions.la.pretraining: `lla`"),
+        ("conditions.la.against=[nothing]", "conditions.la.against: `nothing`"),
         ("device=tpu", "neither cpu nor cuda"),
         ("parts.directions.probe={la: [none]}", "`none` is not one of by_episode"),
     ],
@@ -138,7 +138,7 @@ def toy(tmp_path, script="pass"):
         folder = tmp_path / "out" / name
         code = f"import pathlib; p = pathlib.Path({str(folder)!r}); p.mkdir(exist_ok=True, parents=True)\n"
         code += f"open({str(tmp_path / 'log')!r}, 'a').write({name!r} + '\\n')\n{extra}"
-        return plan.Job(name, "train", f"of-{name}", folder, (sys.executable, "-c", code), needs, {})
+        return plan.StudyJob(name, "train", f"of-{name}", folder, (sys.executable, "-c", code), needs, {})
 
     first = job("first", extra=script)
     return study, [first, job("second", (first,))]
@@ -168,7 +168,7 @@ def test_done_jobs_are_skipped_and_lost_folders_made_again(tmp_path, ran):
     changed = [replace(jobs[1], of="of-changed")]
     (tmp_path / "out" / "first").rmdir()
     assert ran(study, changed) == ["first", "second"], "a job of another machine's rows needs its folders here"
-    found = rows.Rows(Path(study.rows))
+    found = rows.StudyRows(Path(study.rows))
     assert [row["job"] for row in found.all] == ["first", "second", "first", "second"]
     assert found.of(jobs[1])["of"] == "of-second" and found.of(changed[0])["of"] == "of-changed"
 
@@ -187,7 +187,7 @@ def test_data_of_another_recipe_in_the_same_folder_are_made_again(tmp_path, ran)
     study, (first, _) = toy(tmp_path)
     one, two = (replace(first, kind="construct", of=name) for name in ("one", "two"))
     wanted = [
-        plan.Job(f"use {n}", "train", f"use {n}", first.folder, first.command, (job,), {})
+        plan.StudyJob(f"use {n}", "train", f"use {n}", first.folder, first.command, (job,), {})
         for n, job in enumerate((one, two, one))
     ]
     assert ran(study, wanted[:1]) == ran(study, wanted[1:2]) == ran(study, wanted[2:]) == ["first", "first"]
@@ -197,7 +197,7 @@ def test_a_failed_job_stops_the_run_and_is_tried_again(tmp_path, ran):
     study, jobs = toy(tmp_path, "import sys; sys.exit(0 if (p / 'again').exists() else (p / 'again').touch() or 3)")
     with pytest.raises(UserError, match="first failed with status 3"):
         ran(study, jobs)
-    assert rows.Rows(Path(study.rows)).all == []
+    assert rows.StudyRows(Path(study.rows)).all == []
     assert ran(study, jobs) == ["first", "second"]
 
 
@@ -239,7 +239,7 @@ def test_a_terminated_run_takes_its_command_along_and_is_resumed(tmp_path, ran):
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert ran(study, jobs) == ["first", "second"]
-    assert rows.Rows(Path(study.rows)).all[0]["seconds"] >= 0
+    assert rows.StudyRows(Path(study.rows)).all[0]["seconds"] >= 0
 
 
 def test_outcomes_are_whole_and_a_crash_is_none(tmp_path):
@@ -339,4 +339,4 @@ def test_the_tables_are_made_of_the_rows_alone(tmp_path):
 def test_a_broken_row_is_named(tmp_path):
     (tmp_path / "evaluate.jsonl").write_text('{"of": 1}\n{"of"\n')
     with pytest.raises(UserError, match=r"evaluate\.jsonl:2: not a row"):
-        rows.Rows(tmp_path)
+        rows.StudyRows(tmp_path)

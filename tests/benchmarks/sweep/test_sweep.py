@@ -19,7 +19,7 @@ from benchmarks.perturb.perturb import CLEAN, Variant
 from benchmarks.results import protocols, results, stats
 from benchmarks.results.results import Results, Row
 from benchmarks.sweep import slurm, sweep, tables
-from benchmarks.sweep.jobs import Arm, Job, State, SweepConfig, expand
+from benchmarks.sweep.jobs import State, SweepCondition, SweepConfig, SweepJob, expand
 from la4vla import manifest
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
@@ -36,9 +36,9 @@ def checkpoints(tmp_path_factory):
     return [str(write_checkpoint(top / name, EMBODIMENT, ("corner4",), seed)) for seed, name in enumerate("abc")]
 
 
-def fill(job: Job, variant=CLEAN, successes=lambda number: True, **changes):
+def fill(job: SweepJob, variant=CLEAN, successes=lambda number: True, **changes):
     """Rows for all of a job's episodes, as an evaluation writes them. successes: by the episode's place in the job."""
-    stored = Results(job.arm(variant), job.protocol.hash, job.policy, variant.identity)
+    stored = Results(job.folder_of(variant), job.protocol.hash, job.policy, variant.identity)
     for number, (task, episode) in enumerate(job.wanted):
         stored.append(row(job, task, episode, successes(number), variant, **changes))
 
@@ -56,7 +56,7 @@ def row(job, task, episode, success, variant=CLEAN, **changes):
 
 def drawn(jobs, baseline="", **states):
     named = {job: State(states.get(job.label, "")) for job in jobs}
-    return {table.name: table for table in tables.draw(jobs, named, baseline)}
+    return {table.name: table for table in tables.build_tables(jobs, named, baseline)}
 
 
 # What runs ------------------------------------------------------------------------------------------------------------
@@ -73,15 +73,16 @@ def test_every_combination_is_a_job_of_its_own_folder_and_protocol(checkpoints):
 
 
 def test_perturbations_come_and_go_without_moving_the_clean_rows(checkpoints, tmp_path):
-    """The folder that a job's command is given makes the arms' folders out of itself, or is the clean arm's."""
+    """The folder that a job's command is given makes the conditions' folders out of itself, or is the clean
+    condition's."""
     config = SweepConfig(out=str(tmp_path), checkpoints={"a": checkpoints[0]}, protocols=[QUICK], episodes=1)
     (plain,) = expand(config)
     fill(plain)
     (perturbed,) = expand(replace(config, perturbations=["fog:3"]))
-    assert plain.complete and len(Arm.read(perturbed, CLEAN).rows) == len(plain.wanted)
+    assert plain.complete and len(SweepCondition.read(perturbed, CLEAN).rows) == len(plain.wanted)
     given = [Path(job.argv[job.argv.index("--out") + 1]) for job in (plain, perturbed)]
-    assert given == [plain.arm(CLEAN), perturbed.arm(CLEAN).parent] and perturbed.folder == plain.folder
-    (plain.arm(CLEAN) / results.EPISODES).rename(plain.folder / results.EPISODES)
+    assert given == [plain.folder_of(CLEAN), perturbed.folder_of(CLEAN).parent] and perturbed.folder == plain.folder
+    (plain.folder_of(CLEAN) / results.EPISODES).rename(plain.folder / results.EPISODES)
     with pytest.raises(UserError, match=r"move its files to .*clean"):
         expand(config)
 
@@ -196,15 +197,20 @@ def test_noise_of_ours_never_enters_a_clean_or_a_real_robots_cell(checkpoints, t
 
 def test_only_what_was_asked_for_is_counted_and_gaps_are_said(checkpoints, tmp_path):
     (job,) = expand(SweepConfig(out=str(tmp_path), checkpoints={"a": checkpoints[0]}, protocols=[QUICK], episodes=2))
-    stored = Results(job.arm(CLEAN), job.protocol.hash, job.policy, "clean")
+    stored = Results(job.folder_of(CLEAN), job.protocol.hash, job.policy, "clean")
     for number, (task, episode) in enumerate(job.wanted[:7]):
         stored.append(row(job, task, episode, None if number == 6 else number < 3))
     stored.append(row(job, job.wanted[0][0], 19, True))  # of a larger sweep
     stored.append(row(job, "reach-v3", 0, True))  # of no task of the protocol
     with stored.path.open("a") as file:
         file.write('{"task": "door')  # being written
-    arm = Arm.read(job, CLEAN)
-    assert (len(arm.rows), arm.asked, arm.crashed, arm.foreign) == (6, 10, 1, 0) and not job.complete
+    condition = SweepCondition.read(job, CLEAN)
+    assert (len(condition.rows), condition.asked, condition.crashed, condition.foreign) == (
+        6,
+        10,
+        1,
+        0,
+    ) and not job.complete
     text = drawn([job])[f"clean {QUICK}"].markdown()
     assert "50.0 [18.8, 81.2], 3/6 |" in text and "| 6 of 10; 1 crashed |" in text
 
@@ -214,7 +220,7 @@ def test_rows_of_something_else_are_left_out_and_said(checkpoints, tmp_path, cha
     """A checkpoint trained anew under the same name: its old rows are not its rates."""
     (job,) = expand(SweepConfig(out=str(tmp_path), checkpoints={"a": checkpoints[0]}, protocols=[QUICK], episodes=2))
     own = {"protocol_hash": job.protocol.hash, "policy": job.policy, "perturbation": "clean"} | change
-    stored = Results(job.arm(CLEAN), own["protocol_hash"], own["policy"], own["perturbation"])
+    stored = Results(job.folder_of(CLEAN), own["protocol_hash"], own["policy"], own["perturbation"])
     stored.append(row(job, *job.wanted[0], True, **change))
     table = drawn([job])[f"clean {QUICK}"]
     assert table.shown(table.ours[0]) == [None] and not table.ours[0].whole
@@ -236,7 +242,7 @@ def test_seeds_share_a_row_with_their_mean_and_spread_and_are_listed_alone(check
     assert [(seed["checkpoint"], seed["rates"]["easy"]) for seed in listed] == [
         (checkpoints[0], 0.2), (checkpoints[1], 0.4), (checkpoints[2], 0.9)
     ]  # fmt: skip
-    (jobs[2].arm(CLEAN) / results.EPISODES).unlink()
+    (jobs[2].folder_of(CLEAN) / results.EPISODES).unlink()
     fill(jobs[2], successes=lambda number: None if number else True)
     (line,) = drawn(jobs)[f"clean {QUICK}"].ours
     assert line.cells["easy"].mean == pytest.approx((0.2 + 0.4 + 1.0) / 3)
@@ -245,7 +251,7 @@ def test_seeds_share_a_row_with_their_mean_and_spread_and_are_listed_alone(check
 
 def test_the_page_escapes_marks_and_fetches_nothing(checkpoints, tmp_path):
     jobs = expand(SweepConfig(out=str(tmp_path), checkpoints={"<b>": checkpoints[0]}, protocols=[MT50], episodes=1))
-    tables.write(tables.draw(jobs, {jobs[0]: State("failed, exit status 2", failed=True)}, ""), tmp_path)
+    tables.write(tables.build_tables(jobs, {jobs[0]: State("failed, exit status 2", failed=True)}, ""), tmp_path)
     page, whole = (tmp_path / "tables.html").read_text(), json.loads((tmp_path / "tables.json").read_text())
     assert "<b>&lt;b&gt;</b>" in page and "failed, exit status 2" in page and "published, theirs" in page
     assert "http" not in page and "src=" not in page
@@ -273,14 +279,14 @@ def test_jobs_of_a_cluster_run_fail_alone_and_go_on(checkpoints, tmp_path, monke
         "workers: 1, runner: slurm, slurm: {timeout_min: 60}}"
     )
     good, broken = expand(sweep.config.load(path, schema=SweepConfig))
-    stored = Results(good.arm(CLEAN), good.protocol.hash, good.policy, "clean")
+    stored = Results(good.folder_of(CLEAN), good.protocol.hash, good.policy, "clean")
     stored.append(row(good, "reach-v3", 0, True))  # of a sweep that was interrupted here
-    results.write_run(good.arm(CLEAN), {"time": "some"})
+    results.write_run(good.folder_of(CLEAN), {"time": "some"})
     monkeypatch.setattr(slurm, "POLL_S", 0.5)
     monkeypatch.setattr(slurm, "run", functools.partial(slurm.run, cluster="local"))
 
     assert sweep.run(path, []) == 1
-    first, second = results.read_rows(good.arm(CLEAN))
+    first, second = results.read_rows(good.folder_of(CLEAN))
     assert first.wall_s == 123.0 and second.episode == 1 and second.steps == 8 and second.policy == good.policy
     assert "2 jobs, 0 of them complete" in (said := capsys.readouterr()).out and "exit status 2" in said.err
     assert good.complete and not broken.complete
@@ -307,7 +313,7 @@ def test_a_preempted_job_is_run_again_and_its_command_ended(tmp_path):
     )
     executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=60)
-    (handle,) = executor.submit_array([slurm.Command([sys.executable, str(script), str(lives)])])
+    (handle,) = executor.submit_array([slurm.SlurmCommand([sys.executable, str(script), str(lives)])])
     deadline = time.monotonic() + 60
     while not (lives.exists() and lives.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -383,7 +389,7 @@ def test_a_job_that_was_submitted_for_another_command_is_not_taken_for_this_one(
     scheduler.with_name("sacct.txt").write_text("JobID|State|NodeList\n77|RUNNING|n1\n")
     slurm.run([job], tmp_path / "out", parameters, wait=False)
     other = replace(job, argv=(*job.argv, "--perturb", "fog:1"))
-    with pytest.raises(UserError, match=r"slurm job 77, of the sweep as it was, still writes there.*`scancel 77`"):
+    with pytest.raises(UserError, match=r"slurm job 77, with another command, still writes there.*`scancel 77`"):
         slurm.run([other], tmp_path / "out", parameters, wait=False)
     scheduler.with_name("sacct.txt").write_text("JobID|State|NodeList\n77|CANCELLED|n1\n")
     submitit.SlurmJob.watcher.clear()
