@@ -181,9 +181,8 @@ def work(
     gpu: int | None,
     log: str,
 ) -> None:
-    """A worker process: says Ready, then answers each RolloutJob with Queries and one EpisodeOutcome, until it is sent None.
-
-    gpu: EGL's number of the one to draw on, None for what the driver takes."""
+    """A worker process: sends Ready, then answers each RolloutJob with Queries and one EpisodeOutcome, until it is sent
+    None. gpu: EGL's number of the GPU to draw on; None: the driver's choice."""
     _redirect_output(log)
     if gpu is not None:
         render.use_gpu(gpu)
