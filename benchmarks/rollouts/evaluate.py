@@ -29,6 +29,7 @@ from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
 from benchmarks.rollouts.rollout import RolloutJob
 from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
+from la4vla.device import usable_device
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.sim.registry import Simulator
 from la4vla.types import UserError
@@ -237,11 +238,7 @@ def load_policy(request: EvaluationRequest) -> ServedPolicy | None:
     there."""
     if request.checkpoint is None:
         return None
-    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
+    device = usable_device(request.device)
     if device == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores - request.workers))

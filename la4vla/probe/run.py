@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from la4vla import __version__
 from la4vla.config.checks import within
+from la4vla.device import usable_device
 from la4vla.page import page
 from la4vla.probe import figures, metrics
 from la4vla.probe.conditions import CONDITIONS, Condition
@@ -99,7 +99,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
 
 
 def _policy(request: ProbeRequest) -> ServedPolicy:
-    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(request.device)
     if request.untrained:
         return ServedPolicy.untrained(request.checkpoint, request.settings.seed, device)
     return ServedPolicy.load(request.checkpoint, device)
@@ -117,10 +117,10 @@ def require_libraries() -> None:
 def check(policy: ServedPolicy, case_clips: CaseClips) -> None:
     """Raises UserError where the cases are of another robot than the policy's."""
     theirs = case_clips.index.embodiment
-    if policy.embodiment != theirs:
+    if differs := policy.embodiment.difference(theirs):
         raise UserError(
-            f"the cases are of `{theirs.name}` and the checkpoint was trained for `{policy.embodiment.name}`, or on "
-            "another form of its numbers; sample cases from shards like those it was trained on."
+            f"the checkpoint was trained on another embodiment than the cases' ({differs.field} is {differs.mine}, the "
+            f"cases' is {differs.other}); sample cases from shards like those it was trained on."
         )
     check_translation(theirs)
 

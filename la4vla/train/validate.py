@@ -59,10 +59,10 @@ class Validation:
         self._config, self._setup, self._world = config, setup, world
         listed = read_cases(config.validate.cases)
         case_clips = open_case_clips(listed, setup.chain.views, config.validate.shards)
-        if case_clips.index.embodiment != setup.embodiment:
+        if differs := case_clips.index.embodiment.difference(setup.embodiment):
             raise UserError(
-                f"validate.cases: the cases are of `{case_clips.index.embodiment.name}`, the run's data is of "
-                f"`{setup.embodiment.name}` or of another form of its numbers; draw cases from shards like the run's."
+                f"validate.cases: the cases are of `{case_clips.index.embodiment.name}`, whose {differs.field} is "
+                f"{differs.mine}, the run's data has {differs.other}; sample cases from shards like the run's."
             )
         check_translation(setup.embodiment)
         for name, source in setup.sources.items():
