@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,18 @@ it). `la_leaky` is an ablation: the language model's attention skips the images,
 
 class UserError(ValueError):
     """Bad input, said in one sentence with its cure. Commands print it without a traceback and exit with status 2."""
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted names, in order: `state.frame` -> its value. Tuples become lists,
+    as in JSON."""
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return leaves
 
 
 TRANSLATION = ("x", "y", "z")
@@ -69,6 +81,19 @@ class VectorSpec:
         return (values_TD[:, index[0]] - self.gripper_closed) / (self.gripper_open - self.gripper_closed)
 
 
+class FieldDifference(NamedTuple):
+    """A field in which two embodiments differ.
+
+    field   by its dotted name, `state.frame`
+    mine    its value in the embodiment that is compared
+    other   its value in the one it is compared with
+    """
+
+    field: str
+    mine: Any
+    other: Any
+
+
 @dataclass(frozen=True)
 class Embodiment:
     """A robot's typed interface, written on shards, checkpoints and envs; a mismatch between them is an error."""
@@ -80,6 +105,16 @@ class Embodiment:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def difference(self, other: Embodiment) -> FieldDifference | None:
+        """The first field in which the other one differs; None where none does."""
+        theirs = flat(other.to_dict())
+        differing = (
+            FieldDifference(name, value, theirs[name])
+            for name, value in flat(self.to_dict()).items()
+            if value != theirs[name]
+        )
+        return next(differing, None)
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Embodiment:
