@@ -26,7 +26,7 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Verification:
     """folder_problems: those of the index and statistics as a whole."""
 
     location: str
@@ -47,14 +47,14 @@ class Report:
         return "\n".join([*lines, *self.folder_problems, f"{self.location}: {verdict}"])
 
 
-def verify(path: str | Path) -> Report:
+def verify(path: str | Path) -> Verification:
     """Reads every tar of a folder whole. Raises UserError only if there is no index to compare with."""
     index = read_index(path)
     reports = [
         ShardReport(shard.name, len(shard.keys), shard.samples, tuple(_shard_problems(index, number)))
         for number, shard in enumerate(index.shards)
     ]
-    return Report(index.location, tuple(reports), tuple(_folder_problems(index)))
+    return Verification(index.location, tuple(reports), tuple(_folder_problems(index)))
 
 
 def _shard_problems(index: Index, number: int) -> list[str]:

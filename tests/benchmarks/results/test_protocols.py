@@ -1,10 +1,10 @@
 """Why: a protocol is what makes two success rates comparable; a silently changed number makes them lie."""
 
+import importlib
 import importlib.util
-from dataclasses import importlib
+from dataclasses import replace
 
 import pytest
-import replace
 
 from benchmarks.__main__ import parsed
 from benchmarks.results import protocols
