@@ -17,7 +17,10 @@ from la4vla.types import UserError
 
 @dataclass(frozen=True)
 class ShardReport:
-    """problems: one sentence each; empty when the shard is what the index says."""
+    """What is wrong with a shard.
+
+    problems  one sentence each; empty when the shard is what the index says
+    """
 
     name: str
     clips: int
@@ -27,7 +30,10 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Verification:
-    """folder_problems: those of the index and statistics as a whole."""
+    """What is wrong with a folder.
+
+    folder_problems  those of the index and statistics as a whole
+    """
 
     location: str
     shards: tuple[ShardReport, ...]
