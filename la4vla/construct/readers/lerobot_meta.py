@@ -6,8 +6,9 @@ Owns the two layouts of `meta/` and of the paths (huggingface/lerobot, src/lerob
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ class VideoSpan:
     path      the video
     from_s    beginning of the episode, in seconds of the file; None if the episode has the file for itself
     to_s      its end
+    before    number of frames that the episodes before it have in the file
     """
 
     path: Path
     from_s: float | None
     to_s: float | None
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,10 @@ def read_meta(root: Path) -> Meta:
         else:
             tasks, files = _tasks_v2(root), [root / "meta/episodes.jsonl"]
             episodes = [_episode_v2(root, info, row, videos) for row in _jsonl(files[0])]
-        ordered = tuple(sorted(episodes, key=lambda item: item.index))
+        ordered = sorted(episodes, key=lambda item: item.index)
         if len({item.index for item in ordered}) != max(len(ordered), 1):
             raise UserError(f"{root}/meta lists no episodes, or one of them twice; download meta/ anew.")
-        return Meta(root, version, float(info["fps"]), info["features"], tasks, ordered, tuple(files))
+        return Meta(root, version, float(info["fps"]), info["features"], tasks, _placed(ordered), tuple(files))
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"{root}/meta: {error!r} is missing or malformed for {version}; download meta/ anew."
@@ -125,6 +128,21 @@ def _episodes_v3(root: Path, info: Mapping[str, Any], file: Path, videos: list[s
             spans[name] = VideoSpan(root / path, float(start), float(end))
         data = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         yield EpisodeInfo(int(row["episode_index"]), int(row["length"]), root / data, spans)
+
+
+def _placed(episodes: Sequence[EpisodeInfo]) -> tuple[EpisodeInfo, ...]:
+    """The episodes with `before` of their spans filled in. episodes: in the order of their numbers.
+
+    In a file that several episodes share, lerobot writes them in the order of their numbers and without gaps.
+    """
+    ends: defaultdict[tuple[str, Path], int] = defaultdict(int)
+    placed = []
+    for item in episodes:
+        spans = {name: replace(span, before=ends[name, span.path]) for name, span in item.videos.items()}
+        for name, span in item.videos.items():
+            ends[name, span.path] += item.length
+        placed.append(replace(item, videos=spans))
+    return tuple(placed)
 
 
 def _tasks_v2(root: Path) -> dict[int, str]:

@@ -56,18 +56,27 @@ def video_index(path: Path) -> VideoIndex:
     return _index(path, tuple(stat_of(path)))
 
 
-def locate(path: Path, from_s: float | None, to_s: float | None, frames: int, fps: float) -> int:
-    """The number of an episode's first frame in its file. Checks frame count and time stamps against the table.
+def locate(path: Path, from_s: float | None, to_s: float | None, before: int, frames: int, fps: float) -> int:
+    """The number of an episode's first frame in its file. Checks place, frame count and time stamps.
 
-    from_s, to_s: the episode's span in the file, None if it has the file for itself. frames, fps: length and rate of
-    the table. Raises BadEpisode.
+    from_s, to_s: the episode's span in the file, None if it has the file for itself. before: number of frames that the
+    episodes before it have in the file. frames, fps: length and rate of the table. Raises BadEpisode.
+
+    The span must begin where the episodes before it end, to half a frame. A span that begins elsewhere shows other
+    moments, or another episode, however well its length fits.
     """
     index = video_index(path)
     if from_s is None or to_s is None:
         first, count = 0, len(index)
     else:
-        first, count = index.nearest(from_s), round((to_s - from_s) * fps)
-        count = min(count, len(index) - first)
+        first, count = before, min(round((to_s - from_s) * fps), len(index) - before)
+        due_s = float(index.times_N[before]) if before < len(index) else before / fps
+        if abs(from_s - due_s) > 0.5 / fps:
+            raise BadEpisode(
+                f"video {path}: meta/ lets the episode begin at {from_s:.3f} s, but the episodes before it end at "
+                f"{due_s:.3f} s, so that its images would be of other moments or of another episode; correct meta/, "
+                "or leave the episode out (read.max_bad_episodes)."
+            )
     if count != frames:
         raise BadEpisode(
             f"video {path} has {count} frames of the episode, but the table has {frames}; get both anew or drop the "
