@@ -196,7 +196,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     from pathlib import Path
 
     from la4vla.doctor import Demand, doctor, table, to_json, verdict
-    from la4vla.sim.golden import Setting
+    from la4vla.sim.registry import Setting
 
     parser = argparse.ArgumentParser("la4vla doctor")
     parser.add_argument("--protocol", help="judge this machine for one protocol, such as metaworld/mt50-v1")

@@ -126,10 +126,10 @@ def resolve(path: str | Path) -> Path:
     """The checkpoint a user means by a checkpoint folder or by the folder of a run (then its newest complete one)."""
     folder = Path(path)
     if (folder / CHECKPOINTS).is_dir():
-        found = newest(folder)
-        if found is None:
+        newest_folder = newest(folder)
+        if newest_folder is None:
             raise UserError(f"{folder}: the run has no complete checkpoint yet; train it further or name another run.")
-        return found
+        return newest_folder
     read(folder)
     return folder
 

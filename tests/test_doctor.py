@@ -22,8 +22,9 @@ from la4vla.doctor.files import checkpoint_check, shards_check
 from la4vla.doctor.machine import backend_check, egl_checks, gl_checks
 from la4vla.doctor.suite import picture_check, pins_check, settling_check, suite_checks, version_checks
 from la4vla.sim import device, libero
-from la4vla.sim.golden import SCENES, STANDINS, Setting, references
+from la4vla.sim.golden import STANDINS, references
 from la4vla.sim.metaworld import EMBODIMENT
+from la4vla.sim.registry import SIMULATORS, Setting
 from la4vla.types import UserError
 from tests.fixtures import write_shards
 from tests.hand_checkpoint import write_checkpoint
@@ -150,20 +151,20 @@ def test_the_backend_that_is_named_is_the_one_that_evaluations_use(monkeypatch):
 
 
 def test_a_protocol_of_an_unknown_suite_is_refused():
-    with pytest.raises(UserError, match="suite `simpler` is not known"):
+    with pytest.raises(UserError, match="simulator `simpler` is not known"):
         doctor(Demand("custom", "simpler", CORNER))
 
 
 def test_every_shipped_protocol_has_its_pictures_in_the_reference():
-    for suite, scenes in SCENES.items():
+    for suite, sim in SIMULATORS.items():
         golden = references()[suite]
-        assert set(golden["versions"]) == set(scenes.packages) and golden["renderer"] and "--write" in golden["made_by"]
-        assert set(golden["settling"]) == set(scenes.settling) >= set(scenes.drawn)
+        assert set(golden["versions"]) == set(sim.pins) and golden["renderer"] and "--write" in golden["made_by"]
+        assert set(golden["settling"]) == set(sim.scenes.settling) >= set(sim.scenes.drawn)
     for title in protocols.titles():
         asked = protocols.load(title)
         for view in asked.views:
             key = Setting((view,), asked.image_size, asked.fast)
-            for task in SCENES[asked.suite].drawn:
+            for task in SIMULATORS[asked.suite].scenes.drawn:
                 assert f"{task} {key}" in references()[asked.suite]["pictures"], title
 
 

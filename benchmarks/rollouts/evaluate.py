@@ -27,9 +27,10 @@ from benchmarks.perturb.perturb import CLEAN, Variant, check_delivered
 from benchmarks.results import compare, results
 from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
-from benchmarks.rollouts.rollout import Job, Suite
+from benchmarks.rollouts.rollout import Job
 from benchmarks.rollouts.runner import Finished, Runner, Spent
 from la4vla.serve.policy import PolicyLost, ServedPolicy
+from la4vla.sim.registry import Simulator
 from la4vla.types import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Request:
     none: the clean arm alone, in `out` itself.
     """
 
-    suite: Suite
+    simulator: Simulator
     protocol: Protocol
     checkpoint: Path | None
     untrained: bool
@@ -93,9 +94,9 @@ def evaluate(request: Request) -> dict[Variant, results.Summary]:
 
     Raises UserError for bad input.
     """
-    protocol, suite = request.protocol, request.suite
-    if protocol.suite != suite.name:
-        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{suite.name}`.")
+    protocol, simulator = request.protocol, request.simulator
+    if protocol.suite != simulator.name:
+        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{simulator.name}`.")
     if request.workers < 1 or request.videos < 0:
         raise UserError("--workers must be at least 1 and --videos at least 0.")
     wanted = select(protocol, request.tasks, request.episodes)
@@ -104,7 +105,7 @@ def evaluate(request: Request) -> dict[Variant, results.Summary]:
         arms = open_arms(request, policy)
         seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         try:
-            with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
+            with Runner(simulator, protocol, policy, seen, request.workers, request.out / "logs") as runner:
                 runner.works = any(row.success is not None for arm in arms for row in arm.stored.rows.values())
                 summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
         except PolicyLost as error:
@@ -139,8 +140,8 @@ def open_arms(request: Request, policy: ServedPolicy | RemotePolicy | None) -> l
             "its clean one, or give another --out."
         )
     identity, step = (policy.identity, policy.step) if policy else (EXPERT, 0)
-    gl = request.suite.prepare()
-    versions = {name: importlib.metadata.version(name) for name in request.suite.packages}
+    gl = request.simulator.prepare()
+    versions = {name: importlib.metadata.version(name) for name in request.simulator.packages}
     versions |= {"la4vla": la4vla.__version__, "torch": torch.__version__, **(policy.versions if policy else {})}
     arms = []
     for variant in dict.fromkeys([CLEAN, *request.variants]):

@@ -24,28 +24,13 @@ from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts import video
 from la4vla.sim import render
 from la4vla.sim.env import Env
+from la4vla.sim.registry import Simulator
 from la4vla.types import Embodiment, Observation, UserError
 
 VIDEO_STRIDE = 4  # env steps between two frames of a video
 
 Ask = Callable[[Observation, int], np.ndarray]
 """(observation, number of the query in this episode) -> raw actions [k, A]."""
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What the runner must know of a simulator; functions live at module level, so that a spawned worker finds them.
-
-    prepare: in the parent, before any worker starts; returns the GL backend's name, raises UserError where none works.
-    make_env: in the worker, (protocol, views) -> Env. expert: the scripted policy's raw action [A] at the env's present
-    state. packages: distributions whose versions are written into every row.
-    """
-
-    name: str
-    prepare: Callable[[], str]
-    make_env: Callable[[Protocol, tuple[str, ...]], Env]
-    expert: Callable[[Env], np.ndarray]
-    packages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,11 +98,19 @@ class Clock:
         self.seconds[activity] += self.last
 
 
-def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
-    """Runs one episode: the first `replan_every` actions of a chunk are executed, then the policy is asked again.
+def make_env(simulator: Simulator, protocol: Protocol, views: tuple[str, ...]) -> Env:
+    """An env as the protocol wants it. Its horizon leaves room for the wait."""
+    horizon = protocol.longest_horizon + protocol.wait_steps
+    return simulator.make_env(views, protocol.image_size, horizon, protocol.fast)
 
-    Pictures are rendered when the policy is asked (and for a video, which shows what the policy sees). A success ends
-    the episode at its step. What is left of a chunk at the end of an episode is gone: no action outlives its episode.
+
+def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
+    """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
+    then the policy is queried again.
+
+    Queries are numbered 0, 1, 2, ... in an episode, however many actions each chunk gave. Images are rendered when the
+    policy is queried (and for a video, which shows what the policy sees). A success ends the episode at its step. What
+    is left of a chunk at the end of an episode is dropped: no action outlives its episode.
     """
 
     def shown(observation: Observation) -> Observation:
@@ -164,7 +157,7 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
 
 def work(
     connection: Connection,
-    suite: Suite,
+    simulator: Simulator,
     protocol: Protocol,
     views: tuple[str, ...],
     expert: bool,
@@ -179,7 +172,7 @@ def work(
         render.use_gpu(gpu)
     torch.set_num_threads(1)
     try:
-        env = suite.make_env(protocol, views)
+        env = make_env(simulator, protocol, views)
         connection.send(Ready(env.embodiment))
 
         def ask_parent(observation: Observation, number: int) -> np.ndarray:
@@ -187,7 +180,8 @@ def work(
             return connection.recv()
 
         def ask_expert(observation: Observation, number: int) -> np.ndarray:
-            return suite.expert(env)[None]
+            action, _ = simulator.expert(env)
+            return action[None]
 
         while (job := connection.recv()) is not None:
             connection.send(roll_out(env, job, protocol, ask_expert if expert else ask_parent))

@@ -10,20 +10,18 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol as Interface
-
-import numpy as np
 
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import Job, Outcome, Query, Ready, Refusal, Suite, work
-from la4vla.serve.policy import NoiseKey
+from benchmarks.rollouts.rollout import Job, Outcome, Query, Ready, Refusal, work
+from la4vla.serve.policy_like import NoiseKey, PolicyLike, open_episodes
 from la4vla.sim import render
-from la4vla.types import Embodiment, Observation, UserError
+from la4vla.sim.registry import Simulator
+from la4vla.types import UserError
 
 ATTEMPTS = 2
 SILENCE_S = 600.0
@@ -32,18 +30,6 @@ dead."""
 
 HOPELESS = 3
 """So many episodes lost before any was ever finished, and the simulator itself is broken: the run stops."""
-
-
-class Actor(Interface):
-    """What the runner asks of a policy (serve.policy.ServedPolicy is one)."""
-
-    def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
-        """Raises UserError where this policy cannot drive such an env."""
-        ...
-
-    def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
-        """One chunk of raw actions float32 [T, A] for each observation."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -73,13 +59,22 @@ class Worker:
 
 @dataclass
 class Spent:
-    """Where the time went. Worker seconds by activity, policy seconds of the parent, and the sizes of its batches."""
+    """Where the time of a run went.
+
+    wall_s         of the whole run
+    worker_s       seconds of all workers, by activity
+    policy_s       seconds that the parent spent in the policy
+    batches        calls of the policy
+    queries        chunks that it gave
+    short_chunks   chunks that had fewer actions than the protocol executes before the next query
+    """
 
     wall_s: float = 0.0
     worker_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     policy_s: float = 0.0
     batches: int = 0
     queries: int = 0
+    short_chunks: int = 0
 
     def sentence(self, workers: int, episodes: int) -> str:
         """One line for a person."""
@@ -88,25 +83,36 @@ class Spent:
         parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
         minutes = max(self.wall_s / 60, 1e-9)
         idle = max(0.0, 1 - sum(known.values()))
+        short = (
+            f"; {self.short_chunks} chunks were shorter than replan_every and executed whole"
+            if self.short_chunks
+            else ""
+        )
         return (
             f"{episodes} episodes in {minutes:.1f} min ({episodes / minutes:.1f} a minute); {workers} workers: "
             f"{parts}, idle {100 * idle:.0f} %; policy busy {100 * self.policy_s / max(self.wall_s, 1e-9):.0f} %, "
-            f"{self.queries / max(self.batches, 1):.1f} queries a batch"
+            f"{self.queries / max(self.batches, 1):.1f} queries a batch{short}"
         )
 
 
 class Runner:
-    """Use as a context: workers start when there are jobs for them and end at exit. `policy` is None for the suite's
-    scripted expert.
+    """Use as a context: workers start when there are jobs for them and end at exit. `policy` is None for the
+    simulator's scripted expert.
 
     views: cameras the envs render, () for none; where there are several GPUs, worker n renders on the n-th, and round
     again. logs: folder for the workers' output. `works` is for the caller to set where episodes of before have ended.
     """
 
     def __init__(
-        self, suite: Suite, protocol: Protocol, policy: Actor | None, views: tuple[str, ...], workers: int, logs: Path
+        self,
+        simulator: Simulator,
+        protocol: Protocol,
+        policy: PolicyLike | None,
+        views: tuple[str, ...],
+        workers: int,
+        logs: Path,
     ) -> None:
-        self._suite, self._protocol, self._policy, self._views = suite, protocol, policy, views
+        self._simulator, self._protocol, self._policy, self._views = simulator, protocol, policy, views
         self._count, self._logs = workers, logs
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
@@ -174,16 +180,15 @@ class Runner:
         start = time.perf_counter()
         seed = self._protocol.seed
         keys = [NoiseKey(seed, w.job.task, w.job.episode, query.number) for w, query in queries if w.job]
+        open_episodes(self._policy, keys)
         chunks = self._policy.infer([query.observation for _, query in queries], keys)
         self.spent.policy_s += time.perf_counter() - start
         self.spent.batches += 1
         self.spent.queries += len(queries)
         for (worker, _), chunk in zip(queries, chunks, strict=True):
-            if len(chunk) < self._protocol.replan_every:
-                raise UserError(
-                    f"the protocol executes {self._protocol.replan_every} actions of a chunk, but the policy gives "
-                    f"{len(chunk)}; choose replan_every={len(chunk)} or less."
-                )
+            if not len(chunk):
+                raise UserError("the policy gave a chunk without actions; let it give at least one.")
+            self.spent.short_chunks += len(chunk) < self._protocol.replan_every
             _send(worker, chunk)
             worker.heard = time.monotonic()  # it was not silent while it waited
 
@@ -230,7 +235,7 @@ class Runner:
         born_at = log.stat().st_size
         ours, theirs = self._context.Pipe()
         gpu = render.gpu_of(number, self._gpus)
-        arguments = (theirs, self._suite, self._protocol, self._views, self._policy is None, gpu, str(log))
+        arguments = (theirs, self._simulator, self._protocol, self._views, self._policy is None, gpu, str(log))
         process = self._context.Process(target=work, args=arguments, daemon=True, name=f"env-{number}")
         process.start()
         theirs.close()  # so that a dead worker reads as end-of-file here

@@ -30,12 +30,12 @@ class ReadConfig:
 class RecordConfig:
     """Demonstrations from the scripted experts of a simulator (construct/recording/record.py)."""
 
-    simulator: str = "metaworld"  # metaworld | libero
+    simulator: str = "metaworld"  # metaworld | libero: a name of la4vla/sim/registry.py
     tasks: list[str] = field(default_factory=list)  # env names such as reach-v3 or libero_object_03
     episodes: int = 25  # successful demonstrations kept a task
     first_episode: int = 1000  # initial states `first_episode`, +1, ...: held-out ones are skipped
     held_out: bool = False  # true: demonstrate initial states that evaluations use, too; no success rate is fair then
-    views: list[str] = field(default_factory=list)  # cameras; empty: the simulator's usual ones
+    views: list[str] = field(default_factory=list)  # cameras; empty: the simulator's usual ones (sim/registry.py)
     image_size: int = 112
     frame_stride: int = 2  # every n-th frame is rendered and stored
     fast: bool = False  # draw without shadows, reflections and anti-aliasing; evaluate with the same setting
@@ -193,7 +193,6 @@ def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
     choice("proposer", config.proposer, ("kinematic", "vlm", "episode"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz"))
-    choice("record.simulator", config.record.simulator, ("metaworld", "libero"))
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))

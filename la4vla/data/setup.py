@@ -233,9 +233,9 @@ def _stats(
     return stats.state, stats.action(data.action)
 
 
-def _inherited(found: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
+def _inherited(source: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
     """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
-    checkpoint, made = found.folder, found.manifest
+    checkpoint, made = source.folder, source.manifest
     of_data, trained = _flat(embodiment.to_dict()), _flat(Embodiment.from_dict(made.embodiment).to_dict())
     for field, value in of_data.items():
         if trained[field] != value:

@@ -14,8 +14,8 @@ from la4vla.doctor.files import checkpoint_check, shards_check
 from la4vla.doctor.machine import machine_checks
 from la4vla.doctor.report import table, to_json, verdict
 from la4vla.doctor.suite import installed, suite_checks
-from la4vla.sim.golden import SCENES, references
-from la4vla.types import UserError
+from la4vla.sim.golden import references
+from la4vla.sim.registry import SIMULATORS, simulator
 
 __all__ = ["Check", "Demand", "doctor", "table", "to_json", "verdict"]
 
@@ -29,16 +29,16 @@ def doctor(
     than the one that ships. Raises UserError where it is no such file, and for a protocol of an unknown suite.
     """
     reference = references(golden)
-    if demand is not None and demand.suite not in SCENES:
-        raise UserError(f"{demand.title}: suite `{demand.suite}` is not known; use one of {', '.join(SCENES)}.")
+    if demand is not None:
+        simulator(demand.suite, demand.title)
     checks = machine_checks()
-    for suite, scenes in SCENES.items():
+    for suite, sim in SIMULATORS.items():
         if demand is not None and demand.suite != suite:
             continue
-        if installed(scenes.packages[0]):
+        if installed(sim.pins[0]):
             checks.extend(suite_checks(suite, reference, demand))
         else:
-            says = f"{scenes.packages[0]} is not installed."
+            says = f"{sim.pins[0]} is not installed."
             checks.append(Check(suite, "fail" if demand else "note", says, f'pip install "la4vla[{suite}]"', suite))
     if checkpoint is not None:
         checks.append(checkpoint_check(checkpoint, demand))

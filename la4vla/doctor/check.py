@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from la4vla.sim.golden import Setting
+from la4vla.sim.registry import Setting
 
 Status = Literal["ok", "note", "warn", "fail"]
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from la4vla.doctor.check import Check, Demand, failed
 from la4vla.sim.device import last_words
-from la4vla.sim.golden import SCENES, SETTLE_STEPS, Measured, Setting, distance
+from la4vla.sim.golden import SETTLE_STEPS, Measured, distance
+from la4vla.sim.registry import SIMULATORS, Setting
 
 TOLERANCE = 3.0  # grey levels of a block mean, a mean or a std
 MAX_OFF = 0.005  # m by which a body's way while settling may differ from the reference's
@@ -35,7 +36,7 @@ def suite_checks(suite: str, references: Mapping[str, Measured], demand: Demand 
         says = f"the reference has no {' and no '.join(lacking)}."
         return [Check(f"{suite} reference", "fail", says, remake(suite), suite)]
     checks = [*version_checks(suite, reference), pins_check(suite, reference)]
-    setting = demand.setting if demand else SCENES[suite].usual
+    setting = demand.setting if demand else SIMULATORS[suite].scenes.usual
     measured = measured_here(suite, setting)
     if isinstance(measured, str):
         cure = f"run `python -m la4vla.sim.golden {suite}` to see all that it says"
@@ -49,7 +50,7 @@ def lacks(suite: str, reference: object) -> list[str]:
     if not isinstance(reference, dict):
         return list(PARTS)
     lacking = [part for part, kind in PARTS.items() if not isinstance(reference.get(part), kind)]
-    return lacking or [f"version of {name}" for name in SCENES[suite].packages if name not in reference["versions"]]
+    return lacking or [f"version of {name}" for name in SIMULATORS[suite].pins if name not in reference["versions"]]
 
 
 def remake(suite: str) -> str:

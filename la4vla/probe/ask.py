@@ -15,7 +15,8 @@ from la4vla.probe.conditions import SEES_NOTHING, Condition, asked, observation
 from la4vla.probe.metrics import Trials
 from la4vla.probe_cases.cases import Case, Footage, FrameOf
 from la4vla.probe_cases.motion import travel
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import UserError
 
 BATCH = 32  # chunks computed together; changes no result beyond rounding

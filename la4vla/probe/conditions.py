@@ -100,7 +100,7 @@ def asked(policy: ServedPolicy, condition: Condition) -> ServedPolicy | None:
     if condition.needs_pictures and not policy.views:
         return None
     kind = KINDS[condition.picture]
-    return policy.asked_as(kind) if kind else policy
+    return policy.as_kind(kind) if kind else policy
 
 
 def observation(case: Case, condition: Condition, footage: Footage, policy: ServedPolicy) -> Observation:

@@ -15,7 +15,8 @@ import torch
 from la4vla.construct.vocabulary import DIRECTIONS, phrase
 from la4vla.probe.metrics import distances, silhouette
 from la4vla.probe_cases.cases import Case, Footage
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import TRANSLATION, Observation
 
 STATES = 200
@@ -47,7 +48,7 @@ def represent(policy: ServedPolicy, states: Sequence[np.ndarray], seed: int) -> 
     """states: float32 [S], two different ones or more. seed: of t-SNE, which is also told to start from PCA. Needs
     scikit-learn."""
     assert len(states) > 1
-    vectors_ME = vectors(policy.asked_as("la"), states)
+    vectors_ME = vectors(policy.as_kind("la"), states)
     state_M = np.repeat(np.arange(len(states)), len(WORDS))
     direction_M = np.tile(np.arange(len(WORDS)), len(states))
     reduced_MP, map_M2, explained, perplexity = _reduced(vectors_ME, seed)

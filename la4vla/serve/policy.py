@@ -3,7 +3,7 @@
 Everything is rebuilt from the checkpoint folder, the transform chain and the tokenizer included, so that what is served
 is what was trained. A chunk depends on its observation and its noise key alone: the same episode gets the same actions
 alone or in a batch (to fp32 rounding), in any order. A policy that was trained without views never sees a pixel.
-`asked_as` gives the same weights another kind of row: a policy that sees, without images or with them masked.
+`as_kind` gives the same weights another kind of row: a policy that sees, without images or with them masked.
 Refuses: an embodiment that is not the checkpoint's, a view that is missing, weights that are not the manifest's.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.rng import RngUse, generator
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
 NOT_FINITE = (
@@ -43,15 +44,6 @@ NOT_FINITE = (
 
 class PolicyLost(UserError):
     """A policy that can be asked no more; what it answered before stands."""
-
-
-class NoiseKey(NamedTuple):
-    """What a chunk's noise is drawn from. query: number of the question within the episode, from 0."""
-
-    seed: int
-    task: str
-    episode: int
-    query: int
 
 
 @dataclass(frozen=True)
@@ -109,8 +101,8 @@ class ServedPolicy:
         """Of what computes the actions."""
         return {"torch": torch.__version__}
 
-    def asked_as(self, kind: Kind) -> ServedPolicy:
-        """The same policy, asked with rows of another kind. Raises UserError where that shows a blind policy images."""
+    def as_kind(self, kind: Kind) -> ServedPolicy:
+        """The same policy, queried with rows of another kind. Raises UserError where a blind one would see images."""
         if kind != "la" and not self.views:
             raise UserError(f"a policy without views cannot be asked as {kind}; ask it as la.")
         return replace(self, kind=kind, views=() if kind == "la" else self.views)
@@ -118,6 +110,9 @@ class ServedPolicy:
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
+
+    def open(self, episode: EpisodeKey) -> None:
+        """Does nothing: a chunk depends on its observation and its noise key alone."""
 
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
         """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.

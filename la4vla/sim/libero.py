@@ -210,6 +210,14 @@ def open_libero() -> Path:
     return package
 
 
+def asset_folders() -> tuple[Path, Path]:
+    """The folder of LIBERO's assets, and the folder of its config, which is ours. Raises UserError as `open_libero`."""
+    open_libero()
+    import libero.libero  # pyright: ignore[reportMissingImports]
+
+    return Path(libero.libero.get_assets_path()), Path(os.environ["LIBERO_CONFIG_PATH"])
+
+
 def _write_config(package: Path) -> None:
     """LIBERO reads its paths from a file, asks on stdin where it should be, and makes a folder in the user's home."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "la4vla" / "libero"

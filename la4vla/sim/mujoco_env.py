@@ -103,6 +103,10 @@ class MujocoEnv(ABC):
         views = {view: self._render(view) for view in self._views}
         return Observation(views, self._state(), self._prompts[self._task])
 
+    def body_positions(self) -> np.ndarray:
+        """float64 [N, 3]: where every body of the scene is now, m, world frame."""
+        return self._data.xpos.copy()
+
     def close(self) -> None:
         """Free the renderer before the model, and collect both now: a late collection would black out the next env."""
         if self._renderer is not None:

@@ -39,7 +39,7 @@ class Toy:
     embodiment = EMBODIMENT
     spec = SimpleNamespace(horizon=HORIZON)
 
-    def asked_as(self, kind):
+    def as_kind(self, kind):
         return replace(self, kind=kind, views=() if kind == "la" else self.views)
 
     def infer(self, observations, noise_keys):
@@ -268,10 +268,10 @@ def test_the_silhouettes_are_of_what_they_are_called(monkeypatch):
 def test_the_representation_counts_words_and_state_and_no_padding(run):
     """By hand, one row: the mean of the context's rows and the state token; the same in a batch with a longer row."""
     from la4vla.probe.representation import vectors
-    from la4vla.serve.policy import NoiseKey
+    from la4vla.serve.policy_like import NoiseKey
     from la4vla.types import Observation
 
-    policy = ServedPolicy.load(run).asked_as("la")
+    policy = ServedPolicy.load(run).as_kind("la")
     state = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     batch = policy.batch([Observation({}, state, "move the gripper forward")], [NoiseKey(0, "x", 0, 0)])
     with torch.inference_mode():

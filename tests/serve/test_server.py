@@ -27,7 +27,8 @@ from la4vla import cli
 from la4vla.data.transforms import Chain, DeltaToState
 from la4vla.serve import wire
 from la4vla.serve.client import RemotePolicy
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.serve.server import Server, Settings
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint

@@ -18,7 +18,8 @@ from la4vla.data.setup import prepare
 from la4vla.data.shards.writer import View
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model.tokenizer import build_prompter
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation
 from tests.fixtures import ARM, make_clip, train_config, write_shards
 

@@ -87,9 +87,9 @@ def record(config: ConstructConfig) -> dict[str, int]:
         )
     sim = simulator(settings.simulator)
     for task in settings.tasks:
-        if task not in sim.prompts:
+        if task not in sim.prompts():
             raise UserError(
-                f"record.tasks: `{task}` is no task of {settings.simulator}; use names such as `{sim.example}`."
+                f"record.tasks: `{task}` is no task of {settings.simulator}; use names such as `{sim.scenes.figure}`."
             )
     identity = _identity(config, sim.embodiment)
     check_store(store, identity)
@@ -111,13 +111,13 @@ def roll_out(env: Env, job: RecordingJob) -> Episode | None:
     noise = generator(settings.seed, RngUse.RECORD, job.task, job.number)
     observation = env.reset(job.task, job.number)
     for _ in range(sim.wait_steps):
-        env.step(sim.wait)
+        env.step(np.array(sim.wait, np.float32))
     if sim.wait_steps:
         observation = env.observe()
     instruction, state = observation.instruction, observation.state
     states, actions, decisions, executed = [], [], [], []
     frames: dict[str, dict[int, bytes]] = {view: {} for view in observation.views}
-    t, stop, succeeded = 0, sim.horizon, False
+    t, stop, succeeded = 0, sim.expert_steps, False
     while t < stop:
         if t % settings.frame_stride == 0:
             for view, image in (observation if t == 0 else env.observe()).views.items():
@@ -135,7 +135,7 @@ def roll_out(env: Env, job: RecordingJob) -> Episode | None:
         state = result.state
         t += 1
         if result.success and not succeeded:
-            succeeded, stop = True, min(t + AFTER_SUCCESS, sim.horizon)
+            succeeded, stop = True, min(t + AFTER_SUCCESS, sim.expert_steps)
     if not succeeded:
         return None
     return Episode(
@@ -178,7 +178,7 @@ def attempt(job: RecordingJob) -> bool:
 def _env(name: str, views: tuple[str, ...], image_size: int, fast: bool) -> Env:
     """The only env of a worker process, shared by its jobs."""
     sim = simulator(name)
-    return sim.make_env(views or sim.views, image_size, sim.horizon + sim.wait_steps, fast)
+    return sim.make_env(views or sim.views, image_size, sim.expert_steps + sim.wait_steps, fast)
 
 
 def _record_missing(config: ConstructConfig, store: Path, bar: tqdm) -> None:

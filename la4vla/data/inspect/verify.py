@@ -83,10 +83,10 @@ def _clip_problems(index: Index, clip: Clip) -> list[str]:
             )
         elif not np.isfinite(values).all():
             problems.append(f"{clip.key}: {what} is not finite")
-    wanted = list(range(0, len(clip), index.frame_stride))
+    due = list(range(0, len(clip), index.frame_stride))
     for name, view in index.views.items():
-        if sorted(clip.frames[name]) != wanted:
-            problems.append(f"{clip.key}: view {name} has {len(clip.frames[name])} of {len(wanted)} frames")
+        if sorted(clip.frames[name]) != due:
+            problems.append(f"{clip.key}: view {name} has {len(clip.frames[name])} of {len(due)} frames")
         for t, image in clip.frames[name].items():
             try:
                 shape = simplejpeg.decode_jpeg(image).shape

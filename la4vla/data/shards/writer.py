@@ -185,11 +185,11 @@ class ShardWriter:
                 f"clip {clip.key}: views {sorted(clip.frames)} are not the folder's {sorted(self._views)}; "
                 "give all of them."
             )
-        wanted = list(range(0, len(clip), self._stride))
+        due = list(range(0, len(clip), self._stride))
         for name, images in clip.frames.items():
-            if sorted(images) != wanted:
+            if sorted(images) != due:
                 raise UserError(
-                    f"clip {clip.key}: view {name} has images at {len(images)} frames, not at the {len(wanted)} frames "
+                    f"clip {clip.key}: view {name} has images at {len(images)} frames, not at the {len(due)} frames "
                     f"0, {self._stride} ... below {len(clip)}; render exactly those."
                 )
             view = self._views[name]

@@ -19,7 +19,7 @@ from benchmarks.results import results
 from benchmarks.rollouts import evaluate, runner, video
 from benchmarks.rollouts.evaluate import Request
 from la4vla.types import UserError
-from tests.benchmarks.fake_env import EMBODIMENT, SUITE, protocol
+from tests.benchmarks.fake_env import EMBODIMENT, POINT, protocol
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -36,8 +36,8 @@ def place(tmp_path_factory):
 def request_(place):
     checkpoint = write_checkpoint(place / "run" / "checkpoints" / "step_00000007", EMBODIMENT, ("eye",))
     return Request(
-        suite=SUITE, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained", workers=2,
-        tasks=(), episodes=None, videos=1, device="cpu", command="la4vla eval point", variants=(),
+        simulator=POINT, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained",
+        workers=2, tasks=(), episodes=None, videos=1, device="cpu", command="la4vla eval point", variants=(),
     )  # fmt: skip
 
 
@@ -278,12 +278,24 @@ def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
         ({"device": "gpu"}, r"--device gpu: torch has no such device here; choose cpu"),
         ({"device": "cuda:99"}, r"--device cuda:99: torch has no such device here; choose cpu"),
         ({"protocol": protocol(views=["ear"])}, r"trained with the view `eye`, the env shows ear"),
-        ({"protocol": protocol(replan_every=17)}, r"executes 17 actions of a chunk, but the policy gives 16"),
     ],
 )
 def test_requests_that_cannot_be_run_say_the_cure(request_, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         evaluate.evaluate(replace(request_, out=tmp_path, tasks=("hard-c",), episodes=1, **{"workers": 1, **changes}))
+
+
+def test_a_policy_whose_chunks_are_shorter_than_replan_every_is_evaluated_and_it_is_said(request_, tmp_path, capsys):
+    """Its chunks have 16 actions: both protocols execute all of them, and query it equally often."""
+    ends = {}
+    for replan_every in (16, 17):
+        rules, out = protocol(replan_every=replan_every, horizon=40), tmp_path / str(replan_every)
+        asked = replace(request_, protocol=rules, out=out, tasks=("hard-c",), episodes=1, workers=1, videos=0)
+        evaluate.evaluate(asked)
+        ends[replan_every] = [(row.steps, row.queries, row.final_state) for row in results.read_rows(out)]
+        shorter = "chunks were shorter than replan_every and executed whole"
+        assert (shorter in capsys.readouterr().out) is (shorter in results.read_run(out)["time"]) is (replan_every > 16)
+    assert ends[16] == ends[17]
 
 
 def test_an_empty_folder_makes_no_page(tmp_path):

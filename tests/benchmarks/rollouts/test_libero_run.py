@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.results import protocols
-from benchmarks.rollouts.libero import SUITE
 from benchmarks.rollouts.rollout import Job
 from benchmarks.rollouts.runner import Runner
 from la4vla.sim.libero import CAMERAS, task_table
+from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
 
 SMOKE = protocols.load("libero/smoke-v1")
 
 
 def final_states(out, workers, jobs):
-    with Runner(SUITE, replace(SMOKE, horizon=30), None, (), workers, out) as runner:
+    with Runner(SIMULATORS["libero"], replace(SMOKE, horizon=30), None, (), workers, out) as runner:
         ends = list(runner.run(jobs))
     assert all(end.outcome for end in ends), [end.error for end in ends]
     return {(end.job.task, end.job.episode): end.outcome.final_state for end in ends}

@@ -50,10 +50,10 @@ def test_a_store_of_before_libero_is_metaworlds(tmp_path):
 
 def store_of(folder, name, embodiment):
     """A config, and its store as store.json tells of it."""
-    settings = RecordConfig(simulator=name, tasks=[simulator(name).example], episodes=1)
+    settings = RecordConfig(simulator=name, tasks=[simulator(name).scenes.figure], episodes=1)
     config = ConstructConfig(read=ReadConfig(path=str(folder)), out_dir=str(folder / "out"), record=settings)
     open_store(folder, {**_identity(config, simulator(name).embodiment), "embodiment": embodiment, "gl_backend": "egl"})
-    path = episode_path(folder, simulator(name).example, 1020)
+    path = episode_path(folder, simulator(name).scenes.figure, 1020)
     path.parent.mkdir()
     path.touch()
     return config
@@ -67,7 +67,7 @@ def test_a_store_whose_rotations_are_written_otherwise_is_refused(tmp_path, name
     config = store_of(tmp_path, name, embodiment.name if bare else embodiment.to_dict())
     if name == "metaworld" or not bare:
         record(config)
-        assert list(open_dataset(config).keys) == [f"{simulator(name).example}-001020"]
+        assert list(open_dataset(config).keys) == [f"{simulator(name).scenes.figure}-001020"]
         return
     for use in (record, open_dataset, lambda config: run(config, "shards")):
         with pytest.raises(UserError, match=r"state\.rotation_near=\[0.*, not \[3\.1416.*record anew"):
