@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ import pyarrow.parquet as pq
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Frames
 from la4vla.construct.ledger import digest
+from la4vla.construct.notes import Note
 from la4vla.construct.readers.checks import (
     MAX_KEY,
     as_jpeg,
+    cameras,
     chosen_views,
     episode_key,
+    first_sizes,
     robot_of,
     sentence,
     slug,
@@ -31,7 +34,7 @@ from la4vla.construct.readers.checks import (
     vectors,
 )
 from la4vla.construct.readers.lerobot_meta import EpisodeInfo, Meta, read_meta
-from la4vla.construct.readers.video import locate, read_frames
+from la4vla.construct.readers.video import locate, read_frames, video_size
 from la4vla.types import UserError
 
 STANDARD = ("timestamp", "frame_index", "episode_index", "task_index")
@@ -51,7 +54,8 @@ class LeRobot:
             "state": _columns(self._meta, "state", read.state),
             "action": _columns(self._meta, "action", read.action),
         }
-        self._views = chosen_views(read, self._meta.views)
+        there, self._notes = cameras(self._meta.views, read)
+        self._views = chosen_views(read, there)
         self._stride, self._quality = read.frame_stride, config.jpeg_quality
         episodes = self._meta.episodes[: read.max_episodes or None]
         self._episodes = {episode_key("episode", item.index): item for item in episodes}
@@ -67,6 +71,10 @@ class LeRobot:
     @property
     def keys(self) -> Sequence[str]:
         return self._keys
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        return self._notes
 
     def stamp(self, key: str) -> str:
         info = self._episodes[key]
@@ -87,6 +95,10 @@ class LeRobot:
         column = {name: _numbers(table[name], name) for name in (*STANDARD, *names)}
         _check_time(column, self._meta.fps)
         instruction = sentence(self._meta.tasks.get(int(column["task_index"][0]), ""))
+        state, notes = vectors(column, self._columns["state"], self._robot_file.state, "state")
+        action, more = vectors(column, self._columns["action"], self._robot_file.action, "action")
+        if path != info.data:
+            more.append(Note("data_file", f"meta/ puts the rows into {info.data}, they are in {path}; correct meta/."))
         return Episode(
             key=key,
             task=slug(instruction, MAX_KEY),
@@ -94,11 +106,12 @@ class LeRobot:
             instruction=instruction,
             robot=self._robot,
             fps=self._meta.fps,
-            state=vectors(column, self._columns["state"], self._robot_file.state, "state"),
-            action=vectors(column, self._columns["action"], self._robot_file.action, "action"),
+            state=state,
+            action=action,
             views=tuple(self._views),
             frame_stride=self._stride,
             frames=partial(self._frames, info),
+            notes=(*notes, *more),
         )
 
     def video_faults(self, episode: Episode) -> list[str]:
@@ -116,6 +129,12 @@ class LeRobot:
             except BadEpisode as error:
                 faults.append(str(error))
         return faults
+
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        videos = self._episodes[episode.key].videos
+        filmed = {view: video_size(videos[name].path) for view, name in self._views.items() if name in videos}
+        stored = tuple(view for view in self._views if view not in filmed)
+        return filmed | first_sizes(replace(episode, views=stored))
 
     def _frames(self, info: EpisodeInfo, view: str, numbers: Sequence[int]) -> Frames:
         name = self._views[view]
@@ -157,8 +176,8 @@ class LeRobot:
             return others[0]
         where = f"{len(others)} other files of data/ have them" if others else "no other file of data/ has them"
         raise BadEpisode(
-            f"meta/ says that {info.data} has the rows of episode {info.index}, but it {has}, and {where}; get data/ and "
-            "meta/ anew, or leave the episode out (read.max_bad_episodes)."
+            f"meta/ says that {info.data} has the rows of episode {info.index}, but it {has}, and {where}; get data/ "
+            "and meta/ anew, or leave the episode out (read.max_bad_episodes)."
         )
 
     @cached_property

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from la4vla.construct.readers.checks import existing
+from la4vla.construct.readers.video import deep_grey
 from la4vla.types import UserError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -75,11 +76,13 @@ class Meta:
     files: tuple[Path, ...]
 
     @property
-    def views(self) -> list[str]:
-        """The cameras, stored as videos or as image columns. Depth maps are no cameras."""
-        return [
-            name for name, about in self.features.items() if about["dtype"] in ("video", "image") and not _depth(about)
-        ]
+    def views(self) -> dict[str, str]:
+        """View, stored as videos or as an image column -> why it is no camera, empty if it is one."""
+        return {
+            name: "a depth map" if _depth(about) else ""
+            for name, about in self.features.items()
+            if about["dtype"] in ("video", "image")
+        }
 
 
 def read_meta(root: Path) -> Meta:
@@ -164,8 +167,10 @@ def _tasks_v3(root: Path) -> dict[int, str]:
 
 
 def _depth(about: Mapping[str, Any]) -> bool:
+    """Whether a feature says that it is a depth map, or has pixels of one channel and more than 8 bits."""
     infos = [about.get("info") or {}, about.get("video_info") or {}]
-    return any(info.get(name, False) for info in infos for name in ("is_depth_map", "video.is_depth_map"))
+    named = any(info.get(name, False) for info in infos for name in ("is_depth_map", "video.is_depth_map"))
+    return named or any(deep_grey(str(info.get("video.pix_fmt", ""))) for info in infos)
 
 
 def _json(path: Path) -> Any:

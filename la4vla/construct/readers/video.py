@@ -6,6 +6,7 @@ long file, decoding starts at the last key frame before the wanted frames.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +29,13 @@ class VideoIndex:
     times_N     float64, seconds of each frame since the first, ascending
     stamps_N    int, the file's own time stamps
     starts_K    int64, numbers of the frames at which decoding can start
+    size        (height, width) in pixels
     """
 
     times_N: np.ndarray
     stamps_N: list[int]
     starts_K: np.ndarray
+    size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.times_N)
@@ -54,6 +57,16 @@ def video_index(path: Path) -> VideoIndex:
     if not path.is_file():
         raise BadEpisode(f"video {path} is missing; get it, or read without images (read.images=false).")
     return _index(path, tuple(stat_of(path)))
+
+
+def video_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a file's images in pixels. Raises BadEpisode."""
+    return video_index(path).size
+
+
+def deep_grey(pixel_format: str) -> bool:
+    """Whether a video's pixels have one channel of more than 8 bits, as depth maps have."""
+    return re.match(r"gray(9|1\d)", pixel_format) is not None
 
 
 def locate(path: Path, from_s: float | None, to_s: float | None, before: int, frames: int, fps: float) -> int:
@@ -141,6 +154,11 @@ def _index(path: Path, stat: tuple[int, ...]) -> VideoIndex:
             if not container.streams.video:
                 raise BadEpisode(f"video {path} has no video stream; get it anew or drop the episode.")
             stream = container.streams.video[0]
+            if not stream.codec_context:
+                raise BadEpisode(f"video {path} has a codec that is not installed; encode it as H.264 or AV1.")
+            if deep_grey(str(stream.codec_context.pix_fmt)):
+                raise BadEpisode(f"video {path} holds depth, not a camera's images; name the cameras in read.views.")
+            size = (stream.codec_context.height, stream.codec_context.width)
             entries = [item for item in stream.index_entries if not item.is_discard]
             stamps = [item.timestamp for item in entries]
             starts = [number for number, item in enumerate(entries) if item.is_keyframe]
@@ -150,4 +168,5 @@ def _index(path: Path, stat: tuple[int, ...]) -> VideoIndex:
     if not stamps:
         raise BadEpisode(f"video {path} has no frames in its index; encode it as MP4 or drop the episode.")
     # The index has decoding stamps. At a constant rate they equal those of the images, except for a constant offset.
-    return VideoIndex((np.array(stamps, np.float64) - stamps[0]) * base, stamps, np.array(starts, np.int64))
+    times_N = (np.array(stamps, np.float64) - stamps[0]) * base
+    return VideoIndex(times_N, stamps, np.array(starts, np.int64), size)
