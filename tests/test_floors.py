@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 
-F0 = {"types", "config", "rng", "manifest", "files", "shell"}
+F0 = {"types", "config", "rng", "manifest", "files", "shell", "device"}
 LEAVES = {"page", "chat"}
 F1 = {"data", "model"}
 ROOMS = {

@@ -35,7 +35,7 @@ class RecordConfig:
     episodes: int = 25  # successful demonstrations kept a task
     first_episode: int = 1000  # initial states `first_episode`, +1, ...: held-out ones are skipped
     held_out: bool = False  # true: demonstrate initial states that evaluations use, too; no success rate is fair then
-    views: list[str] = field(default_factory=list)  # cameras; empty: the simulator's usual ones (sim/registry.py)
+    views: list[str] = field(default_factory=list)  # cameras; empty: the simulator's usual ones
     image_size: int = 112
     frame_stride: int = 2  # every n-th frame is rendered and stored
     fast: bool = False  # draw without shadows, reflections and anti-aliasing; evaluate with the same setting

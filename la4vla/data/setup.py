@@ -183,14 +183,14 @@ def fingerprint(index: Index) -> str:
 
 
 def _embodiment(indexes: Mapping[str, Index]) -> Embodiment:
-    first, *others = indexes.items()
+    (first, one), *others = indexes.items()
     for name, index in others:
-        if index.embodiment != first[1].embodiment:
+        if differs := one.embodiment.difference(index.embodiment):
             raise UserError(
-                f"sources {first[0]} ({first[1].embodiment.name}) and {name} ({index.embodiment.name}) have different "
-                "embodiments; convert one of them, or train them in separate runs with init_from."
+                f"sources {first} and {name} have different embodiments ({differs.field} is {_shown(differs.mine)} and "
+                f"{_shown(differs.other)}); convert one of them, or train them in separate runs with init_from."
             )
-    return first[1].embodiment
+    return one.embodiment
 
 
 def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
@@ -236,13 +236,11 @@ def _stats(
 def _inherited(source: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
     """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
     checkpoint, made = source.folder, source.manifest
-    of_data, trained = _flat(embodiment.to_dict()), _flat(Embodiment.from_dict(made.embodiment).to_dict())
-    for field, value in of_data.items():
-        if trained[field] != value:
-            raise UserError(
-                f"{checkpoint} was trained on another embodiment than the data's ({field} is {_shown(trained[field])}, "
-                f"the data's is {_shown(value)}), so its statistics do not fit; {cure}."
-            )
+    if differs := embodiment.difference(Embodiment.from_dict(made.embodiment)):
+        raise UserError(
+            f"{checkpoint} was trained on another embodiment than the data's ({differs.field} is "
+            f"{_shown(differs.other)}, the data's is {_shown(differs.mine)}), so its statistics do not fit; {cure}."
+        )
     chain = chain_from_dicts(made.transforms)
     if chain.normalize.mode != config.data.normalization:
         raise UserError(
@@ -257,15 +255,5 @@ def _inherited(source: Checkpoint, config: TrainConfig, embodiment: Embodiment, 
     return chain.normalize.state, chain.normalize.action
 
 
-def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of nested dicts: `state.frame` -> its value, in order."""
-    leaves = {}
-    for key, value in raw.items():
-        leaves |= (
-            {f"{key}.{name}": leaf for name, leaf in _flat(value).items()} if isinstance(value, dict) else {key: value}
-        )
-    return leaves
-
-
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else f"`{value}`"
+    return " ".join(map(str, value)) if isinstance(value, list) else f"`{value}`"

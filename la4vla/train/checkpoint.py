@@ -34,7 +34,7 @@ from la4vla.train import disk
 from la4vla.train.dist import World, log0, on_main
 from la4vla.train.engine import Engine
 from la4vla.train.optim import MOMENTS
-from la4vla.types import UserError
+from la4vla.types import UserError, flat
 
 MAY_CHANGE = (
     "run.dir",
@@ -163,7 +163,7 @@ def _load_training(engine: Engine, folder: Path) -> None:
 def check_resumable(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raises UserError naming the first setting that differs from the run that wrote the checkpoint."""
     run_dir, written = checkpoint.folder.parent.parent, checkpoint.manifest.config
-    then, now = _flat(written), _flat(asdict(config))
+    then, now = flat(written), flat(asdict(config))
     for key in [*then, *(now.keys() - then.keys())]:
         if _may_change(key) or then.get(key) == now.get(key):
             continue
@@ -330,15 +330,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, name + ".") if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def _may_change(key: str) -> bool:

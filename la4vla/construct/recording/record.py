@@ -106,7 +106,7 @@ def record(config: ConstructConfig) -> dict[str, int]:
 
 
 def roll_out(env: Env, job: RecordingJob) -> Episode | None:
-    """One attempt of the scripted expert in `env`; None if it does not succeed within the simulator's horizon."""
+    """One attempt of the scripted expert in `env`; None if it does not succeed within the steps it gets."""
     settings, sim = job.record, simulator(job.record.simulator)
     noise = generator(settings.seed, RngUse.RECORD, job.task, job.number)
     observation = env.reset(job.task, job.number)

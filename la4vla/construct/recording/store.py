@@ -21,7 +21,7 @@ from la4vla.construct.episodes import Episode, Frames, Script
 from la4vla.construct.robots.robot import Robot, robot_frame
 from la4vla.data.npz import read_npz
 from la4vla.files import write_atomic
-from la4vla.types import Embodiment, UserError, VectorSpec
+from la4vla.types import Embodiment, UserError, VectorSpec, flat
 
 SCHEMA_VERSION = 1
 SETTINGS = "store.json"
@@ -145,8 +145,8 @@ def check_store(store: Path, settings: Mapping[str, Any]) -> None:
     there = json.loads(path.read_text())
     if "view" in there:
         there |= {**BEFORE_LIBERO, "views": [there["view"]]}
-    wanted = _flat({"schema": SCHEMA_VERSION, **settings})
-    found = _flat({**there, "embodiment": _embodiment(there.get("embodiment"), settings.get("embodiment"))})
+    wanted = flat({"schema": SCHEMA_VERSION, **settings})
+    found = flat({**there, "embodiment": _embodiment(there.get("embodiment"), settings.get("embodiment"))})
     for name, value in wanted.items():
         if found.get(name) != value:
             raise UserError(
@@ -167,14 +167,3 @@ def _embodiment(there: Any, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"name": there}
     zeros = {"rotation_near": VectorSpec.rotation_near}
     return {**wanted, **{name: {**wanted[name], **zeros} for name in ("state", "action")}}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names. Tuples become lists, as in JSON."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat

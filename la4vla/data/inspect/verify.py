@@ -17,7 +17,10 @@ from la4vla.types import UserError
 
 @dataclass(frozen=True)
 class ShardReport:
-    """problems: one sentence each; empty when the shard is what the index says."""
+    """What is wrong with a shard.
+
+    problems  one sentence each; empty when the shard is what the index says
+    """
 
     name: str
     clips: int
@@ -26,8 +29,11 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """folder_problems: those of the index and statistics as a whole."""
+class Verification:
+    """What is wrong with a folder.
+
+    folder_problems  those of the index and statistics as a whole
+    """
 
     location: str
     shards: tuple[ShardReport, ...]
@@ -47,14 +53,14 @@ class Report:
         return "\n".join([*lines, *self.folder_problems, f"{self.location}: {verdict}"])
 
 
-def verify(path: str | Path) -> Report:
+def verify(path: str | Path) -> Verification:
     """Reads every tar of a folder whole. Raises UserError only if there is no index to compare with."""
     index = read_index(path)
     reports = [
         ShardReport(shard.name, len(shard.keys), shard.samples, tuple(_shard_problems(index, number)))
         for number, shard in enumerate(index.shards)
     ]
-    return Report(index.location, tuple(reports), tuple(_folder_problems(index)))
+    return Verification(index.location, tuple(reports), tuple(_folder_problems(index)))
 
 
 def _shard_problems(index: Index, number: int) -> list[str]:
