@@ -1,7 +1,7 @@
 """Why: LeRobot's metadata say where in a shared file an episode is, and they have been wrong: a span shifted by a
-growing part of a frame, two spans that overlap, another episode's file. Such a set gives images of other moments, without any
-error. Here are sets that lerobot's own tools wrote (lerobot_written/write.py), which must pass, and the same sets with
-one span or one file name changed, which must not."""
+growing part of a frame, two spans that overlap, another episode's file. Such a set gives images of other moments
+without any error. Here are sets that lerobot's own tools wrote (lerobot_written/write.py), which must pass, and the
+same sets with one span or one file name changed, which must not."""
 
 import shutil
 import tarfile
