@@ -137,8 +137,8 @@ def _check_values(cases: Sequence[Case], case_clips: CaseClips, setup: Setup) ->
         stop = min(case.frame + setup.processor.spec.horizon, len(case_clips.clips[case.clip]))
         if bad and (what := bad.within(case.frame, stop, setup.chain.delta)):
             raise UserError(
-                f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again without "
-                "it and draw cases from it (la4vla probe cases), or leave validate.cases out."
+                f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again "
+                "without it and draw cases from it (la4vla probe cases), or leave validate.cases out."
             )
 
 
