@@ -129,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.untrained and not options.checkpoint:
         raise UserError("--untrained needs the --checkpoint whose architecture it takes, not --expert or --server.")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-    request = evaluate.Request(
+    request = evaluate.EvaluationRequest(
         simulator=SIMULATORS[options.command],
         protocol=protocols.load(options.protocol, options.overrides),
         checkpoint=options.checkpoint,
@@ -161,7 +161,7 @@ def _study(options: argparse.Namespace) -> int:
     return 0
 
 
-def _server(options: argparse.Namespace) -> evaluate.Server | None:
+def _server(options: argparse.Namespace) -> evaluate.ServerAddress | None:
     """--server with its token, or None without. Raises UserError for options that do not go together."""
     from benchmarks.rollouts import evaluate
 
@@ -177,7 +177,7 @@ def _server(options: argparse.Namespace) -> evaluate.Server | None:
         raise UserError("--server: the address would be written into the results, token and all; use --token-env.")
     if options.token_env and not os.environ.get(options.token_env):
         raise UserError(f"--token-env {options.token_env}: no such variable, or an empty one; export the token in it.")
-    return evaluate.Server(options.server, os.environ[options.token_env] if options.token_env else "")
+    return evaluate.ServerAddress(options.server, os.environ[options.token_env] if options.token_env else "")
 
 
 if __name__ == "__main__":

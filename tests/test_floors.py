@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 
-F0 = {"types", "config", "rng", "manifest", "files", "shell"}
+F0 = {"types", "config", "rng", "manifest", "files", "shell", "device"}
 LEAVES = {"page", "chat"}
 F1 = {"data", "model"}
 ROOMS = {
@@ -40,27 +40,29 @@ SHELVES = {
         "vocabulary": set(),
         "ledger": set(),
         "robots": set(),
-        "episodes": {"robots"},
+        "notes": set(),
+        "episodes": {"notes", "robots"},
         "propose": {"vocabulary", "ledger", "robots", "episodes"},
         "recording": {"robots", "episodes"},
         "scores": {"ledger", "propose"},
         "filter": {"vocabulary", "propose", "scores"},
-        "readers": {"ledger", "robots", "episodes", "recording"},
-        "build": {"ledger", "episodes", "propose"},
-        "steps": {"ledger", "episodes", "propose", "scores", "filter", "readers"},
+        "readers": {"ledger", "notes", "robots", "episodes", "recording"},
+        "build": {"ledger", "episodes", "propose", "readers"},
+        "steps": {"ledger", "notes", "episodes", "propose", "scores", "filter", "readers"},
         "review": {"ledger", "episodes", "propose", "scores", "steps"},
-        "report": {"ledger", "episodes", "propose", "scores", "steps", "readers", "review"},
+        "report": {"ledger", "notes", "episodes", "propose", "scores", "steps", "readers", "review"},
         "__main__": {"recording", "readers", "steps", "build", "review", "report"},
     },
     "la4vla.data": {
         **{leaf: set() for leaf in ("rotation", "normalize", "npz", "augment", "collate", "mixture")},
         "transforms": {"rotation", "normalize"},
         "shards": {"npz", "normalize", "transforms"},
-        "inspect": {"normalize", "transforms", "shards"},
+        "values": {"normalize", "shards"},
+        "inspect": {"normalize", "transforms", "shards", "values"},
         "order": {"shards"},
         "processor": {"collate", "transforms"},
-        "setup": {"order", "mixture", "normalize", "transforms", "collate", "processor", "shards"},
-        "reader": {"setup", "order", "mixture", "augment", "processor", "shards"},
+        "setup": {"values", "order", "mixture", "normalize", "transforms", "collate", "processor", "shards"},
+        "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards"},
         "loader": {"setup", "reader"},
     },
     "benchmarks": {

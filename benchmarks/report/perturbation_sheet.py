@@ -1,4 +1,4 @@
-"""One image of every perturbation: a row each, on one scene of each simulator, at severities 1, 3 and 5.
+"""One image that shows every perturbation: a row each, on one scene of each simulator, at severities 1, 3 and 5.
 
 la4vla eval perturbations --out perturbations.jpg
 """

@@ -29,13 +29,19 @@ from la4vla.types import Embodiment, Observation, UserError
 
 VIDEO_STRIDE = 4  # env steps between two frames of a video
 
-Ask = Callable[[Observation, int], np.ndarray]
+Infer = Callable[[Observation, int], np.ndarray]
 """(observation, number of the query in this episode) -> raw actions [k, A]."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One episode to run. video: file to record it to; empty: none. variant: what its pictures go through."""
+class RolloutJob:
+    """One episode to run.
+
+    task      env name
+    episode   number of its initial state
+    video     file to record it to; empty: none
+    variant   what its images, its scene or its instruction go through
+    """
 
     task: str
     episode: int
@@ -52,16 +58,23 @@ class Ready:
 
 @dataclass(frozen=True)
 class Query:
+    """What a worker shows the policy, and the query's number in its episode, from 0."""
+
     observation: Observation
     number: int
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """seconds: reset, physics, render (perturbing included), policy; what is missing to wall_s is the rest.
+class EpisodeOutcome:
+    """How an episode ended.
 
-    latencies_s: of every query, from the question to its actions, waiting for other episodes' batches included.
-    final_state: raw, [S].
+    success       the env reported it at the last step
+    steps         env steps, those of the wait not counted
+    queries       chunks that the policy gave
+    wall_s        of the whole episode
+    seconds       by activity: reset, physics, render (perturbing included), policy; the rest of wall_s is in none
+    latencies_s   of every query, from the observation to its actions, waiting for other episodes' batches included
+    final_state   [S], raw units
     """
 
     success: bool
@@ -82,7 +95,11 @@ class Refusal:
 
 @dataclass
 class Clock:
-    """Seconds by activity; last: of the activity that ended last."""
+    """Counts seconds.
+
+    seconds   by activity
+    last      of the activity that ended last
+    """
 
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("reset", "physics", "render", "policy"), 0.0)
@@ -104,7 +121,7 @@ def make_env(simulator: Simulator, protocol: Protocol, views: tuple[str, ...]) -
     return simulator.make_env(views, protocol.image_size, horizon, protocol.fast)
 
 
-def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
+def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> EpisodeOutcome:
     """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
     then the policy is queried again.
 
@@ -135,7 +152,7 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
         with clock("render"):
             observation = shown(observation)
         with clock("policy"):
-            chunk = ask(observation, queries)
+            chunk = infer(observation, queries)
         latencies.append(clock.last)
         queries += 1
         for action in chunk[: protocol.replan_every]:
@@ -152,7 +169,7 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
         frames.append(shown(env.observe()).views[protocol.views[0]])
         video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
     final = tuple(float(value) for value in state)
-    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
+    return EpisodeOutcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
 
 
 def work(
@@ -164,9 +181,8 @@ def work(
     gpu: int | None,
     log: str,
 ) -> None:
-    """A worker process: says Ready, then answers each Job with Queries and one Outcome, until it is sent None.
-
-    gpu: EGL's number of the one to draw on, None for what the driver takes."""
+    """A worker process: sends Ready, then answers each RolloutJob with Queries and one EpisodeOutcome, until it is sent
+    None. gpu: EGL's number of the GPU to draw on; None: the driver's choice."""
     _redirect_output(log)
     if gpu is not None:
         render.use_gpu(gpu)
@@ -175,16 +191,16 @@ def work(
         env = make_env(simulator, protocol, views)
         connection.send(Ready(env.embodiment))
 
-        def ask_parent(observation: Observation, number: int) -> np.ndarray:
+        def infer_in_parent(observation: Observation, number: int) -> np.ndarray:
             connection.send(Query(observation, number))
             return connection.recv()
 
-        def ask_expert(observation: Observation, number: int) -> np.ndarray:
+        def infer_from_expert(observation: Observation, number: int) -> np.ndarray:
             action, _ = simulator.expert(env)
             return action[None]
 
         while (job := connection.recv()) is not None:
-            connection.send(roll_out(env, job, protocol, ask_expert if expert else ask_parent))
+            connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent))
         env.close()
     except UserError as error:
         connection.send(Refusal(str(error)))

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.results import protocols
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import Job, Outcome, make_env, roll_out
+from benchmarks.rollouts.rollout import EpisodeOutcome, RolloutJob, make_env, roll_out
 from benchmarks.rollouts.runner import Runner, Spent
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey, PolicyLike
@@ -36,7 +36,7 @@ from la4vla.sim.env import Env
 from la4vla.sim.registry import SIMULATORS, Simulator
 from la4vla.types import Observation, UserError
 
-Outcomes = dict[tuple[str, int], Outcome]
+Outcomes = dict[tuple[str, int], EpisodeOutcome]
 
 
 @contextmanager
@@ -49,12 +49,12 @@ def on_cores(cores: set[int]) -> Iterator[None]:
     _pin(before)
 
 
-def sequential(env: Env, policy: PolicyLike, protocol: Protocol, jobs: Sequence[Job]) -> tuple[float, Outcomes]:
+def sequential(env: Env, policy: PolicyLike, protocol: Protocol, jobs: Sequence[RolloutJob]) -> tuple[float, Outcomes]:
     """Seconds that all jobs took one after another, and their outcomes."""
     start, ended = time.perf_counter(), {}
     for job in jobs:
 
-        def ask(observation: Observation, query: int, job: Job = job):  # noqa: ANN202
+        def ask(observation: Observation, query: int, job: RolloutJob = job):  # noqa: ANN202
             return policy.infer([observation], [NoiseKey(protocol.seed, job.task, job.episode, query)])[0]
 
         policy.open(EpisodeKey(job.task, job.episode, protocol.seed))
@@ -62,7 +62,7 @@ def sequential(env: Env, policy: PolicyLike, protocol: Protocol, jobs: Sequence[
     return time.perf_counter() - start, ended
 
 
-def parallel(runner: Runner, jobs: Sequence[Job], workers: int) -> tuple[float, Outcomes]:
+def parallel(runner: Runner, jobs: Sequence[RolloutJob], workers: int) -> tuple[float, Outcomes]:
     """Seconds that the runner took for all jobs, and their outcomes. Raises UserError where one crashed."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - workers))
     start, ended = time.perf_counter(), {}
@@ -78,7 +78,7 @@ def compare(
     protocol: Protocol,
     policy: PolicyLike,
     views: tuple[str, ...],
-    jobs: Sequence[Job],
+    jobs: Sequence[RolloutJob],
     workers: int,
     rounds: int,
 ) -> str:
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
     protocol = protocols.load(options.protocol, options.overrides)
     if protocol.suite != options.simulator:
         raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{options.simulator}`.")
-    jobs = [Job(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
+    jobs = [RolloutJob(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
     policy = ServedPolicy.load(options.checkpoint, options.device)
     views = tuple(protocol.views) if policy.views else ()
     print(compare(SIMULATORS[options.simulator], protocol, policy, views, jobs, options.workers, options.rounds))

@@ -14,7 +14,8 @@ from la4vla.types import UserError
 
 
 def checkpoint_check(path: Path, demand: Demand | None) -> Check:
-    """Complete, the weights and tokenizer its manifest names, a transform chain that rebuilds, the protocol's robot."""
+    """Whether the checkpoint is complete, has the weights and tokenizer that its manifest names, rebuilds its
+    transforms, and fits the protocol's robot and views."""
     try:
         folder = manifest.resolve(path)
         about = manifest.read(folder)
@@ -33,8 +34,8 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
 
 
 def shards_check(folder: str, demand: Demand | None = None) -> Check:
-    """Index, sha256 and clips of every shard, statistics: what `la4vla data verify` compares. With a protocol, whether
-    a policy that is trained on them alone could be evaluated under it."""
+    """Whether index, sha256, clips and statistics agree, as `la4vla data verify` compares them; with a protocol,
+    whether a policy that is trained on these shards alone could be evaluated under it."""
     try:
         report = verify(folder)
     except UserError as error:

@@ -10,7 +10,7 @@ embodiment that is not the checkpoint's, a missing view, and weights that are no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -159,10 +159,10 @@ class ServedPolicy:
 
 def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodiment, views: Sequence[str]) -> None:
     """Raises UserError where a policy of `mine` and `needed` cannot drive an env of `embodiment` and `views`."""
-    if difference := _difference(mine.to_dict(), embodiment.to_dict()):
+    if differs := mine.difference(embodiment):
         raise UserError(
-            f"the embodiment is another: {difference}; evaluate it on its own env, or construct with this env's robot "
-            "(read.robot) and train on that."
+            f"the embodiment is another: {differs.field} is {differs.mine} here and {differs.other} in the env; "
+            "evaluate it on its own env, or construct with this env's robot (read.robot) and train on that."
         )
     _require_views(needed, views)
 
@@ -284,15 +284,3 @@ def _require_views(needed: Sequence[str], views: Sequence[str]) -> None:
                 f"trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; choose a protocol "
                 "with that view, or name it so when constructing (read.views)."
             )
-
-
-def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> str:
-    """The first field in which two embodiments differ, in words; empty if none does."""
-    for key, value in mine.items():
-        place = f"{where}{key}"
-        if isinstance(value, Mapping):
-            if found := _difference(value, other[key], f"{place}."):
-                return found
-        elif value != other[key]:
-            return f"{place} is {value} here and {other[key]} in the env"
-    return ""

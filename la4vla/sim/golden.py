@@ -3,8 +3,9 @@
     python -m la4vla.sim.golden SUITE [VIEW,VIEW:SIZE:full|fast ...]     measures here, prints JSON
     python -m la4vla.sim.golden SUITE --write FILE                       measures all that a reference holds, writes it
 
-One process has one live env, so each suite is measured in its own. A reference carries what it was made with: versions,
-GL renderer, and a fingerprint of LIBERO's assets, outside of which its pictures mean nothing.
+One process has one live env, so each suite is measured in a process of its own. A reference carries what it was made
+with: versions, GL renderer, and a fingerprint of LIBERO's assets. Its images can be compared only with those of the
+same assets.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ def references(path: Path | None = None) -> dict[str, Measured]:
 
 
 def measure(suite: str, settings: Sequence[Setting]) -> Measured:
-    """Pictures of every setting (mean, std and thumbnail by channel), and the metres bodies move while settling.
+    """Images of every setting (mean, std and thumbnail by channel), and the metres bodies move while settling.
 
     The scenes settle once, with the first setting. Raises UserError without a GL backend and where LIBERO or its assets
     are missing.
     """
-    sim, pictures, settling, driver = SIMULATORS[suite], {}, {}, dict[str, str]()
+    sim, images, settling, driver = SIMULATORS[suite], {}, {}, dict[str, str]()
     scenes = sim.scenes
     for number, setting in enumerate(settings):
         env = sim.make_env(setting.views, setting.size, SETTLE_STEPS + 1, setting.fast)
@@ -64,13 +65,13 @@ def measure(suite: str, settings: Sequence[Setting]) -> Measured:
             driver["vendor"], driver["renderer"] = names()
             if task in scenes.drawn:
                 shown = {str(Setting((view,), setting.size, setting.fast)): seen.views[view] for view in setting.views}
-                pictures |= {f"{task} {name}": summary(image) for name, image in shown.items()}
+                images |= {f"{task} {name}": summary(image) for name, image in shown.items()}
             if number == 0:
                 settling[task] = _settle(env)
         driver["backend"] = env.backend
         env.close()
     versions = {name: importlib.metadata.version(name) for name in sim.pins}
-    return {"versions": versions, **driver, **_assets(sim), "settling": settling, "pictures": pictures}
+    return {"versions": versions, **driver, **_assets(sim), "settling": settling, "pictures": images}
 
 
 def summary(image: np.ndarray) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def write(suite: str, path: Path) -> None:
 
 
 def _laid_out(everything: Mapping[str, Measured]) -> str:
-    """JSON with one line for each value of a suite and each picture."""
+    """JSON with one line for each value of a suite and each image."""
 
     def lines(values: Mapping[str, Any], indent: str) -> str:
         inner = [

@@ -53,13 +53,13 @@ class PolicyLearner:
 
     def build(self, resume: Resume) -> Policy:
         """Load, then freeze."""
-        config, found = self._config, resume.checkpoint
-        if found is None:
+        config, source = self._config, resume.checkpoint
+        if source is None:
             policy = build_policy(config.model, config.run.seed)
         else:
             fresh = replace(config.model, weights="")  # their places are all that is needed of fresh weights
-            policy = rebuild(found.manifest.model) if resume.own else build_policy(fresh, config.run.seed)
-            checkpoint.load_weights(policy, found.folder)
+            policy = rebuild(source.manifest.model) if resume.own else build_policy(fresh, config.run.seed)
+            checkpoint.load_weights(policy, source.folder, resume.own)
         policy.train()
         set_trainable(policy, config.stages[resume.position.stage].train)
         if config.engine.gradient_checkpointing:
@@ -127,18 +127,18 @@ class PolicyLearner:
     def _find_prompter(self, resume: Resume) -> Prompter:
         """The tokenizer, which belongs to the weights: that of the checkpoint a run starts from or goes on from,
         whatever became of its folder since. Raises UserError where the config asks for another."""
-        model, found = self._config.model, resume.checkpoint
-        if found is None:
+        model, source = self._config.model, resume.checkpoint
+        if source is None:
             return build_prompter(model)
-        if not resume.own and found.manifest.input_spec != asdict(self._spec):
+        if not resume.own and source.manifest.input_spec != asdict(self._spec):
             raise UserError(
-                f"{found.folder} is of another model than model.preset={model.preset}; use the preset it was "
+                f"{source.folder} is of another model than model.preset={model.preset}; use the preset it was "
                 "trained with."
             )
-        prompter = Prompter.load(found.folder / manifest.TOKENIZER, self._spec)
+        prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
-                f"model.tokenizer is {model.tokenizer}, and {found.folder} was trained with another; leave it "
+                f"model.tokenizer is {model.tokenizer}, and {source.folder} was trained with another; leave it "
                 "empty, the checkpoint has its own."
             )
         return prompter

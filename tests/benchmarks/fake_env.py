@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.results.protocols import Protocol
 from la4vla.rng import name_id
-from la4vla.sim.env import StepResult
+from la4vla.sim.env import EnvStep
 from la4vla.sim.registry import GoldenScenes, Setting, Simulator
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
@@ -49,11 +49,11 @@ class PointEnv:
         self.x = np.random.Generator(np.random.Philox(name_id(task) + episode)).uniform(-0.5, 0.5)
         return self.observe()
 
-    def step(self, action: np.ndarray) -> StepResult:
+    def step(self, action: np.ndarray) -> EnvStep:
         assert action.shape == (1,)
         self.x += float(np.clip(action[0], -1, 1)) * 0.1
         self.steps += 1
-        return StepResult(self._state(), self.x >= 1.0, self.steps >= self.horizon)
+        return EnvStep(self._state(), self.x >= 1.0, self.steps >= self.horizon)
 
     def observe(self) -> Observation:
         image = np.full((16, 16, 3), self.steps, np.uint8)

@@ -17,8 +17,8 @@ from benchmarks import __main__ as command
 from benchmarks.perturb.perturb import CLEAN, parse
 from benchmarks.results import compare, protocols, results
 from benchmarks.rollouts import evaluate
-from benchmarks.rollouts.evaluate import Request, Server
-from benchmarks.rollouts.rollout import Job, make_env, roll_out
+from benchmarks.rollouts.evaluate import EvaluationRequest, ServerAddress
+from benchmarks.rollouts.rollout import RolloutJob, make_env, roll_out
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey
@@ -39,10 +39,10 @@ def policy(tmp_path_factory):
     return ServedPolicy.load(write_checkpoint(tmp_path_factory.mktemp("run") / "point", EMBODIMENT, ("eye",)))
 
 
-def request_(url: str, out: Path, **changes) -> Request:
-    base = Request(
+def request_(url: str, out: Path, **changes) -> EvaluationRequest:
+    base = EvaluationRequest(
         simulator=POINT, protocol=RULES, checkpoint=None, untrained=False, out=out, workers=2, tasks=(), episodes=None,
-        videos=0, device="", command="", variants=(), server=Server(url, ""),
+        videos=0, device="", command="", variants=(), server=ServerAddress(url, ""),
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -52,7 +52,7 @@ def keyed(folder: Path) -> dict:
     return {(row.task, row.episode): replace(row, **MEASURED) for row in results.read_rows(folder)}
 
 
-def episode(policy, job: Job, rules=None):
+def episode(policy, job: RolloutJob, rules=None):
     """The outcome of one episode of the fake task under the policy."""
     rules, asked = rules or protocol(), []
 
@@ -66,7 +66,7 @@ def episode(policy, job: Job, rules=None):
 
 
 def test_an_episode_is_the_same_in_process_and_over_the_wire_in_any_order(policy):
-    jobs = [Job(task, number) for task in TASKS for number in range(2)]
+    jobs = [RolloutJob(task, number) for task in TASKS for number in range(2)]
     here = {job: episode(policy, job) for job in jobs}
     assert len({state for _, _, (state,) in here.values()}) == len(jobs), "the episodes must differ to prove anything"
     with serving(policy) as (url, _), RemotePolicy(url) as remote:
@@ -87,7 +87,7 @@ def test_metaworld_served_is_metaworld_in_process_row_for_row(tmp_path):
     evaluate.evaluate(here)
     served = ServedPolicy.load(checkpoint)
     with serving(served) as (url, _):
-        there = replace(here, out=tmp_path / "there", checkpoint=None, device="", server=Server(url, ""))
+        there = replace(here, out=tmp_path / "there", checkpoint=None, device="", server=ServerAddress(url, ""))
         evaluate.evaluate(there)
         assert results.read_run(there.out / "clean")["checkpoint"] == url
     ends = set()
@@ -133,7 +133,7 @@ def test_a_server_that_goes_away_costs_no_finished_episode(policy, tmp_path, cap
     rows = keyed(asked.out)
     assert kept.items() <= rows.items() and f"{len(kept)} already there" in capsys.readouterr().out
     for (task, number), row in rows.items():  # to fp32 rounding: the batches were others
-        success, steps, final = episode(policy, Job(task, number), RULES)
+        success, steps, final = episode(policy, RolloutJob(task, number), RULES)
         assert (row.success, row.steps) == (success, steps)
         assert row.final_state == pytest.approx(final, abs=1e-4)
 
@@ -164,7 +164,7 @@ def test_chunks_of_any_length_and_the_begin_of_episodes_pass_through_the_server(
 
 
 def test_more_questions_than_the_server_computes_together_go_in_several_messages(policy):
-    jobs = [Job(TASKS[0], number) for number in range(3)]
+    jobs = [RolloutJob(TASKS[0], number) for number in range(3)]
     seen = [make_env(POINT, RULES, ("eye",)).reset(job.task, job.episode) for job in jobs]
     keys = [NoiseKey(0, job.task, job.episode, 0) for job in jobs]
     with serving(policy, max_batch=2) as (url, _), RemotePolicy(url) as remote:
@@ -218,7 +218,7 @@ def test_the_command_sends_the_token_of_its_variable(policy, tmp_path, monkeypat
     monkeypatch.setitem(command.SIMULATORS, "metaworld", POINT)
     monkeypatch.setattr(protocols, "load", lambda title, changes: RULES)
     evaluated = []
-    monkeypatch.setattr(evaluate, "open_arms", lambda request, policy: evaluated.append((request, policy)) or [])
+    monkeypatch.setattr(evaluate, "open_conditions", lambda request, policy: evaluated.append((request, policy)) or [])
     with serving(policy, token="s3cret") as (url, _):
         options = ["metaworld", "--protocol", "any", "--out", str(tmp_path), "--server", url]
         with pytest.raises(UserError, match=r"HTTP 401; give the token"):

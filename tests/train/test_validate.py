@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_before_training(shards, cases, in_process,
     )
     other.write(tmp_path / "pose.jsonl")
     assert "the cases are of `test_pose`" in in_process(str(config), f"validate.cases={tmp_path}/pose.jsonl").stderr
-    assert "not those that the cases were drawn from" in in_process(*on, f"validate.shards={shards}/vla").stderr
+    assert "not those that the cases were sampled from" in in_process(*on, f"validate.shards={shards}/vla").stderr
     flash = in_process(*on, "model.attention=flash_attention_2", "engine.precision=bf16")
     assert "set model.attention=sdpa or leave validate.cases out" in flash.stderr
     assert not list(Path(load(config).run.dir).glob("checkpoints/*"))

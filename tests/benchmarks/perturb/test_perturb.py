@@ -13,7 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks.perturb import perturb
 from benchmarks.perturb.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
 from benchmarks.report import perturbation_sheet
-from benchmarks.rollouts.rollout import Job, make_env, roll_out
+from benchmarks.rollouts.rollout import RolloutJob, make_env, roll_out
 from la4vla.shell import exit_status
 from la4vla.sim.env import SceneChange
 from la4vla.types import Observation, UserError
@@ -161,7 +161,7 @@ def test_the_policy_is_asked_with_perturbed_images_and_the_same_words(name):
 
         rules = protocol(horizon=24, replan_every=8, image_size=16)
         env = make_env(replace(POINT, make_env=Striped), rules, ("eye",))
-        roll_out(env, Job("easy-a", 0, variant=variant), rules, ask)
+        roll_out(env, RolloutJob("easy-a", 0, variant=variant), rules, ask)
     clean, changed = asked.values()
     assert len(clean) == len(changed) == 3
     for before, after in zip(clean, changed, strict=True):
@@ -189,8 +189,8 @@ def test_the_env_is_told_of_its_changes_and_the_policy_of_none(kind):
             log.append(observation)
             return np.full((8, 1), 0.01, np.float32)
 
-        roll_out(env, Job("easy-a", 0), rules, ask)
-        roll_out(env, Job("easy-a", 0, variant=Variant(name, 5)), rules, ask)
+        roll_out(env, RolloutJob("easy-a", 0), rules, ask)
+        roll_out(env, RolloutJob("easy-a", 0, variant=Variant(name, 5)), rules, ask)
         expected = SceneChange(name, PERTURBATIONS[name].levels[4], rules.seed)
         assert env.told == [None, None if kind == "language" else expected]
         clean, changed = asked[0], asked[len(asked) // 2]

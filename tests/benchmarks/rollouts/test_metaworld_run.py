@@ -13,8 +13,8 @@ import pytest
 from benchmarks.perturb.perturb import CLEAN
 from benchmarks.results import protocols, results
 from benchmarks.rollouts import evaluate, runner
-from benchmarks.rollouts.evaluate import Request
-from benchmarks.rollouts.rollout import Job
+from benchmarks.rollouts.evaluate import EvaluationRequest
+from benchmarks.rollouts.rollout import RolloutJob
 from benchmarks.rollouts.runner import Runner
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv, buckets
 from la4vla.sim.registry import SIMULATORS
@@ -49,9 +49,9 @@ assert sys.stdin is None, "standard input is open after all"
 CALL_OUT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
 
 
-def request_(out, **changes) -> Request:
+def request_(out, **changes) -> EvaluationRequest:
     protocol = protocols.load("metaworld/quickstart-v1", ["groups={easy: [reach-v3, window-open-v3]}", "horizon=100"])
-    base = Request(
+    base = EvaluationRequest(
         simulator=SIMULATORS["metaworld"], protocol=protocol, checkpoint=None, untrained=False,
         out=out, workers=2, tasks=(), episodes=2, videos=0, device="cpu", command="", variants=(),
     )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_groups_longer_horizon_is_run_to_its_end(tmp_path):
     ]
     rules = protocols.load("metaworld/quickstart-v1", longer)
     with Runner(SIMULATORS["metaworld"], rules, None, (), 1, tmp_path) as running:
-        (end,) = running.run([Job("reach-v3", rules.first_episode)])
+        (end,) = running.run([RolloutJob("reach-v3", rules.first_episode)])
     assert end.outcome is not None and end.outcome.steps == 9
 
 
@@ -105,7 +105,7 @@ def test_a_worker_draws_after_its_parent_did(tmp_path, monkeypatch):
         env.reset("reach-v3", 0)
         rules = protocols.load("metaworld/quickstart-v1", ["horizon=4", "fast=true"])
         with Runner(SIMULATORS["metaworld"], rules, None, ("corner4",), 1, tmp_path) as running:
-            (end,) = running.run([Job("reach-v3", 0)])
+            (end,) = running.run([RolloutJob("reach-v3", 0)])
     assert end.outcome is not None, end.error
 
 

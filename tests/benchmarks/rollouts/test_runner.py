@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rollouts import runner as runner_module
-from benchmarks.rollouts.rollout import Job, make_env, roll_out
+from benchmarks.rollouts.rollout import RolloutJob, make_env, roll_out
 from benchmarks.rollouts.runner import Runner, TaskQueue
 from benchmarks.speed import evaluation_throughput
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey
@@ -22,11 +22,11 @@ from la4vla.types import UserError
 from tests.benchmarks.fake_env import POINT, TASKS, PointEnv, Pusher, protocol
 
 pytestmark = pytest.mark.slow
-ALL = [Job(task, episode) for task in TASKS for episode in range(3)]
+ALL = [RolloutJob(task, episode) for task in TASKS for episode in range(3)]
 
 
 def run(jobs, tmp_path, workers=1, policy=None, **changes):
-    """job -> Finished, and the policy."""
+    """job -> FinishedEpisode, and the policy."""
     policy = policy or Pusher()
     with Runner(POINT, protocol(**changes), policy, ("eye",), workers, tmp_path / "logs") as runner:
         return {finished.job: finished for finished in runner.run(jobs)}, policy
@@ -99,7 +99,7 @@ def test_workers_share_out_the_gpus(tmp_path, monkeypatch):
 
 def test_a_crash_is_rerun_once_and_a_second_one_is_an_error_not_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("POINT_MARKERS", str(tmp_path))
-    once, always = Job("crash-once-x", 0), Job("crash-x", 5)
+    once, always = RolloutJob("crash-once-x", 0), RolloutJob("crash-x", 5)
     finished, _ = run([once, *ALL[:4], always], tmp_path, workers=2)
     mended, lost = finished.pop(once), finished.pop(always)
     assert mended.attempts == 2 and mended.outcome is not None and not mended.error
@@ -128,7 +128,7 @@ def test_the_reason_of_a_crash_is_neither_a_destructors_nor_an_earlier_workers(t
 def test_a_simulator_that_only_crashes_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "HOPELESS", 1)
     with pytest.raises(UserError, match=r"1 episodes crashed and none finished.*the point exploded"):
-        run([Job("crash-x", episode) for episode in range(50)], tmp_path)
+        run([RolloutJob("crash-x", episode) for episode in range(50)], tmp_path)
 
 
 class Impatient(Pusher):
@@ -142,8 +142,8 @@ class Impatient(Pusher):
 def test_a_hanging_worker_counts_as_crashed(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "SILENCE_S", runner_module.SILENCE_S)
     monkeypatch.setattr(runner_module, "ATTEMPTS", 1)
-    finished, _ = run([ALL[0], Job("hang-x", 0)], tmp_path, policy=Impatient())
-    assert finished[Job("hang-x", 0)].outcome is None and finished[ALL[0]].outcome is not None
+    finished, _ = run([ALL[0], RolloutJob("hang-x", 0)], tmp_path, policy=Impatient())
+    assert finished[RolloutJob("hang-x", 0)].outcome is None and finished[ALL[0]].outcome is not None
 
 
 class OneBusy(PointEnv):
@@ -177,7 +177,7 @@ def test_waiting_for_a_long_policy_call_is_no_silence(tmp_path, monkeypatch):
     monkeypatch.setenv("POINT_MARKERS", str(tmp_path))
     simulator = replace(POINT, make_env=OneBusy)
     with Runner(simulator, protocol(horizon=16), Thinker(), ("eye",), 2, tmp_path) as runner:
-        finished = list(runner.run([Job(task, 0) for task in TASKS[:2]]))
+        finished = list(runner.run([RolloutJob(task, 0) for task in TASKS[:2]]))
     assert runner_module.SILENCE_S == 1.0 and [end.attempts for end in finished] == [1, 1]
 
 
@@ -209,7 +209,7 @@ def test_a_message_cut_short_by_a_kill_is_a_death(tmp_path):
 
 def test_a_user_error_inside_a_worker_reaches_the_user(tmp_path):
     with pytest.raises(UserError, match=r"the point refuses"):
-        run([Job("refuse-x", 0)], tmp_path)
+        run([RolloutJob("refuse-x", 0)], tmp_path)
 
 
 class Ragged(Pusher):
@@ -271,9 +271,9 @@ def test_no_worker_survives_the_run(tmp_path):
 
 
 def test_workers_stay_with_a_scene_then_share_the_longest():
-    queue = TaskQueue([Job("a", n) for n in range(2)] + [Job("b", n) for n in range(4)])
+    queue = TaskQueue([RolloutJob("a", n) for n in range(2)] + [RolloutJob("b", n) for n in range(4)])
     first, second = queue.next(""), queue.next("")
-    assert (first, second) == (Job("b", 0), Job("a", 0))
-    assert queue.next("b") == Job("b", 1) and queue.next("a") == Job("a", 1)
-    assert queue.next("a") == Job("b", 2) and queue.next("b") == Job("b", 3)
+    assert (first, second) == (RolloutJob("b", 0), RolloutJob("a", 0))
+    assert queue.next("b") == RolloutJob("b", 1) and queue.next("a") == RolloutJob("a", 1)
+    assert queue.next("a") == RolloutJob("b", 2) and queue.next("b") == RolloutJob("b", 3)
     assert queue.next("b") is None
