@@ -167,6 +167,7 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the noise of clients that send none")
     parser.add_argument("--device", help="the best there is unless given")
     parser.add_argument("--max-batch", type=int, help="chunks computed together at most")
+    parser.add_argument("--strict", action="store_true", help="refuse states and images unlike the training data's")
     parser.add_argument("--max-bytes", type=int, help="size of a message at most; two 1080p images take 12.5 million")
     origin = "that requests may name, as programs made of web pages do; may be repeated"
     parser.add_argument("--allow-origin", action="append", dest="allow_origins", metavar="ORIGIN", help=origin)

@@ -7,6 +7,7 @@ it refuses. PolicyLost says that it went away.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -32,7 +33,7 @@ class RemotePolicy:
     Close it, or use it in `with`.
 
     contract   the server's hello
-    timing     of the last answer, as the server measured it
+    timing     of the last answer, as the server measured it, and the state's dimensions `outside` their trained range
     """
 
     def __init__(self, url: str, token: str = "", timeout_s: float = 60.0) -> None:
@@ -73,7 +74,8 @@ class RemotePolicy:
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
         """One chunk for each observation: float32 [T, A of the embodiment], raw units, not clipped.
 
-        Raises UserError for what the server refuses, and PolicyLost where the connection is lost.
+        What the server notes about the observations goes to stderr. Raises UserError for what the server refuses, and
+        PolicyLost where the connection is lost.
         """
         queries = [
             {
@@ -89,6 +91,8 @@ class RemotePolicy:
         for start in range(0, len(queries), size):
             answer = self._ask({"type": "infer", "queries": queries[start : start + size]}, "actions")
             self.timing = answer["timing"]
+            for note in answer["notes"]:
+                print(f"{self.url}: {note}", file=sys.stderr, flush=True)
             chunks += list(answer["actions"])
         return chunks
 

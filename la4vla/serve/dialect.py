@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from la4vla.serve import wire
 from la4vla.serve.batcher import Answer, Queries
+from la4vla.serve.input_check import Difference, Findings
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation, UserError
@@ -24,6 +25,7 @@ class Session:
     seed, task, episode   of the noise of queries without a key
     query                 number of the next one
     last_total_ms         from the last message to its reply; None before the first
+    told                  differences to the training data (Difference.about) that a reply has told the client
     """
 
     seed: int
@@ -31,9 +33,16 @@ class Session:
     episode: int
     query: int = 0
     last_total_ms: float | None = None
+    told: set[str] = field(default_factory=set)
 
     def key(self) -> NoiseKey:
         return NoiseKey(self.seed, self.task, self.episode, self.query)
+
+    def findings(self, differences: Sequence[Difference]) -> Findings:
+        """What the next reply says of its observations."""
+        notes = tuple(item.sentence for item in differences if item.about not in self.told)
+        self.told.update(item.about for item in differences)
+        return Findings(tuple(item.dimension for item in differences if item.dimension), notes)
 
     def reset(self, seed: int, task: str, episode: int) -> None:
         """A new episode begins: the next query is its first."""
@@ -57,8 +66,8 @@ class Dialect(Protocol):
         message that does not fit the policy."""
         ...
 
-    def reply(self, answer: Answer, session: Session) -> bytes | str:
-        """The message that carries an answer."""
+    def reply(self, answer: Answer, findings: Findings, session: Session) -> bytes | str:
+        """The message that carries an answer, and the findings if the client has a place for them."""
         ...
 
     def error(self, sentence: str) -> bytes | str:

@@ -20,7 +20,7 @@ from la4vla.serve.own_dialect import La4vla
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 DIALECTS = ("la4vla", "openpi", "evo1")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 PORTS = {"la4vla": 8000, "openpi": 8000, "evo1": 9000}  # where clients of each kind look (FACTS 4.6, 4.9)
@@ -28,6 +28,7 @@ PORTS = {"la4vla": 8000, "openpi": 8000, "evo1": 9000}  # where clients of each 
 
 def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int) -> dict[str, Any]:
     """All that a client can check before it moves a robot."""
+    stats = policy.processor.chain.normalize.state
     return {
         "type": "hello",
         "schema": SCHEMA,
@@ -35,7 +36,10 @@ def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int)
         "identity": policy.identity,
         "step": policy.step,
         "embodiment": policy.embodiment.to_dict(),
+        "state_min": list(stats.min),
+        "state_max": list(stats.max),
         "views": list(policy.views),
+        "view_sizes": {name: [list(size) for size in sizes] for name, sizes in policy.view_sizes.items()},
         "image_size": policy.spec.image_size,
         "horizon": policy.spec.horizon,
         "control_hz": policy.embodiment.control_hz,

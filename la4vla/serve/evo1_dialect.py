@@ -12,6 +12,7 @@ import numpy as np
 from la4vla.serve import libero_client, wire
 from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, Session, next_queries, unseen_view
+from la4vla.serve.input_check import Findings
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import Observation, UserError
 
@@ -70,7 +71,8 @@ class Evo1:
         observation = Observation(views, state, wire.text(request, "prompt"))
         return next_queries(libero_client.translated(observation) if self.libero else observation, session)
 
-    def reply(self, answer: Answer, session: Session) -> str:
+    def reply(self, answer: Answer, findings: Findings, session: Session) -> str:
+        """A list of actions, which has no place for findings."""
         chunk_TA = answer.chunks[0].astype(np.float64)
         if self.gripper == "opening":
             action = self.policy.embodiment.action

@@ -16,6 +16,7 @@ import numpy as np
 from la4vla.serve import libero_client, wire
 from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, IMAGE_BYTES, Session, next_queries, unseen_view
+from la4vla.serve.input_check import Findings
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import Observation, UserError
 
@@ -65,12 +66,13 @@ class Openpi:
             libero_client.require_asked(self.policy.embodiment, observation.state)
         return next_queries(observation, session)
 
-    def reply(self, answer: Answer, session: Session) -> bytes:
+    def reply(self, answer: Answer, findings: Findings, session: Session) -> bytes:
         timing: dict[str, Any] = {"infer_ms": answer.infer_ms, "queue_ms": answer.queue_ms, "batch": answer.batch}
+        timing["outside"] = len(findings.outside)  # openpi's clients average every number of `server_timing`
         if session.last_total_ms is not None:
             timing["prev_total_ms"] = session.last_total_ms
-        policy_timing = {"infer_ms": answer.infer_ms}
-        return wire.pack({"actions": answer.chunks[0], "policy_timing": policy_timing, "server_timing": timing})
+        about = {"policy_timing": {"infer_ms": answer.infer_ms}, "server_timing": timing, "notes": list(findings.notes)}
+        return wire.pack({"actions": answer.chunks[0], **about})
 
     def error(self, sentence: str) -> str:
         return sentence  # a text message is an error to openpi's client

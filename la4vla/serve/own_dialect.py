@@ -11,6 +11,7 @@ import numpy as np
 from la4vla.serve import wire
 from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, IMAGE_BYTES, Session, next_queries
+from la4vla.serve.input_check import Findings
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation, UserError
@@ -50,11 +51,13 @@ class La4vla:
             return next_queries(observations[0], session)
         return Queries(observations, [_key(query) for query in queries])
 
-    def reply(self, answer: Answer, session: Session) -> bytes:
+    def reply(self, answer: Answer, findings: Findings, session: Session) -> bytes:
         timing = {"queue_ms": answer.queue_ms, "infer_ms": answer.infer_ms, "batch": answer.batch}
+        timing["outside"] = list(findings.outside)
         one_length = len({len(chunk) for chunk in answer.chunks}) == 1
         actions = np.stack(answer.chunks) if one_length else list(answer.chunks)
-        return wire.pack({"type": "actions", "actions": actions, "timing": timing, "identity": self.policy.identity})
+        about = {"timing": timing, "notes": list(findings.notes), "identity": self.policy.identity}
+        return wire.pack({"type": "actions", "actions": actions, **about})
 
     def error(self, sentence: str) -> bytes:
         return wire.pack({"type": "error", "error": sentence})

@@ -10,7 +10,7 @@ embodiment that is not the checkpoint's, a missing view, and weights that are no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -53,6 +53,7 @@ class ServedPolicy:
     identity    sha256 of the weights, or how the untrained ones were made
     step        optimizer steps of the checkpoint
     views       names of the images it needs, in slot order; empty for kind `la`: a policy of language and state alone
+    view_sizes  view -> (height, width) of the images it was trained on, one for each size
     kind        of its rows: the kind its run was trained on, `vla` if that was one of several
     processor   its run's, which turned samples into batches; its flow says how many Euler steps the sampler takes
     """
@@ -61,6 +62,7 @@ class ServedPolicy:
     step: int
     embodiment: Embodiment
     views: tuple[str, ...]
+    view_sizes: Mapping[str, tuple[tuple[int, int], ...]]
     kind: Kind
     processor: Processor
     policy: Policy
@@ -173,6 +175,7 @@ class Contents:
 
     embodiment: Embodiment
     views: tuple[str, ...]
+    view_sizes: Mapping[str, tuple[tuple[int, int], ...]]
     kind: Kind
     processor: Processor
 
@@ -188,10 +191,11 @@ def contents(folder: Path, description: manifest.Manifest) -> Contents:
         spec = _size(description).spec
     with _damage(folder, "config"):
         views, kind, flow = tuple(description.views), _kind(description), _flow(description)
+        sizes = {name: tuple((int(h), int(w)) for h, w in description.view_sizes[name]) for name in views}
     with _damage(folder, "tokenizer"):  # read from memory: from a file the library raises a bare Exception
         prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec)
     processor = Processor(chain_from_dicts(description.transforms), prompter.encode, spec, flow)
-    return Contents(embodiment, views, kind, processor)
+    return Contents(embodiment, views, sizes, kind, processor)
 
 
 def whole_weights(folder: Path, description: manifest.Manifest) -> Path:
@@ -224,6 +228,7 @@ def _serve(held: Contents, policy: Policy, identity: str, step: int, device: str
         step=step,
         embodiment=held.embodiment,
         views=held.views,
+        view_sizes=held.view_sizes,
         kind=held.kind,
         processor=held.processor,
         policy=policy.eval().requires_grad_(False).to(place),

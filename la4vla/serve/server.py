@@ -37,6 +37,7 @@ from la4vla.serve.batcher import Answer, Batcher, Queries
 from la4vla.serve.client_log import ClientLog, printable
 from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
+from la4vla.serve.input_check import Difference, InputCheck, refusal
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
@@ -56,6 +57,7 @@ class Settings:
     seed            of the noise of clients that send none
     device          empty for the best there is
     max_batch       the most chunks that are computed together
+    strict          whether observations that differ from the training data are refused
     max_bytes       size of a message at most; None for the largest that the dialect's clients should need
     token           asked of every client; empty for none on this machine and for a fresh one elsewhere
     allow_origins   that requests may name
@@ -72,6 +74,7 @@ class Settings:
     seed: int = 0
     device: str = ""
     max_batch: int = 16
+    strict: bool = False
     max_bytes: int | None = None
     token: str = ""
     allow_origins: Sequence[str] = ()
@@ -163,6 +166,7 @@ class PolicyServer:
         )
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
+        self._check = InputCheck(policy)
         self._numbers = count()
         self._refused: set[str] = set()
         self._owed: set[asyncio.Future[None]] = set()
@@ -202,7 +206,9 @@ class PolicyServer:
                         if isinstance(queries, bytes):
                             reply = queries
                         else:
-                            reply = self.dialect.reply(await self._answer(queries, connection), session)
+                            differences = self._compared(queries, log)
+                            answer = await self._answer(queries, connection)
+                            reply = self.dialect.reply(answer, session.findings(differences), session)
                     except PolicyLost as error:
                         await connection.close(CloseCode.INTERNAL_ERROR, str(error))
                         return
@@ -214,6 +220,16 @@ class PolicyServer:
         except ConnectionClosed as error:  # a client may leave at any moment
             if error.sent and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 log.error(f"connection closed, {error.sent.reason}")
+
+    def _compared(self, queries: Queries, log: ClientLog) -> list[Difference]:
+        """The observations' differences to the training data, which are logged. Raises UserError if there are any and
+        the server is strict."""
+        differences = self._check.differences(queries.observations)
+        if differences and self.settings.strict:
+            raise UserError(refusal(differences))
+        for difference in differences:
+            log.note(difference)
+        return differences
 
     @contextmanager
     def _owing(self) -> Iterator[None]:

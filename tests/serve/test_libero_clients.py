@@ -22,7 +22,7 @@ from la4vla.sim import libero as ours
 from la4vla.sim.render import use_backend
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, recording, serving
+from tests.serve.serving import ARM, HANG_S, VIEWS, recording, serving
 from tests.serve.test_server_dialects import OpenpiClient, evo1_answers, evo1_request, libero_observation
 
 torch.set_num_threads(1)
@@ -121,7 +121,7 @@ def evo1_episode(scene: Scene, url: str, queries: int, replan: int) -> list[list
                     "action_mask": [1] * 7 + [0] * 17,
                 }
                 await socket.send(json.dumps(request))
-                for action in json.loads(await asyncio.wait_for(socket.recv(), 20))[:replan]:
+                for action in json.loads(await asyncio.wait_for(socket.recv(), HANG_S))[:replan]:
                     action[6] = -1 if action[6] > 0.5 else 1
                     scene.step(action[:7])
 

@@ -20,7 +20,7 @@ from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, random_image, serving
+from tests.serve.serving import ARM, HANG_S, VIEWS, random_image, serving
 
 torch.set_num_threads(1)
 STATE = np.linspace(-0.4, 0.4, 8)
@@ -62,7 +62,7 @@ class OpenpiClient:
 
     def __enter__(self):
         self.socket.__enter__()
-        self.metadata = self.unpack(self.socket.recv(20))
+        self.metadata = self.unpack(self.socket.recv(HANG_S))
         return self
 
     def __exit__(self, *error):
@@ -70,7 +70,7 @@ class OpenpiClient:
 
     def infer(self, observation: dict) -> dict:
         self.socket.send(msgpack.packb(observation, default=self.spell))
-        answer = self.socket.recv(20)
+        answer = self.socket.recv(HANG_S)
         if isinstance(answer, str):
             raise RuntimeError(f"Error in inference server:\n{answer}")
         return self.unpack(answer)
@@ -252,7 +252,7 @@ def test_what_nobody_asked_for_may_hold_anything(policy):
 def test_what_cannot_be_read_says_why(policy, message, sentence):
     with serving(policy, dialect="openpi") as (url, _), OpenpiClient(url) as client:
         client.socket.send(message)
-        assert sentence in client.socket.recv(20)
+        assert sentence in client.socket.recv(HANG_S)
         assert len(client.infer(libero_observation())["actions"]) == 16
 
 
@@ -301,7 +301,7 @@ def evo1_answers(url: str, *requests: dict) -> list:
             answers = []
             for request in requests:
                 await socket.send(json.dumps(request))
-                answers.append(json.loads(await asyncio.wait_for(socket.recv(), 20)))
+                answers.append(json.loads(await asyncio.wait_for(socket.recv(), HANG_S)))
             return answers
 
     return asyncio.run(talk())

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from la4vla.serve.policy import ServedPolicy
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, random_image, serving
+from tests.serve.serving import ARM, HANG_S, VIEWS, random_image, serving
 
 torch.set_num_threads(1)
 MESSAGES = 3400  # to each dialect
@@ -199,22 +199,22 @@ def test_every_malformed_message_is_answered_by_an_error(policy, dialect, reques
         def is_served() -> bool:
             with connect(url) as connection:
                 if dialect != "evo1":
-                    connection.recv(20)
+                    connection.recv(HANG_S)
                 connection.send(pack(request_))
-                return not is_error(connection.recv(20))
+                return not is_error(connection.recv(HANG_S))
 
         assert is_served()
         before = resident_kib()
         with connect(url) as connection:
             if dialect != "evo1":
-                connection.recv(20)
+                connection.recv(HANG_S)
             waiting = []
             for number, message in enumerate(messages(request_, draws)):
                 connection.send(message)
                 waiting.append(message)
                 if len(waiting) == AHEAD or number == MESSAGES - 1:
                     for sent in waiting:
-                        assert is_error(connection.recv(20)), sent[:300]
+                        assert is_error(connection.recv(HANG_S)), sent[:300]
                     waiting = []
             assert not waiting
         grown = resident_kib() - before
