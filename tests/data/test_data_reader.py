@@ -341,6 +341,15 @@ def test_a_folder_written_again_with_other_clips_has_another_fingerprint(folders
     assert written(20, 4)["vla"] == first["vla"]
 
 
+def test_every_size_of_a_view_is_known(tmp_path):
+    """The sources may have been recorded by different cameras; a server compares a client's images with all of them."""
+    write_shards(tmp_path / "small", views={"front": View(8, 8), "wrist": View(6, 8)})
+    write_shards(tmp_path / "large", views={"front": View(12, 16), "wrist": View(6, 8)})
+    sources = {name: (tmp_path / name, "vla") for name in ("small", "large")}
+    setup = prepare(train_config({**sources, "la": (tmp_path / "small", "la")}), SPEC, encode)
+    assert view_sizes(setup) == {"front": [[8, 8], [12, 16]], "wrist": [[6, 8]]}
+
+
 def write_manifest(folder: Path, config: TrainConfig) -> None:
     setup = prepare(config, SPEC, encode)
     folder.mkdir(parents=True)

@@ -20,7 +20,7 @@ from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT as SAWYER
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, random_image, serving
+from tests.serve.serving import ARM, HANG_S, VIEWS, random_image, serving
 from tests.serve.test_server_dialects import OpenpiClient, evo1_answers, evo1_request, libero_observation
 
 torch.set_num_threads(1)
@@ -182,12 +182,12 @@ def test_evo1s_clients_have_no_place_for_it_and_the_log_has(policy, capsys):
 def test_a_note_waits_for_the_first_reply_that_can_carry_it(policy):
     """The first query's instruction is too long, and its error has no place for notes."""
     with serving(policy) as (url, _), connect(url) as connection:
-        connection.recv()
+        connection.recv(HANG_S)
         query = {"views": dict(STRANGE.views), "state": STRANGE.state, "instruction": "word " * 3000}
         kinds = []
         for instruction in ("word " * 3000, "lift", "lift"):
             connection.send(wire.pack({"type": "infer", "queries": [query | {"instruction": instruction}]}))
-            answer = msgpack.unpackb(connection.recv())
+            answer = msgpack.unpackb(connection.recv(HANG_S))
             kinds.append((answer["type"], len(answer.get("notes", []))))
     assert kinds == [("error", 0), ("actions", 10), ("actions", 0)]
 

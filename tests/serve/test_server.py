@@ -119,9 +119,9 @@ def test_the_handshake_is_the_policys_contract(policy, url):
             remote.check(ARM, ("agentview",))
 
 
-def test_questions_without_a_key_are_counted_from_the_last_reset(policy, url):
+def test_queries_without_a_key_are_counted_from_the_last_reset(policy, url):
     with connect(f"{url}/rig%201") as connection:
-        wire.unpack(connection.recv())
+        wire.unpack(connection.recv(HANG_S))
         for key in (NoiseKey(0, "rig 1", 0, 0), NoiseKey(0, "rig 1", 0, 1)):
             answer = ask(connection, type="infer", queries=[spoken()])
             assert np.array_equal(answer["actions"][0], policy.infer(SEEN[:1], [key])[0])
@@ -257,7 +257,7 @@ def test_without_its_libraries_the_command_names_the_cure(monkeypatch, capsys):
 )
 def test_what_does_not_fit_is_refused_in_one_sentence_and_the_next_is_served(url, message, sentence):
     with connect(url) as connection:
-        wire.unpack(connection.recv())
+        wire.unpack(connection.recv(HANG_S))
         answer = ask(connection, **message)
         assert answer["type"] == "error" and sentence in answer["error"] and "\n" not in answer["error"]
         assert ask(connection, type="infer", queries=[spoken()])["type"] == "actions"
@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence_and_the_next_is_served(url
 def test_too_large_a_message_closes_its_connection_only(policy):
     with serving(policy, max_bytes=40_000) as (url, _), connect(url) as small, connect(url) as large:
         for connection in (small, large):
-            assert wire.unpack(connection.recv())["max_bytes"] == 40_000
+            assert wire.unpack(connection.recv(HANG_S))["max_bytes"] == 40_000
         large.send(b"x" * 40_001)
         with pytest.raises(
             ConnectionClosed, match=r"1009 .* over --max-bytes 40000; send smaller images or serve with"
@@ -324,9 +324,9 @@ def test_the_token_opens_and_nothing_else_does(policy):
         with RemotePolicy(url, token="s3cret") as remote:
             assert remote.identity == policy.identity
         with connect(url, additional_headers={"Authorization": "Api-Key s3cret"}) as connection:
-            assert wire.unpack(connection.recv())["type"] == "hello"
+            assert wire.unpack(connection.recv(HANG_S))["type"] == "hello"
         with connect(url.replace("//", "//any:s3cret@")) as connection:
-            assert wire.unpack(connection.recv())["type"] == "hello"
+            assert wire.unpack(connection.recv(HANG_S))["type"] == "hello"
         for headers in (
             {},
             {"Authorization": "Bearer s3cre"},
@@ -425,7 +425,7 @@ def test_a_server_that_is_stopped_answers_what_it_computes_and_refuses_what_wait
     assert sizes == [1]
 
 
-def test_questions_of_clients_that_have_left_are_not_computed(policy):
+def test_queries_of_clients_that_have_left_are_not_computed(policy):
     slow, entered, gate, sizes = gated(policy)
     with serving(slow, max_batch=2) as (url, server), connect(url) as running:
         running.recv(HANG_S)

@@ -4,7 +4,7 @@ away must cost no finished episode; and the example in the documentation must ru
 import re
 import socket
 import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -27,7 +27,7 @@ from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
 from tests.benchmarks.fake_env import EMBODIMENT, POINT, TASKS, protocol
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import serving
+from tests.serve.serving import HANG_S, serving
 
 torch.set_num_threads(1)
 RULES = protocol(episodes=2, horizon=12)
@@ -110,7 +110,6 @@ def test_a_server_that_goes_away_costs_no_finished_episode(policy, tmp_path, cap
             sizes.append(len(noise_keys))
             if sum(sizes) > 12:  # an episode has three queries
                 raise ZeroDivisionError("a bug")
-            time.sleep(0.05)
             return super().infer(observations, noise_keys)
 
     with socket.socket() as free:
@@ -125,7 +124,6 @@ def test_a_server_that_goes_away_costs_no_finished_episode(policy, tmp_path, cap
         evaluate.evaluate(asked)
     kept = keyed(asked.out)
     assert 1 <= len(kept) < 6
-    assert max(sizes) == 2, "queries of the two workers were never batched"
     with pytest.raises(UserError, match=r"no policy server answers there"):
         evaluate.evaluate(asked)
     with serving(policy, port=port):
@@ -163,7 +161,7 @@ def test_chunks_of_any_length_and_the_begin_of_episodes_pass_through_the_server(
     assert ragged.opened == [EpisodeKey(TASKS[0], 3, 0), EpisodeKey(TASKS[0], 4, 0)]
 
 
-def test_more_questions_than_the_server_computes_together_go_in_several_messages(policy):
+def test_more_queries_than_the_server_computes_together_go_in_several_messages(policy):
     jobs = [RolloutJob(TASKS[0], number) for number in range(3)]
     seen = [make_env(POINT, RULES, ("eye",)).reset(job.task, job.episode) for job in jobs]
     keys = [NoiseKey(0, job.task, job.episode, 0) for job in jobs]
@@ -175,15 +173,19 @@ def test_more_questions_than_the_server_computes_together_go_in_several_messages
 
 
 def test_a_late_answer_is_not_taken_for_the_next(policy):
+    gate = threading.Event()
+
     class Slow(ServedPolicy):
         def infer(self, observations, noise_keys):
-            time.sleep(0.5)
+            assert gate.wait(HANG_S)
             return super().infer(observations, noise_keys)
 
     seen = make_env(POINT, RULES, ("eye",)).reset(TASKS[0], 0)
-    with serving(Slow(**vars(policy))) as (url, _), RemotePolicy(url, timeout_s=0.2) as remote:
+    with serving(Slow(**vars(policy))) as (url, _), RemotePolicy(url) as remote:
+        remote.timeout_s = 0.2
         with pytest.raises(UserError, match=r"no answer in 0\.2 s"):
             remote.infer([seen], [NoiseKey(0, TASKS[0], 0, 0)])
+        gate.set()
         with pytest.raises(UserError, match="the connection is lost"):
             remote.infer([seen], [NoiseKey(0, TASKS[1], 0, 0)])
 
