@@ -159,7 +159,7 @@ def as_jpeg(data: bytes, quality: int) -> bytes:
             raise BadEpisode(f"an image is a damaged JPEG ({error}); repair or drop the episode.") from error
         return data
     if data.startswith(PNG):
-        if data[PIXEL_KIND : PIXEL_KIND + 2] == GREY_16:
+        if is_grey_16(data):
             raise BadEpisode(
                 "an image is a PNG of one channel of 16 bits, as depth maps are; name the cameras in read.views."
             )
@@ -167,6 +167,11 @@ def as_jpeg(data: bytes, quality: int) -> bytes:
         if decoded is not None:
             return encode(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), quality)
     raise BadEpisode("an image is neither a JPEG nor a PNG that can be decoded; repair or drop the episode.")
+
+
+def is_grey_16(data: bytes) -> bool:
+    """Whether an encoded image is a PNG of one channel of 16 bits, as depth maps are."""
+    return data.startswith(PNG) and data[PIXEL_KIND : PIXEL_KIND + 2] == GREY_16
 
 
 def encode(image_HW3: np.ndarray, quality: int) -> bytes:

@@ -27,6 +27,7 @@ from la4vla.construct.readers.checks import (
     chosen_views,
     episode_key,
     first_sizes,
+    is_grey_16,
     robot_of,
     sentence,
     slug,
@@ -54,7 +55,7 @@ class LeRobot:
             "state": _columns(self._meta, "state", read.state),
             "action": _columns(self._meta, "action", read.action),
         }
-        there, self._notes = cameras(self._meta.views, read)
+        there, self._notes = cameras(_views(self._meta), read)
         self._views = chosen_views(read, there)
         self._stride, self._quality = read.frame_stride, config.jpeg_quality
         episodes = self._meta.episodes[: read.max_episodes or None]
@@ -208,6 +209,19 @@ class LeRobot:
                 raise BadEpisode(f"{path}: the image {file} of {name} is missing; get it or drop the episode.")
             data = file.read_bytes()
         return as_jpeg(data, self._quality)
+
+
+def _views(meta: Meta) -> dict[str, str]:
+    """View -> why it is no camera, empty if it is one. Of an image column, the first image tells."""
+    views = meta.views
+    for name, why in views.items():
+        path = meta.episodes[0].data if meta.episodes else None
+        if meta.features[name]["dtype"] == "image" and not why and path is not None:
+            with suppress(BadEpisode):  # `read` says what is wrong with the file
+                cell: Any = _read_images(path, name, 0)[1][0].as_py()
+                data = cell.get("bytes") if isinstance(cell, Mapping) else None
+                views[name] = "one channel of 16 bits" if is_grey_16(data or b"") else ""
+    return views
 
 
 def _columns(meta: Meta, what: str, named: Sequence[str]) -> tuple[str, ...]:
