@@ -71,6 +71,11 @@ def slug(text: str, longest: int) -> str:
     return f"{plain[: longest - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+def task_name(task: str, instruction: str) -> str:
+    """A task's name for people: its sentence if the name was made of it and lost letters of other scripts."""
+    return instruction if task == slug(instruction, MAX_KEY) else task
+
+
 def chosen_views(read: ReadConfig, there: Sequence[str]) -> dict[str, str]:
     """Our name -> the dataset's name of each view to read.
 
@@ -143,8 +148,9 @@ def vectors(
 
 def sentence(text: str) -> str:
     """The task's words, trimmed. Raises BadEpisode if there are none."""
-    # Some converters quote the whole sentence.
-    words = " ".join(text.strip().strip('"').split())
+    words = " ".join(text.split())
+    if len(words) > 1 and words[0] == words[-1] == '"' and '"' not in words[1:-1]:
+        words = words[1:-1].strip()  # some converters quote the whole sentence
     if not words:
         raise BadEpisode("the episode has no task text, which becomes the clips' task; add it to the dataset.")
     return words

@@ -218,9 +218,9 @@ def _views(meta: Meta) -> dict[str, str]:
         path = meta.episodes[0].data if meta.episodes else None
         if meta.features[name]["dtype"] == "image" and not why and path is not None:
             with suppress(BadEpisode):  # `read` says what is wrong with the file
-                cell: Any = _read_images(path, name, 0)[1][0].as_py()
-                data = cell.get("bytes") if isinstance(cell, Mapping) else None
-                views[name] = "one channel of 16 bits" if is_grey_16(data or b"") else ""
+                cells: list[Any] = _read_images(path, name, 0)[1].slice(0, 1).to_pylist()
+                data = [cell.get("bytes") or b"" for cell in cells if isinstance(cell, Mapping)]
+                views[name] = "one channel of 16 bits" if any(map(is_grey_16, data)) else ""
     return views
 
 

@@ -87,6 +87,11 @@ class Libero:
                 state = self._named["state"] or _state(group)
                 names = (*state, *self._named["action"])
                 if missing := [name for name in names if name not in group]:
+                    if any(name.startswith("robot0_") for name in group.get("obs", ())):
+                        raise BadEpisode(
+                            f"{path}: {demo} has robomimic's obs/robot0_..., not LIBERO's {missing[0]}; write its "
+                            "episodes as npz (docs/construction.md, Reading) and set read.format=npz."
+                        )
                     raise BadEpisode(f"{path}: {demo} has no {missing[0]}; get the file anew or drop the episode.")
                 column = {name: group[name][()] for name in names}
                 late = _observed_late(group, f"{path}: {demo}")

@@ -160,6 +160,27 @@ def test_a_broken_demonstration_is_left_out(tmp_path, change, said):
     assert said in ledger[1]["faults"][0]
 
 
+def test_robomimics_layout_is_named_and_read_as_the_message_says(tmp_path):
+    root = write_libero(tmp_path / "suite", False)
+    (path,) = root.glob("*.hdf5")
+    with h5py.File(path, "r+") as file:
+        observed = file["data/demo_0/obs"]
+        observed["robot0_eef_pos"] = observed["ee_states"][:, :3]
+        del observed["ee_states"]
+    config = libero(root, max_bad_episodes=1)
+    first, second = steps.read(config, open_dataset(config))
+    assert "has robomimic's obs/robot0_..., not LIBERO's obs/ee_pos" in first["faults"][0]
+    assert "read.format=npz" in first["faults"][0] and second["faults"] == []
+    (tmp_path / "plain").mkdir()
+    with h5py.File(path) as file:
+        group = file["data/demo_0"]
+        state = np.concatenate([group["obs/robot0_eef_pos"][()], np.zeros((LENGTHS[0], 4))], axis=1)
+        np.savez(tmp_path / "plain/0.npz", state=state, action=group["actions"][()], instruction="close the drawer")
+    plain = config_of(tmp_path / "plain", "npz", "droid_franka")
+    (row,) = steps.read(plain, open_dataset(plain))
+    assert row["faults"] == [] and row["frames"] == LENGTHS[0]
+
+
 def test_what_is_no_libero_file_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"it has no \*.hdf5 file"):
