@@ -297,7 +297,7 @@ def test_ranks_must_divide_streams(folders, world):
 
 def test_sources_of_different_robots_are_refused(folders, tmp_path):
     write_shards(tmp_path / "pose", 8, 4, embodiment=POSE)
-    with pytest.raises(UserError, match=r"test_arm.*test_pose.*different embodiments"):
+    with pytest.raises(UserError, match=r"different embodiments .name is `test_arm` and `test_pose`"):
         prepare(train_config({"a": (folders / "la", "la"), "b": (tmp_path / "pose", "la")}), SPEC, encode)
 
 
@@ -349,6 +349,7 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         stage="first",
         stage_step=1,
         step=1,
+        skipped_steps=0,
         config={},
         model={},
         input_spec={},
@@ -357,6 +358,8 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         views=list(setup.chain.views),
         sources=fingerprints(setup),
         weights_sha256="",
+        training_sha256="",
+        tokenizer_sha256={},
         git_sha="",
         versions={},
         world_size=1,
