@@ -288,8 +288,10 @@ def _episode_ranges(path: Path, stat: tuple[int, ...]) -> list[tuple[float, floa
     for group in map(about.row_group, range(about.num_row_groups)):
         columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
         limits = columns["episode_index"].statistics if "episode_index" in columns else None
-        known = limits is not None and limits.has_min_max
-        ranges.append((limits.min, limits.max) if known else (-np.inf, np.inf))
+        if limits is not None and limits.has_min_max:
+            ranges.append((limits.min, limits.max))
+        else:
+            ranges.append((-np.inf, np.inf))
     return ranges
 
 
