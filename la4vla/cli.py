@@ -103,7 +103,7 @@ def _probe_cases(arguments: Sequence[str]) -> int:
     from pathlib import Path
 
     parser = argparse.ArgumentParser("la4vla probe cases", argument_default=argparse.SUPPRESS)
-    parser.add_argument("shards", help="a shard folder with pictures")
+    parser.add_argument("shards", help="a shard folder with images")
     parser.add_argument("--out", type=Path, required=True, help="JSONL")
     parser.add_argument("--count", type=int, help="cases a condition, 100 unless given")
     parser.add_argument("--seed", type=int, help="of the choice, 0 unless given")
@@ -114,9 +114,9 @@ def _probe_cases(arguments: Sequence[str]) -> int:
     parser.add_argument("--one-sided", action="store_true", help="take axes that show only one direction")
     given = vars(parser.parse_args(arguments))
     shards, out = given.pop("shards"), given.pop("out")
-    from la4vla.probe.build import Drawing, draw, summary
+    from la4vla.probe.build import CaseSampling, sample_cases, summary
 
-    listed = draw(shards, Drawing(**given))
+    listed = sample_cases(shards, CaseSampling(**given))
     listed.write(out)
     print(f"{summary(listed)}\ncases: {out}")
     return 0
@@ -141,11 +141,11 @@ def _probe_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of noise, intervals and t-SNE, 0 unless given")
     parser.add_argument("--device", help="the best there is unless given")
     given = vars(parser.parse_args(arguments))
-    from la4vla.probe.run import Asking, Request, probe, table
+    from la4vla.probe.run import ProbeRequest, QuerySettings, probe, summary_table
 
-    asking = Asking(**{name: given.pop(name) for name in ("samples", "whole_chunk", "seed") if name in given})
-    request = Request(**{"out": given["checkpoint"] / "probe", **given}, asking=asking)
-    print(f"{table(probe(request))}\nprobe: {request.page}")
+    settings = QuerySettings(**{name: given.pop(name) for name in ("samples", "whole_chunk", "seed") if name in given})
+    request = ProbeRequest(**{"out": given["checkpoint"] / "probe", **given}, settings=settings)
+    print(f"{summary_table(probe(request))}\nprobe: {request.page}")
     return 0
 
 
@@ -195,8 +195,8 @@ def _doctor(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
 
-    from la4vla.doctor import Demand, doctor, table, to_json, verdict
-    from la4vla.sim.golden import Setting
+    from la4vla.doctor import Demand, doctor, summary_table, to_json, verdict
+    from la4vla.sim.registry import Setting
 
     parser = argparse.ArgumentParser("la4vla doctor")
     parser.add_argument("--protocol", help="judge this machine for one protocol, such as metaworld/mt50-v1")
@@ -216,7 +216,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(to_json(checks))
-    print(table(checks), verdict(checks), sep="\n")
+    print(summary_table(checks), verdict(checks), sep="\n")
     return 0 if verdict(checks).startswith("comparable: yes") else 1
 
 

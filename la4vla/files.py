@@ -1,8 +1,9 @@
-"""Files that others read while they are written: all of one or nothing, and one writer at a time."""
+"""Files that others read while they are written: all of one or nothing, and one writer at a time; and their sha256."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -24,9 +25,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary.rename(path)
 
 
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def lock(file: IO[Any], taken: str) -> None:
     """Takes the file's lock until it is closed or the process ends, however it ends. Raises UserError with the sentence
-    `taken` where another process has it. A file system without locks is said on stderr."""
+    `taken` where another process has it. Where the file system has no locks, a note on stderr says so."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -39,7 +39,7 @@ class Protocol:
     horizons: dict[str, int] = field(default_factory=dict)  # group -> its own horizon
     wait_steps: int = MISSING  # steps of `wait_action` before the first query; not part of the horizon
     wait_action: list[float] = field(default_factory=list)  # [A]; empty: zeros
-    replan_every: int = MISSING  # actions of a chunk that are executed before the next query
+    replan_every: int = MISSING  # actions executed before the next query; of a shorter chunk all it has
     views: list[str] = MISSING  # cameras, always upright; a video shows the first
     image_size: int = MISSING  # pixels, square, as rendered
     fast: bool = MISSING  # render without shadows, reflections and anti-aliasing; that changes the images

@@ -14,6 +14,7 @@ import simplejpeg
 
 from la4vla.config import DataConfig, ModelConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from la4vla.data.loader import Loader
+from la4vla.data.setup import prepare
 from la4vla.data.shards.writer import Clip, ShardWriter, View
 from la4vla.model.presets import preset
 from la4vla.model.tokenizer import TINY_TOKENIZER, Prompter
@@ -49,7 +50,8 @@ def measure(name: str, seconds: float) -> dict[str, float]:
 
 def _rate(config: TrainConfig, spec: InputSpec, prompter: Prompter, seconds: float) -> float:
     samples, begin = 0, 0.0
-    with Loader(config, spec, prompter.encode, rank=0, world_size=1, start=("only", 0)) as loader:
+    setup = prepare(config, spec, prompter.encode)
+    with Loader(config, setup, rank=0, world_size=1, start=("only", 0)) as loader:
         for step in loader:
             if (
                 step.stage_step == config.data.read_ahead

@@ -150,15 +150,15 @@ class Bench:
         with torch.no_grad(), self.autocast():
             context, key_mask = policy.backbone(batch)
 
-            def remember() -> Any:
-                return policy.head.remember(context, key_mask, batch.state_BS, batch.state_mask_BS)
+            def encode_context() -> Any:
+                return policy.head.encode_context(context, key_mask, batch.state_BS, batch.state_mask_BS)
 
             def cached() -> None:
-                memory = remember()
-                flow.euler(lambda x, t: policy.head.velocity(x, t, memory), batch.noise_BTA, dims, flow_steps)
+                cache = encode_context()
+                flow.euler(lambda x, t: policy.head.velocity(x, t, cache), batch.noise_BTA, dims, flow_steps)
 
             def uncached() -> None:
-                flow.euler(lambda x, t: policy.head.velocity(x, t, remember()), batch.noise_BTA, dims, flow_steps)
+                flow.euler(lambda x, t: policy.head.velocity(x, t, encode_context()), batch.noise_BTA, dims, flow_steps)
 
         def alone(call: Callable[[], Any]) -> None:
             # One autocast region for each call: within a region, later calls would find the weights in bf16 already.
@@ -253,7 +253,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         try:
             timings.append(bench.train(layout, options.batch, options.checkpointing, peak))
         except torch.OutOfMemoryError:
-            print(f"{layout.name}: out of memory at batch {options.batch}; left out", file=sys.stderr, flush=True)
+            print(f"{layout.name}: out of cache at batch {options.batch}; left out", file=sys.stderr, flush=True)
             torch.cuda.empty_cache()
     sampled = [] if options.no_sampler else [layout for layout in chosen if layout.name != "released la"]
     return {

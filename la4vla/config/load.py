@@ -48,8 +48,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     except ConfigKeyError as error:
         raise UserError(f"{path}: {_unknown_key(error)}") from error
     except (ConfigTypeError, TypeError) as error:  # which of them OmegaConf raises depends on its version
-        said = str(error).splitlines()[0]
-        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({said}).") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({reason}).") from error
     except OmegaConfBaseException as error:
         where = f"`{error.full_key}`: " if error.full_key else ""
         raise UserError(f"{path}: {where}{str(error).splitlines()[0]}") from error

@@ -26,10 +26,9 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from la4vla.config import TrainConfig
-from la4vla.data.collate import Encode
 from la4vla.data.reader import Reader, StepData
-from la4vla.data.setup import Setup, check_world, prepare
-from la4vla.types import Batch, InputSpec, UserError
+from la4vla.data.setup import Setup, check_world
+from la4vla.types import Batch, UserError
 
 ALIGNMENT = 64  # bytes; a tensor starts on a cache line
 SHARED_MEMORY = "/dev/shm"
@@ -42,7 +41,7 @@ Layout = dict[str, tuple[torch.dtype, torch.Size, tuple[int, ...], int]]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class StepMessage:
     """A step on its way. Its tensors lie in one shared block: one file descriptor a step instead of ten a batch."""
 
     step: StepData
@@ -57,16 +56,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Finished:
+class EndOfRun:
     """The run has no more steps."""
 
 
 @dataclass(frozen=True)
-class Job:
+class LoaderJob:
+    """What the loader process does.
+
+    start   stage and step of the stage that it begins with
+    """
+
     config: TrainConfig
     setup: Setup
-    spec: InputSpec
-    encode: Encode
     rank: int
     world_size: int
     start: tuple[str, int]
@@ -75,24 +77,15 @@ class Job:
 class Loader:
     """Iterates `StepData` of one rank, from step `start[1]` of stage `start[0]` to the end of the run.
 
-    encode is sent to the loader process, so it must pickle. `setup` tells what the sources are (chain, embodiment).
+    `setup` is sent to the loader process, so its tokenizer must pickle.
     Raises UserError for bad input, at once or where the data goes bad; RuntimeError if the loader process dies.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        spec: InputSpec,
-        encode: Encode,
-        rank: int,
-        world_size: int,
-        start: tuple[str, int],
-    ) -> None:
+    def __init__(self, config: TrainConfig, setup: Setup, rank: int, world_size: int, start: tuple[str, int]) -> None:
         check_world(config.data.streams, world_size)
-        self.setup = prepare(config, spec)
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)
-        job = Job(config, self.setup, spec, encode, rank, world_size, start)
+        job = LoaderJob(config, setup, rank, world_size, start)
         self._process = context.Process(target=_run, args=(theirs, job), name=f"loader-{rank}", daemon=True)
         # Blocked signals stay blocked in the child, until it ignores them. So there is no moment when a SIGTERM sent to
         # the whole process group could end the loader under a trainer that wants to save. (Starting the resource
@@ -126,17 +119,17 @@ class Loader:
         while True:
             began = time.perf_counter()
             message = self._receive()
-            if isinstance(message, Finished):
+            if isinstance(message, EndOfRun):
                 return
             if isinstance(message, Failure):
                 raise UserError(message.text) if message.by_user else RuntimeError(message.text)
             waited = time.perf_counter() - began
             yield replace(message.step, batches=_unpacked(message), wait_s=waited)
 
-    def _receive(self) -> Parcel | Failure | Finished:
+    def _receive(self) -> StepMessage | Failure | EndOfRun:
         try:
             message = self._pipe.recv()
-            if isinstance(message, Parcel):
+            if isinstance(message, StepMessage):
                 self._pipe.send_bytes(GO_ON)
             return message
         except (EOFError, ConnectionError, FileNotFoundError) as error:
@@ -157,7 +150,7 @@ def _obituary(exitcode: int | None) -> str:
     return f"the loader process ended with exit code {exitcode}; its own message is above."
 
 
-def _run(pipe: Connection, job: Job) -> None:
+def _run(pipe: Connection, job: LoaderJob) -> None:
     """The loader process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -187,19 +180,19 @@ class _Boundary:
         return isinstance(error, Exception)
 
 
-def _send_steps(pipe: Connection, job: Job) -> None:
+def _send_steps(pipe: Connection, job: LoaderJob) -> None:
     ahead = 0
-    with Reader(job.config, job.setup, job.spec, job.encode, job.rank, job.world_size) as reader:
+    with Reader(job.config, job.setup, job.rank, job.world_size) as reader:
         for step in reader.steps(*job.start):
             while ahead >= max(1, job.config.data.read_ahead) or (ahead and pipe.poll()):
                 pipe.recv_bytes()
                 ahead -= 1
             pipe.send(_packed(step))
             ahead += 1
-    _last_words(pipe, Finished())
+    _last_words(pipe, EndOfRun())
 
 
-def _last_words(pipe: Connection, message: Failure | Finished) -> None:
+def _last_words(pipe: Connection, message: Failure | EndOfRun) -> None:
     """Sends it and stays until the trainer closes: the shared blocks on their way are handed over by this process."""
     try:
         pipe.send(message)
@@ -213,7 +206,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     return {item.name: value for item in fields(batch) if isinstance(value := batch.__dict__[item.name], Tensor)}
 
 
-def _packed(step: StepData) -> Parcel:
+def _packed(step: StepData) -> StepMessage:
     layouts: list[Layout] = []
     size = 0
     for batch in step.batches:
@@ -232,13 +225,13 @@ def _packed(step: StepData) -> Parcel:
         for name, tensor in _tensors(batch).items():
             _view(block, layout[name]).copy_(tensor)
     bare = tuple(replace(batch, **dict.fromkeys(_tensors(batch))) for batch in step.batches)
-    return Parcel(replace(step, batches=bare), tuple(layouts), block)
+    return StepMessage(replace(step, batches=bare), tuple(layouts), block)
 
 
-def _unpacked(parcel: Parcel) -> tuple[Batch, ...]:
-    pairs: Sequence[tuple[Any, Layout]] = list(zip(parcel.step.batches, parcel.layouts, strict=True))
+def _unpacked(message: StepMessage) -> tuple[Batch, ...]:
+    pairs: Sequence[tuple[Any, Layout]] = list(zip(message.step.batches, message.layouts, strict=True))
     return tuple(
-        replace(batch, **{name: _view(parcel.block, place) for name, place in layout.items()})
+        replace(batch, **{name: _view(message.block, place) for name, place in layout.items()})
         for batch, layout in pairs
     )
 

@@ -3,7 +3,7 @@
     1 schedule    which samples of which source a step takes                      mixture.Schedule
     2 streams     rank r of W reads the streams r, r + W, ...; position -> clip    StreamReader, shards read ahead
     3 samples     window of the clip, images, chain, augmentation, flow draws      on a pool of `decode_threads`
-    4 batches     `la` first, then `vla`, cut at `micro_batch`                     collate
+    4 batches     `la` first, then `vla`, cut at `micro_batch`                     processor.Processor
 
 Every sample is a function of its name (source, n) alone, so neither ranks nor threads change what a step holds.
 """
@@ -14,28 +14,27 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
 
 from la4vla.config import TrainConfig
 from la4vla.data.augment import augment
-from la4vla.data.collate import Encode, collate, draw_flow
 from la4vla.data.mixture import Draw, Schedule
 from la4vla.data.order import Address, Block, Shuffled, Stream
+from la4vla.data.processor import PreparedSample
 from la4vla.data.setup import Setup, Source, check_world
 from la4vla.data.shards.read import read_shard
 from la4vla.data.shards.writer import Clip
+from la4vla.data.values import BadFrames, Limits, bad_frames
 from la4vla.rng import RngUse, generator
-from la4vla.types import KINDS, Batch, InputSpec, Kind, Sample, UserError
+from la4vla.types import KINDS, Batch, Kind, Sample, UserError
 
 logger = logging.getLogger(__name__)
 
 SHARD_THREADS = 2  # tars read at the same time: enough to hide a network's latency, few enough to keep the disk serial
 STEPS_IN_FLIGHT = 2  # steps whose samples are on the pool while an earlier one is collated
-TEXTS = 16384  # instructions whose tokens are kept, some 5 KB each
 CHUNK = {"la": 64, "la_leaky": 2, "vla": 2}  # samples a task of the pool makes: an `la` sample is cheaper than a task
 
 
@@ -44,7 +43,7 @@ class StepData:
     """What one rank needs for one optimizer step.
 
     stage, stage_step, step: counted from 0; step counts over all stages. batches: `la` ones first, `vla` ones last.
-    samples: source -> samples of this step over all ranks. bad_samples: unreadable ones on this rank since it started.
+    samples: source -> samples of this step over all ranks. bad_samples: masked ones on this rank since it started.
     wait_s: how long the trainer waited for this (0 in process).
     """
 
@@ -58,23 +57,25 @@ class StepData:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A transformed sample with its flow draws. error: why its images cannot be read; it is masked then."""
+class CheckedShard:
+    """What was read of a shard.
 
-    sample: Sample
-    noise: np.ndarray
-    time: float
-    error: str
+    clips  in order
+    bad    number of a clip -> its frames with numbers that cannot be; most shards have none
+    """
+
+    clips: list[Clip]
+    bad: Mapping[int, BadFrames]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One sample to make. clips: of its shard, perhaps still being read."""
+    """One sample to make. shard: that it lies in, perhaps still being read."""
 
     source: Source
     n: int
     address: Address
-    clips: Future[list[Clip]]
+    shard: Future[CheckedShard]
 
 
 class StreamReader:
@@ -84,10 +85,10 @@ class StreamReader:
         self._source, self._stream, self._pool = source, stream, pool
         self._block = Block(0, (), 0)
         self._shuffled: Shuffled | None = None
-        self._shards: dict[int, Future[list[Clip]]] = {}
+        self._shards: dict[int, Future[CheckedShard]] = {}
         self._ahead = False
 
-    def at(self, position: int) -> tuple[Address, Future[list[Clip]]]:
+    def at(self, position: int) -> tuple[Address, Future[CheckedShard]]:
         if self._shuffled is None or not self._block.first <= position < self._block.stop:
             self._block = self._stream.block(position)
             self._shuffled = self._stream.shuffled(self._block)
@@ -99,23 +100,27 @@ class StreamReader:
         address = self._shuffled[position - self._block.first]
         return address, self._shards[address.shard]
 
-    def _fetched(self, block: Block) -> dict[int, Future[list[Clip]]]:
-        index, views = self._source.index, self._source.views
+    def _fetched(self, block: Block) -> dict[int, Future[CheckedShard]]:
         return {
-            shard: self._shards.get(shard) or self._pool.submit(read_shard, index, shard, views)
+            shard: self._shards.get(shard) or self._pool.submit(read_checked, self._source, shard)
             for shard in block.shards
         }
+
+
+def read_checked(source: Source, shard: int) -> CheckedShard:
+    """Raises UserError for a shard that is not what the index says."""
+    clips, limits = read_shard(source.index, shard, source.views), Limits.of(source.stats)
+    found = {number: bad for number, clip in enumerate(clips) if (bad := bad_frames(clip, limits)) is not None}
+    return CheckedShard(clips, found)
 
 
 class Reader:
     """Iterates the steps of rank `rank` of `world_size`. Close it, or use it as a context manager."""
 
-    def __init__(
-        self, config: TrainConfig, setup: Setup, spec: InputSpec, encode: Encode, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, setup: Setup, rank: int, world_size: int) -> None:
         check_world(config.data.streams, world_size)
-        self._config, self._setup, self._spec = config, setup, spec
-        self._encode: Encode = lru_cache(TEXTS)(encode)
+        self._config, self._setup = config, setup
+        self._processor = setup.processor.cached()
         self._streams = range(rank, config.data.streams, world_size)
         self._tars = ThreadPoolExecutor(SHARD_THREADS, "tars")
         self._pool = ThreadPoolExecutor(config.data.decode_threads, "decode")
@@ -138,7 +143,7 @@ class Reader:
 
     def steps(self, stage: str, stage_step: int) -> Iterator[StepData]:
         """The run from step `stage_step` of `stage` to the end of its last stage."""
-        waiting: deque[tuple[Draw, list[list[Future[list[Row]]]]]] = deque()
+        waiting: deque[tuple[Draw, list[list[Future[list[PreparedSample]]]]]] = deque()
         for draw in Schedule(self._config).draws(stage, stage_step):
             waiting.append((draw, [self._submit(tasks) for tasks in self._micro_batches(draw)]))
             if len(waiting) > STEPS_IN_FLIGHT:
@@ -160,57 +165,60 @@ class Reader:
         assert first % streams == count % streams == 0, "sources are taken in units of one sample from each stream"
         for position in range(first // streams, (first + count) // streams):
             for number in self._streams:
-                address, clips = self._readers[source.name, number].at(position)
-                yield Task(source, position * streams + number, address, clips)
+                address, shard = self._readers[source.name, number].at(position)
+                yield Task(source, position * streams + number, address, shard)
 
-    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[Row]]]:
+    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[PreparedSample]]]:
         size = CHUNK[tasks[0].source.kind]
-        return [self._pool.submit(self._rows, tasks[first : first + size]) for first in range(0, len(tasks), size)]
+        return [
+            self._pool.submit(self._prepare_all, tasks[first : first + size]) for first in range(0, len(tasks), size)
+        ]
 
-    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[Row]]]]) -> StepData:
+    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[PreparedSample]]]]) -> StepData:
         batches = []
         for futures in micro_batches:
-            rows = [row for future in futures for row in future.result()]
-            for row in rows:
-                if row.error:
-                    self._count_bad(row)
-            samples, noise, time = [row.sample for row in rows], [row.noise for row in rows], [row.time for row in rows]
-            batches.append(collate(samples, self._spec, self._encode, noise, time))
+            prepared = [item for future in futures for item in future.result()]
+            for item in prepared:
+                if item.error:
+                    self._count_bad(item)
+            batches.append(self._processor.batch(prepared))
         counts = {source: count for source, (_, count) in draw.takes.items()}
         return StepData(draw.stage, draw.stage_step, draw.step, tuple(batches), counts, self._bad)
 
-    def _count_bad(self, row: Row) -> None:
+    def _count_bad(self, bad: PreparedSample) -> None:
         self._bad += 1
         allowed = self._config.data.max_bad_samples
         if self._bad > allowed:
             raise UserError(
-                f"{row.sample.key}: {row.error}; write its clip again, or raise data.max_bad_samples={allowed}."
+                f"{bad.sample.key}: {bad.error}; write its folder again without this fault (and train in a new "
+                f"run.dir), or raise data.max_bad_samples, now {allowed}, to leave such samples out."
             )
         logger.warning(
-            "%s: %s; its actions are masked (%d of %d allowed)", row.sample.key, row.error, self._bad, allowed
+            "%s: %s; its actions are masked (%d of %d allowed)", bad.sample.key, bad.error, self._bad, allowed
         )
 
-    def _rows(self, tasks: Sequence[Task]) -> list[Row]:
-        return [self._row(task) for task in tasks]
+    def _prepare_all(self, tasks: Sequence[Task]) -> list[PreparedSample]:
+        return [self._prepare(task) for task in tasks]
 
-    def _row(self, task: Task) -> Row:
-        seed, spec, source = self._config.run.seed, self._spec, task.source
-        clip = task.clips.result()[task.address.clip]
-        sample = window(clip, task.address.frame, spec.horizon, source.kind, source.name)
-        error = ""
-        if source.views:
+    def _prepare(self, task: Task) -> PreparedSample:
+        seed, spec, source = self._config.run.seed, self._processor.spec, task.source
+        shard, frame = task.shard.result(), task.address.frame
+        clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)
+        sample = window(clip, frame, spec.horizon, source.kind, source.name)
+        error = bad.within(frame, frame + int(sample.action_valid.sum()), self._setup.chain.delta) if bad else ""
+        if source.views and not error:
             try:
-                sample = sample.but(views=_decoded(clip, task.address.frame, source.views))
+                sample = sample.but(views=_decoded(clip, frame, source.views))
             except ValueError as reason:
-                error = f"shard {source.index.shards[task.address.shard].name}, {reason}"
-                sample = sample.but(views=_grey(source), action_valid=np.zeros(spec.horizon, bool))
-        sample = self._setup.chain(sample)
+                error = str(reason)
+        if error:
+            sample = _masked(sample, source)
+            error = f"shard {source.index.shards[task.address.shard].name}, {error}"
+        prepared = self._processor.prepare(sample, generator(seed, RngUse.FLOW, source.name, task.n))
         if source.views and self._config.data.augment and not error:
             draw = generator(seed, RngUse.AUGMENT, source.name, task.n)
-            sample = augment(sample, draw, self._config.data.augment)
-        draw = generator(seed, RngUse.FLOW, source.name, task.n)
-        noise, time = draw_flow(draw, spec.horizon, spec.action_dim, self._config.flow)
-        return Row(sample, noise, time, error)
+            return replace(prepared, sample=augment(prepared.sample, draw, self._config.data.augment))
+        return replace(prepared, error=error)
 
 
 def window(clip: Clip, frame: int, horizon: int, kind: Kind, source: str) -> Sample:
@@ -247,7 +255,15 @@ def _decoded(clip: Clip, frame: int, views: Sequence[str]) -> dict[str, np.ndarr
     return images
 
 
-def _grey(source: Source) -> dict[str, np.ndarray]:
-    """Stand-ins for a bad sample, whose row counts for nothing but must have its tokens' images."""
+def _masked(sample: Sample, source: Source) -> Sample:
+    """A stand-in for a bad sample: none of its actions counts, its numbers are zeros (a masked NaN is a NaN still), and
+    it has grey images where its row has tokens for them."""
+    assert sample.action is not None and sample.action_states is not None
     sizes = {view: source.index.views[view] for view in source.views}
-    return {view: np.full((size.height, size.width, 3), 128, np.uint8) for view, size in sizes.items()}
+    return sample.but(
+        state=np.zeros_like(sample.state),
+        action=np.zeros_like(sample.action),
+        action_states=np.zeros_like(sample.action_states),
+        action_valid=np.zeros_like(sample.action_valid),
+        views={view: np.full((size.height, size.width, 3), 128, np.uint8) for view, size in sizes.items()},
+    )

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from la4vla import manifest
 from la4vla.config import DataConfig, TrainConfig
+from la4vla.data.collate import Encode
 from la4vla.data.mixture import Schedule
-from la4vla.data.normalize import Normalize, Stats, beyond, near_constant, rare_dims
-from la4vla.data.order import Stream, cut
+from la4vla.data.normalize import STATS, FolderStats, Normalize, Stats, beyond, near_constant, rare_dims
+from la4vla.data.order import Stream, make_streams
+from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
+from la4vla.data.values import outliers
+from la4vla.manifest import Checkpoint
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
 
 UNEVEN = 1.5
@@ -27,26 +29,45 @@ UNEVEN = 1.5
 
 @dataclass(frozen=True)
 class Source:
-    """A shard folder used as one kind. views: those it shows, in slot order; empty for `la` and for no other kind."""
+    """A shard folder used as one kind.
+
+    stats  what the folder says of its values
+    views  those it shows, in slot order; empty for `la` and for no other kind
+    """
 
     name: str
     kind: Kind
     index: Index
+    stats: FolderStats
     views: tuple[str, ...]
     streams: tuple[Stream, ...]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """sources: those some stage mixes, in the order of the config."""
+    """What a run reads, and what it makes of it.
+
+    sources     those some stage mixes, in the order of the config
+    embodiment  of all of them
+    processor   what turns their samples into batches
+    """
 
     sources: Mapping[str, Source]
     embodiment: Embodiment
-    chain: Chain
+    processor: Processor
+
+    @property
+    def chain(self) -> Chain:
+        return self.processor.chain
 
 
-def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
-    """Opens the sources of a run. Raises UserError for anything in them that does not fit together."""
+def prepare(
+    config: TrainConfig, spec: InputSpec, encode: Encode, inherited: Checkpoint | None = None, own: bool = False
+) -> Setup:
+    """Opens the sources of a run. Raises UserError for anything in them that does not fit together.
+
+    inherited: the checkpoint that the run goes on from or takes its weights from. own: it is this run's.
+    """
     used = {name for stage in config.stages.values() for name in stage.mixture}
     indexes = {name: read_index(source.path) for name, source in config.data.sources.items() if name in used}
     embodiment = _embodiment(indexes)
@@ -54,9 +75,11 @@ def prepare(config: TrainConfig, spec: InputSpec) -> Setup:
         name: () if config.data.sources[name].kind == "la" else _views_of(name, config.data.sources[name].views, index)
         for name, index in indexes.items()
     }
-    chain = build_chain(config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes), spec)
     sources = {name: _source(config, name, index, views[name]) for name, index in indexes.items()}
-    return Setup(sources, embodiment, chain)
+    chain = build_chain(
+        config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes, inherited, own), spec
+    )
+    return Setup(sources, embodiment, Processor(chain, encode, spec, config.flow))
 
 
 def fingerprints(setup: Setup) -> dict[str, str]:
@@ -149,7 +172,7 @@ def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator
             f"warning: {source.name}: shards of up to {max(sizes) / 1e6:,.0f} MB are read whole, above "
             f"data.shuffle_bytes ({room / 1e6:,.0f} MB); write the folder with {enough:,} shards to take less memory"
         )
-    own = read_stats(source.index.location)
+    own = source.stats
     pairs = {"state": (normalize.state, own.state), "action": (normalize.action, own.action(action))}
     for what, (stats, ours) in pairs.items():
         if cut_off := beyond(normalize.mode, stats, ours):
@@ -157,6 +180,9 @@ def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator
                 f"warning: {source.name}: {what} dims {', '.join(cut_off)} go beyond the statistics in use and are "
                 "clipped there in more than 1 % of the frames; data.stats_source says whose statistics are used"
             )
+    for what, stats in (("state", own.state), ("action", own.action("recorded"))):
+        for phrase in outliers(stats):
+            yield f"warning: {source.name}: {what} {phrase}; look at the few frames beyond, they are trained on"
 
 
 def fingerprint(index: Index) -> str:
@@ -166,14 +192,14 @@ def fingerprint(index: Index) -> str:
 
 
 def _embodiment(indexes: Mapping[str, Index]) -> Embodiment:
-    first, *others = indexes.items()
+    (first, one), *others = indexes.items()
     for name, index in others:
-        if index.embodiment != first[1].embodiment:
+        if differs := one.embodiment.difference(index.embodiment):
             raise UserError(
-                f"sources {first[0]} ({first[1].embodiment.name}) and {name} ({index.embodiment.name}) have different "
-                "embodiments; convert one of them, or train them in separate runs with init_from."
+                f"sources {first} and {name} have different embodiments ({differs.field} is {_shown(differs.mine)} and "
+                f"{_shown(differs.other)}); convert one of them, or train them in separate runs with init_from."
             )
-    return first[1].embodiment
+    return one.embodiment
 
 
 def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
@@ -190,19 +216,33 @@ def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
 def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]) -> Source:
     data: DataConfig = config.data
     kind = KINDS[KINDS.index(data.sources[name].kind)]
-    return Source(name, kind, index, views, cut(index, name, data.streams, config.run.seed, data.shuffle_bytes))
+    stats = read_stats(index.location)
+    for what, names, vector in (
+        ("state", stats.state.names, index.embodiment.state),
+        ("action", stats.action("recorded").names, index.embodiment.action),
+    ):
+        if names != vector.names:
+            raise UserError(
+                f"{name}: {STATS} of {index.location} is of the {what} dims {' '.join(names)}, its shards are of "
+                f"{' '.join(vector.names)}; write the folder again."
+            )
+    streams = make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
+    return Source(name, kind, index, stats, views, streams)
 
 
-def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, Index]) -> tuple[Stats, Stats]:
+def _stats(
+    config: TrainConfig,
+    embodiment: Embodiment,
+    indexes: Mapping[str, Index],
+    inherited: Checkpoint | None,
+    own: bool,
+) -> tuple[Stats, Stats]:
     """(state, action). A run that goes on keeps those of its own checkpoint, whatever became of the folders since;
     a new one takes `stats_source`'s, else `init_from`'s, else those of the first source in its mixtures."""
     data = config.data
-    own = manifest.newest(config.run.dir) if config.run.resume == "auto" else None
-    if own:
-        return _inherited(own, config, embodiment, "set run.dir to a new folder")
-    if config.run.init_from and not data.stats_source:
-        cure = "set data.stats_source to one of this run's sources"
-        return _inherited(manifest.resolve(config.run.init_from), config, embodiment, cure)
+    if inherited and (own or not data.stats_source):
+        cure = "set run.dir to a new folder" if own else "set data.stats_source to one of this run's sources"
+        return _inherited(inherited, config, embodiment, cure)
     name = data.stats_source or next(iter(indexes))
     path = data.sources[name].path
     if name not in indexes:
@@ -211,16 +251,14 @@ def _stats(config: TrainConfig, embodiment: Embodiment, indexes: Mapping[str, In
     return stats.state, stats.action(data.action)
 
 
-def _inherited(checkpoint: Path, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
+def _inherited(source: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
     """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
-    made = manifest.read(checkpoint)
-    of_data, trained = _flat(embodiment.to_dict()), _flat(Embodiment.from_dict(made.embodiment).to_dict())
-    for field, value in of_data.items():
-        if trained[field] != value:
-            raise UserError(
-                f"{checkpoint} was trained on another embodiment than the data's ({field} is {_shown(trained[field])}, "
-                f"the data's is {_shown(value)}), so its statistics do not fit; {cure}."
-            )
+    checkpoint, made = source.folder, source.manifest
+    if differs := embodiment.difference(Embodiment.from_dict(made.embodiment)):
+        raise UserError(
+            f"{checkpoint} was trained on another embodiment than the data's ({differs.field} is "
+            f"{_shown(differs.other)}, the data's is {_shown(differs.mine)}), so its statistics do not fit; {cure}."
+        )
     chain = chain_from_dicts(made.transforms)
     if chain.normalize.mode != config.data.normalization:
         raise UserError(
@@ -235,15 +273,5 @@ def _inherited(checkpoint: Path, config: TrainConfig, embodiment: Embodiment, cu
     return chain.normalize.state, chain.normalize.action
 
 
-def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of nested dicts: `state.frame` -> its value, in order."""
-    leaves = {}
-    for key, value in raw.items():
-        leaves |= (
-            {f"{key}.{name}": leaf for name, leaf in _flat(value).items()} if isinstance(value, dict) else {key: value}
-        )
-    return leaves
-
-
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else f"`{value}`"
+    return " ".join(map(str, value)) if isinstance(value, list) else f"`{value}`"

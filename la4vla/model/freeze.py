@@ -42,7 +42,7 @@ def set_trainable(policy: Policy, groups: Collection[str]) -> None:
     policy.train(policy.training)
 
 
-def table(policy: Policy) -> str:
+def summary_table(policy: Policy) -> str:
     """Parameters by group with trainable marks, as text; printed before step 0."""
     rows = []
     total = training = 0

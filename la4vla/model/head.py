@@ -4,8 +4,8 @@ The blocks are those of FACTS 4.1: x += attention(LN1(x) -> context); x += FFN(L
 release, all on purpose:
 - `key_mask` has no default: pads never reach the head (the release attended to all 1024 positions, FACTS 5.1 B2);
 - time and step positions are computed in fp32 and continuous, not looked up;
-- the context's keys and values are projected once a chunk (`remember`), not once a flow step; loss and sampler share
-  `velocity`;
+- the context's keys and values are projected once a chunk (`encode_context`), not once a flow step; loss and sampler
+  share `velocity`;
 - `per_token` readout: LN -> MLP on every chunk token, instead of squeezing the chunk through one vector. In the
   released blocks chunk tokens never meet, only its `flatten` readout mixes them. Without that, each step of a chunk
   would be drawn from its own marginal: half a chunk could go left around an obstacle and half right. So `per_token`
@@ -30,10 +30,11 @@ from la4vla.model.presets import ModelSize
 
 
 @dataclass(frozen=True)
-class Memory:
+class ContextCache:
     """What a chunk attends to: the context and, last, the state token.
 
-    keys_values: one pair a block, each [B, heads, L + 1, width / heads]. mask: bool [B, 1, 1, L + 1], True where seen.
+    keys_values  one pair a block, each [B, heads, L + 1, width / heads]
+    mask         bool [B, 1, 1, L + 1], True where the chunk may look
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
@@ -59,11 +60,11 @@ class Attention(nn.Module):
         """mask: bool, True where a query may look, broadcast to [B, heads, T, L]; None with `causal`."""
         query = rearrange(self.q_proj(x_BTE), "b t (h d) -> b h t d", h=self.heads)
         dropout = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
-        return self.out_proj(rearrange(seen, "b h t d -> b t (h d)"))
+        mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.out_proj(rearrange(mixed, "b h t d -> b t (h d)"))
 
 
-class Block(nn.Module):
+class HeadBlock(nn.Module):
     def __init__(self, size: ModelSize, dropout: float, self_attention: bool) -> None:
         super().__init__()
         if self_attention:
@@ -148,15 +149,17 @@ class FlowHead(nn.Module):
         super().__init__()
         self.action_encoder = ActionEncoder(size)
         self.state_encoder = StateEncoder(size)
-        self.blocks = nn.ModuleList(Block(size, dropout, readout == "per_token") for _ in range(size.head_blocks))
+        self.blocks = nn.ModuleList(HeadBlock(size, dropout, readout == "per_token") for _ in range(size.head_blocks))
         self.norm_out = nn.LayerNorm(size.width)
         self.readout = READOUTS[readout](size)
 
-    def remember(self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor) -> Memory:
+    def encode_context(
+        self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor
+    ) -> ContextCache:
         """Keys and values of every block, from `context`. Once a chunk."""
         source_BLE, mask_BL = self.context(context_BLE, key_mask_BL, state_BS, state_mask_BS)
         keys_values = tuple(block.attn.keys_values(source_BLE) for block in self._blocks())
-        return Memory(keys_values, mask_BL[:, None, None, :])
+        return ContextCache(keys_values, mask_BL[:, None, None, :])
 
     def context(
         self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor
@@ -170,15 +173,15 @@ class FlowHead(nn.Module):
         source_BLE = torch.cat([context_BLE, state_BE[:, None].to(context_BLE.dtype)], dim=1)
         return source_BLE, F.pad(key_mask_BL, (0, 1), value=True)
 
-    def velocity(self, x_BTA: Tensor, time_B: Tensor, memory: Memory) -> Tensor:
+    def velocity(self, x_BTA: Tensor, time_B: Tensor, cache: ContextCache) -> Tensor:
         """fp32 [B, T, A]. x_BTA: fp32 point on the path. time_B: fp32 in [0, 1]."""
         assert x_BTA.dtype == time_B.dtype == torch.float32
         dtype = self.norm_out.weight.dtype
         time_B1E = flow.sinusoid(time_B * flow.TIME_SCALE, self.norm_out.normalized_shape[0])[:, None].to(dtype)
         x_BTE = self.action_encoder(x_BTA.to(dtype))
-        for block, keys_values in zip(self._blocks(), memory.keys_values, strict=True):
-            x_BTE = block(x_BTE, time_B1E, keys_values, memory.mask)
+        for block, keys_values in zip(self._blocks(), cache.keys_values, strict=True):
+            x_BTE = block(x_BTE, time_B1E, keys_values, cache.mask)
         return self.readout(self.norm_out(x_BTE)).float()
 
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+    def _blocks(self) -> list[HeadBlock]:
+        return [block for block in self.blocks if isinstance(block, HeadBlock)]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from la4vla.config import ModelConfig
-from la4vla.model import flow, initial, weights
+from la4vla.model import flow, init, weights
 from la4vla.model.backbone import Backbone
-from la4vla.model.head import FlowHead, Memory
+from la4vla.model.head import ContextCache, FlowHead
 from la4vla.model.presets import ModelSize, preset
 from la4vla.types import Batch, InputSpec
 
@@ -45,7 +45,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         x_t, target = flow.path(batch.noise_BTA, batch.actions_BTA, batch.action_mask_BTA, batch.time_B)
-        velocity = self.head.velocity(x_t, batch.time_B.float(), self.remember(batch))
+        velocity = self.head.velocity(x_t, batch.time_B.float(), self.encode_context(batch))
         return flow.squared_error(velocity, target, batch.action_mask_BTA)
 
     @torch.no_grad()
@@ -54,14 +54,14 @@ class Policy(nn.Module):
         padding.
         """
         assert not self.training, "call policy.eval() before sampling"
-        memory = self.remember(batch)
+        cache = self.encode_context(batch)
         dims_B1A = flow.present_dims(batch.action_mask_BTA)
-        return flow.euler(lambda x, time: self.head.velocity(x, time, memory), batch.noise_BTA, dims_B1A, flow_steps)
+        return flow.euler(lambda x, time: self.head.velocity(x, time, cache), batch.noise_BTA, dims_B1A, flow_steps)
 
-    def remember(self, batch: Batch) -> Memory:
+    def encode_context(self, batch: Batch) -> ContextCache:
         """All that a chunk depends on but noise and time."""
         context_BLE, key_mask_BL = self.backbone(batch)
-        return self.head.remember(context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS)
+        return self.head.encode_context(context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS)
 
     def context(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, L + 1, E] that the head attends to, the state token last, and which of it is real (bool)."""
@@ -84,7 +84,10 @@ class Policy(nn.Module):
         }
 
     def train(self, mode: bool = True) -> Policy:
-        """As ever, but frozen groups stay in eval mode (FACTS 5.1 B7: a frozen tower kept its stochastic depth)."""
+        """Sets training or eval mode. Frozen groups stay in eval mode.
+
+        FACTS 5.1 B7: the release's frozen tower kept its stochastic depth.
+        """
         super().train(mode)
         groups = self.groups()
         for name in self.frozen_groups:
@@ -101,10 +104,10 @@ def build_policy(config: ModelConfig, seed: int) -> Policy:
     """
     policy = _empty(preset(config.preset), config.readout, config.attention, config.dropout)
     if config.weights:
-        initial.randomise(policy.head, "head", seed)
+        init.init_weights(policy.head, "head", seed)
         weights.load_internvl(policy.backbone.internvl, policy.size, config.weights)
     else:
-        initial.randomise(policy, "", seed)
+        init.init_weights(policy, "", seed)
     return policy
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from la4vla.page import style
 from la4vla.page.style import INK
-from la4vla.probe.ask import Answers
+from la4vla.probe.query import Answers
 from la4vla.probe.representation import WORDS, Representation
 
 ENDS = ("#2f81f7", "#d97706")

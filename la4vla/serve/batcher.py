@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from la4vla.serve.policy import NOT_FINITE, NoiseKey, PolicyLost, ServedPolicy
+from la4vla.serve.policy import NOT_FINITE, PolicyLost
+from la4vla.serve.policy_like import NoiseKey, PolicyLike, open_episodes
 from la4vla.types import Observation, UserError
 
 
@@ -61,7 +62,7 @@ class _Waiting:
 class Batcher:
     """`run` must be running, as a task of the same event loop, for `ask` to return."""
 
-    def __init__(self, policy: ServedPolicy, max_batch: int) -> None:
+    def __init__(self, policy: PolicyLike, max_batch: int) -> None:
         """max_batch: chunks computed together at most; 1 makes every answer independent of other clients' presence."""
         self.policy = policy
         self.max_batch = max_batch
@@ -126,13 +127,18 @@ class Batcher:
             batch.append(following)
         return batch
 
+    def _infer(self, observations: Sequence[Observation], keys: Sequence[NoiseKey]) -> list[np.ndarray]:
+        """In the policy's thread. A batch that is refused is computed again one by one, and its episodes open again."""
+        open_episodes(self.policy, keys)
+        return self.policy.infer(observations, keys)
+
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         observations = [seen for waiting in batch for seen in waiting.question.observations]
         keys = [key for waiting in batch for key in waiting.question.keys]
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         try:
-            chunks = await loop.run_in_executor(self._thread, self.policy.infer, observations, keys)
+            chunks = await loop.run_in_executor(self._thread, self._infer, observations, keys)
         except UserError as error:
             if len(batch) == 1:
                 batch[0].fail(error)

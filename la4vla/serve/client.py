@@ -18,7 +18,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from la4vla.serve import wire
 from la4vla.serve.dialects import SCHEMA
-from la4vla.serve.policy import NoiseKey, PolicyLost, require_match
+from la4vla.serve.policy import PolicyLost, require_match
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey
 from la4vla.types import Embodiment, Observation, UserError
 
 DIALECT = "la4vla"
@@ -26,7 +27,8 @@ MAX_REPLY = 2**24  # bytes: a batch of 64 chunks of 50 x 24 takes a third of a m
 
 
 class RemotePolicy:
-    """A served policy with the questions of `ServedPolicy`: identity, step, embodiment, views, versions, check, infer.
+    """A served policy with the questions of `ServedPolicy`: identity, step, embodiment, views, versions,
+    check, open, infer.
 
     contract: the server's hello. timing: of the last answer, as the server measured it (queue_ms, infer_ms, batch).
     Close it, or use it in `with`.
@@ -59,8 +61,11 @@ class RemotePolicy:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
 
+    def open(self, episode: EpisodeKey) -> None:
+        """Does nothing here: the server opens an episode when its first query comes."""
+
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
-        """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
+        """One chunk for each observation: float32 [T, A of the embodiment], raw units, not clipped.
 
         Raises UserError for what the server refuses, and PolicyLost where the connection is lost.
         """

@@ -18,7 +18,8 @@ import numpy as np
 import la4vla
 from la4vla.serve import libero_client, wire
 from la4vla.serve.batcher import Answer, Question
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation, UserError
 
 SCHEMA = 1
@@ -124,10 +125,9 @@ class La4vla:
 
     def reply(self, answer: Answer, session: Session) -> bytes:
         timing = {"queue_ms": answer.queue_ms, "infer_ms": answer.infer_ms, "batch": answer.batch}
-        actions_NTA = np.stack(answer.chunks)
-        return wire.pack(
-            {"type": "actions", "actions": actions_NTA, "timing": timing, "identity": self.policy.identity}
-        )
+        one_length = len({len(chunk) for chunk in answer.chunks}) == 1
+        actions = np.stack(answer.chunks) if one_length else list(answer.chunks)
+        return wire.pack({"type": "actions", "actions": actions, "timing": timing, "identity": self.policy.identity})
 
     def error(self, sentence: str) -> bytes:
         return wire.pack({"type": "error", "error": sentence})

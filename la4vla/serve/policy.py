@@ -3,18 +3,18 @@
 Everything is rebuilt from the checkpoint folder, the transform chain and the tokenizer included, so that what is served
 is what was trained. A chunk depends on its observation and its noise key alone: the same episode gets the same actions
 alone or in a batch (to fp32 rounding), in any order. A policy that was trained without views never sees a pixel.
-`asked_as` gives the same weights another kind of row: a policy that sees, without images or with them masked.
+`as_kind` gives the same weights another kind of row: a policy that sees, without images or with them masked.
 Refuses: an embodiment that is not the checkpoint's, a view that is missing, weights that are not the manifest's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +25,15 @@ from tokenizers import Tokenizer
 
 from la4vla import manifest
 from la4vla.config import FlowConfig
-from la4vla.data.collate import collate, draw_flow
+from la4vla.data.processor import Processor
 from la4vla.data.rotation import on_side
-from la4vla.data.transforms import Chain, chain_from_dicts
-from la4vla.model.initial import randomise
+from la4vla.data.transforms import chain_from_dicts
+from la4vla.model.init import init_weights
 from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.rng import RngUse, generator
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
 NOT_FINITE = (
@@ -45,22 +46,15 @@ class PolicyLost(UserError):
     """A policy that can be asked no more; what it answered before stands."""
 
 
-class NoiseKey(NamedTuple):
-    """What a chunk's noise is drawn from. query: number of the question within the episode, from 0."""
-
-    seed: int
-    task: str
-    episode: int
-    query: int
-
-
 @dataclass(frozen=True)
 class ServedPolicy:
-    """identity: sha256 of the weights, or how the untrained ones were made. step: optimizer steps of the checkpoint.
+    """Build one with `load` or `untrained`.
 
-    views: names of the pictures it needs, in slot order; empty for kind `la`: a policy of language and state alone.
-    kind: of the rows it is asked with, as its run was trained; `vla` where it was trained on that among others.
-    flow: noise and Euler steps of the sampler. Build one with `load` or `untrained`.
+    identity    sha256 of the weights, or how the untrained ones were made
+    step        optimizer steps of the checkpoint
+    views       names of the images it needs, in slot order; empty for kind `la`: a policy of language and state alone
+    kind        of the rows it is asked with, as its run was trained; `vla` where it was trained on that among others
+    processor   what its run's samples went through, and the flow whose Euler steps the sampler takes
     """
 
     identity: str
@@ -68,10 +62,8 @@ class ServedPolicy:
     embodiment: Embodiment
     views: tuple[str, ...]
     kind: Kind
-    flow: FlowConfig
+    processor: Processor
     policy: Policy
-    chain: Chain
-    prompter: Prompter
     device: torch.device
 
     @staticmethod
@@ -96,7 +88,7 @@ class ServedPolicy:
         held = contents(folder, description)
         with _damage(folder, "model"):
             policy = _rebuilt(description)
-        randomise(policy, "policy", seed)
+        init_weights(policy, "policy", seed)
         identity = f"untrained, seed {seed}, architecture of {description.weights_sha256[:16]}"
         return _serve(held, policy, identity, 0, device)
 
@@ -109,8 +101,8 @@ class ServedPolicy:
         """Of what computes the actions."""
         return {"torch": torch.__version__}
 
-    def asked_as(self, kind: Kind) -> ServedPolicy:
-        """The same policy, asked with rows of another kind. Raises UserError where that shows a blind policy images."""
+    def as_kind(self, kind: Kind) -> ServedPolicy:
+        """The same policy, queried with rows of another kind. Raises UserError where a blind one would see images."""
         if kind != "la" and not self.views:
             raise UserError(f"a policy without views cannot be asked as {kind}; ask it as la.")
         return replace(self, kind=kind, views=() if kind == "la" else self.views)
@@ -119,6 +111,9 @@ class ServedPolicy:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
 
+    def open(self, episode: EpisodeKey) -> None:
+        """Does nothing: a chunk depends on its observation and its noise key alone."""
+
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
         """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
 
@@ -126,19 +121,21 @@ class ServedPolicy:
         """
         batch = self.batch(observations, noise_keys)
         with torch.inference_mode():
-            chunks_BTA = self.policy.sample(batch, self.flow.steps).cpu().numpy()
+            chunks_BTA = self.policy.sample(batch, self.processor.flow.steps).cpu().numpy()
         if not np.isfinite(chunks_BTA).all():
             raise UserError(NOT_FINITE)
         return [
-            self.chain.inverse(chunk_TA, seen.state).astype(np.float32)
+            self.processor.chain.inverse(chunk_TA, seen.state).astype(np.float32)
             for chunk_TA, seen in zip(chunks_BTA, observations, strict=True)
         ]
 
     def batch(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> Batch:
         """What the model gets to see of these observations, on its device. Raises UserError as `infer` does."""
-        samples = [self.chain(self._query(seen, key)) for seen, key in zip(observations, noise_keys, strict=True)]
-        noise = [self._noise(key) for key in noise_keys]
-        return collate(samples, self.spec, self._encode, noise, [0.0] * len(samples)).to(self.device)
+        prepared = [
+            self.processor.prepare(self._query(seen, key), generator(key.seed, RngUse.SERVE, *key[1:]))
+            for seen, key in zip(observations, noise_keys, strict=True)
+        ]
+        return self.processor.batch(prepared).to(self.device)
 
     def _query(self, seen: Observation, key: NoiseKey) -> Sample:
         _require_views(self.views, tuple(seen.views))
@@ -157,20 +154,13 @@ class ServedPolicy:
             views={name: seen.views[name] for name in self.views},
         )
 
-    def _noise(self, key: NoiseKey) -> np.ndarray:
-        draws = generator(key.seed, RngUse.SERVE, key.task, key.episode, key.query)
-        return draw_flow(draws, self.spec.horizon, self.spec.action_dim, self.flow)[0]
-
-    def _encode(self, instruction: str, slots: tuple[int, ...]) -> list[int]:
-        return self.prompter.encode(instruction, slots)
-
 
 def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodiment, views: Sequence[str]) -> None:
     """Raises UserError where a policy of `mine` and `needed` cannot drive an env of `embodiment` and `views`."""
-    if difference := _difference(mine.to_dict(), embodiment.to_dict()):
+    if differs := mine.difference(embodiment):
         raise UserError(
-            f"the embodiment is another: {difference}; evaluate it on its own env, or construct with this env's robot "
-            "(read.robot) and train on that."
+            f"the embodiment is another: {differs.field} is {differs.mine} here and {differs.other} in the env; "
+            "evaluate it on its own env, or construct with this env's robot (read.robot) and train on that."
         )
     _require_views(needed, views)
 
@@ -182,9 +172,7 @@ class Contents:
     embodiment: Embodiment
     views: tuple[str, ...]
     kind: Kind
-    flow: FlowConfig
-    chain: Chain
-    prompter: Prompter
+    processor: Processor
 
 
 def contents(folder: Path, description: manifest.Manifest) -> Contents:
@@ -200,7 +188,8 @@ def contents(folder: Path, description: manifest.Manifest) -> Contents:
         views, kind, flow = tuple(description.views), _kind(description), _flow(description)
     with _damage(folder, "tokenizer"):  # read from memory: from a file the library raises a bare Exception
         prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec)
-    return Contents(embodiment, views, kind, flow, chain_from_dicts(description.transforms), prompter)
+    processor = Processor(chain_from_dicts(description.transforms), prompter.encode, spec, flow)
+    return Contents(embodiment, views, kind, processor)
 
 
 def whole_weights(folder: Path, description: manifest.Manifest) -> Path:
@@ -234,10 +223,8 @@ def _serve(held: Contents, policy: Policy, identity: str, step: int, device: str
         embodiment=held.embodiment,
         views=held.views,
         kind=held.kind,
-        flow=held.flow,
+        processor=held.processor,
         policy=policy.eval().requires_grad_(False).to(place),
-        chain=held.chain,
-        prompter=held.prompter,
         device=place,
     )
 
@@ -294,15 +281,3 @@ def _require_views(needed: Sequence[str], views: Sequence[str]) -> None:
                 f"trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; choose a protocol "
                 "with that view, or name it so when constructing (read.views)."
             )
-
-
-def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> str:
-    """The first field in which two embodiments differ, in words; empty if none does."""
-    for key, value in mine.items():
-        place = f"{where}{key}"
-        if isinstance(value, Mapping):
-            if found := _difference(value, other[key], f"{place}."):
-                return found
-        elif value != other[key]:
-            return f"{place} is {value} here and {other[key]} in the env"
-    return ""

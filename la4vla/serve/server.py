@@ -24,13 +24,13 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import unquote
 
-import torch
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from la4vla.device import usable_device
 from la4vla.serve import dialects, wire
 from la4vla.serve.batcher import Answer, Batcher, Question
 from la4vla.serve.policy import PolicyLost, ServedPolicy
@@ -75,11 +75,7 @@ def serve(settings: Settings) -> int:
         raise UserError("--seed must be at least 0 and --max-bytes at least 1.")
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
+    device = usable_device(settings.device)
     policy = ServedPolicy.load(settings.folder, device)
     # Pictures in JSON are half a million lists; the collector need not walk through all of torch while they are made.
     gc.collect()

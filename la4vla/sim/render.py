@@ -40,7 +40,7 @@ data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 32, 32) as renderer:
     renderer.update_scene(data)
-    assert renderer.render().std() > 2, "the picture is flat"
+    assert renderer.render().std() > 2, "the image is flat"
 """
 
 _GPUS = """
@@ -89,7 +89,7 @@ def use_backend() -> str:
 
 
 def check_frame(image: np.ndarray, name: str) -> np.ndarray:
-    """`image` (uint8 [H, W, 3]) itself. Raises FlatFrameError where it is black or of one colour."""
+    """Returns `image` (uint8 [H, W, 3]). Raises FlatFrameError where it is black or of one colour."""
     if float(image.std()) < MIN_FRAME_STD:
         raise FlatFrameError(
             f"{name}: the rendered frame is flat (std {image.std():.2f}); keep one live env per process."
@@ -98,21 +98,21 @@ def check_frame(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def why_not(name: str) -> str:
-    """Empty if a subprocess can draw with this backend, else the last words of its error."""
+    """Why a subprocess cannot draw with this backend: the last line of its error. Empty if it can."""
     environment = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        return f"no picture within {_PROBE_TIMEOUT_S} s"
+        return f"no image within {_PROBE_TIMEOUT_S} s"
     if probe.returncode == 0:
         return ""
     return last_words(probe.stderr) or f"exit status {probe.returncode}"
 
 
 def last_words(stderr: str) -> str:
-    """The line that says what ended a process: the last one before what destructors complain about afterwards."""
+    """The line that says what ended a process: the last one before those that destructors print afterwards."""
     said = stderr.partition("Exception ignored in")[0]
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else ""
@@ -121,8 +121,8 @@ def last_words(stderr: str) -> str:
 def gpus() -> tuple[int, ...]:
     """EGL's numbers of the GPUs that `CUDA_VISIBLE_DEVICES` leaves to this process, in its order.
 
-    Empty where there is no choice to make: without EGL or a GPU, and where `MUJOCO_EGL_DEVICE_ID` is set. Empty, and
-    said so, where the GPUs cannot be told apart.
+    Empty where there is no choice to make: without EGL or a GPU, and where `MUJOCO_EGL_DEVICE_ID` is set. Empty too
+    where the GPUs cannot be told apart; then a line on stderr says so.
     """
     import torch
 
@@ -152,14 +152,14 @@ def visible_gpus(found: Mapping[int, int], visible: str | None) -> tuple[int, ..
 
 
 def gpu_of(worker: int, gpus: Sequence[int]) -> int | None:
-    """The one that worker number `worker` draws on; None where there is none to choose."""
+    """The GPU that worker number `worker` draws on; None where there is none to choose."""
     return gpus[worker % len(gpus)] if gpus else None
 
 
 def use_gpu(number: int) -> None:
     """This process, which has not drawn yet and uses no CUDA, draws on EGL's device `number`.
 
-    `CUDA_VISIBLE_DEVICES` goes, because `number` counts all GPUs; robosuite, too, refuses numbers that it lacks.
+    `CUDA_VISIBLE_DEVICES` is unset, because `number` counts all GPUs, and robosuite refuses a number that is not in it.
     """
     os.environ[_DEVICE] = str(number)
     os.environ.pop(_VISIBLE, None)

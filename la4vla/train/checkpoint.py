@@ -11,7 +11,6 @@ Refuses: reading anything without COMPLETE, loading weights that do not fit, res
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -29,12 +28,13 @@ from torch import Tensor, nn
 
 from la4vla import manifest
 from la4vla.config import CheckpointConfig, TrainConfig
-from la4vla.manifest import Manifest
-from la4vla.train import disk
+from la4vla.files import sha256
+from la4vla.manifest import Checkpoint, Manifest
+from la4vla.train import disk, integrity
 from la4vla.train.dist import World, log0, on_main
 from la4vla.train.engine import Engine
 from la4vla.train.optim import MOMENTS
-from la4vla.types import UserError
+from la4vla.types import UserError, flat
 
 MAY_CHANGE = (
     "run.dir",
@@ -58,14 +58,19 @@ micro-batches of stages, and the paths of sources: folders move, and `check_data
 tokenizer come from the checkpoint."""
 
 UPDATES = "updates"
-FOLDERS = "checkpoints/step_" + "[0-9]" * 8  # below run.dir
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint says beside its weights, so that it can be served: manifest entries, the tokenizer's files.
+    """What a checkpoint says beside its weights, so that it can be served: the learner's part of the manifest.
 
-    sources: fingerprints of the data by source. tokenizer: file name -> content.
+    model       what rebuilds the module
+    input_spec  sizes of its input
+    transforms  the chain
+    embodiment  of the data
+    views       names in slot order
+    sources     source -> fingerprint of its data
+    tokenizer   file name -> content
     """
 
     model: dict[str, Any]
@@ -79,43 +84,54 @@ class Identity:
 
 @dataclass(frozen=True)
 class Position:
-    """Finished steps: of the stage, and of the run."""
+    """Where a run stands.
+
+    stage       its present stage
+    stage_step  finished steps of the stage
+    step        finished steps of the run
+    """
 
     stage: str
     stage_step: int
     step: int
 
 
-def save(config: TrainConfig, engine: Engine, identity: Identity, position: Position, world: World) -> None:
-    """Write a checkpoint and prune old ones. All ranks call it. Raises UserError (on all) when the disk is full."""
+def save(
+    config: TrainConfig, engine: Engine, identity: Identity, position: Position, skipped_steps: int, world: World
+) -> None:
+    """Write a checkpoint and prune old ones. All ranks call it. Raises UserError (on all) when the disk is full.
+
+    skipped_steps: of the run so far.
+    """
     weights = {name: _host(tensor) for name, tensor in engine.weights() if _kept(world)}
     training = {key: _host(tensor) for key, tensor in _moments(engine) if _kept(world)}
     updates = engine.updates()
-    on_main(world, lambda: _write(config, weights, training, updates, identity, position, world))
+    on_main(world, lambda: _write(config, weights, training, updates, identity, position, skipped_steps, world))
 
 
 def start_clean(run_dir: Path, world: World) -> None:
     """Remove what a crash, or a hand, has left half-written or half-deleted. Rank 0 only."""
-    for folder in sorted(run_dir.glob(FOLDERS)):
+    for folder in sorted(run_dir.glob(manifest.STEPS)):
         _remove_wreck(folder, world)
-    for wreck in run_dir.glob("checkpoints/*.tmp"):
+    for wreck in run_dir.glob(f"{manifest.CHECKPOINTS}/*.tmp"):
         shutil.rmtree(wreck)
 
 
-def load_weights(policy: nn.Module, folder: Path) -> None:
-    """A checkpoint's weights into a policy of the same sizes. Raises UserError naming what is missing or left over."""
-    try:
+def load_weights(module: nn.Module, folder: Path, own: bool) -> None:
+    """A checkpoint's weights into a module of the same sizes. own: the run goes on from it, else takes its weights.
+
+    Raises UserError naming what is missing or left over, and for a file that is no safetensors.
+    """
+    with integrity.curing(folder, own, manifest.WEIGHTS):
         stored = load_file(folder / manifest.WEIGHTS)
-    except SafetensorError as error:
-        raise UserError(f"{folder}: {manifest.WEIGHTS} is damaged ({error}); use another checkpoint.") from error
-    wanted = policy.state_dict()
-    fits = {name for name in stored.keys() & wanted.keys() if stored[name].shape == wanted[name].shape}
-    if fits != stored.keys() or fits != wanted.keys():
+    expected = module.state_dict()
+    fits = {name for name in stored.keys() & expected.keys() if stored[name].shape == expected[name].shape}
+    if fits != stored.keys() or fits != expected.keys():
         raise UserError(
-            f"{folder}: its weights do not fit this model: missing {_some(wanted.keys() - fits)}, unexpected "
+            f"{folder}: its weights do not fit this model: missing {_some(expected.keys() - fits)}, unexpected "
             f"{_some(stored.keys() - fits)}; use the model settings it was trained with."
         )
-    policy.load_state_dict(stored, strict=True)
+    module.load_state_dict(stored, strict=True)
 
 
 def load_training(engine: Engine, folder: Path) -> None:
@@ -123,23 +139,15 @@ def load_training(engine: Engine, folder: Path) -> None:
 
     Raises UserError for state of other parameters and for a damaged file.
     """
-    try:
-        _load_training(engine, folder)
-    except SafetensorError as error:
-        raise UserError(
-            f"{folder}: {manifest.TRAINING} is damaged ({error}); delete the folder, and the run resumes from the "
-            "checkpoint before it."
-        ) from error
-
-
-def _load_training(engine: Engine, folder: Path) -> None:
-    with safe_open(folder / manifest.TRAINING, framework="pt") as file:
+    path = folder / manifest.TRAINING
+    with integrity.curing(folder, True, manifest.TRAINING), safe_open(path, framework="pt") as file:
         names = {key.split("/", 1)[1] for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-        wanted = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-        if names != wanted:
+        trainable = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+        if names != trainable:
             raise UserError(
-                f"{folder}: its optimizer state is for other parameters: missing {_some(wanted - names)}, unexpected "
-                f"{_some(names - wanted)}; set run.resume=never and run.init_from to start from its weights."
+                f"{folder}: its optimizer state is for other parameters: missing {_some(trainable - names)}, "
+                f"unexpected {_some(names - trainable)}; set run.resume=never and run.init_from to start from "
+                "its weights."
             )
 
         def read(name: str) -> tuple[Tensor, Tensor]:
@@ -149,19 +157,20 @@ def _load_training(engine: Engine, folder: Path) -> None:
         engine.load_moments(read, int(file.metadata()[UPDATES]))
 
 
-def check_resumable(folder: Path, found: Manifest, config: TrainConfig) -> None:
+def check_resumable(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raises UserError naming the first setting that differs from the run that wrote the checkpoint."""
-    then, now = _flat(found.config), _flat(asdict(config))
+    run_dir, written = checkpoint.folder.parent.parent, checkpoint.manifest.config
+    then, now = flat(written), flat(asdict(config))
     for key in [*then, *(now.keys() - then.keys())]:
         if _may_change(key) or then.get(key) == now.get(key):
             continue
         raise UserError(
-            f"{key} is {now.get(key, 'absent')}, the run in {folder.parent.parent} has {then.get(key, 'absent')}; set "
+            f"{key} is {now.get(key, 'absent')}, the run in {run_dir} has {then.get(key, 'absent')}; set "
             "it back, or start a new run.dir (run.init_from takes over the weights)."
         )
-    for name, before, here in _orders(found.config, asdict(config)):
+    for name, before, here in _orders(written, asdict(config)):
         if before != here:
-            raise UserError(f"{name} are in another order than in {folder.parent.parent}; put them back.")
+            raise UserError(f"{name} are in another order than in {run_dir}; put them back.")
 
 
 def _orders(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -172,13 +181,13 @@ def _orders(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[s
         yield f"stages.{name}.mixture", list(then["stages"][name]["mixture"]), list(stage["mixture"])
 
 
-def check_data(folder: Path, found: Manifest, sources: Mapping[str, str]) -> None:
+def check_data(checkpoint: Checkpoint, sources: Mapping[str, str]) -> None:
     """Raises UserError naming the first source whose fingerprint is not that of the run that wrote the checkpoint."""
-    for name, then in found.sources.items():
+    for name, then in checkpoint.manifest.sources.items():
         if sources.get(name) != then:
             raise UserError(
-                f"data.sources.{name} holds other data than the run in {folder.parent.parent} began with; put it back "
-                "or start a new run.dir."
+                f"data.sources.{name} holds other data than the run in {checkpoint.folder.parent.parent} began with; "
+                "put it back or start a new run.dir."
             )
 
 
@@ -205,9 +214,10 @@ def _write(
     updates: int,
     identity: Identity,
     position: Position,
+    skipped_steps: int,
     world: World,
 ) -> None:
-    parent = Path(config.run.dir) / "checkpoints"
+    parent = Path(config.run.dir) / manifest.CHECKPOINTS
     final = parent / f"step_{position.step:08d}"
     folder = _tmp(final)
     if (final / manifest.COMPLETE).is_file():
@@ -226,7 +236,7 @@ def _write(
             save_file(training, folder / manifest.TRAINING, metadata={UPDATES: str(updates)})
             for name, data in identity.tokenizer.items():
                 (folder / manifest.TOKENIZER / name).write_bytes(data)
-            _manifest(config, folder, identity, position, world).write(folder)
+            _manifest(config, folder, identity, position, skipped_steps, world).write(folder)
             _sync(folder)
             (folder / manifest.COMPLETE).touch()
             _sync(folder)
@@ -241,7 +251,7 @@ def _write(
 def prune(parent: Path, config: CheckpointConfig) -> None:
     """Delete all but the newest `keep_last` complete ones and every `keep_every`-th. A kill leaves a .tmp, never half
     of one."""
-    folders = sorted(path.parent for path in parent.parent.glob(f"{FOLDERS}/{manifest.COMPLETE}"))
+    folders = sorted(path.parent for path in parent.parent.glob(f"{manifest.STEPS}/{manifest.COMPLETE}"))
     for folder in folders[: -config.keep_last]:
         step = int(folder.name.removeprefix("step_"))
         if config.keep_every and step % config.keep_every == 0:
@@ -262,14 +272,15 @@ def _tmp(folder: Path) -> Path:
     return folder.with_name(folder.name + ".tmp")
 
 
-def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: Position, world: World) -> Manifest:
-    with (folder / manifest.WEIGHTS).open("rb") as file:
-        weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def _manifest(
+    config: TrainConfig, folder: Path, identity: Identity, position: Position, skipped_steps: int, world: World
+) -> Manifest:
     return Manifest(
         schema=manifest.SCHEMA_VERSION,
         stage=position.stage,
         stage_step=position.stage_step,
         step=position.step,
+        skipped_steps=skipped_steps,
         config=asdict(config),
         model=identity.model,
         input_spec=identity.input_spec,
@@ -277,7 +288,9 @@ def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: P
         embodiment=identity.embodiment,
         views=identity.views,
         sources=identity.sources,
-        weights_sha256=weights_sha256,
+        weights_sha256=sha256(folder / manifest.WEIGHTS),
+        training_sha256=sha256(folder / manifest.TRAINING),
+        tokenizer_sha256={name: sha256(folder / manifest.TOKENIZER / name) for name in identity.tokenizer},
         git_sha=_git_sha(),
         versions={
             "python": platform.python_version(),
@@ -318,15 +331,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, name + ".") if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def _may_change(key: str) -> bool:

@@ -1,6 +1,6 @@
 """The seam between the loop and whatever moves gradients between processes. `engines.build` makes one.
 
-Order: the policy has its weights and its frozen parts already (load -> freeze), then comes the optimizer, then the
+Order: the module has its weights and its frozen parts already (load -> freeze), then comes the optimizer, then the
 wrapping. A new stage is a new engine; nobody flips `requires_grad` below a living one.
 
 What every engine promises
@@ -14,11 +14,9 @@ What every engine promises
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
-
-from la4vla.types import Batch
 
 ReadMoments = Callable[[str], tuple[Tensor, Tensor]]
 
@@ -26,8 +24,8 @@ ReadMoments = Callable[[str], tuple[Tensor, Tensor]]
 class Engine(Protocol):
     module: nn.Module
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The policy on one micro-batch: (squared error sum, count), fp32 0-d."""
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The module on one micro-batch of its learner: (sum of losses, counted values), fp32 0-d."""
         ...
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -39,7 +37,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every entry of the policy's state dict in fp32, whole, one after the other. All ranks must iterate."""
+        """Every entry of the module's state dict in fp32, whole, one after the other. All ranks must iterate."""
         ...
 
     def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -59,5 +57,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Take the hooks off the policy. The engine is dead afterwards."""
+        """Take the hooks off the module. The engine is dead afterwards."""
         ...

@@ -29,16 +29,16 @@ from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
 from la4vla.train.engine import ReadMoments
-from la4vla.types import Batch, UserError
+from la4vla.types import UserError
 
 OLDEST = Version("0.19.8")
 BUCKET_ELEMENTS = 50_000_000  # 200 MB of fp32 a reduction
 
 
 class DeepSpeedEngine:
-    def __init__(self, policy: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
+    def __init__(self, module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
         deepspeed = _import_deepspeed(world)
-        self.module = policy.to(world.device)
+        self.module = module.to(world.device)
         self._deepspeed = deepspeed
         self._world = world
         self._stage = config.engine.zero_stage
@@ -56,7 +56,7 @@ class DeepSpeedEngine:
             # Ties each parameter to its piece of the state; DeepSpeed itself does it after the first update.
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         return self._engine(batch)
 
     def backward(self, loss: Tensor, last: bool) -> None:

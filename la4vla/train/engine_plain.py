@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,14 +20,16 @@ from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
 from la4vla.train.engine import ReadMoments
-from la4vla.types import Batch
 
 BUCKET_ELEMENTS = 8 * 2**20  # 32 MB of fp32, near the 25 MB that DDP uses
 
 
 @dataclass
 class Bucket:
-    """Gradients of neighbouring parameters in one tensor. missing: parameters still without one in this backward."""
+    """Gradients of neighbouring parameters in one tensor.
+
+    missing  parameters still without one in this backward
+    """
 
     flat: Tensor
     parameters: list[nn.Parameter]
@@ -35,8 +38,8 @@ class Bucket:
 
 
 class PlainEngine:
-    def __init__(self, policy: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
-        self.module = policy.to(world.device)
+    def __init__(self, module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
+        self.module = module.to(world.device)
         self._world = world
         self._clip_norm = config.optim.clip_norm
         self._bf16 = config.engine.precision == "bf16"
@@ -55,7 +58,7 @@ class PlainEngine:
             for parameter in bucket.parameters
         ]
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16):
             return self.module(batch)
 

@@ -11,15 +11,15 @@ from la4vla.train.engine import Engine
 from la4vla.train.engine_plain import PlainEngine
 
 
-def build(policy: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> Engine:
-    """The engine a config asks for, around a policy that is loaded and frozen. Checks fp32 masters."""
+def build(module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> Engine:
+    """The engine a config asks for, around a module that is loaded and frozen. Checks fp32 masters."""
     if config.engine.name == "deepspeed":
         # Imported only when asked for: it costs seconds, and a plain run must not need it.
         from la4vla.train.engine_deepspeed import DeepSpeedEngine
 
-        engine: Engine = DeepSpeedEngine(policy, config, weight_decay, world)
+        engine: Engine = DeepSpeedEngine(module, config, weight_decay, world)
     else:
-        engine = PlainEngine(policy, config, weight_decay, world)
+        engine = PlainEngine(module, config, weight_decay, world)
     masters = engine.masters()
     assert masters, "no trainable parameter"
     assert all(tensor.dtype == torch.float32 for tensor in masters), "the optimizer must hold fp32 masters"

@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from la4vla.train.dist import World, gathered
+from la4vla.train.dist import World, gathered, log0
 from la4vla.types import UserError
 
 KEYS_NAMED = 8
@@ -32,7 +32,12 @@ class StopSignal:
 
 @dataclass(frozen=True)
 class Trace:
-    """One step's outcome on its way to the host. losses: one a micro-batch, with the keys of its samples."""
+    """One step's outcome on its way to the host.
+
+    numbers  steps skipped in a row, votes to stop
+    copied   when it is there, or None on a CPU
+    losses   one a micro-batch, with the keys of its samples
+    """
 
     step: int
     numbers: Tensor
@@ -40,14 +45,18 @@ class Trace:
     losses: tuple[tuple[Tensor, tuple[str, ...]], ...]
 
 
-class Watch:
+class Health:
+    """Counts skipped steps and reads votes to stop, one step late."""
+
     def __init__(self, world: World, max_skipped_steps: int) -> None:
         self._world = world
         self._max = max_skipped_steps
         self._streak = torch.zeros((), device=world.device)
         self._pending: Trace | None = None
 
-    def read(self, step: int, norm: Tensor, votes: Tensor, losses: tuple[tuple[Tensor, tuple[str, ...]], ...]) -> bool:
+    def update(
+        self, step: int, norm: Tensor, votes: Tensor, losses: tuple[tuple[Tensor, tuple[str, ...]], ...]
+    ) -> bool:
         """Take in a step; say whether a rank had asked to stop by the step before it.
 
         norm: global gradient norm. votes: ranks that ask. Both 0-d, on the device, equal on all ranks. Raises UserError
@@ -65,7 +74,7 @@ class Watch:
         before, self._pending = self._pending, trace
         return before is not None and self._judge(before)
 
-    def settle(self) -> bool:
+    def flush(self) -> bool:
         """The same for the last step read, now; before a run or a stage may count as done."""
         before, self._pending = self._pending, None
         return before is not None and self._judge(before)
@@ -74,20 +83,23 @@ class Watch:
         if trace.copied is not None:
             trace.copied.synchronize()
         streak, votes = trace.numbers.tolist()
-        if streak >= self._max:
-            raise UserError(self._blame(trace))
+        if streak:
+            samples = self._samples(trace)
+            if streak >= self._max:
+                raise UserError(
+                    f"{self._max} steps in a row had no finite gradient and were skipped, the last one step "
+                    f"{trace.step}; look at its samples {samples}, then start a new run.dir with run.init_from set to "
+                    "this run's folder, and with a lower lr or without the samples that are bad."
+                )
+            log0(self._world, f"step {trace.step} had no finite gradient and was skipped; its samples: {samples}")
         return votes > 0
 
-    def _blame(self, trace: Trace) -> str:
-        """The sentence that ends the run; the same on every rank. Collective."""
+    def _samples(self, trace: Trace) -> str:
+        """Those whose micro-batch has a loss that is not finite, else all of the step. Collective."""
         mine = [key for loss, keys in trace.losses if not torch.isfinite(loss) for key in keys]
         keys = [key for keys in gathered(mine) for key in keys]
         where = "whose loss is not finite" if keys else "all with finite losses"
         if not keys:
             keys = [key for keys in gathered([key for _, keys in trace.losses for key in keys]) for key in keys]
         named = ", ".join(keys[:KEYS_NAMED]) + (", ..." if len(keys) > KEYS_NAMED else "")
-        return (
-            f"{self._max} steps in a row had no finite gradient and were skipped, the last one step {trace.step}; look "
-            f"at its samples {named} ({len(keys)} {where}), then start a new run.dir with run.init_from set to this "
-            "run's folder, and with a lower lr or without the samples that are bad."
-        )
+        return f"{named} ({len(keys)} {where})"

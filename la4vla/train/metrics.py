@@ -18,12 +18,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.train import disk
 from la4vla.train.dist import World, max_over_ranks, sum_over_ranks
 from la4vla.types import UserError
 
-METRICS = "metrics.jsonl"
 Reduce = Literal["mean", "sum", "max"]
 Record = dict[str, Any]
 
@@ -80,7 +80,7 @@ class Sink(Protocol):
 
 def open_sinks(config: TrainConfig, resumed_step: int) -> list[Sink]:
     """The sinks a config asks for; rank 0 only. Raises UserError when a package is missing."""
-    sinks: list[Sink] = [JsonLines(Path(config.run.dir) / METRICS, resumed_step)]
+    sinks: list[Sink] = [JsonLines(Path(config.run.dir) / manifest.METRICS, resumed_step)]
     if config.log.tensorboard:
         sinks.append(TensorBoard(config, resumed_step))
     if config.log.wandb_project:

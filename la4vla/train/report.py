@@ -7,49 +7,47 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from la4vla.config import TrainConfig
 from la4vla.data.mixture import Schedule
-from la4vla.data.reader import StepData
 from la4vla.model import flops
-from la4vla.model.policy import Policy
 from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World
-from la4vla.train.engine import Engine
+from la4vla.train.learner import Learner, Step
 from la4vla.train.metrics import Meters, Record, Reduce, Sink, open_sinks, peak_memory_gb
-from la4vla.types import KINDS, Kind
-
-REDUCTIONS: dict[str, Reduce] = {
-    "loss": "mean",
-    **{f"loss/{kind}": "mean" for kind in KINDS},
-    "grad_norm": "mean",
-    "wait_s": "max",
-    "memory_gb": "max",
-    "bad_samples": "sum",
-}
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step leaves on the device, all 0-d and unread.
 
-    losses: kind, weight in the step's loss, and this rank's part of the kind's mean squared error, a micro-batch each
-    (over micro-batches and ranks they add up to it). norm: global gradient norm before clipping. votes: ranks that
-    ask to stop.
+    losses  a micro-batch each: kind, weight in the step's loss, and this rank's part of the kind's mean loss (over
+            micro-batches and ranks the parts add up to it)
+    norm    global gradient norm before clipping
+    votes   ranks that ask to stop
+    lr      learning rate of the update
     """
 
-    losses: tuple[tuple[Kind, float, Tensor], ...]
+    losses: tuple[tuple[str, float, Tensor], ...]
     norm: Tensor
     votes: Tensor
     lr: float
 
 
 class Report:
-    def __init__(self, config: TrainConfig, world: World, position: Position) -> None:
-        self._config, self._world = config, world
-        self._meters = Meters(world, REDUCTIONS)
+    def __init__(self, config: TrainConfig, world: World, learner: Learner, position: Position) -> None:
+        self._world, self._learner = world, learner
+        self._reductions: dict[str, Reduce] = {
+            "loss": "mean",
+            **{f"loss/{kind}": "mean" for kind in learner.kinds},
+            "grad_norm": "mean",
+            "wait_s": "max",
+            "memory_gb": "max",
+            "bad_samples": "sum",
+        }
+        self._meters = Meters(world, self._reductions)
         self._sinks: list[Sink] = open_sinks(config, position.step) if world.is_main else []
         self._samples = _samples_before(config, position)
         self._bar = tqdm(
@@ -63,7 +61,7 @@ class Report:
         self._lr = 0.0
         self._fresh()
 
-    def add(self, data: StepData, result: StepResult, policy: Policy) -> None:
+    def add(self, data: Step, result: StepResult, module: nn.Module) -> None:
         """Take in one step, without a sync. Skipped steps count in no loss and no norm."""
         finite = torch.isfinite(result.norm)
         once = finite / self._world.size  # a mean over ranks' sums: every step weighs 1 in total
@@ -80,17 +78,18 @@ class Report:
         self._bad_samples = data.bad_samples
         self._steps_samples += sum(data.samples.values())
         if self._peak:
-            self._flops += self._world.size * step_flops(policy, data, self._config)
+            self._flops += self._world.size * self._learner.flops(module, data)
         self._lr = result.lr
         self._bar.update()
 
-    def note(self, numbers: Record, seconds: float) -> None:
-        """Numbers for the next record, and the time it took to measure them, which is no training time."""
-        self._noted |= numbers
-        self._since += seconds
+    def note(self, measured: tuple[Record, float] | None) -> None:
+        """Numbers for the next record, and the seconds it took to measure them, which are no training time."""
+        if measured is not None:
+            self._noted |= measured[0]
+            self._since += measured[1]
 
-    def write(self, position: Position, engine: Engine) -> None:
-        """Reduce over ranks (one sync) and tell everybody. Collective."""
+    def write(self, position: Position, skipped_steps: int) -> None:
+        """Reduce over ranks (one sync) and tell everybody. Collective. skipped_steps: of the run so far."""
         self._meters.add("memory_gb", peak_memory_gb(self._world.device))
         self._meters.add("bad_samples", self._bad_samples)
         numbers = self._meters.collect()
@@ -99,12 +98,12 @@ class Report:
             "step": position.step,
             "stage": position.stage,
             "stage_step": position.stage_step,
-            **{name: numbers[name] for name in REDUCTIONS if name.startswith("loss") or name == "grad_norm"},
+            **{name: numbers[name] for name in self._reductions if name.startswith("loss") or name == "grad_norm"},
             "lr": self._lr,
             "samples_per_s": self._steps_samples / seconds,
             "data_wait_ratio": numbers["wait_s"] / seconds,
             "memory_gb": numbers["memory_gb"],
-            "skipped_steps": position.stage_step - engine.updates(),
+            "skipped_steps": skipped_steps,
             "bad_samples": int(numbers["bad_samples"]),
             **{f"samples/{source}": count for source, count in sorted(self._samples.items())},
             **self._noted,
@@ -132,27 +131,14 @@ class Report:
         self._noted: Record = {}
 
 
-def step_flops(policy: Policy, data: StepData, config: TrainConfig) -> float:
-    """Useful operations of this rank in a step (recomputation of checkpointed blocks is not progress)."""
-    total = 0.0
-    for batch in data.batches:
-        images = 0 if batch.images_NCHW is None else batch.images_NCHW.shape[0]
-        tokens = batch.input_ids_BL.shape[1]
-        for_one = flops.forward(policy.size, config.model.readout, 0, tokens)
-        for_images = flops.forward(policy.size, config.model.readout, images, tokens)
-        trained = config.stages[data.stage].train
-        total += (batch.rows - 1) * flops.training(for_one, trained) + flops.training(for_images, trained)
-    return total
-
-
 def _samples_before(config: TrainConfig, position: Position) -> Counter[str]:
     """source -> samples that the run took before a position."""
-    seen: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
     for draw in Schedule(config).draws(next(iter(config.stages)), 0):
         if draw.step >= position.step:
             break
-        seen.update({source: count for source, (_, count) in draw.takes.items()})
-    return seen
+        taken.update({source: count for source, (_, count) in draw.takes.items()})
+    return taken
 
 
 def _peak_flops(device: torch.device, precision: str) -> float:

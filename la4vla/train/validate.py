@@ -16,18 +16,18 @@ import numpy as np
 import torch
 
 from la4vla.config import TrainConfig
-from la4vla.data.collate import Encode, collate, draw_flow
 from la4vla.data.reader import window
 from la4vla.data.setup import Setup
-from la4vla.data.shards.index import Index
+from la4vla.data.shards.index import Index, read_stats
+from la4vla.data.values import Limits, bad_frames
 from la4vla.model.policy import Policy
-from la4vla.probe_cases.cases import Case, Footage, open_footage, read_cases
+from la4vla.probe_cases.cases import Case, CaseClips, open_case_clips, read_cases
 from la4vla.probe_cases.motion import alignment, check_translation, travel
 from la4vla.rng import RngUse, generator
 from la4vla.train.dist import World, log0
 from la4vla.train.engine import Engine
 from la4vla.train.metrics import Record
-from la4vla.types import KINDS, Batch, InputSpec, Kind, Sample, UserError
+from la4vla.types import KINDS, Batch, Kind, Sample, UserError
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,12 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A micro-batch of cases in one mode. counted: of each, the actions within the clip."""
+class ValidationBatch:
+    """A micro-batch of cases in one mode.
+
+    states   of each case, in the robot's units
+    counted  of each case, the actions within the clip
+    """
 
     cases: tuple[Case, ...]
     batch: Batch
@@ -52,23 +56,24 @@ class Question:
 class Validation:
     """Raises UserError where the cases do not fit the run's data."""
 
-    def __init__(self, config: TrainConfig, setup: Setup, spec: InputSpec, encode: Encode, world: World) -> None:
-        self._config, self._setup, self._spec, self._encode, self._world = config, setup, spec, encode, world
+    def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
+        self._config, self._setup, self._world = config, setup, world
         listed = read_cases(config.validate.cases)
-        footage = open_footage(listed, setup.chain.views, config.validate.shards)
-        if footage.index.embodiment != setup.embodiment:
+        case_clips = open_case_clips(listed, setup.chain.views, config.validate.shards)
+        if differs := case_clips.index.embodiment.difference(setup.embodiment):
             raise UserError(
-                f"validate.cases: the cases are of `{footage.index.embodiment.name}`, the run's data is of "
-                f"`{setup.embodiment.name}` or of another form of its numbers; draw cases from shards like the run's."
+                f"validate.cases: the cases are of `{case_clips.index.embodiment.name}`, whose {differs.field} is "
+                f"{differs.mine}, the run's data has {differs.other}; sample cases from shards like the run's."
             )
         check_translation(setup.embodiment)
         for name, source in setup.sources.items():
-            if contents(source.index) == contents(footage.index):
+            if contents(source.index) == contents(case_clips.index):
                 log0(world, f"warning: validate.cases are of the clips of source {name}, so they are not held out")
+        _check_values(listed.cases, case_clips, setup)
         size = min(stage.micro_batch for stage in config.stages.values())
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
         self._questions = {
-            mode.name: [self._question(mode, part, first * size, footage) for first, part in enumerate(parts)]
+            mode.name: [self._question(mode, part, first * size, case_clips) for first, part in enumerate(parts)]
             for mode in modes(setup)
         }
 
@@ -85,12 +90,12 @@ class Validation:
         policy.train(training)
         return record, time.perf_counter() - began
 
-    def _loss(self, questions: Sequence[Question], engine: Engine) -> float:
+    def _loss(self, questions: Sequence[ValidationBatch], engine: Engine) -> float:
         """Mean squared error over all valid values, as in training."""
         sums = [engine.forward(question.batch.to(self._world.device)) for question in questions]
         return float(sum(error for error, _ in sums) / sum(count for _, count in sums))
 
-    def _dar(self, questions: Sequence[Question], policy: Policy) -> float:
+    def _dar(self, questions: Sequence[ValidationBatch], policy: Policy) -> float:
         """Chunks are sampled in the precision of the weights, as a checkpoint is served; NaN for a policy that
         diverged."""
         hits: list[np.ndarray] = []
@@ -105,27 +110,36 @@ class Validation:
             hits.append(alignment(np.array(ends), np.array([case.toward for case in question.cases])))
         return float(np.concatenate(hits).mean())
 
-    def _question(self, mode: Mode, cases: Sequence[Case], first: int, footage: Footage) -> Question:
-        raw = [self._sample(mode, case, footage) for case in cases]
-        draws = [
-            draw_flow(
-                generator(self._config.run.seed, RngUse.VALIDATE, first + number),
-                self._spec.horizon,
-                self._spec.action_dim,
-                self._config.flow,
-            )
-            for number in range(len(cases))
+    def _question(self, mode: Mode, cases: Sequence[Case], first: int, case_clips: CaseClips) -> ValidationBatch:
+        processor = self._setup.processor
+        raw = [self._sample(mode, case, case_clips) for case in cases]
+        prepared = [
+            processor.prepare(sample, generator(self._config.run.seed, RngUse.VALIDATE, first + number))
+            for number, sample in enumerate(raw)
         ]
-        noise, times = [noise for noise, _ in draws], [time for _, time in draws]
-        batch = collate([self._setup.chain(sample) for sample in raw], self._spec, self._encode, noise, times)
+        batch = processor.batch(prepared)
         counted = tuple(int(sample.action_valid.sum()) for sample in raw)
-        return Question(tuple(cases), batch, tuple(sample.state for sample in raw), counted)
+        return ValidationBatch(tuple(cases), batch, tuple(sample.state for sample in raw), counted)
 
-    def _sample(self, mode: Mode, case: Case, footage: Footage) -> Sample:
-        sample = window(footage.clips[case.clip], case.frame, self._spec.horizon, mode.kind, "validate")
+    def _sample(self, mode: Mode, case: Case, case_clips: CaseClips) -> Sample:
+        horizon = self._setup.processor.spec.horizon
+        sample = window(case_clips.clips[case.clip], case.frame, horizon, mode.kind, "validate")
         if mode.kind != "la":
-            sample = sample.but(views=footage.pictures(case.clip, case.frame, self._setup.chain.views))
+            sample = sample.but(views=case_clips.images(case.clip, case.frame, self._setup.chain.views))
         return sample if mode.told else sample.but(instruction="")
+
+
+def _check_values(cases: Sequence[Case], case_clips: CaseClips, setup: Setup) -> None:
+    """Raises UserError for a case with a state or an action that cannot be."""
+    limits = Limits.of(read_stats(case_clips.index.location))
+    for case in cases:
+        bad = bad_frames(case_clips.clips[case.clip], limits)
+        stop = min(case.frame + setup.processor.spec.horizon, len(case_clips.clips[case.clip]))
+        if bad and (what := bad.within(case.frame, stop, setup.chain.delta)):
+            raise UserError(
+                f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again without "
+                "it and draw cases from it (la4vla probe cases), or leave validate.cases out."
+            )
 
 
 def contents(index: Index) -> set[tuple[str, int]]:

@@ -50,9 +50,9 @@ def gone(pid: int, within_s: float = 10.0) -> bool:
 
 def test_the_process_changes_nothing(config):
     """Also: it does not hear the signals that tell the trainer to save, and handed-out batches outlive it."""
-    with Reader(config, prepare(config, SPEC), SPEC, encode, 0, 2) as reader:
+    with Reader(config, prepare(config, SPEC, encode), 0, 2) as reader:
         here = list(reader.steps("first", 3))
-    with Loader(config, SPEC, encode, 0, 2, ("first", 3)) as loader:
+    with Loader(config, prepare(config, SPEC, encode), 0, 2, ("first", 3)) as loader:
         pid = loader._process.pid
         assert pid is not None
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,7 +68,7 @@ def test_the_process_changes_nothing(config):
 
 
 def test_leaving_early_ends_the_process(config):
-    with Loader(config, SPEC, encode, 0, 1, ("first", 0)) as loader:
+    with Loader(config, prepare(config, SPEC, encode), 0, 1, ("first", 0)) as loader:
         next(iter(loader))
     assert loader._process.exitcode == 0, "it ended by itself, before the patience of close() ran out"
 
@@ -79,7 +79,7 @@ def test_bad_data_is_the_same_sentence_in_the_trainer(config, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-512])
     broken = train_config({"la": (tmp_path / "la", "la")})
     with (
-        Loader(broken, SPEC, encode, 0, 1, ("first", 0)) as loader,
+        Loader(broken, prepare(broken, SPEC, encode), 0, 1, ("first", 0)) as loader,
         pytest.raises(UserError, match=r"shard-000002\.tar.*la4vla data verify"),
     ):
         list(loader)
@@ -87,7 +87,7 @@ def test_bad_data_is_the_same_sentence_in_the_trainer(config, tmp_path):
 
 def test_too_little_shared_memory_is_said_before_it_kills(config, monkeypatch):
     """Writing past the end of /dev/shm is a SIGBUS without a word; docker gives it 64 MiB."""
-    with Reader(config, prepare(config, SPEC), SPEC, encode, 0, 1) as reader:
+    with Reader(config, prepare(config, SPEC, encode), 0, 1) as reader:
         step = next(iter(reader.steps("first", 0)))
     usage = shutil.disk_usage("/dev/shm")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -101,14 +101,14 @@ def broken_encode(instruction: str, slots: tuple[int, ...]) -> list[int]:
 
 def test_a_bug_in_the_loader_arrives_with_its_traceback(config):
     with (
-        Loader(config, SPEC, broken_encode, 0, 1, ("first", 0)) as loader,
+        Loader(config, prepare(config, SPEC, broken_encode), 0, 1, ("first", 0)) as loader,
         pytest.raises(RuntimeError, match=r"(?s)broken_encode.*no such word"),
     ):
         list(loader)
 
 
 def test_a_killed_loader_is_an_error_not_a_hang(config):
-    with Loader(config, SPEC, encode, 0, 1, ("first", 0)) as loader:
+    with Loader(config, prepare(config, SPEC, encode), 0, 1, ("first", 0)) as loader:
         steps = iter(loader)
         next(steps)
         assert loader._process.pid is not None
@@ -119,16 +119,18 @@ def test_a_killed_loader_is_an_error_not_a_hang(config):
 
 def test_bad_config_fails_before_a_process_starts(config):
     with pytest.raises(UserError, match="shared by 3 ranks"):
-        Loader(config, SPEC, encode, 0, 3, ("first", 0))
+        Loader(config, prepare(config, SPEC, encode), 0, 3, ("first", 0))
 
 
 TRAINER = """
 import sys
 from pathlib import Path
 from la4vla.data.loader import Loader
+from la4vla.data.setup import prepare
 from tests.fixtures import SPEC, encode, train_config
 if __name__ == "__main__":
-    loader = Loader(train_config({"la": (sys.argv[1], "la")}, steps=10**4), SPEC, encode, 0, 1, ("first", 0))
+    config = train_config({"la": (sys.argv[1], "la")}, steps=10**4)
+    loader = Loader(config, prepare(config, SPEC, encode), 0, 1, ("first", 0))
     steps = iter(loader)
     next(steps)
     print(loader._process.pid, flush=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from la4vla.data.mixture import Schedule, plan
-from la4vla.data.order import Stream, cut
+from la4vla.data.order import Stream, make_streams
 from la4vla.data.shards.index import Index, Shard, starts
 from la4vla.types import UserError
 from tests.fixtures import ARM, train_config
@@ -53,7 +53,7 @@ def everything(index: Index) -> Counter:
 
 def test_the_order_is_the_one_that_runs_were_made_with():
     """Another one would resume a run with other samples and call it exact. A pass and 5 samples of the next."""
-    stream = cut(an_index([[3, 2], [4], [1, 5]]), "a", 1, seed=0, shuffle_bytes=700)[0]
+    stream = make_streams(an_index([[3, 2], [4], [1, 5]]), "a", 1, seed=0, shuffle_bytes=700)[0]
     blocks = [(2, 1, 3), (2, 1, 0), (2, 1, 4), (2, 0, 0), (2, 1, 1), (2, 1, 2)]
     blocks += [(1, 0, 0), (1, 0, 3), (1, 0, 2), (1, 0, 1)]
     blocks += [(0, 1, 0), (0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 0, 2)]
@@ -69,7 +69,7 @@ LAYOUTS = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size
 def test_a_pass_is_a_partition(lengths, stride, streams, shuffle_bytes, number):
     index = an_index(lengths, stride)
     streams = min(streams, len(lengths))
-    cuts = cut(index, "a", streams, seed=3, shuffle_bytes=shuffle_bytes)
+    cuts = make_streams(index, "a", streams, seed=3, shuffle_bytes=shuffle_bytes)
     passes = [walk(stream, number * stream.samples, stream.samples) for stream in cuts]
     assert Counter(sample for one in passes for sample in one) == everything(index)
 
@@ -77,7 +77,7 @@ def test_a_pass_is_a_partition(lengths, stride, streams, shuffle_bytes, number):
 @settings(max_examples=40, deadline=None)
 @given(LAYOUTS, st.integers(0, 2000), st.integers(0, 30))
 def test_blocks_tile_a_pass_and_fit(lengths, shuffle_bytes, number):
-    stream = cut(an_index(lengths), "a", 1, seed=0, shuffle_bytes=shuffle_bytes)[0]
+    stream = make_streams(an_index(lengths), "a", 1, seed=0, shuffle_bytes=shuffle_bytes)[0]
     blocks = stream.blocks(number)
     assert [block.first for block in blocks] == [
         number * stream.samples + sum(block.samples for block in blocks[:before]) for before in range(len(blocks))
@@ -89,13 +89,13 @@ def test_blocks_tile_a_pass_and_fit(lengths, shuffle_bytes, number):
 
 def test_order_changes_with_pass_stream_source_and_seed_and_with_nothing_else():
     index = an_index([[5, 6, 7]] * 8)
-    stream = cut(index, "a", 2, seed=0, shuffle_bytes=10**6)[0]
+    stream = make_streams(index, "a", 2, seed=0, shuffle_bytes=10**6)[0]
     first = walk(stream, 0, 40)
-    assert first == walk(cut(index, "a", 2, seed=0, shuffle_bytes=10**6)[0], 0, 40)
+    assert first == walk(make_streams(index, "a", 2, seed=0, shuffle_bytes=10**6)[0], 0, 40)
     others = [
         walk(stream, stream.samples, 40),
-        walk(cut(index, "b", 2, seed=0, shuffle_bytes=10**6)[0], 0, 40),
-        walk(cut(index, "a", 2, seed=1, shuffle_bytes=10**6)[0], 0, 40),
+        walk(make_streams(index, "b", 2, seed=0, shuffle_bytes=10**6)[0], 0, 40),
+        walk(make_streams(index, "a", 2, seed=1, shuffle_bytes=10**6)[0], 0, 40),
         walk(replace(stream, number=1), 0, 40),
     ]
     assert all(first != other for other in others)
@@ -103,7 +103,7 @@ def test_order_changes_with_pass_stream_source_and_seed_and_with_nothing_else():
 
 
 def test_seeking_far_is_as_cheap_as_seeking_near(monkeypatch):
-    stream = cut(an_index([[50] * 20] * 4), "a", 1, seed=0, shuffle_bytes=10**4)[0]
+    stream = make_streams(an_index([[50] * 20] * 4), "a", 1, seed=0, shuffle_bytes=10**4)[0]
     passes = []
     blocks = Stream.blocks
     monkeypatch.setattr(Stream, "blocks", lambda self, number: passes.append(number) or blocks(self, number))
@@ -113,13 +113,13 @@ def test_seeking_far_is_as_cheap_as_seeking_near(monkeypatch):
 
 def test_too_few_shards_names_the_cure():
     with pytest.raises(UserError, match=r"20 shards but data.streams=32.*shards=32.*data.streams=16"):
-        cut(an_index([[5]] * 20), "la", 32, 0, 10**6)
+        make_streams(an_index([[5]] * 20), "la", 32, 0, 10**6)
 
 
 @pytest.mark.parametrize("lengths", [[], [[]], [[3], []]])
 def test_nothing_to_read_is_an_error(lengths):
     with pytest.raises(UserError, match="sample"):
-        cut(an_index(lengths), "la", max(1, len(lengths)), 0, 10**6)
+        make_streams(an_index(lengths), "la", max(1, len(lengths)), 0, 10**6)
 
 
 @settings(max_examples=60, deadline=None)

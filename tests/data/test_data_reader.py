@@ -19,6 +19,7 @@ from la4vla.data.reader import Reader, StepData, window
 from la4vla.data.setup import explain, fingerprints, prepare, slot_order
 from la4vla.data.shards.writer import View, read_index
 from la4vla.data.transforms import chain_to_dicts
+from la4vla.manifest import Checkpoint
 from la4vla.types import KINDS, Batch, UserError
 from tests.fixtures import ARM, POSE, SPEC, encode, make_clip, train_config, write_shards
 
@@ -41,7 +42,7 @@ def two_stages(folders: Path) -> TrainConfig:
 
 def steps(config: TrainConfig, rank=0, world=1, threads=2, start=("first", 0)) -> list[StepData]:
     config = replace(config, data=replace(config.data, decode_threads=threads))
-    with Reader(config, prepare(config, SPEC), SPEC, encode, rank, world) as reader:
+    with Reader(config, prepare(config, SPEC, encode), rank, world) as reader:
         return list(reader.steps(*start))
 
 
@@ -117,7 +118,7 @@ def test_passes_are_partitions(folders, world, threads):
         for batch in step.batches
         for key in batch.keys
     )
-    streams = prepare(config, SPEC).sources["la"].streams
+    streams = prepare(config, SPEC, encode).sources["la"].streams
     each = 40 * 8 // 4
     for stream in streams:
         keys = [
@@ -210,13 +211,13 @@ def test_image_tokens_point_at_their_images(folders):
 def test_views_are_chosen_by_name(folders):
     config = train_config({"vla": (folders / "vla", "vla")}, steps=1)
     config.data.sources["vla"].views = ["wrist"]
-    setup = prepare(config, SPEC)
+    setup = prepare(config, SPEC, encode)
     assert setup.chain.views == ("wrist",)
     batch = steps(config)[0].batches[0]
     assert batch.images_NCHW is not None and len(batch.images_NCHW) == batch.rows
     config.data.sources["vla"].views = ["wirst"]
     with pytest.raises(UserError, match=r"`wirst` is not in .*; it has front, wrist"):
-        prepare(config, SPEC)
+        prepare(config, SPEC, encode)
 
 
 def test_slots_of_several_sources():
@@ -296,19 +297,19 @@ def test_ranks_must_divide_streams(folders, world):
 
 def test_sources_of_different_robots_are_refused(folders, tmp_path):
     write_shards(tmp_path / "pose", 8, 4, embodiment=POSE)
-    with pytest.raises(UserError, match=r"test_arm.*test_pose.*different embodiments"):
-        prepare(train_config({"a": (folders / "la", "la"), "b": (tmp_path / "pose", "la")}), SPEC)
+    with pytest.raises(UserError, match=r"different embodiments .name is `test_arm` and `test_pose`"):
+        prepare(train_config({"a": (folders / "la", "la"), "b": (tmp_path / "pose", "la")}), SPEC, encode)
 
 
 @pytest.mark.parametrize("kind", ["vla", "la_leaky"])
 def test_la_shards_cannot_serve_as_a_kind_with_images(folders, kind):
     with pytest.raises(UserError, match="holds no images"):
-        prepare(train_config({"a": (folders / "la", kind)}), SPEC)
+        prepare(train_config({"a": (folders / "la", kind)}), SPEC, encode)
 
 
 def test_too_few_shards_for_the_streams(folders):
     with pytest.raises(UserError, match=r"la: 5 shards but data.streams=8"):
-        prepare(train_config({"la": (folders / "la", "la")}, streams=8), SPEC)
+        prepare(train_config({"la": (folders / "la", "la")}, streams=8), SPEC, encode)
 
 
 def test_statistics_of_a_source_of_another_robot_are_refused(folders, tmp_path):
@@ -318,12 +319,12 @@ def test_statistics_of_a_source_of_another_robot_are_refused(folders, tmp_path):
     config = train_config({"la": (folders / "la", "la"), "other": (tmp_path / "other", "la")}, {"la": 1.0})
     config.data.stats_source = "other"
     with pytest.raises(UserError, match="different embodiments"):
-        prepare(config, SPEC)
+        prepare(config, SPEC, encode)
 
 
 def test_a_source_outside_every_mixture_is_not_opened(folders):
     config = train_config({"la": (folders / "la", "la"), "other": ("/nowhere", "la")}, {"la": 1.0})
-    assert list(prepare(config, SPEC).sources) == ["la"]
+    assert list(prepare(config, SPEC, encode).sources) == ["la"]
 
 
 def test_a_folder_written_again_with_other_clips_has_another_fingerprint(folders, tmp_path):
@@ -331,7 +332,7 @@ def test_a_folder_written_again_with_other_clips_has_another_fingerprint(folders
         shutil.rmtree(tmp_path / "la", ignore_errors=True)
         write_shards(tmp_path / "la", clips=clips, shards=shards)
         sources = {"la": (tmp_path / "la", "la"), "vla": (folders / "vla", "vla")}
-        return fingerprints(prepare(train_config(sources), SPEC))
+        return fingerprints(prepare(train_config(sources), SPEC, encode))
 
     first = written(20, 5)
     assert list(first) == ["la", "vla"] and len(first["la"]) == 64
@@ -341,13 +342,14 @@ def test_a_folder_written_again_with_other_clips_has_another_fingerprint(folders
 
 
 def write_manifest(folder: Path, config: TrainConfig) -> None:
-    setup = prepare(config, SPEC)
+    setup = prepare(config, SPEC, encode)
     folder.mkdir(parents=True)
     made = manifest.Manifest(
         schema=manifest.SCHEMA_VERSION,
         stage="first",
         stage_step=1,
         step=1,
+        skipped_steps=0,
         config={},
         model={},
         input_spec={},
@@ -356,6 +358,8 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         views=list(setup.chain.views),
         sources=fingerprints(setup),
         weights_sha256="",
+        training_sha256="",
+        tokenizer_sha256={},
         git_sha="",
         versions={},
         world_size=1,
@@ -368,17 +372,17 @@ def test_finetuning_keeps_the_statistics_of_the_weights(folders, tmp_path):
     pretrain = train_config({"la": (folders / "la", "la")})
     write_manifest(tmp_path / "checkpoint", pretrain)
     config = train_config({"vla": (folders / "vla", "vla")})
-    own = prepare(config, SPEC).chain.normalize
-    config.run.init_from = str(tmp_path / "checkpoint")
-    assert prepare(config, SPEC).chain.normalize == prepare(pretrain, SPEC).chain.normalize != own
+    own = prepare(config, SPEC, encode).chain.normalize
+    made = Checkpoint.open(tmp_path / "checkpoint")
+    assert prepare(config, SPEC, encode, made).chain.normalize == prepare(pretrain, SPEC, encode).chain.normalize != own
     config.data.stats_source = "vla"
-    assert prepare(config, SPEC).chain.normalize == own
+    assert prepare(config, SPEC, encode, made).chain.normalize == own
     config.data.stats_source, config.data.action = "", "delta_to_state"
     with pytest.raises(UserError, match=r"data\.action=delta_to_state"):
-        prepare(config, SPEC)
+        prepare(config, SPEC, encode, made)
     config.data.action, config.data.normalization = "recorded", "mean_std"
     with pytest.raises(UserError, match=r"trained with data\.normalization=q01_q99, not mean_std"):
-        prepare(config, SPEC)
+        prepare(config, SPEC, encode, made)
 
 
 @pytest.mark.parametrize(
@@ -395,31 +399,26 @@ def test_statistics_of_another_robot_are_not_inherited(folders, tmp_path, change
     """Same dims, other meaning: the names alone would let a mirrored gripper through."""
     write_shards(tmp_path / "other", clips=8, embodiment=replace(ARM, **change))
     config = train_config({"la": (folders / "la", "la")})
-    config.run.dir = str(tmp_path / "run")
-    checkpoint = tmp_path / ("run/checkpoints/step_00000001" if own else "pretrained")
-    write_manifest(checkpoint, train_config({"la": (tmp_path / "other", "la")}))
-    config.run.init_from = "" if own else str(checkpoint)
+    write_manifest(tmp_path / "made", train_config({"la": (tmp_path / "other", "la")}))
+    made = Checkpoint.open(tmp_path / "made")
     with pytest.raises(UserError) as caught:
-        prepare(config, SPEC)
+        prepare(config, SPEC, encode, made, own)
     assert words in str(caught.value)
     assert ("set run.dir to a new folder" if own else "set data.stats_source to") in str(caught.value)
-    config.data.stats_source, config.run.dir = "la", str(tmp_path / "new")
-    assert prepare(config, SPEC).embodiment == ARM
+    config.data.stats_source = "la"
+    assert prepare(config, SPEC, encode, made).embodiment == ARM
 
 
 def test_a_run_that_goes_on_keeps_its_statistics(folders, tmp_path):
-    """Even if the folder it took them from was written anew, or the weights it started from are gone."""
+    """Even if the folder it took them from was written anew."""
     write_shards(tmp_path / "la", clips=20, shards=5)
     config = train_config({"la": (tmp_path / "la", "la")})
-    config.run.dir = str(tmp_path / "run")
-    first = prepare(config, SPEC).chain
-    write_manifest(tmp_path / "run" / "checkpoints" / "step_00000001", config)
+    first = prepare(config, SPEC, encode).chain
+    write_manifest(tmp_path / "made", config)
     shutil.rmtree(tmp_path / "la")
     write_shards(tmp_path / "la", clips=40, shards=5)
-    config.run.init_from = str(tmp_path / "gone")
-    assert prepare(config, SPEC).chain == first
-    config.run.resume, config.run.init_from = "never", ""
-    assert prepare(config, SPEC).chain != first
+    assert prepare(config, SPEC, encode, Checkpoint.open(tmp_path / "made"), own=True).chain == first
+    assert prepare(config, SPEC, encode).chain != first
 
 
 def test_no_pixel_reaches_a_batch_of_kind_la(tmp_path):
@@ -450,17 +449,17 @@ def test_augmentation_belongs_to_the_sample_not_to_the_rank(folders):
 
 def test_the_arithmetic_is_printed(folders):
     config = two_stages(folders)
-    text = explain(config, prepare(config, SPEC), 2)
+    text = explain(config, prepare(config, SPEC, encode), 2)
     assert "stage first: a step is 16 = 8 la + 8 vla samples = 2 ranks x (1 la + 1 vla) micro-batches of 4" in text
     assert "5 steps = 80 samples" in text
     assert "warning: stage first ends inside its warm-up of 1,000 steps; its learning rate gets to 4e-08" in text
     config.stages["first"].warmup_steps = 4
-    assert "stage first ends inside" not in explain(config, prepare(config, SPEC), 2)
+    assert "stage first ends inside" not in explain(config, prepare(config, SPEC, encode), 2)
     total = sum(shard.size for name in ("la", "vla") for shard in read_index(folders / name).shards)
     assert f"shards in memory: at most {total / 2e9:.3g} GB a rank" in text, "these are smaller than two blocks"
     assert "data.shuffle_bytes" not in text
     config.data.shuffle_bytes = 1000
-    text = explain(config, prepare(config, SPEC), 2)
+    text = explain(config, prepare(config, SPEC, encode), 2)
     assert re.search(r"warning: vla: shards of up to 0 MB are read whole, .*; write the folder with \d+ shards", text)
     assert f"la: 40 samples = {40 / read_index(folders / 'la').samples:.2f} passes" in text
 
@@ -470,7 +469,7 @@ def test_it_is_said_when_some_clips_are_seen_more_often_or_values_are_clipped(fo
     far = [make_clip(number, 9) for number in range(24)]
     write_shards(tmp_path / "far", [replace(clip, state=clip.state * 3) for clip in far], 4)
     config = train_config({"la": (tmp_path / "uneven", "la"), "far": (tmp_path / "far", "la")}, streams=4)
-    text = explain(config, prepare(config, SPEC), 2)
+    text = explain(config, prepare(config, SPEC, encode), 2)
     assert "warning: la: some clips are seen 2.0 times as often as others" in text
     assert "warning: far: some clips" not in text
     assert re.search(r"warning: far: state dims .* go beyond the statistics in use", text)

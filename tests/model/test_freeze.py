@@ -67,6 +67,6 @@ def test_unknown_or_no_groups_are_errors(policy, groups):
 
 def test_the_table_marks_what_trains(policy):
     freeze.set_trainable(policy, ("projector", "head"))
-    lines = freeze.table(policy).splitlines()
+    lines = freeze.summary_table(policy).splitlines()
     assert [line.split()[0] for line in lines] == [*MODULE_GROUPS, "all"]
     assert [line.split()[-1] for line in lines[:-1]] == ["frozen", "trains", "frozen", "frozen", "trains"]

@@ -100,21 +100,21 @@ def test_sinusoid_is_the_released_table_between_its_entries_too():
 @pytest.mark.parametrize("readout", ["per_token", "flatten"])
 def test_velocity_refuses_times_that_lost_precision(readout):
     head = FlowHead(TINY, readout, dropout=0.0)
-    memory = head.remember(
+    cache = head.encode_context(
         torch.zeros(1, 2, TINY.width), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 8), torch.ones(1, 8).bool()
     )
     with pytest.raises(AssertionError):
-        head.velocity(torch.zeros(1, TINY.horizon, 8), torch.zeros(1).bfloat16(), memory)
+        head.velocity(torch.zeros(1, TINY.horizon, 8), torch.zeros(1).bfloat16(), cache)
 
 
 def test_chunk_steps_can_agree():
     """What self-attention is for: later steps of a per_token chunk depend on earlier ones."""
     torch.manual_seed(0)
     head = FlowHead(TINY, "per_token", dropout=0.0).eval()
-    memory = head.remember(
+    cache = head.encode_context(
         torch.randn(1, 4, TINY.width), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 8), torch.ones(1, 8).bool()
     )
     x = torch.randn(1, TINY.horizon, TINY.action_dim, requires_grad=True)
-    head.velocity(x, torch.tensor([0.5]), memory)[0, 7].sum().backward()
+    head.velocity(x, torch.tensor([0.5]), cache)[0, 7].sum().backward()
     reach = x.grad[0].abs().sum(-1)
     assert torch.all(reach[:8] > 0) and torch.all(reach[8:] == 0)

@@ -103,8 +103,8 @@ def test_masked_context_cannot_matter(policy, make_batch):
     context, key_mask = policy.backbone(batch)
 
     def velocity(values):
-        memory = policy.head.remember(values, key_mask, batch.state_BS, batch.state_mask_BS)
-        return policy.head.velocity(batch.noise_BTA, batch.time_B, memory)
+        cache = policy.head.encode_context(values, key_mask, batch.state_BS, batch.state_mask_BS)
+        return policy.head.velocity(batch.noise_BTA, batch.time_B, cache)
 
     garbage = torch.where(key_mask[..., None], context, torch.full_like(context, 1e6))
     assert torch.equal(velocity(context), velocity(garbage))
@@ -136,16 +136,16 @@ def test_the_end_of_a_clip_is_invisible_to_per_token_heads(make_batch):
     """Real steps of a chunk must not know that the clip ends inside it: only the flow of later steps may differ."""
     policy = build_policy(ModelConfig(dropout=0.0), seed=0).eval()
     batch = make_batch(policy.spec, "la")
-    memory = policy.remember(batch)
-    before = policy.head.velocity(batch.noise_BTA, batch.time_B, memory)
+    cache = policy.encode_context(batch)
+    before = policy.head.velocity(batch.noise_BTA, batch.time_B, cache)
     changed = batch.noise_BTA.clone()
     changed[:, 5:] = 0.0
-    after = policy.head.velocity(changed, batch.time_B, memory)
+    after = policy.head.velocity(changed, batch.time_B, cache)
     torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=1e-6)
     assert (before[:, 5:] - after[:, 5:]).abs().max() > 1e-3
     changed = batch.noise_BTA.clone()
     changed[:, :5] = 0.0
-    assert (before[:, 5:] - policy.head.velocity(changed, batch.time_B, memory)[:, 5:]).abs().max() > 1e-4
+    assert (before[:, 5:] - policy.head.velocity(changed, batch.time_B, cache)[:, 5:]).abs().max() > 1e-4
 
 
 def test_sampling_ignores_time_padding_and_targets(policy, make_batch):
@@ -222,7 +222,7 @@ def test_cached_context_equals_projecting_it_every_step(policy, make_batch):
     dims = flow.present_dims(batch.action_mask_BTA)
 
     def velocity(x, time):
-        return policy.head.velocity(x, time, policy.remember(batch))
+        return policy.head.velocity(x, time, policy.encode_context(batch))
 
     with torch.no_grad():
         assert torch.equal(flow.euler(velocity, batch.noise_BTA, dims, 4), policy.sample(batch, 4))
@@ -244,8 +244,8 @@ def test_time_is_continuous_under_bf16(policy, make_batch):
     near, far = torch.full((3,), 0.5), torch.full((3,), 0.5005)
     assert near.bfloat16()[0] == far.bfloat16()[0]
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        memory = policy.remember(batch)
-        one, two = (policy.head.velocity(batch.noise_BTA, time, memory) for time in (near, far))
+        cache = policy.encode_context(batch)
+        one, two = (policy.head.velocity(batch.noise_BTA, time, cache) for time in (near, far))
         total, count = policy(batch)
     assert one.dtype == total.dtype == count.dtype == torch.float32
     assert not torch.equal(one, two)

@@ -40,7 +40,7 @@ def test_parameters_by_module(full_size):
 def test_trainable_counts_of_the_stages(full_size, groups, trainable):
     freeze.set_trainable(full_size, groups)
     assert sum(p.numel() for p in full_size.parameters() if p.requires_grad) == trainable
-    assert f"{trainable:,} train" in freeze.table(full_size)
+    assert f"{trainable:,} train" in freeze.summary_table(full_size)
 
 
 def test_tiny_is_tiny():

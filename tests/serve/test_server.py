@@ -27,7 +27,8 @@ from la4vla import cli
 from la4vla.data.transforms import Chain, DeltaToState
 from la4vla.serve import wire
 from la4vla.serve.client import RemotePolicy
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.serve.server import Server, Settings
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
@@ -179,7 +180,9 @@ def test_a_chunk_that_is_not_finite_is_refused_before_it_is_turned_into_poses(po
     """A rotation of NaN is an exception of scipy's, and what is no UserError ends the server."""
     places = tuple(range(6))
     delta = DeltaToState(places, places, rotation_dims=(3, 4, 5), rotation="axis_angle", frame="base")
-    turning = replace(policy, chain=Chain((*policy.chain.transforms[:3], delta, *policy.chain.transforms[3:])))
+    chain = policy.processor.chain
+    turned = Chain((*chain.transforms[:3], delta, *chain.transforms[3:]))
+    turning = replace(policy, processor=replace(policy.processor, chain=turned))
     sample = policy.policy.sample
 
     def diverging(batch, steps):

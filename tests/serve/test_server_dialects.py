@@ -14,7 +14,8 @@ import websockets
 from websockets.sync.client import connect
 
 from la4vla.serve.dialects import build
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint

@@ -18,7 +18,8 @@ from la4vla.data.setup import prepare
 from la4vla.data.shards.writer import View
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model.tokenizer import build_prompter
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation
 from tests.fixtures import ARM, make_clip, train_config, write_shards
 
@@ -54,8 +55,8 @@ def test_the_served_statistics_are_those_of_the_clips(served):
     """Computed here from the clips themselves, so that a wrong stats.json or a stale checkpoint shows."""
     clips = [make_clip(number, *length_and_views(number)) for number in range(16)]
     for stats, rows in (
-        (served.chain.normalize.state, np.concatenate([clip.state for clip in clips])),
-        (served.chain.normalize.action, np.concatenate([clip.action for clip in clips])),
+        (served.processor.chain.normalize.state, np.concatenate([clip.state for clip in clips])),
+        (served.processor.chain.normalize.action, np.concatenate([clip.action for clip in clips])),
     ):
         assert stats.count == len(rows)
         np.testing.assert_allclose([stats.q01, stats.q99], np.quantile(rows, [0.01, 0.99], axis=0), rtol=1e-5)
@@ -63,16 +64,15 @@ def test_the_served_statistics_are_those_of_the_clips(served):
 
 
 def test_the_served_chain_is_the_trained_chain(fresh, served):
-    trained = chain_to_dicts(prepare(fresh, served.spec).chain)
-    assert json.loads(json.dumps(chain_to_dicts(served.chain))) == json.loads(json.dumps(trained))
+    trained = chain_to_dicts(prepare(fresh, served.spec, build_prompter(fresh.model).encode).chain)
+    assert json.loads(json.dumps(chain_to_dicts(served.processor.chain))) == json.loads(json.dumps(trained))
     assert served.views == ("front", "wrist") and served.embodiment == ARM and served.step == 2
 
 
 def test_a_training_row_and_the_same_moment_served_are_the_same_numbers(fresh, served, monkeypatch):
     """One row of the trainer's first batch, found in the shards by its key, asked of the served policy."""
-    setup = prepare(fresh, served.spec)
-    encode = build_prompter(fresh.model).encode
-    with Reader(fresh, setup, served.spec, encode, rank=0, world_size=1) as reader:
+    setup = prepare(fresh, served.spec, build_prompter(fresh.model).encode)
+    with Reader(fresh, setup, rank=0, world_size=1) as reader:
         batch = next(iter(reader.steps("first", 0))).batches[0]
     asked = []
     monkeypatch.setattr(served.policy, "sample", lambda batch, steps: asked.append(batch) or batch.noise_BTA)
@@ -104,7 +104,7 @@ def test_actions_come_back_in_raw_units(run, served):
         [Observation({v: np.full((112, 112, 3), 90, np.uint8) for v in served.views}, np.zeros(4, np.float32), "lift")],
         [NoiseKey(0, "any", 0, 0)],
     )
-    spread = served.chain.normalize.action
+    spread = served.processor.chain.normalize.action
     assert chunk.shape == (16, 4) and np.isfinite(chunk).all()
     normalised = (chunk - np.add(spread.q01, spread.q99) / 2) / (np.subtract(spread.q99, spread.q01) / 2)
     assert 0.1 < np.abs(normalised).max() < 20

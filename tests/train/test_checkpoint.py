@@ -22,7 +22,8 @@ from la4vla.config import (
     StageConfig,
     TrainConfig,
 )
-from la4vla.train import checkpoint, disk, metrics, start
+from la4vla.manifest import Checkpoint
+from la4vla.train import checkpoint, disk, metrics, resume, run_folder
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
 from la4vla.train.engine_plain import PlainEngine
@@ -76,7 +77,7 @@ def trained(config: TrainConfig, world: World, steps: int = 2) -> PlainEngine:
 
 
 def save(config: TrainConfig, world: World, step: int, stage: str = "one") -> Path:
-    checkpoint.save(config, trained(config, world), IDENTITY, Position(stage, step, step), world)
+    checkpoint.save(config, trained(config, world), IDENTITY, Position(stage, step, step), 0, world)
     return Path(config.run.dir) / "checkpoints" / f"step_{step:08d}"
 
 
@@ -86,7 +87,7 @@ def names(config: TrainConfig) -> list[str]:
 
 def test_everything_comes_back(config, world):
     engine = trained(config, world)
-    checkpoint.save(config, engine, IDENTITY, Position("one", 3, 3), world)
+    checkpoint.save(config, engine, IDENTITY, Position("one", 3, 3), 0, world)
     folder = Path(config.run.dir) / "checkpoints" / "step_00000003"
     assert {path.name for path in folder.iterdir()} == {
         manifest.MANIFEST,
@@ -99,7 +100,7 @@ def test_everything_comes_back(config, world):
     with torch.no_grad():
         for tensor in fresh.state_dict().values():
             tensor.zero_()
-    checkpoint.load_weights(fresh, folder)
+    checkpoint.load_weights(fresh, folder, own=True)
     again = PlainEngine(fresh, config, 0.1, world)
     checkpoint.load_training(again, folder)
     for mine, theirs in zip(again.weights(), engine.weights(), strict=True):
@@ -119,8 +120,8 @@ def test_newest_complete_one_is_found_and_wrecks_are_not(config, world, capsys):
     (save(config, world, 3) / manifest.COMPLETE).unlink()
     shutil.copytree(second, second.with_name("step_00000009.tmp"))
     assert manifest.newest(config.run.dir) == second
-    found = start.find_start(config)
-    assert (found.weights, found.position, found.inside_stage) == (second, Position("one", 2, 2), True)
+    found = resume.find_resume(config)
+    assert (found.checkpoint.folder, found.position, found.inside_stage) == (second, Position("one", 2, 2), True)
     with pytest.raises(UserError, match="not a complete checkpoint"):
         manifest.read(second.with_name("step_00000003"))
     checkpoint.start_clean(Path(config.run.dir), world)
@@ -170,9 +171,9 @@ def test_a_lower_keep_last_makes_room_before_the_next_one_is_written(config, wor
 
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(config, world):
     another = pytest.raises(UserError, match=r"another run is at work there; .* another run.dir")
-    with start.only_run(config, world), another, start.only_run(config, world):
+    with run_folder.only_run(config, world), another, run_folder.only_run(config, world):
         pass
-    with start.only_run(config, world):
+    with run_folder.only_run(config, world):
         pass
 
 
@@ -217,7 +218,7 @@ def test_whatever_part_of_a_checkpoint_finds_no_room_it_is_one_sentence(config, 
 def test_a_config_that_finds_no_room_is_one_sentence(config, monkeypatch):
     monkeypatch.setattr(Path, "write_text", no_room)
     with pytest.raises(UserError, match=r"disk became full while config.yaml"):
-        start.write_config(config)
+        run_folder.write_config(config)
 
 
 def test_too_little_disk_is_said_before_anything_is_written(config, world, monkeypatch):
@@ -243,7 +244,7 @@ def test_a_really_full_disk(config, world, tmp_path, monkeypatch):
         (small / "other").write_bytes(bytes(shutil.disk_usage(small).free - 8192))
         with pytest.raises(UserError, match="the disk became full"):
             save(config, world, 2)
-        sink = metrics.JsonLines(small / metrics.METRICS, 1)
+        sink = metrics.JsonLines(small / manifest.METRICS, 1)
         (small / "rest").write_bytes(bytes(shutil.disk_usage(small).free))
         with pytest.raises(UserError, match=r"metrics.jsonl: the disk became full while a metric was written"):
             for step in range(2, 1000):
@@ -258,7 +259,7 @@ def test_a_really_full_disk(config, world, tmp_path, monkeypatch):
 def test_damaged_optimizer_state_is_named(config, world):
     path = save(config, world, 1) / manifest.TRAINING
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"training.safetensors is damaged .* resumes from the checkpoint before it"):
+    with pytest.raises(UserError, match=r"its training.safetensors is damaged .* remove it"):
         checkpoint.load_training(PlainEngine(tied(), config, 0.1, world), path.parent)
 
 
@@ -266,15 +267,15 @@ def test_damaged_weights_are_named(config, world):
     folder = save(config, world, 1)
     data = (folder / manifest.WEIGHTS).read_bytes()
     (folder / manifest.WEIGHTS).write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"damaged .* use another checkpoint"):
-        checkpoint.load_weights(tied(), folder)
+    with pytest.raises(UserError, match=r"its model.safetensors is damaged .* copy it again"):
+        checkpoint.load_weights(tied(), folder, own=False)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(config, world):
     folder = save(config, world, 1)
     other = nn.ModuleDict({"a": nn.Linear(4, 5), "c": nn.Linear(4, 4)})
     with pytest.raises(UserError, match=r"missing 4 \(a.bias, a.weight, c.bias, ...\), unexpected .*a.bias"):
-        checkpoint.load_weights(other, folder)
+        checkpoint.load_weights(other, folder, own=True)
 
 
 def test_optimizer_state_for_other_parameters_is_refused(config, world):
@@ -303,14 +304,14 @@ def test_another_config_does_not_resume(config, world, key):
     save(config, world, 1)
     CHANGES[key](config)
     with pytest.raises(UserError, match=rf"^{key}.* set it back, or start a new run.dir"):
-        start.find_start(config)
+        resume.find_resume(config)
 
 
 def test_stages_in_another_order_do_not_resume(config, world):
     save(config, world, 1)
     config.stages = dict(reversed(config.stages.items()))
     with pytest.raises(UserError, match="another order"):
-        start.find_start(config)
+        resume.find_resume(config)
 
 
 @pytest.mark.parametrize("what", ["data.sources", "stages.two.mixture"])
@@ -324,7 +325,7 @@ def test_sources_in_another_order_do_not_resume(config, world, what):
     else:
         config.stages["two"].mixture = dict(reversed(config.stages["two"].mixture.items()))
     with pytest.raises(UserError, match=rf"^{what} are in another order"):
-        start.find_start(config)
+        resume.find_resume(config)
 
 
 def test_what_changes_no_result_may_change(config, world):
@@ -333,55 +334,55 @@ def test_what_changes_no_result_may_change(config, world):
     config.log.every_steps, config.checkpoint.every_steps, config.data.decode_threads = 1, 7, 9
     config.stages["one"].micro_batch = 1
     config.data.sources["a"].path = config.model.weights = config.model.tokenizer = "moved"
-    assert start.find_start(config).position.step == 1
+    assert resume.find_resume(config).position.step == 1
 
 
 @pytest.mark.parametrize("now", [{"a": "1f", "b": "0"}, {"a": "1f"}])
 def test_other_data_does_not_resume(config, world, now):
     folder = save(config, world, 1)
-    checkpoint.check_data(folder, manifest.read(folder), {"b": "2e", "a": "1f"})
+    checkpoint.check_data(Checkpoint.open(folder), {"b": "2e", "a": "1f"})
     with pytest.raises(UserError, match=r"^data.sources.b holds other data than .* put it back or start a new run.dir"):
-        checkpoint.check_data(folder, manifest.read(folder), now)
+        checkpoint.check_data(Checkpoint.open(folder), now)
 
 
 def test_a_rank_that_sees_other_files_than_rank_0_is_an_error(config, world, monkeypatch):
     """As with a run.dir on each machine's own disk: another machine has no checkpoint, or an old one."""
     own = save(config, world, 1)
     for theirs in (("", True), ("0" * 64, True)):
-        monkeypatch.setattr(start, "gathered", lambda mine, theirs=theirs: [mine, mine, theirs])
+        monkeypatch.setattr(resume, "gathered", lambda mine, theirs=theirs: [mine, mine, theirs])
         with pytest.raises(UserError, match=rf"^rank 2 does not see the same {own} .* that all ranks share"):
-            start.begin_run(config, world)
+            resume.begin_run(config, world)
     config.run.dir += "-other"
-    monkeypatch.setattr(start, "gathered", lambda mine: [mine, ("", False)])
+    monkeypatch.setattr(resume, "gathered", lambda mine: [mine, ("", False)])
     with pytest.raises(UserError, match=r"^rank 1 does not see the same .*-other as rank 0"):
-        start.begin_run(config, world)
+        resume.begin_run(config, world)
 
 
 def test_a_stage_never_begins_with_fresh_weights_because_a_checkpoint_is_gone(config, world):
     save(config, world, 8)
     with pytest.raises(UserError, match=r"checkpoint of step 10, which ended a stage just now, is gone"):
-        start.begin_stage(config, Position("two", 0, 10), world)
+        resume.begin_stage(config, Position("two", 0, 10), world)
     last = save(config, world, 10)
-    assert start.begin_stage(config, Position("two", 0, 10), world).weights == last
+    assert resume.begin_stage(config, Position("two", 0, 10), world).checkpoint.folder == last
     shutil.rmtree(last.parent)
     with pytest.raises(UserError, match="is gone"):
-        start.begin_stage(config, Position("two", 0, 10), world)
+        resume.begin_stage(config, Position("two", 0, 10), world)
 
 
 def test_resume_never_refuses_an_old_run_and_init_from_is_no_resume(config, world, tmp_path):
     folder = save(config, world, 1)
     config.run.resume = "never"
     with pytest.raises(UserError, match="resume is never"):
-        start.find_start(config)
+        resume.find_resume(config)
     config.run = replace(config.run, dir=str(tmp_path / "other"), init_from=str(folder))
-    found = start.find_start(config)
-    assert (found.weights, found.own, found.position) == (folder, False, Position("one", 0, 0))
+    found = resume.find_resume(config)
+    assert (found.checkpoint.folder, found.own, found.position) == (folder, False, Position("one", 0, 0))
 
 
 def test_the_end_of_a_stage_is_the_beginning_of_the_next(config, world):
     save(config, world, 10)
-    found = start.find_start(config)
+    found = resume.find_resume(config)
     assert (found.position, found.inside_stage) == (Position("two", 0, 10), False)
-    assert not start.is_finished(config, found.position)
-    checkpoint.save(config, trained(config, world), IDENTITY, Position("two", 10, 20), world)
-    assert start.is_finished(config, start.find_start(config).position)
+    assert not resume.is_finished(config, found.position)
+    checkpoint.save(config, trained(config, world), IDENTITY, Position("two", 10, 20), 0, world)
+    assert resume.is_finished(config, resume.find_resume(config).position)

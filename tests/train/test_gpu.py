@@ -1,7 +1,9 @@
 """Why: only a device shows whether a step waits for it, whether bf16 learns there, and whether it computes what the CPU
 does. `pytest -m gpu` runs this file; without a GPU it is skipped."""
 
+import os
 import traceback
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from la4vla.model.policy import build_policy
 from la4vla.model.tokenizer import build_prompter
 from la4vla.train import dist, engines
 from la4vla.train.loop import train_step
+from la4vla.types import KINDS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -31,8 +34,9 @@ stages:
 
 @pytest.fixture
 def world():
-    yield dist.start()
-    dist.stop()
+    with mock.patch.dict(os.environ):  # DeepSpeed's engine sets RANK, which the next start would take for torchrun's
+        yield dist.start()
+        dist.stop()
 
 
 @pytest.fixture
@@ -53,13 +57,13 @@ def trained(shards, tmp_path, world, steps, overrides=(), sync_mode="default"):
     policy.train()
     set_trainable(policy, config.stages["only"].train)
     built = engines.build(policy, config, 0.0, world)
-    setup = prepare(config, policy.spec)
+    setup = prepare(config, policy.spec, build_prompter(config.model).encode)
     losses = []
-    with Reader(config, setup, policy.spec, build_prompter(config.model).encode, 0, 1) as reader:
+    with Reader(config, setup, 0, 1) as reader:
         for data in reader.steps("only", 0):
             # The first steps allocate and choose kernels, which may wait.
             torch.cuda.set_sync_debug_mode(sync_mode if data.step >= 3 else "default")
-            losses.append(train_step(built, data, config, world, stop=False).losses)
+            losses.append(train_step(built, data, config, KINDS, world, stop=False).losses)
             if data.step == steps - 1:
                 break
     torch.cuda.set_sync_debug_mode("default")
@@ -92,7 +96,7 @@ def test_the_device_samples_what_the_cpu_samples(shards, tmp_path, world):
     _, policy = trained(shards, tmp_path, world, 5)
     policy.eval()
     config = load(tmp_path / "config.yaml")
-    with Reader(config, prepare(config, policy.spec), policy.spec, build_prompter(config.model).encode, 0, 1) as reader:
+    with Reader(config, prepare(config, policy.spec, build_prompter(config.model).encode), 0, 1) as reader:
         batches = next(iter(reader.steps("only", 0))).batches
     for batch in batches:
         on_device = policy.to("cuda").sample(batch.to("cuda"), 10).cpu()

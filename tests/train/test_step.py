@@ -48,7 +48,7 @@ def test_the_loss_of_a_mixed_step(monkeypatch, weight, expected):
     parts = (batch("la", 2, 6), batch("la", 2, 2), batch("vla", 4, 10))
     engine = Recorder([4.0, 8.0, 40.0])
     data = StepData(stage="one", stage_step=2, step=9, batches=parts, samples={}, bad_samples=0, wait_s=0.0)
-    result = loop.train_step(engine, data, config, World(0, 0, 1, torch.device("cpu"), None), stop=False)
+    result = loop.train_step(engine, data, config, KINDS, World(0, 0, 1, torch.device("cpu"), None), stop=False)
     assert engine.losses == pytest.approx(expected)
     assert engine.last == [False, False, True]
     assert result.lr == pytest.approx(0.25), "half of the cosine of this stage, whatever steps the stages before it had"

@@ -94,15 +94,15 @@ def worked_by_hand(checkpoint: Path, cases: Path) -> dict[str, float]:
             sample = window(clip, 0, served.spec.horizon, kind, "by hand")
             if kind == "vla":
                 sample = sample.but(views={"front": simplejpeg.decode_jpeg(clip.frames["front"][0], colorspace="RGB")})
-            sample = served.chain(sample if told else sample.but(instruction=""))
+            sample = served.processor.chain(sample if told else sample.but(instruction=""))
             draws = generator(3, RngUse.VALIDATE, number)
             time = float(draws.beta(2.0, 2.0))
             noise = draws.random((served.spec.horizon, served.spec.action_dim), dtype=np.float32) * 2 - 1
-            batch = collate([sample], served.spec, served.prompter.encode, [noise], [time])
+            batch = collate([sample], served.spec, served.processor.encode, [noise], [time])
             error, count = served.policy(batch)
             errors.append(float(error))
             counts.append(int(count))
-            chunk = served.chain.inverse(served.policy.sample(batch, 10)[0].numpy(), clip.state[0])
+            chunk = served.processor.chain.inverse(served.policy.sample(batch, 10)[0].numpy(), clip.state[0])
             end = travel(chunk[: len(clip)], clip.state[0], served.embodiment)[-1]
             hits.append(bool(end[0] > 0))
         found |= {f"val/loss/{mode}": sum(errors) / sum(counts), f"val/dar/{mode}": float(np.mean(hits))}
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_before_training(shards, cases, in_process,
     )
     other.write(tmp_path / "pose.jsonl")
     assert "the cases are of `test_pose`" in in_process(str(config), f"validate.cases={tmp_path}/pose.jsonl").stderr
-    assert "not those that the cases were drawn from" in in_process(*on, f"validate.shards={shards}/vla").stderr
+    assert "not those that the cases were sampled from" in in_process(*on, f"validate.shards={shards}/vla").stderr
     flash = in_process(*on, "model.attention=flash_attention_2", "engine.precision=bf16")
     assert "set model.attention=sdpa or leave validate.cases out" in flash.stderr
     assert not list(Path(load(config).run.dir).glob("checkpoints/*"))

@@ -1,7 +1,7 @@
 """Robots: what a dataset's numbers mean, and which axes are forward, left and up. One YAML file a robot in `robots/`.
 
-Owns `Robot`, `RawRobot` and the files. A robot without a file is an error: wrong axes would teach wrong words, wrong
-signs wrong grasps.
+Owns `Robot`, `RobotFile` and the YAML files. A robot without a file is an error: wrong axes would teach wrong words,
+and wrong signs would teach wrong grasps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from la4vla.construct.robots.units import RawVector, number, raw_vector
+from la4vla.construct.robots.units import VectorUnits, number, vector_units
 from la4vla.types import Embodiment, UserError
 
 ROBOTS = Path(__file__).parent
@@ -23,11 +23,12 @@ AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 @dataclass(frozen=True)
 class RobotFrame:
-    """How the numbers of an embodiment map to words.
+    """How the numbers of an embodiment map to words. Openings are 1 open, 0 closed.
 
-    forward, left, up: signed base-frame axes such as `+y`. closed_on_nothing: opening (1 open, 0 closed) at which an
-    empty gripper comes to rest under a closing command. hold_margin: rest openings this much above it mean that
-    something is in between. open_from: openings from here on are called open.
+    forward, left, up    signed axes of the base frame, such as `+y`
+    closed_on_nothing    opening at which an empty gripper comes to rest under a closing command
+    hold_margin          a rest opening this much above closed_on_nothing means that something is in between
+    open_from            openings from here on are called open
     """
 
     forward: str
@@ -38,7 +39,7 @@ class RobotFrame:
     open_from: float
 
     def from_base(self, vector_D3: np.ndarray) -> np.ndarray:
-        """Base-frame vectors [..., 3] as (forward, left, up), same unit."""
+        """Vectors [..., 3] of the base frame as (forward, left, up), in the same unit."""
         signed = [
             (-1.0 if axis[0] == "-" else 1.0, "xyz".index(axis[1])) for axis in (self.forward, self.left, self.up)
         ]
@@ -47,26 +48,38 @@ class RobotFrame:
 
 @dataclass(frozen=True)
 class Robot:
-    """embodiment: of the episodes as we hand them on. frame: its words."""
+    """The robot of an episode.
+
+    embodiment    meaning of the episode's states and actions
+    frame         how they map to words
+    """
 
     embodiment: Embodiment
     frame: RobotFrame
 
 
 @dataclass(frozen=True)
-class RawRobot:
-    """A robot's whole file: what a dataset of it holds. text: of the file, so that a change of it is noticed."""
+class RobotFile:
+    """A robot's whole YAML file: what the columns of its datasets mean.
+
+    name          of the file, without .yaml; the name of the embodiment
+    control_hz    frames a second
+    state         block `state`
+    action        block `action`
+    frame         block `frame`
+    text          the file's content, by which a change is noticed
+    """
 
     name: str
     control_hz: float
-    state: RawVector
-    action: RawVector
+    state: VectorUnits
+    action: VectorUnits
     frame: RobotFrame
     text: str
 
     @property
     def robot(self) -> Robot:
-        """What its episodes are handed on as."""
+        """The robot of the episodes that are read with this file."""
         return Robot(Embodiment(self.name, self.control_hz, self.state.spec, self.action.spec), self.frame)
 
 
@@ -76,18 +89,20 @@ def robot_frame(name: str) -> RobotFrame:
     return _frame(_load(path), path)
 
 
-def raw_robot(name: str) -> RawRobot:
+def robot_file(name: str) -> RobotFile:
     """All of a robot's file: a name in robots/ or the path of a YAML. Raises UserError for what is not understood."""
     path = _path(name)
     values = _load(path)
     for key in ("control_hz", "state", "action"):
         if key not in values:
-            raise UserError(f"{path}: `{key}` is missing; see la4vla/construct/robots/droid_franka.yaml for all of it.")
-    return RawRobot(
+            raise UserError(
+                f"{path}: `{key}` is missing; la4vla/construct/robots/droid_franka.yaml shows a whole file."
+            )
+    return RobotFile(
         path.stem,
         number(values["control_hz"], "control_hz", str(path)),
-        raw_vector(values["state"], f"{path}, state"),
-        raw_vector(values["action"], f"{path}, action"),
+        vector_units(values["state"], f"{path}, state"),
+        vector_units(values["action"], f"{path}, action"),
         _frame(values, path),
         path.read_text(),
     )
@@ -107,7 +122,7 @@ def _load(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({error}); repair it.") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no robot; see la4vla/construct/robots/droid_franka.yaml for what it must have.")
+        raise UserError(f"{path} describes no robot; la4vla/construct/robots/droid_franka.yaml shows a whole file.")
     return values
 
 
@@ -118,6 +133,6 @@ def _frame(values: Mapping[str, Any], path: Path) -> RobotFrame:
         raise UserError(f"{path}: `frame` must hold exactly {', '.join(sorted(known))}.")
     axes = [given[name] for name in ("forward", "left", "up")]
     if any(axis not in AXES for axis in axes) or len({axis[1] for axis in axes}) < 3:
-        raise UserError(f"{path}: forward, left and up are three different axes such as +x, -y, +z, not {axes}.")
+        raise UserError(f"{path}: forward, left and up are {axes}; give three different axes such as +x, -y, +z.")
     limits = {name: number(given[name], name, f"{path}, frame") for name in sorted(known - {"forward", "left", "up"})}
     return RobotFrame(*axes, **limits)

@@ -27,7 +27,7 @@ EMBEDDING_STD = 0.02
 
 
 @torch.no_grad()
-def randomise(root: nn.Module, name: str, seed: int) -> None:
+def init_weights(root: nn.Module, name: str, seed: int) -> None:
     """Sets every parameter below `root`. name: the root's place in the policy, "" for the policy itself."""
     done: set[int] = set()
     for path, module in root.named_modules():
