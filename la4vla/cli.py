@@ -167,10 +167,15 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the noise of clients that send none")
     parser.add_argument("--device", help="the best there is unless given")
     parser.add_argument("--max-batch", type=int, help="chunks computed together at most")
-    parser.add_argument("--max-bytes", type=int, help="size of a message at most")
+    parser.add_argument("--strict", action="store_true", help="refuse states and images unlike the training data's")
+    parser.add_argument("--max-bytes", type=int, help="size of a message at most; two 1080p images take 12.5 million")
+    origin = "that requests may name, as programs made of web pages do; may be repeated"
+    parser.add_argument("--allow-origin", action="append", dest="allow_origins", metavar="ORIGIN", help=origin)
     parser.add_argument("--view", action="append", dest="views", metavar="KEY=VIEW", help="openpi, evo1: client's key")
     parser.add_argument("--libero-client", action="store_true", help="openpi, evo1: translate their LIBERO clients")
-    parser.add_argument("--channels", choices=("bgr", "rgb"), help="evo1: order in the client's pictures")
+    parser.add_argument("--state", metavar="KEY,KEY", help="openpi: client's keys of the state's parts, in order")
+    parser.add_argument("--prompt", metavar="TEXT", help="openpi: the instruction of messages that have none")
+    parser.add_argument("--channels", choices=("bgr", "rgb"), help="evo1: order in the client's images")
     parser.add_argument("--gripper", choices=("raw", "opening"), help="evo1: as trained, or 1 = open and 0 = closed")
     parser.add_argument("--trim-state", action="store_true", help="evo1: ignore the end of a state that is too long")
     given = vars(parser.parse_args(arguments))
@@ -181,6 +186,7 @@ def _serve(arguments: Sequence[str]) -> int:
             raise UserError(f"--token-env {name}: no such variable, or an empty one; export the token in it.")
     if given.get("token") == "":
         raise UserError("--token is empty; leave it out to serve this machine without one, or give one.")
+    openpi = {name: given.pop(name) for name in ("state", "prompt") if name in given}
     evo1 = {name: given.pop(name) for name in ("channels", "gripper", "trim_state") if name in given}
     try:
         from la4vla.serve.server import Settings, serve
@@ -188,7 +194,7 @@ def _serve(arguments: Sequence[str]) -> int:
         if (error.name or "").partition(".")[0] not in ("msgpack", "websockets"):
             raise
         raise UserError('serving needs msgpack and websockets: pip install "la4vla[serve]".') from error
-    return serve(Settings(**given, evo1=evo1))
+    return serve(Settings(**given, openpi=openpi, evo1=evo1))
 
 
 def _doctor(arguments: Sequence[str]) -> int:

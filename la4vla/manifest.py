@@ -52,6 +52,7 @@ class Manifest:
     transforms        the chain that `serve` rebuilds
     embodiment        of the data
     views             names in slot order
+    view_sizes        view -> [height, width] of its stored images in pixels, one for each size in the data
     sources           source that the run mixes -> sha256 hex of what its data is
     weights_sha256    of model.safetensors; the policy's identity in result files
     training_sha256   of training.safetensors
@@ -72,6 +73,7 @@ class Manifest:
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
+    view_sizes: dict[str, list[list[int]]]
     sources: dict[str, str]
     weights_sha256: str
     training_sha256: str

@@ -88,6 +88,17 @@ def fingerprints(setup: Setup) -> dict[str, str]:
     return {name: fingerprint(source.index) for name, source in setup.sources.items()}
 
 
+def view_sizes(setup: Setup) -> dict[str, list[list[int]]]:
+    """View -> [height, width] in pixels of its stored images, one for each size that the sources have."""
+    sizes: dict[str, list[list[int]]] = {name: [] for name in setup.chain.views}
+    for source in setup.sources.values():
+        for name in source.views:
+            view = source.index.views[name]
+            if [view.height, view.width] not in sizes[name]:
+                sizes[name].append([view.height, view.width])
+    return sizes
+
+
 def check_world(streams: int, world_size: int) -> None:
     """Raises UserError unless the ranks can share the streams evenly."""
     if streams % world_size:

@@ -69,6 +69,7 @@ class Identity:
     transforms  the chain
     embodiment  of the data
     views       names in slot order
+    view_sizes  view -> [height, width] of its stored images, one for each size in the data
     sources     source -> fingerprint of its data
     tokenizer   file name -> content
     """
@@ -78,6 +79,7 @@ class Identity:
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
+    view_sizes: dict[str, list[list[int]]]
     sources: dict[str, str]
     tokenizer: dict[str, bytes]
 
@@ -287,6 +289,7 @@ def _manifest(
         transforms=identity.transforms,
         embodiment=identity.embodiment,
         views=identity.views,
+        view_sizes=identity.view_sizes,
         sources=identity.sources,
         weights_sha256=sha256(folder / manifest.WEIGHTS),
         training_sha256=sha256(folder / manifest.TRAINING),

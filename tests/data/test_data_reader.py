@@ -16,7 +16,7 @@ import torch
 from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.reader import Reader, StepData, window
-from la4vla.data.setup import explain, fingerprints, prepare, slot_order
+from la4vla.data.setup import explain, fingerprints, prepare, slot_order, view_sizes
 from la4vla.data.shards.writer import View, read_index
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.manifest import Checkpoint
@@ -356,6 +356,7 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         transforms=chain_to_dicts(setup.chain),
         embodiment=setup.embodiment.to_dict(),
         views=list(setup.chain.views),
+        view_sizes=view_sizes(setup),
         sources=fingerprints(setup),
         weights_sha256="",
         training_sha256="",
