@@ -1,8 +1,9 @@
-"""Files that others read while they are written: all of one or nothing, and one writer at a time."""
+"""Files that others read while they are written: all of one or nothing, and one writer at a time; and their sha256."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lock(file: IO[Any], taken: str) -> None:

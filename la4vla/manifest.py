@@ -24,7 +24,7 @@ from typing import Any
 
 from la4vla.types import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
     "manifest.json",
     "model.safetensors",
@@ -41,27 +41,31 @@ CONFIG, METRICS, FIRST_BATCH, LOCK = "config.yaml", "metrics.jsonl", "first_batc
 class Manifest:
     """What is written beside the weights.
 
-    schema          version of this list of fields
-    stage           name of the stage the run stood in
-    stage_step      finished steps of that stage
-    step            finished optimizer steps over all stages
-    config          the resolved TrainConfig
-    model           what rebuilds the policy without its weights
-    input_spec      sizes of the model's input
-    transforms      the chain that `serve` rebuilds
-    embodiment      of the data
-    views           names in slot order
-    sources         source that the run mixes -> sha256 hex of what its data is
-    weights_sha256  of model.safetensors; the policy's identity in result files
-    git_sha         commit of the code, or `unknown`
-    versions        of Python, the device and the libraries
-    world_size      ranks that wrote it
+    schema            version of this list of fields
+    stage             name of the stage the run stood in
+    stage_step        finished steps of that stage
+    step              finished optimizer steps over all stages
+    skipped_steps     those of them, since step 0, that had no finite gradient and changed nothing
+    config            the resolved TrainConfig
+    model             what rebuilds the policy without its weights
+    input_spec        sizes of the model's input
+    transforms        the chain that `serve` rebuilds
+    embodiment        of the data
+    views             names in slot order
+    sources           source that the run mixes -> sha256 hex of what its data is
+    weights_sha256    of model.safetensors; the policy's identity in result files
+    training_sha256   of training.safetensors
+    tokenizer_sha256  file of tokenizer/ -> its sha256
+    git_sha           commit of the code, or `unknown`
+    versions          of Python, the device and the libraries
+    world_size        ranks that wrote it
     """
 
     schema: int
     stage: str
     stage_step: int
     step: int
+    skipped_steps: int
     config: dict[str, Any]
     model: dict[str, Any]
     input_spec: dict[str, Any]
@@ -70,6 +74,8 @@ class Manifest:
     views: list[str]
     sources: dict[str, str]
     weights_sha256: str
+    training_sha256: str
+    tokenizer_sha256: dict[str, str]
     git_sha: str
     versions: dict[str, str]
     world_size: int
@@ -95,9 +101,20 @@ class Checkpoint:
         return Checkpoint(Path(folder), read(folder))
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is marked complete and is not what was written. Says what to do where no run goes on from it.
+
+    what  is wrong, without the cure
+    """
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.what = what
+        super().__init__(f"{folder}: {what}; copy the folder again, or use an earlier step of the run.")
+
+
 def read(folder: str | Path) -> Manifest:
-    """The manifest of a complete checkpoint. Raises UserError for a missing, half-written or damaged one, and for one
-    of another version."""
+    """The manifest of a complete checkpoint. Raises UserError for a missing or half-written one and for one of another
+    version, DamagedCheckpoint for a damaged one."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder.")
@@ -106,9 +123,9 @@ def read(folder: str | Path) -> Manifest:
     try:
         raw = json.loads((folder / MANIFEST).read_text())
     except (FileNotFoundError, ValueError) as error:  # ValueError: no JSON, or no text at all
-        raise UserError(_damaged(folder, str(error))) from error
+        raise DamagedCheckpoint(folder, f"its {MANIFEST} is damaged ({error})") from error
     if not (isinstance(raw, dict) and isinstance(raw.get("schema"), int)):
-        raise UserError(_damaged(folder, "it has no schema"))
+        raise DamagedCheckpoint(folder, f"its {MANIFEST} is damaged (it has no schema)")
     if raw["schema"] > SCHEMA_VERSION:
         raise UserError(
             f"{folder}: written by a newer la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}); upgrade."
@@ -116,8 +133,9 @@ def read(folder: str | Path) -> Manifest:
     wrong = raw.keys() ^ {field.name for field in fields(Manifest)}
     if wrong:
         raise UserError(
-            f"{folder}: its {MANIFEST} is not of this la4vla (missing or unexpected: {', '.join(sorted(wrong))}); read "
-            f"it with the version that wrote it ({raw.get('git_sha') or 'its git_sha is missing too'})."
+            f"{folder}: its {MANIFEST} is not of this la4vla (schema {raw['schema']}, this one reads {SCHEMA_VERSION}; "
+            f"missing or unexpected: {', '.join(sorted(wrong))}); read it with the version that wrote it "
+            f"({raw.get('git_sha') or 'its git_sha is missing too'})."
         )
     return Manifest(**raw)
 
@@ -136,9 +154,10 @@ def resolve(path: str | Path) -> Path:
 
 def newest(run_dir: str | Path) -> Path | None:
     """The complete checkpoint with the highest step below `run_dir/checkpoints`, or None."""
-    folders = sorted(Path(run_dir).glob(f"{STEPS}/{COMPLETE}"), reverse=True)
-    return folders[0].parent if folders else None
+    folders = complete(run_dir)
+    return folders[-1] if folders else None
 
 
-def _damaged(folder: Path, why: str) -> str:
-    return f"{folder}: its {MANIFEST} is damaged ({why}); delete the folder and use an earlier step of the run."
+def complete(run_dir: str | Path) -> list[Path]:
+    """The complete checkpoints below `run_dir/checkpoints`, by step."""
+    return sorted(path.parent for path in Path(run_dir).glob(f"{STEPS}/{COMPLETE}"))

@@ -50,14 +50,16 @@ ROTATION = ("rx", "ry", "rz")
 class VectorSpec:
     """What the numbers of a state or an action vector mean.
 
-    names: one per dimension, in order; `x y z rx ry rz gripper` are understood, other names are passed through.
-    reference: `absolute` pose or `delta` command per control step.
-    frame: coordinate frame of the translation and rotation.
-    rotation: representation of the `r*` dims (wrap-safe arithmetic needs it).
-    rotation_near: `rx ry rz` of a rotation, rad, about which the `r*` dims are continuous; of the sets of numbers that
-        mean one turn it is the one on this side (`la4vla/data/rotation.py`). The zeros: angles of at most pi.
-    gripper_open, gripper_closed: raw values of the `gripper` dim at the two ends.
-    unit: what 1.0 of a translation dim is, in words ("m", "1 cm of target motion").
+    names                         one per dimension, in order; `x y z rx ry rz gripper` are understood, other names are
+                                  passed through
+    reference                     `absolute` pose or `delta` command per control step
+    frame                         coordinate frame of the translation and rotation
+    rotation                      representation of the `r*` dims (wrap-safe arithmetic needs it)
+    rotation_near                 `rx ry rz` of a rotation, rad, about which the `r*` dims are continuous; of the sets
+                                  of numbers that mean one turn it is the one on this side (`la4vla/data/rotation.py`).
+                                  The zeros: angles of at most pi.
+    gripper_open, gripper_closed  raw values of the `gripper` dim at the two ends
+    unit                          what 1.0 of a translation dim is, in words ("m", "1 cm of target motion")
     """
 
     names: tuple[str, ...]
@@ -129,7 +131,9 @@ class Embodiment:
 class Observation:
     """What an env shows a policy.
 
-    views: name -> uint8 RGB [H, W, 3], upright. state: float32 [S], raw units. instruction: free text.
+    views        name -> uint8 RGB [H, W, 3], upright
+    state        float32 [S], raw units
+    instruction  free text
     """
 
     views: Mapping[str, np.ndarray]
@@ -141,12 +145,17 @@ class Observation:
 class Sample:
     """One training sample, or one query of a served policy (then `action` is None), on its way through the transforms.
 
-    instruction: text. state: float32 [S]. action: float32 [T, A], rows past the end of the clip are zero and not valid.
-    action_valid: bool [T]. views: uint8 RGB [H, W, 3] each, in slot order; empty for kind `la`. A view that does not
-    exist is not in the dict. slots: view name -> slot number, counted from 0, over all views the model may be shown.
-    state_mask: bool [S], action_mask: bool [A]: which dimensions this embodiment has (all of them before padding).
-    key: `source/clip/start`, names the sample in error messages.
-    action_states: float32 [T, S], the state of each action's own frame; with `action`, None for a query.
+    instruction    text
+    state          float32 [S]
+    action         float32 [T, A], rows past the end of the clip are zero and not valid
+    action_valid   bool [T]
+    views          uint8 RGB [H, W, 3] each, in slot order; empty for kind `la`. A view that does not exist is not in
+                   the dict.
+    slots          view name -> slot number, counted from 0, over all views the model may be shown
+    state_mask     bool [S], the dimensions that this embodiment has (all of them before padding)
+    action_mask    bool [A], likewise
+    key            `source/clip/start`, names the sample in error messages
+    action_states  float32 [T, S], the state of each action's own frame; with `action`, None for a query
     """
 
     kind: Kind
@@ -169,9 +178,14 @@ class Sample:
 class InputSpec:
     """What a model takes: the sizes that `data` must deliver and `model` asserts.
 
-    image_size: pixels, square. image_tokens: P, tokens of one image. horizon: T. state_dim: S. action_dim: A.
-    max_tokens: rows longer than this are an error, never truncated. image_token_id: the id repeated P times per image.
-    pad_token_id: fills rows on the right.
+    image_size      pixels, square
+    image_tokens    P, tokens of one image
+    horizon         T, steps of a chunk
+    state_dim       S, dims of the padded state
+    action_dim      A, dims of the padded action
+    max_tokens      rows longer than this are an error, never truncated
+    image_token_id  the id repeated P times per image
+    pad_token_id    fills rows on the right
     """
 
     image_size: int

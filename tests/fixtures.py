@@ -1,5 +1,9 @@
 """Small synthetic shard folders for the tests of every room: seeded, quick, images that say which frame they are."""
 
+import hashlib
+import io
+import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +11,8 @@ import numpy as np
 import simplejpeg
 
 from la4vla.config import DataConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
-from la4vla.data.shards.writer import Clip, Index, ShardWriter, View
+from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.writer import Clip, Index, ShardWriter, View, read_index
 from la4vla.types import Embodiment, InputSpec, VectorSpec
 
 ARM = Embodiment(
@@ -86,6 +91,28 @@ def write_shards(
         for clip in clips:
             writer.add(clip)
         return writer.close()
+
+
+def spoil(folder: Path, key: str, what: str, frame: int, dim: int, value: float) -> None:
+    """Writes a number into a clip of a folder as another hand would that makes shards: the index's sums are right, its
+    statistics are not touched."""
+    index = read_index(folder)
+    number = next(number for number, shard in enumerate(index.shards) if key in shard.keys)
+    clip = next(clip for clip in read_shard(index, number, ()) if clip.key == key)
+    arrays = {"state": clip.state.copy(), "action": clip.action.copy()}
+    arrays[what][frame, dim] = value
+    written = io.BytesIO()
+    np.savez(written, **arrays)
+    path = folder / index.shards[number].name
+    with tarfile.open(path) as tar:
+        member = tar.getmember(f"{key}.npz")
+    assert member.size == len(written.getvalue())
+    data = bytearray(path.read_bytes())
+    data[member.offset_data : member.offset_data + member.size] = written.getvalue()
+    path.write_bytes(data)
+    raw = json.loads((folder / "index.json").read_text())
+    raw["shards"][number]["sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "index.json").write_text(json.dumps(raw))
 
 
 SPEC = InputSpec(

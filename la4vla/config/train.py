@@ -57,7 +57,7 @@ class DataConfig:
     normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
     stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
     augment: float = 0.0  # probability that a training image is cropped, turned and jittered (FACTS 1.7)
-    max_bad_samples: int = 0  # unreadable images tolerated a rank and start (logged and masked) before the run stops
+    max_bad_samples: int = 0  # samples with bad images or numbers masked (and logged) a rank and start, before it stops
 
 
 @dataclass

@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import simplejpeg
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import Dataset, Episode, Frames, named
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.propose.candidates import candidate_key
+from la4vla.construct.readers.checks import check_size, jpeg_size
 from la4vla.data.shards.writer import Clip, ShardWriter, View, read_index
 from la4vla.files import write_atomic
 from la4vla.types import UserError
@@ -158,6 +158,9 @@ def _write(config: ConstructConfig, out: Path, dataset: Dataset, kept: Mapping[s
                 _check_like(episode, first)
                 numbers = range(0, len(episode), episode.frame_stride)
                 frames = {view: episode.frames(view, numbers) for view in episode.views}
+                for view, images in frames.items():
+                    for number, image in images.items():
+                        check_size(view, number, jpeg_size(image), (views[view].height, views[view].width))
             for clip in clips(episode, kept[key]):
                 writers["la"].add(clip)
                 if views:
@@ -179,8 +182,7 @@ def _check_like(episode: Episode, first: Episode) -> None:
 
 
 def _view(episode: Episode, view: str) -> View:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(episode.frames(view, [0])[0])
-    return View(int(height), int(width), camera=view)
+    return View(*jpeg_size(episode.frames(view, [0])[0]), camera=view)
 
 
 def _is_built(out: Path, fingerprint: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from la4vla.construct.notes import Note
 from la4vla.construct.robots.robot import Robot
 from la4vla.types import Embodiment, UserError
 
@@ -63,6 +64,7 @@ class Episode:
     frames          (view, numbers of frames with images) -> those images, read when called; raises BadEpisode
     executed        float32 [T, A], `action` plus exploration noise, clipped, as sent to the env; recorded episodes only
     script          recorded episodes only
+    notes           what the reader noticed in the dataset's own numbers
     """
 
     key: str
@@ -78,10 +80,20 @@ class Episode:
     frames: Callable[[str, Sequence[int]], Frames]
     executed: np.ndarray | None = None
     script: Script | None = None
+    notes: tuple[Note, ...] = ()
 
     @property
     def embodiment(self) -> Embodiment:
         return self.robot.embodiment
+
+    @property
+    def opening_T(self) -> np.ndarray | None:
+        """The gripper's opening, 1 open, 0 closed: measured, or commanded if the state has no gripper.
+
+        None if neither state nor action has one.
+        """
+        measured_T = self.embodiment.state.opening(self.state)
+        return self.embodiment.action.opening(self.action) if measured_T is None else measured_T
 
     def __len__(self) -> int:
         return len(self.state)
@@ -95,6 +107,11 @@ class Dataset(Protocol):
         """The keys of all episodes, in the dataset's order."""
         ...
 
+    @property
+    def notes(self) -> Sequence[Note]:
+        """What people should know about the dataset as a whole."""
+        ...
+
     def stamp(self, key: str) -> str:
         """A text that changes whenever the episode may have changed: file sizes and times, settings of the reader."""
         ...
@@ -105,4 +122,8 @@ class Dataset(Protocol):
 
     def video_faults(self, episode: Episode) -> list[str]:
         """Disagreements of the images with the table that show without decoding: frame counts, time stamps."""
+        ...
+
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        """View -> (height, width) in pixels, of the first image at least. Raises BadEpisode for one of unknown kind."""
         ...

@@ -11,6 +11,7 @@ digest of the proposal that was judged, so that a score does not outlive a chang
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
@@ -29,6 +30,7 @@ QUALITIES, CONFIDENCES = range(4), range(3)
 
 _APPLICATION = 0x4C413456  # "LA4V" in the header marks the file as a review database
 _BUSY_S = 30.0  # how long a writer waits for another
+_AGAIN_S = 0.01  # between two tries to prepare a file
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS history (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -208,6 +210,27 @@ class Reviews:
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection in autocommit that fsyncs every commit. Raises UserError if the file is no review database."""
     database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    begun = time.monotonic()
+    try:
+        while not _prepared(database, begun):
+            time.sleep(_AGAIN_S)
+    except sqlite3.OperationalError as error:
+        database.close()
+        raise UserError(
+            f"{path} cannot be opened ({error}); close other programs that use it, or repair the disk."
+        ) from error
+    except sqlite3.DatabaseError as error:
+        database.close()
+        raise UserError(f"{path} is not a review database ({error}); move it away.") from error
+    return database
+
+
+def _prepared(database: sqlite3.Connection, begun: float) -> bool:
+    """Makes a new file a review database, and checks an old one. False: somebody else is preparing it, try again.
+
+    SQLite's busy timeout does not cover the switch to WAL, so connections that open a new file at once collide. begun:
+    time of the first try; later than _BUSY_S after it, and for all other troubles, raises sqlite3.DatabaseError.
+    """
     try:
         database.execute("PRAGMA synchronous = FULL")
         (application,) = database.execute("PRAGMA application_id").fetchone()
@@ -222,11 +245,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 for statement in _SCHEMA.split(";\n"):
                     database.execute(statement)
     except sqlite3.OperationalError as error:
-        database.close()
-        raise UserError(
-            f"{path} cannot be opened ({error}); close other programs that use it, or repair the disk."
-        ) from error
-    except sqlite3.DatabaseError as error:
-        database.close()
-        raise UserError(f"{path} is not a review database ({error}); move it away.") from error
-    return database
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() - begun > _BUSY_S:
+            raise
+        return False
+    return True

@@ -7,7 +7,7 @@ so each may be called alone, interrupted and repeated (ledger.py). `build` write
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, astuple
@@ -21,27 +21,30 @@ from la4vla.construct.episodes import BadEpisode, Dataset, named
 from la4vla.construct.filter import VERSION as FILTER_VERSION
 from la4vla.construct.filter import by_judge, by_people, fitting
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
+from la4vla.construct.notes import proposal_notes, reading_notes
 from la4vla.construct.propose import judge, keyframe_plot, keyframes
 from la4vla.construct.propose.candidates import Candidate, Proposal, Proposer, candidates_of
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.kinematic import Kinematic
 from la4vla.construct.propose.vlm import Vlm
 from la4vla.construct.propose.whole_episode import WholeEpisode
-from la4vla.construct.readers.checks import inspect
+from la4vla.construct.readers.checks import check_size, inspect
 from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, standing
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
 """Ledgers in out_dir. Rows, besides `key` and `of`:
 
-episodes    task, instruction, frames, fps, faults (why the episode is left out; empty if it is not), notes
+episodes    task, instruction, frames, fps, faults (why the episode is left out; empty if it is not), notes: [Note ...],
+            sizes: {view: [height, width]}
 keyframes   keyframes: [[frame, kind] ...]
 candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer, failed (why there are none)
 kept        kept: [KeptClip ...] in the order of time; dropped: {reason: number of candidates}, the reasons are low,
             unreviewed, short and other
 """
 
-READ_VERSION = 1
+READ_VERSION = 2
+FAULTS_PRINTED = 5  # of the faults that a reading finds; the ledger has all of them
 
 
 def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
@@ -54,15 +57,17 @@ def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
         try:
             episode = dataset.read(key)
         except BadEpisode as error:
-            return {"task": "", "instruction": "", "frames": 0, "fps": 0.0, "faults": [str(error)], "notes": []}
-        faults, notes = inspect(dataset, episode, config.read.decode)
+            nothing = {"task": "", "instruction": "", "frames": 0, "fps": 0.0, "notes": [], "sizes": {}}
+            return {**nothing, "faults": [str(error)]}
+        faults, notes, sizes = inspect(dataset, episode, config.read.decode)
         return {
             "task": episode.task,
             "instruction": episode.instruction,
             "frames": len(episode),
             "fps": episode.fps,
             "faults": faults,
-            "notes": notes,
+            "notes": [note.to_dict() for note in notes],
+            "sizes": sizes,
         }
 
     settings = asdict(config.read)
@@ -70,13 +75,45 @@ def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
         del settings[name]
     wanted = {key: digest(READ_VERSION, settings, dataset.stamp(key)) for key in dataset.keys}
     ledger = _fill("reading", Path(config.out_dir) / READ, wanted, row)
+    _refuse_odd_sizes(ledger, rows(ledger, dataset))
     bad = [item for item in rows(ledger, dataset) if item["faults"]]
+    for note in reading_notes(dataset.notes, (item for item in rows(ledger, dataset) if not item["faults"])):
+        print(note.line(len(wanted)))
+    for item in bad[:FAULTS_PRINTED]:
+        print(f"fault, left out: {item['key']}: {item['faults'][0]}")
+    if len(bad) > FAULTS_PRINTED:
+        print(f"fault, left out: {len(bad) - FAULTS_PRINTED} more episodes, listed in {ledger.path}")
     if len(bad) > config.read.max_bad_episodes:
         raise UserError(
             f"{len(bad)} of {len(wanted)} episodes have faults, the first is {bad[0]['key']}: {bad[0]['faults'][0]} "
             f"All are listed in {ledger.path}; repair them, or leave them out with read.max_bad_episodes={len(bad)}."
         )
     return ledger
+
+
+def _refuse_odd_sizes(ledger: Ledger, episodes: Sequence[LedgerRow]) -> None:
+    """Gives a fault to each episode whose images have another size than most episodes' of the same view.
+
+    All images of a view must have one size in shards. episodes: the ledger's rows.
+    """
+    sizes: defaultdict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
+    for row in episodes:
+        for view, size in row["sizes"].items():
+            sizes[view][tuple(size)] += not row["faults"]
+    usual = {view: counts.most_common(1)[0][0] for view, counts in sizes.items()}
+    odd: dict[str, list[str]] = {}
+    for row in episodes:
+        for view, size in row["sizes"].items():
+            try:
+                check_size(view, 0, size, usual[view])
+            except BadEpisode as error:
+                odd.setdefault(row["key"], []).append(str(error))
+    if odd:
+        with ledger:
+            for row in episodes:
+                if row["key"] in odd:
+                    values = {name: value for name, value in row.items() if name not in ("key", "of")}
+                    ledger.put(row["key"], "", {**values, "faults": [*row["faults"], *odd[row["key"]]]})
 
 
 def rows(ledger: Ledger, dataset: Dataset) -> list[LedgerRow]:
@@ -90,7 +127,7 @@ def detect_keyframes(config: ConstructConfig, dataset: Dataset, episodes: Ledger
 
     def row(key: str) -> dict[str, Any]:
         episode = dataset.read(key)
-        detected = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes)
+        detected = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes, episode.opening_T)
         return {"keyframes": [[item.frame, item.kind] for item in detected]}
 
     settings = asdict(config.keyframes)
@@ -144,6 +181,8 @@ def propose(config: ConstructConfig, dataset: Dataset, hints: Ledger, again: boo
     wanted = candidate_digests(config, dataset, hints, proposes.version)
     at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
     ledger = _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once, again)
+    for note in proposal_notes(config.proposer, rows(hints, dataset), rows(ledger, dataset)):
+        print(note.line(len(wanted)))
     failed = [item for item in rows(ledger, dataset) if item["key"] in wanted and item.get("failed")]
     if len(failed) > config.vlm.max_failed_episodes:
         names = ", ".join(item["key"] for item in failed[:10]) + ", ..." * (len(failed) > 10)

@@ -16,7 +16,8 @@ import numpy as np
 
 from la4vla.types import UserError
 
-ObjectStatus = Literal["HOLDING", "EMPTY"]
+ObjectStatus = Literal["HOLDING", "EMPTY", ""]
+"""Of the object in the gripper; empty if nothing tells."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Primitive:
 
     name: str
     definition: str
-    status: ObjectStatus | Literal[""]
+    status: ObjectStatus
 
 
 PRIMITIVES = {

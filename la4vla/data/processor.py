@@ -27,7 +27,7 @@ class PreparedSample:
     sample  after the chain
     noise   float32 [T, A], where the flow starts
     time    in [0, 1], the flow time of the loss; 0 for a query
-    error   why its images cannot be read, or empty; such a sample is masked
+    error   why its images or numbers cannot be used, or empty; such a sample is masked
     """
 
     sample: Sample

@@ -27,6 +27,7 @@ from la4vla.data.processor import PreparedSample
 from la4vla.data.setup import Setup, Source, check_world
 from la4vla.data.shards.read import read_shard
 from la4vla.data.shards.writer import Clip
+from la4vla.data.values import BadFrames, Limits, bad_frames
 from la4vla.rng import RngUse, generator
 from la4vla.types import KINDS, Batch, Kind, Sample, UserError
 
@@ -42,7 +43,7 @@ class StepData:
     """What one rank needs for one optimizer step.
 
     stage, stage_step, step: counted from 0; step counts over all stages. batches: `la` ones first, `vla` ones last.
-    samples: source -> samples of this step over all ranks. bad_samples: unreadable ones on this rank since it started.
+    samples: source -> samples of this step over all ranks. bad_samples: masked ones on this rank since it started.
     wait_s: how long the trainer waited for this (0 in process).
     """
 
@@ -56,13 +57,25 @@ class StepData:
 
 
 @dataclass(frozen=True)
+class CheckedShard:
+    """What was read of a shard.
+
+    clips  in order
+    bad    number of a clip -> its frames with numbers that cannot be; most shards have none
+    """
+
+    clips: list[Clip]
+    bad: Mapping[int, BadFrames]
+
+
+@dataclass(frozen=True)
 class Task:
-    """One sample to make. clips: of its shard, perhaps still being read."""
+    """One sample to make. shard: that it lies in, perhaps still being read."""
 
     source: Source
     n: int
     address: Address
-    clips: Future[list[Clip]]
+    shard: Future[CheckedShard]
 
 
 class StreamReader:
@@ -72,10 +85,10 @@ class StreamReader:
         self._source, self._stream, self._pool = source, stream, pool
         self._block = Block(0, (), 0)
         self._shuffled: Shuffled | None = None
-        self._shards: dict[int, Future[list[Clip]]] = {}
+        self._shards: dict[int, Future[CheckedShard]] = {}
         self._ahead = False
 
-    def at(self, position: int) -> tuple[Address, Future[list[Clip]]]:
+    def at(self, position: int) -> tuple[Address, Future[CheckedShard]]:
         if self._shuffled is None or not self._block.first <= position < self._block.stop:
             self._block = self._stream.block(position)
             self._shuffled = self._stream.shuffled(self._block)
@@ -87,12 +100,18 @@ class StreamReader:
         address = self._shuffled[position - self._block.first]
         return address, self._shards[address.shard]
 
-    def _fetched(self, block: Block) -> dict[int, Future[list[Clip]]]:
-        index, views = self._source.index, self._source.views
+    def _fetched(self, block: Block) -> dict[int, Future[CheckedShard]]:
         return {
-            shard: self._shards.get(shard) or self._pool.submit(read_shard, index, shard, views)
+            shard: self._shards.get(shard) or self._pool.submit(read_checked, self._source, shard)
             for shard in block.shards
         }
+
+
+def read_checked(source: Source, shard: int) -> CheckedShard:
+    """Raises UserError for a shard that is not what the index says."""
+    clips, limits = read_shard(source.index, shard, source.views), Limits.of(source.stats)
+    found = {number: bad for number, clip in enumerate(clips) if (bad := bad_frames(clip, limits)) is not None}
+    return CheckedShard(clips, found)
 
 
 class Reader:
@@ -146,8 +165,8 @@ class Reader:
         assert first % streams == count % streams == 0, "sources are taken in units of one sample from each stream"
         for position in range(first // streams, (first + count) // streams):
             for number in self._streams:
-                address, clips = self._readers[source.name, number].at(position)
-                yield Task(source, position * streams + number, address, clips)
+                address, shard = self._readers[source.name, number].at(position)
+                yield Task(source, position * streams + number, address, shard)
 
     def _submit(self, tasks: Sequence[Task]) -> list[Future[list[PreparedSample]]]:
         size = CHUNK[tasks[0].source.kind]
@@ -171,7 +190,8 @@ class Reader:
         allowed = self._config.data.max_bad_samples
         if self._bad > allowed:
             raise UserError(
-                f"{bad.sample.key}: {bad.error}; write its clip again, or raise data.max_bad_samples={allowed}."
+                f"{bad.sample.key}: {bad.error}; write its folder again without this fault (and train in a new "
+                f"run.dir), or raise data.max_bad_samples, now {allowed}, to leave such samples out."
             )
         logger.warning(
             "%s: %s; its actions are masked (%d of %d allowed)", bad.sample.key, bad.error, self._bad, allowed
@@ -182,15 +202,18 @@ class Reader:
 
     def _prepare(self, task: Task) -> PreparedSample:
         seed, spec, source = self._config.run.seed, self._processor.spec, task.source
-        clip = task.clips.result()[task.address.clip]
-        sample = window(clip, task.address.frame, spec.horizon, source.kind, source.name)
-        error = ""
-        if source.views:
+        shard, frame = task.shard.result(), task.address.frame
+        clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)
+        sample = window(clip, frame, spec.horizon, source.kind, source.name)
+        error = bad.within(frame, frame + int(sample.action_valid.sum()), self._setup.chain.delta) if bad else ""
+        if source.views and not error:
             try:
-                sample = sample.but(views=_decoded(clip, task.address.frame, source.views))
+                sample = sample.but(views=_decoded(clip, frame, source.views))
             except ValueError as reason:
-                error = f"shard {source.index.shards[task.address.shard].name}, {reason}"
-                sample = sample.but(views=_grey(source), action_valid=np.zeros(spec.horizon, bool))
+                error = str(reason)
+        if error:
+            sample = _masked(sample, source)
+            error = f"shard {source.index.shards[task.address.shard].name}, {error}"
         prepared = self._processor.prepare(sample, generator(seed, RngUse.FLOW, source.name, task.n))
         if source.views and self._config.data.augment and not error:
             draw = generator(seed, RngUse.AUGMENT, source.name, task.n)
@@ -232,7 +255,15 @@ def _decoded(clip: Clip, frame: int, views: Sequence[str]) -> dict[str, np.ndarr
     return images
 
 
-def _grey(source: Source) -> dict[str, np.ndarray]:
-    """Stand-ins for a bad sample, whose row counts for nothing but must have its tokens' images."""
+def _masked(sample: Sample, source: Source) -> Sample:
+    """A stand-in for a bad sample: none of its actions counts, its numbers are zeros (a masked NaN is a NaN still), and
+    it has grey images where its row has tokens for them."""
+    assert sample.action is not None and sample.action_states is not None
     sizes = {view: source.index.views[view] for view in source.views}
-    return {view: np.full((size.height, size.width, 3), 128, np.uint8) for view, size in sizes.items()}
+    return sample.but(
+        state=np.zeros_like(sample.state),
+        action=np.zeros_like(sample.action),
+        action_states=np.zeros_like(sample.action_states),
+        action_valid=np.zeros_like(sample.action_valid),
+        views={view: np.full((size.height, size.width, 3), 128, np.uint8) for view, size in sizes.items()},
+    )

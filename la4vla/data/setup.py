@@ -14,11 +14,12 @@ from typing import Any
 from la4vla.config import DataConfig, TrainConfig
 from la4vla.data.collate import Encode
 from la4vla.data.mixture import Schedule
-from la4vla.data.normalize import Normalize, Stats, beyond, near_constant, rare_dims
+from la4vla.data.normalize import STATS, FolderStats, Normalize, Stats, beyond, near_constant, rare_dims
 from la4vla.data.order import Stream, make_streams
 from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
+from la4vla.data.values import outliers
 from la4vla.manifest import Checkpoint
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
 
@@ -28,11 +29,16 @@ UNEVEN = 1.5
 
 @dataclass(frozen=True)
 class Source:
-    """A shard folder used as one kind. views: those it shows, in slot order; empty for `la` and for no other kind."""
+    """A shard folder used as one kind.
+
+    stats  what the folder says of its values
+    views  those it shows, in slot order; empty for `la` and for no other kind
+    """
 
     name: str
     kind: Kind
     index: Index
+    stats: FolderStats
     views: tuple[str, ...]
     streams: tuple[Stream, ...]
 
@@ -69,10 +75,10 @@ def prepare(
         name: () if config.data.sources[name].kind == "la" else _views_of(name, config.data.sources[name].views, index)
         for name, index in indexes.items()
     }
+    sources = {name: _source(config, name, index, views[name]) for name, index in indexes.items()}
     chain = build_chain(
         config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes, inherited, own), spec
     )
-    sources = {name: _source(config, name, index, views[name]) for name, index in indexes.items()}
     return Setup(sources, embodiment, Processor(chain, encode, spec, config.flow))
 
 
@@ -166,7 +172,7 @@ def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator
             f"warning: {source.name}: shards of up to {max(sizes) / 1e6:,.0f} MB are read whole, above "
             f"data.shuffle_bytes ({room / 1e6:,.0f} MB); write the folder with {enough:,} shards to take less memory"
         )
-    own = read_stats(source.index.location)
+    own = source.stats
     pairs = {"state": (normalize.state, own.state), "action": (normalize.action, own.action(action))}
     for what, (stats, ours) in pairs.items():
         if cut_off := beyond(normalize.mode, stats, ours):
@@ -174,6 +180,9 @@ def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator
                 f"warning: {source.name}: {what} dims {', '.join(cut_off)} go beyond the statistics in use and are "
                 "clipped there in more than 1 % of the frames; data.stats_source says whose statistics are used"
             )
+    for what, stats in (("state", own.state), ("action", own.action("recorded"))):
+        for phrase in outliers(stats):
+            yield f"warning: {source.name}: {what} {phrase}; look at the few frames beyond, they are trained on"
 
 
 def fingerprint(index: Index) -> str:
@@ -207,9 +216,18 @@ def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
 def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]) -> Source:
     data: DataConfig = config.data
     kind = KINDS[KINDS.index(data.sources[name].kind)]
-    return Source(
-        name, kind, index, views, make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
-    )
+    stats = read_stats(index.location)
+    for what, names, vector in (
+        ("state", stats.state.names, index.embodiment.state),
+        ("action", stats.action("recorded").names, index.embodiment.action),
+    ):
+        if names != vector.names:
+            raise UserError(
+                f"{name}: {STATS} of {index.location} is of the {what} dims {' '.join(names)}, its shards are of "
+                f"{' '.join(vector.names)}; write the folder again."
+            )
+    streams = make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
+    return Source(name, kind, index, stats, views, streams)
 
 
 def _stats(

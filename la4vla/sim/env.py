@@ -57,7 +57,7 @@ class SceneChange:
 class Env(Protocol):
     """A simulator of one robot.
 
-    embodiment: the typed state and action spec.
+    embodiment  the typed state and action spec
     """
 
     embodiment: Embodiment

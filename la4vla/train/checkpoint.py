@@ -11,7 +11,6 @@ Refuses: reading anything without COMPLETE, loading weights that do not fit, res
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -29,8 +28,9 @@ from torch import Tensor, nn
 
 from la4vla import manifest
 from la4vla.config import CheckpointConfig, TrainConfig
+from la4vla.files import sha256
 from la4vla.manifest import Checkpoint, Manifest
-from la4vla.train import disk
+from la4vla.train import disk, integrity
 from la4vla.train.dist import World, log0, on_main
 from la4vla.train.engine import Engine
 from la4vla.train.optim import MOMENTS
@@ -96,12 +96,17 @@ class Position:
     step: int
 
 
-def save(config: TrainConfig, engine: Engine, identity: Identity, position: Position, world: World) -> None:
-    """Write a checkpoint and prune old ones. All ranks call it. Raises UserError (on all) when the disk is full."""
+def save(
+    config: TrainConfig, engine: Engine, identity: Identity, position: Position, skipped_steps: int, world: World
+) -> None:
+    """Write a checkpoint and prune old ones. All ranks call it. Raises UserError (on all) when the disk is full.
+
+    skipped_steps: of the run so far.
+    """
     weights = {name: _host(tensor) for name, tensor in engine.weights() if _kept(world)}
     training = {key: _host(tensor) for key, tensor in _moments(engine) if _kept(world)}
     updates = engine.updates()
-    on_main(world, lambda: _write(config, weights, training, updates, identity, position, world))
+    on_main(world, lambda: _write(config, weights, training, updates, identity, position, skipped_steps, world))
 
 
 def start_clean(run_dir: Path, world: World) -> None:
@@ -112,12 +117,13 @@ def start_clean(run_dir: Path, world: World) -> None:
         shutil.rmtree(wreck)
 
 
-def load_weights(module: nn.Module, folder: Path) -> None:
-    """A checkpoint's weights into a module of the same sizes. Raises UserError naming what is missing or left over."""
-    try:
+def load_weights(module: nn.Module, folder: Path, own: bool) -> None:
+    """A checkpoint's weights into a module of the same sizes. own: the run goes on from it, else takes its weights.
+
+    Raises UserError naming what is missing or left over, and for a file that is no safetensors.
+    """
+    with integrity.curing(folder, own, manifest.WEIGHTS):
         stored = load_file(folder / manifest.WEIGHTS)
-    except SafetensorError as error:
-        raise UserError(f"{folder}: {manifest.WEIGHTS} is damaged ({error}); use another checkpoint.") from error
     expected = module.state_dict()
     fits = {name for name in stored.keys() & expected.keys() if stored[name].shape == expected[name].shape}
     if fits != stored.keys() or fits != expected.keys():
@@ -133,17 +139,8 @@ def load_training(engine: Engine, folder: Path) -> None:
 
     Raises UserError for state of other parameters and for a damaged file.
     """
-    try:
-        _load_training(engine, folder)
-    except SafetensorError as error:
-        raise UserError(
-            f"{folder}: {manifest.TRAINING} is damaged ({error}); delete the folder, and the run resumes from the "
-            "checkpoint before it."
-        ) from error
-
-
-def _load_training(engine: Engine, folder: Path) -> None:
-    with safe_open(folder / manifest.TRAINING, framework="pt") as file:
+    path = folder / manifest.TRAINING
+    with integrity.curing(folder, True, manifest.TRAINING), safe_open(path, framework="pt") as file:
         names = {key.split("/", 1)[1] for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
         trainable = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
         if names != trainable:
@@ -217,6 +214,7 @@ def _write(
     updates: int,
     identity: Identity,
     position: Position,
+    skipped_steps: int,
     world: World,
 ) -> None:
     parent = Path(config.run.dir) / manifest.CHECKPOINTS
@@ -238,7 +236,7 @@ def _write(
             save_file(training, folder / manifest.TRAINING, metadata={UPDATES: str(updates)})
             for name, data in identity.tokenizer.items():
                 (folder / manifest.TOKENIZER / name).write_bytes(data)
-            _manifest(config, folder, identity, position, world).write(folder)
+            _manifest(config, folder, identity, position, skipped_steps, world).write(folder)
             _sync(folder)
             (folder / manifest.COMPLETE).touch()
             _sync(folder)
@@ -274,14 +272,15 @@ def _tmp(folder: Path) -> Path:
     return folder.with_name(folder.name + ".tmp")
 
 
-def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: Position, world: World) -> Manifest:
-    with (folder / manifest.WEIGHTS).open("rb") as file:
-        weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def _manifest(
+    config: TrainConfig, folder: Path, identity: Identity, position: Position, skipped_steps: int, world: World
+) -> Manifest:
     return Manifest(
         schema=manifest.SCHEMA_VERSION,
         stage=position.stage,
         stage_step=position.stage_step,
         step=position.step,
+        skipped_steps=skipped_steps,
         config=asdict(config),
         model=identity.model,
         input_spec=identity.input_spec,
@@ -289,7 +288,9 @@ def _manifest(config: TrainConfig, folder: Path, identity: Identity, position: P
         embodiment=identity.embodiment,
         views=identity.views,
         sources=identity.sources,
-        weights_sha256=weights_sha256,
+        weights_sha256=sha256(folder / manifest.WEIGHTS),
+        training_sha256=sha256(folder / manifest.TRAINING),
+        tokenizer_sha256={name: sha256(folder / manifest.TOKENIZER / name) for name in identity.tokenizer},
         git_sha=_git_sha(),
         versions={
             "python": platform.python_version(),

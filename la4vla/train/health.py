@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from la4vla.train.dist import World, gathered
+from la4vla.train.dist import World, gathered, log0
 from la4vla.types import UserError
 
 KEYS_NAMED = 8
@@ -83,20 +83,23 @@ class Health:
         if trace.copied is not None:
             trace.copied.synchronize()
         streak, votes = trace.numbers.tolist()
-        if streak >= self._max:
-            raise UserError(self._blame(trace))
+        if streak:
+            samples = self._samples(trace)
+            if streak >= self._max:
+                raise UserError(
+                    f"{self._max} steps in a row had no finite gradient and were skipped, the last one step "
+                    f"{trace.step}; look at its samples {samples}, then start a new run.dir with run.init_from set to "
+                    "this run's folder, and with a lower lr or without the samples that are bad."
+                )
+            log0(self._world, f"step {trace.step} had no finite gradient and was skipped; its samples: {samples}")
         return votes > 0
 
-    def _blame(self, trace: Trace) -> str:
-        """The sentence that ends the run; the same on every rank. Collective."""
+    def _samples(self, trace: Trace) -> str:
+        """Those whose micro-batch has a loss that is not finite, else all of the step. Collective."""
         mine = [key for loss, keys in trace.losses if not torch.isfinite(loss) for key in keys]
         keys = [key for keys in gathered(mine) for key in keys]
         where = "whose loss is not finite" if keys else "all with finite losses"
         if not keys:
             keys = [key for keys in gathered([key for _, keys in trace.losses for key in keys]) for key in keys]
         named = ", ".join(keys[:KEYS_NAMED]) + (", ..." if len(keys) > KEYS_NAMED else "")
-        return (
-            f"{self._max} steps in a row had no finite gradient and were skipped, the last one step {trace.step}; look "
-            f"at its samples {named} ({len(keys)} {where}), then start a new run.dir with run.init_from set to this "
-            "run's folder, and with a lower lr or without the samples that are bad."
-        )
+        return f"{named} ({len(keys)} {where})"

@@ -49,12 +49,12 @@ def _train(run: Run, config: TrainConfig, world: World, stop: StopSignal) -> Non
             stopping = run.health.update(run.position.step, result.norm, result.votes, traces)
             run.report.add(data, result, run.module)
             stage_ends = run.position.stage_step == config.stages[data.stage].steps
-            if stage_ends:
+            if stage_ends or stopping:
                 stopping |= run.health.flush()
             if every(config.validate.every_steps, run.position.step):
                 run.report.note(learner.validate(run.module, run.engine))
             if stage_ends or every(config.log.every_steps, run.position.step):
-                run.report.write(run.position, run.engine)
+                run.report.write(run.position, run.skipped_steps())
             if stage_ends or stopping or every(config.checkpoint.every_steps, run.position.step):
                 run.save()
             if stopping:

@@ -59,7 +59,7 @@ class PolicyLearner:
         else:
             fresh = replace(config.model, weights="")  # their places are all that is needed of fresh weights
             policy = rebuild(source.manifest.model) if resume.own else build_policy(fresh, config.run.seed)
-            checkpoint.load_weights(policy, source.folder)
+            checkpoint.load_weights(policy, source.folder, resume.own)
         policy.train()
         set_trainable(policy, config.stages[resume.position.stage].train)
         if config.engine.gradient_checkpointing:

@@ -15,7 +15,6 @@ from la4vla.data.mixture import Schedule
 from la4vla.model import flops
 from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World
-from la4vla.train.engine import Engine
 from la4vla.train.learner import Learner, Step
 from la4vla.train.metrics import Meters, Record, Reduce, Sink, open_sinks, peak_memory_gb
 
@@ -89,8 +88,8 @@ class Report:
             self._noted |= measured[0]
             self._since += measured[1]
 
-    def write(self, position: Position, engine: Engine) -> None:
-        """Reduce over ranks (one sync) and tell everybody. Collective."""
+    def write(self, position: Position, skipped_steps: int) -> None:
+        """Reduce over ranks (one sync) and tell everybody. Collective. skipped_steps: of the run so far."""
         self._meters.add("memory_gb", peak_memory_gb(self._world.device))
         self._meters.add("bad_samples", self._bad_samples)
         numbers = self._meters.collect()
@@ -104,7 +103,7 @@ class Report:
             "samples_per_s": self._steps_samples / seconds,
             "data_wait_ratio": numbers["wait_s"] / seconds,
             "memory_gb": numbers["memory_gb"],
-            "skipped_steps": position.stage_step - engine.updates(),
+            "skipped_steps": skipped_steps,
             "bad_samples": int(numbers["bad_samples"]),
             **{f"samples/{source}": count for source, count in sorted(self._samples.items())},
             **self._noted,

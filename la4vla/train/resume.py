@@ -12,7 +12,7 @@ from pathlib import Path
 from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.manifest import Checkpoint
-from la4vla.train import checkpoint
+from la4vla.train import checkpoint, integrity
 from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World, gathered, on_main
 from la4vla.types import UserError
@@ -52,12 +52,13 @@ def begin_stage(config: TrainConfig, position: Position, world: World) -> Resume
 
     def look() -> Resume:
         folder = manifest.newest(config.run.dir)
-        newest = Checkpoint.open(folder) if folder else None
+        newest = integrity.open_checkpoint(folder, own=True) if folder else None
         if newest is None or newest.manifest.step != position.step:
             raise UserError(
                 f"{config.run.dir}: the checkpoint of step {position.step}, which ended a stage just now, is gone; "
                 "leave checkpoints of a running run alone, and start again: the run resumes from its newest one."
             )
+        integrity.check_present(newest, own=True)  # this run wrote it just now: its bytes are not read twice
         return Resume(position, newest, own=True)
 
     return _agreed(config, on_main(world, look))
@@ -86,18 +87,34 @@ def find_resume(config: TrainConfig) -> Resume:
     run_dir, first = Path(config.run.dir), next(iter(config.stages))
     folder = manifest.newest(run_dir)
     if folder is None:
-        init = Checkpoint.open(manifest.resolve(config.run.init_from)) if config.run.init_from else None
-        return Resume(Position(first, 0, 0), init, own=False)
+        return Resume(Position(first, 0, 0), _initial(config), own=False)
     if config.run.resume == "never":
         raise UserError(f"{run_dir} holds checkpoints and run.resume is never; choose another run.dir or resume=auto.")
-    newest = Checkpoint.open(folder)
+    newest = integrity.open_checkpoint(folder, own=True)
     checkpoint.check_resumable(newest, config)
-    stood = newest.manifest
-    names = list(config.stages)
+    position = _position(config, newest)
+    if not is_finished(config, position):
+        integrity.check(newest, own=True)
+    return Resume(position, newest, own=True)
+
+
+def _initial(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint of `run.init_from`, if it names one."""
+    if not config.run.init_from:
+        return None
+    with integrity.curing(Path(config.run.init_from), own=False):
+        folder = manifest.resolve(config.run.init_from)
+    begun = integrity.open_checkpoint(folder, own=False)
+    integrity.check(begun, own=False)
+    return begun
+
+
+def _position(config: TrainConfig, newest: Checkpoint) -> Position:
+    stood, names = newest.manifest, list(config.stages)
     at = names.index(stood.stage)
     if stood.stage_step == config.stages[stood.stage].steps and at + 1 < len(names):
-        return Resume(Position(names[at + 1], 0, stood.step), newest, own=True)
-    return Resume(Position(stood.stage, stood.stage_step, stood.step), newest, own=True)
+        return Position(names[at + 1], 0, stood.step)
+    return Position(stood.stage, stood.stage_step, stood.step)
 
 
 def is_finished(config: TrainConfig, position: Position) -> bool:

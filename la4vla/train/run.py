@@ -29,13 +29,14 @@ from la4vla.types import UserError
 class Run:
     """A run between two steps.
 
-    learner   reads the steps, builds the module
-    identity  what every checkpoint says beside the weights
-    position  finished steps
-    module    of the present stage
-    engine    of the present stage, around the module
-    health    what can end the run early
-    report    what is measured between two log lines
+    learner         reads the steps, builds the module
+    identity        what every checkpoint says beside the weights
+    position        finished steps
+    skipped_before  steps without a finite gradient in the stages before the present one
+    module          of the present stage
+    engine          of the present stage, around the module
+    health          what can end the run early
+    report          what is measured between two log lines
     """
 
     config: TrainConfig
@@ -43,6 +44,7 @@ class Run:
     learner: Learner
     identity: Identity
     position: Position
+    skipped_before: int
     module: nn.Module
     engine: Engine
     health: Health
@@ -50,6 +52,7 @@ class Run:
 
     def enter_stage(self, name: str) -> None:
         """A new stage: the weights of the checkpoint that ended the last one, other frozen parts, a new optimizer."""
+        self.skipped_before = self.skipped_steps()
         self.engine.close()
         del self.engine, self.module
         gc.collect()
@@ -60,7 +63,11 @@ class Run:
         self.module, self.engine = build_engine(self.config, self.learner, stands, self.world)
 
     def save(self) -> None:
-        checkpoint.save(self.config, self.engine, self.identity, self.position, self.world)
+        checkpoint.save(self.config, self.engine, self.identity, self.position, self.skipped_steps(), self.world)
+
+    def skipped_steps(self) -> int:
+        """Steps without a finite gradient since step 0. Waits for the device."""
+        return self.skipped_before + self.position.stage_step - self.engine.updates()
 
 
 def begin(config: TrainConfig, world: World) -> Run | None:
@@ -73,12 +80,15 @@ def begin(config: TrainConfig, world: World) -> Run | None:
     check_ranks_agree(config, learner)
     on_main(world, lambda: write_config(config))
     module, engine = build_engine(config, learner, stands, world)
+    skipped = stands.checkpoint.manifest.skipped_steps if stands.own and stands.checkpoint else 0
+    skipped_before = skipped - (stands.position.stage_step - engine.updates())
     log0(world, learner.explain())
     if stands.checkpoint is not None:
         log0(world, _provenance(config, stands, stands.checkpoint, world))
     report = Report(config, world, learner, stands.position)
     health = Health(world, config.engine.max_skipped_steps)
-    return Run(config, world, learner, learner.identity(module), stands.position, module, engine, health, report)
+    identity = learner.identity(module)
+    return Run(config, world, learner, identity, stands.position, skipped_before, module, engine, health, report)
 
 
 def open_learner(config: TrainConfig, stands: Resume, world: World) -> Learner:

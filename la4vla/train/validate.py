@@ -18,7 +18,8 @@ import torch
 from la4vla.config import TrainConfig
 from la4vla.data.reader import window
 from la4vla.data.setup import Setup
-from la4vla.data.shards.index import Index
+from la4vla.data.shards.index import Index, read_stats
+from la4vla.data.values import Limits, bad_frames
 from la4vla.model.policy import Policy
 from la4vla.probe_cases.cases import Case, CaseClips, open_case_clips, read_cases
 from la4vla.probe_cases.motion import alignment, check_translation, travel
@@ -68,6 +69,7 @@ class Validation:
         for name, source in setup.sources.items():
             if contents(source.index) == contents(case_clips.index):
                 log0(world, f"warning: validate.cases are of the clips of source {name}, so they are not held out")
+        _check_values(listed.cases, footage, setup)
         size = min(stage.micro_batch for stage in config.stages.values())
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
         self._questions = {
@@ -125,6 +127,19 @@ class Validation:
         if mode.kind != "la":
             sample = sample.but(views=case_clips.images(case.clip, case.frame, self._setup.chain.views))
         return sample if mode.told else sample.but(instruction="")
+
+
+def _check_values(cases: Sequence[Case], footage: Footage, setup: Setup) -> None:
+    """Raises UserError for a case with a state or an action that cannot be."""
+    limits = Limits.of(read_stats(footage.index.location))
+    for case in cases:
+        bad = bad_frames(footage.clips[case.clip], limits)
+        stop = min(case.frame + setup.processor.spec.horizon, len(footage.clips[case.clip]))
+        if bad and (what := bad.within(case.frame, stop, setup.chain.delta)):
+            raise UserError(
+                f"validate.cases: clip {case.clip} of {footage.index.location}: {what}; write the folder again without "
+                "it and draw cases from it (la4vla probe cases), or leave validate.cases out."
+            )
 
 
 def contents(index: Index) -> set[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Shard folders that the training tests share, written once a session; and the command without a process of its own."""
+"""What the training tests share: shard folders and a finished run, made once; the command without its own process."""
 
 import signal
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from la4vla.train import dist
 from la4vla.train.__main__ import main
 from tests.fixtures import write_shards
-from tests.train.launch import Ended
+from tests.train.launch import Ended, train, write_config
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shards(folder / "la", 24, 4)
     write_shards(folder / "vla", 24, 4, views=["front"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """The config of a run of one rank, without dropout (which is drawn per rank), from step 0 to its end. Copy it
+    before you change it."""
+    config = write_config(tmp_path_factory.mktemp("alone"), shards, "alone")
+    ended = train(1, config)
+    assert ended.codes == (0,), ended.stderr
+    assert "8 = 4.8 la + 3.2 vla" in ended.stdout
+    return config
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def all_engines(folder: Path, world: World) -> dict:
             config = config_of(folder, name, stage, precision)
             built = engines.build(Toy(), config, DECAY, world)
             norms = advance(built, world, 0, HALF)
-            checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), world)
+            checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), 0, world)
             saved.append(Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}")
             norms += advance(built, world, HALF, STEPS)
             found = outcome(built)
@@ -175,7 +175,7 @@ def all_engines(folder: Path, world: World) -> dict:
         engine_deepspeed.BUCKET_ELEMENTS = engine_plain.BUCKET_ELEMENTS = SMALL_BUCKET
         for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
             toy = Toy()
-            checkpoint.load_weights(toy, source)
+            checkpoint.load_weights(toy, source, own=True)
             built = engines.build(toy, config_of(folder, name, stage, precision), DECAY, world)
             checkpoint.load_training(built, source)
             advance(built, world, HALF, STEPS)
@@ -195,7 +195,7 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
         config = config_of(folder, name, stage, "fp32")
         source = Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}"
         toy = Toy()
-        checkpoint.load_weights(toy, source)
+        checkpoint.load_weights(toy, source, own=True)
         built = engines.build(toy, config, DECAY, world)
         checkpoint.load_training(built, source)
         advance(built, world, HALF, STEPS)

@@ -38,9 +38,9 @@ def kill_between_saves(step: int, seconds: float) -> None:
         with saving:
             kill()
 
-    def save_and_start_clock(config, engine, identity, position, world) -> None:
+    def save_and_start_clock(config, engine, identity, position, skipped_steps, world) -> None:
         with saving:
-            save(config, engine, identity, position, world)
+            save(config, engine, identity, position, skipped_steps, world)
         if position.step == step:
             threading.Timer(seconds, kill_outside).start()
 

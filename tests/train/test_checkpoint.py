@@ -77,7 +77,7 @@ def trained(config: TrainConfig, world: World, steps: int = 2) -> PlainEngine:
 
 
 def save(config: TrainConfig, world: World, step: int, stage: str = "one") -> Path:
-    checkpoint.save(config, trained(config, world), IDENTITY, Position(stage, step, step), world)
+    checkpoint.save(config, trained(config, world), IDENTITY, Position(stage, step, step), 0, world)
     return Path(config.run.dir) / "checkpoints" / f"step_{step:08d}"
 
 
@@ -87,7 +87,7 @@ def names(config: TrainConfig) -> list[str]:
 
 def test_everything_comes_back(config, world):
     engine = trained(config, world)
-    checkpoint.save(config, engine, IDENTITY, Position("one", 3, 3), world)
+    checkpoint.save(config, engine, IDENTITY, Position("one", 3, 3), 0, world)
     folder = Path(config.run.dir) / "checkpoints" / "step_00000003"
     assert {path.name for path in folder.iterdir()} == {
         manifest.MANIFEST,
@@ -100,7 +100,7 @@ def test_everything_comes_back(config, world):
     with torch.no_grad():
         for tensor in fresh.state_dict().values():
             tensor.zero_()
-    checkpoint.load_weights(fresh, folder)
+    checkpoint.load_weights(fresh, folder, own=True)
     again = PlainEngine(fresh, config, 0.1, world)
     checkpoint.load_training(again, folder)
     for mine, theirs in zip(again.weights(), engine.weights(), strict=True):
@@ -259,7 +259,7 @@ def test_a_really_full_disk(config, world, tmp_path, monkeypatch):
 def test_damaged_optimizer_state_is_named(config, world):
     path = save(config, world, 1) / manifest.TRAINING
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"training.safetensors is damaged .* resumes from the checkpoint before it"):
+    with pytest.raises(UserError, match=r"its training.safetensors is damaged .* remove it"):
         checkpoint.load_training(PlainEngine(tied(), config, 0.1, world), path.parent)
 
 
@@ -267,15 +267,15 @@ def test_damaged_weights_are_named(config, world):
     folder = save(config, world, 1)
     data = (folder / manifest.WEIGHTS).read_bytes()
     (folder / manifest.WEIGHTS).write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"damaged .* use another checkpoint"):
-        checkpoint.load_weights(tied(), folder)
+    with pytest.raises(UserError, match=r"its model.safetensors is damaged .* copy it again"):
+        checkpoint.load_weights(tied(), folder, own=False)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(config, world):
     folder = save(config, world, 1)
     other = nn.ModuleDict({"a": nn.Linear(4, 5), "c": nn.Linear(4, 4)})
     with pytest.raises(UserError, match=r"missing 4 \(a.bias, a.weight, c.bias, ...\), unexpected .*a.bias"):
-        checkpoint.load_weights(other, folder)
+        checkpoint.load_weights(other, folder, own=True)
 
 
 def test_optimizer_state_for_other_parameters_is_refused(config, world):
@@ -384,5 +384,5 @@ def test_the_end_of_a_stage_is_the_beginning_of_the_next(config, world):
     found = resume.find_resume(config)
     assert (found.position, found.inside_stage) == (Position("two", 0, 10), False)
     assert not resume.is_finished(config, found.position)
-    checkpoint.save(config, trained(config, world), IDENTITY, Position("two", 10, 20), world)
+    checkpoint.save(config, trained(config, world), IDENTITY, Position("two", 10, 20), 0, world)
     assert resume.is_finished(config, resume.find_resume(config).position)

@@ -17,6 +17,7 @@ def folder(tmp_path: Path) -> Path:
         stage="one",
         stage_step=1,
         step=1,
+        skipped_steps=0,
         config={},
         model={},
         input_spec={},
@@ -25,6 +26,8 @@ def folder(tmp_path: Path) -> Path:
         views=["front"],
         sources={"a": "1f"},
         weights_sha256="",
+        training_sha256="",
+        tokenizer_sha256={},
         git_sha="",
         versions={},
         world_size=1,
@@ -52,11 +55,13 @@ def test_a_damaged_one_is_one_sentence(folder, text):
         manifest.read(folder)
 
 
-@pytest.mark.parametrize("changes", [{"world_size": None}, {"schema": 0, "git_sha": None}])
+@pytest.mark.parametrize("changes", [{"world_size": None}, {"schema": 1, "training_sha256": None, "git_sha": None}])
 def test_one_of_another_version_is_not_called_damaged(folder, changes):
     """Nobody may be told to delete a checkpoint that another version reads."""
     rewrite(folder, **changes)
-    with pytest.raises(UserError, match=r"not of this la4vla \(missing .*\); read it with the version") as caught:
+    with pytest.raises(
+        UserError, match=r"not of this la4vla \(schema .*missing .*\); read it with the version"
+    ) as caught:
         manifest.read(folder)
     assert "delete" not in str(caught.value)
 

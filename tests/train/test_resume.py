@@ -80,16 +80,6 @@ def straight(place, shards) -> Path:
     return config
 
 
-@pytest.fixture(scope="module")
-def alone(place, shards) -> Path:
-    """One rank, without dropout (which is drawn per rank)."""
-    config = write_config(place, shards, "alone")
-    ended = train(1, config)
-    assert ended.codes == (0,), ended.stderr
-    assert "8 = 4.8 la + 3.2 vla" in ended.stdout
-    return config
-
-
 def test_killed_and_resumed_across_the_switch_of_stages_equals_straight(straight, place, shards):
     """Killed while saving step 4, resumed from step 2, stage 2 begins after step 5: every byte is the same."""
     config = write_config(place, shards, "killed")

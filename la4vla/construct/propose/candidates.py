@@ -21,7 +21,7 @@ class Proposal:
 
     start, end     frames
     primitive      a name of vocabulary.PRIMITIVES
-    status         of the object at the end of the span
+    status         of the object at the end of the span; empty if nothing tells
     instruction    a sentence that says what to do
     displacement   (forward, left, up) in metres, caused by the commands of the span
     """

@@ -24,7 +24,7 @@ from la4vla.construct.propose.track import Track, track_of, turn_of
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
 from la4vla.types import TRANSLATION, UserError
 
-VERSION = 6
+VERSION = 7
 """Raised when the same proposals and settings would be scored differently."""
 
 Finding = tuple[float, str]
@@ -44,10 +44,8 @@ def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConf
     proposals: usable ones, as spans.validate returns them. config: uses `judge`, and from `propose` the limits from
     which on something counts as a motion or a turn.
     """
-    specs = (episode.embodiment.state, episode.embodiment.action)
-    seen = len(specs[0].dims(*TRANSLATION)) == 3
-    track = track_of(episode.state, episode.action, episode.robot) if seen else None
-    gripper = all(spec.dims("gripper") for spec in specs)
+    has_position = len(episode.embodiment.state.dims(*TRANSLATION)) == 3
+    track = track_of(episode.state, episode.action, episode.robot) if has_position else None
     judged = []
     for proposal in proposals:
         item = proposal
@@ -60,7 +58,7 @@ def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConf
             if not any(score == 0.0 for score, _ in findings):
                 findings += _motion(item, track, moved_3, config.propose)
                 findings += _fit(item, track, moved_3, config.judge)
-                findings += _gripper(item, track, config.judge) if gripper else ()
+                findings += _gripper(item, track, config.judge) if track.gripper != "none" else ()
         score = min((score for score, _ in findings), default=3.0)
         judged.append(Candidate(**asdict(item), score=score, reasons=tuple(reason for _, reason in findings)))
     return judged
@@ -75,7 +73,7 @@ def _label(proposal: Proposal) -> Iterator[Finding]:
         return
     if name == "wait":
         yield 0.0, "A wait teaches no action."
-    if PRIMITIVES[name].status not in ("", proposal.status):
+    if proposal.status and PRIMITIVES[name].status not in ("", proposal.status):
         yield 1.0, f"`{name}` ends {PRIMITIVES[name].status}, not {proposal.status}."
 
 
@@ -128,6 +126,8 @@ def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[
         if _GRIPPER[name] * (track.open_T[later] - track.open_T[last]) > config.min_gripper_change:
             yield 2.0, f"The gripper is still on its way at the end, frame {proposal.end}."
         inside_T = inside_T[-1:]
+    if track.gripper == "commanded":
+        return  # a command does not tell whether something is in between
     rest, closed = float(np.median(inside_T)), frame.closed_on_nothing + frame.hold_margin
     commanded_T = track.command_T[first : proposal.end] < 0.5
     if proposal.status == "HOLDING" and rest >= frame.open_from:

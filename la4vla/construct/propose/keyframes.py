@@ -1,7 +1,8 @@
 """Keyframes of an episode, from its states alone: moments of low arm motion and gripper transitions (FACTS 1.3.1).
 
-Keyframes are hints for whatever cuts the episode; they are no clips themselves. Pure functions of one episode's
-states. Every number is in config.KeyframeConfig, because the paper's own numbers were lost in print.
+Keyframes are hints for whatever cuts the episode; they are no clips themselves. If the states have no gripper, its
+commands stand for it. Pure functions of one episode; every number is in config.KeyframeConfig, because the paper's own
+numbers were lost in print.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from la4vla.config import KeyframeConfig
 from la4vla.types import ROTATION, TRANSLATION, VectorSpec
 
 KeyframeKind = Literal["static", "gripper_open", "gripper_close"]
-VERSION = 1
+VERSION = 2
 """Raised when the same states and settings would give other keyframes."""
 
 
@@ -35,13 +36,16 @@ class Keyframe:
     kind: KeyframeKind
 
 
-def detect(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> list[Keyframe]:
+def detect(
+    state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig, commanded_T: np.ndarray | None = None
+) -> list[Keyframe]:
     """Static and gripper-transition keyframes, in the order of time.
 
-    state_TS: float [T, S], units of `spec`, T >= 1. An episode of one frame has no keyframes.
+    state_TS: float [T, S], units of `spec`, T >= 1. commanded_T: commanded opening, 1 open, 0 closed; it counts if the
+    state has no gripper. An episode of one frame has no keyframes.
     """
     statics = [Keyframe(frame, "static") for frame in static_frames(motion(state_TS, spec, config), config)]
-    return sorted(statics + gripper_events(state_TS, spec, config), key=lambda item: item.frame)
+    return sorted(statics + gripper_events(state_TS, spec, config, commanded_T), key=lambda item: item.frame)
 
 
 def prompt_lines(keyframes: Sequence[Keyframe], fps: float) -> list[str]:
@@ -95,12 +99,15 @@ def static_frames(motion_T: np.ndarray, config: KeyframeConfig) -> list[int]:
     return [(first + last) // 2 for first, last in static_runs(motion_T, config)]
 
 
-def gripper_events(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> list[Keyframe]:
+def gripper_events(
+    state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig, commanded_T: np.ndarray | None = None
+) -> list[Keyframe]:
     """Frames where the mean opening crosses the threshold, at least `min_event_distance` apart.
 
     An event is a frame with the mean opening before it on one side of the threshold and the mean after it on the other.
     """
-    opening_T = spec.opening(state_TS)
+    measured_T = spec.opening(state_TS)
+    opening_T = commanded_T if measured_T is None else measured_T
     if opening_T is None or len(opening_T) < 2 or np.ptp(opening_T) < config.gripper_min_range:
         return []
     level_T = (opening_T - opening_T.min()) / np.ptp(opening_T)

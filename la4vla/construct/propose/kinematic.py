@@ -1,8 +1,10 @@
 """The kinematic labeller: cuts an episode into atomic actions and names each, from states and commands alone.
 
 It claims only what motion and gripper can tell. A closed gripper counts as HOLDING only if it came to rest on
-something (RobotFrame.closed_on_nothing). `push`, `pull` and `press` are claimed only if the state has a `contact`
-dimension (above 0.5: something is touched); otherwise they are labelled `move`.
+something (RobotFrame.closed_on_nothing). If the state has no gripper, the commanded opening stands for it, and a closed
+command alone gives no status. If the action has none either, no label has a status, and sentences say `arm`. `push`,
+`pull` and `press` are claimed only if the state has a `contact` dimension (above 0.5: something is touched); otherwise
+they are labelled `move`.
 
 It cuts an episode
 - where the commands jump,
@@ -35,7 +37,7 @@ from la4vla.construct.robots.robot import Robot
 from la4vla.construct.vocabulary import ObjectStatus, phrase, way
 from la4vla.rng import RngUse, generator
 
-VERSION = 9
+VERSION = 10
 """Raised when the same episodes and settings would be cut or labelled differently."""
 
 _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest
@@ -297,6 +299,10 @@ def _label(
     else:
         return None
     status: ObjectStatus = "HOLDING" if holding else "EMPTY"
+    if track.gripper == "none":
+        status, instruction = "", instruction.replace("gripper", "arm")
+    elif track.gripper == "commanded" and not holding and track.command_T[segment.end - 1] < 0.5:
+        status = ""  # a closed command does not tell whether something is in between
     displacement = (float(moved_3[0]), float(moved_3[1]), float(moved_3[2]))
     return Proposal(segment.start, segment.end, primitive, status, instruction, displacement)
 
@@ -312,6 +318,8 @@ def _contact_name(moved_3: np.ndarray) -> str:
 
 def _grip_words(track: Track, segment: _Segment, draw: float) -> tuple[str, str]:
     """(an adjective for the gripper if its opening does not change, `closing` or `opening` if it does)."""
+    if track.gripper == "none":
+        return "", ""
     last = min(segment.end, len(track) - 1)
     first_open, last_open = float(track.open_T[segment.start]), float(track.open_T[last])
     if abs(last_open - first_open) > _TEXT_OPENING:

@@ -6,6 +6,7 @@ Owns `Track` and the two signs that a new motion has begun: the path bends, or t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.ndimage import median_filter
@@ -27,8 +28,9 @@ class Track:
     path_T3      float64, (forward, left, up), m
     turn_T       orientation; None if the state has none
     spin_T3      rad, turns added up frame by frame; zeros without an orientation
-    open_T       measured opening of the gripper, 1 open, 0 closed
-    command_T    commanded opening
+    open_T       measured opening of the gripper, 1 open, 0 closed; the commanded one if the state has none
+    command_T    commanded opening; if the action has none, 1 where the measured one counts as open
+    gripper      whether the opening is measured, only commanded, or in neither state nor action
     steer_T3     commanded motion of each frame in the action's own unit and axes; None if actions are not positions
     contact_T    bool, whether something is touched; None if the state has no `contact`
     frame        axes and gripper limits of the robot
@@ -40,6 +42,7 @@ class Track:
     spin_T3: np.ndarray
     open_T: np.ndarray
     command_T: np.ndarray
+    gripper: Literal["measured", "commanded", "none"]
     steer_T3: np.ndarray | None
     contact_T: np.ndarray | None
     frame: RobotFrame
@@ -72,15 +75,20 @@ def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track
         )
     path_T3 = frame.from_base(state_TS[:, position].astype(np.float64))
     turn_T, spin_T3 = _turning(state_TS, spec)
-    open_T, command_T = spec.opening(state_TS), embodiment.action.opening(action_TA)
-    if open_T is None or command_T is None:
-        open_T = command_T = np.ones(len(state_TS))
+    measured_T, commanded_T = spec.opening(state_TS), embodiment.action.opening(action_TA)
+    gripper: Literal["measured", "commanded", "none"] = "measured"
+    if measured_T is None:
+        gripper = "none" if commanded_T is None else "commanded"
+        measured_T = np.ones(len(state_TS)) if commanded_T is None else commanded_T
+    if commanded_T is None:
+        commanded_T = (measured_T >= frame.open_from).astype(np.float64)
     return Track(
         path_T3=path_T3,
         turn_T=turn_T,
         spin_T3=spin_T3,
-        open_T=open_T,
-        command_T=command_T,
+        open_T=measured_T,
+        command_T=commanded_T,
+        gripper=gripper,
         steer_T3=_steer(action_TA, embodiment.action),
         contact_T=state_TS[:, contact[0]] > 0.5 if contact else None,
         frame=frame,

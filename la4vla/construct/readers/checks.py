@@ -17,6 +17,8 @@ import simplejpeg
 
 from la4vla.config import ReadConfig
 from la4vla.construct.episodes import BadEpisode, Dataset, Episode
+from la4vla.construct.notes import Note
+from la4vla.construct.readers.plausible import angle_notes, plausibility
 from la4vla.construct.robots.robot import RobotFile, robot_file
 from la4vla.construct.robots.units import VectorUnits, convert
 from la4vla.types import UserError
@@ -24,6 +26,7 @@ from la4vla.types import UserError
 MAX_KEY = 60  # characters of an episode's key (episodes.py)
 STILL_SHARE = 0.9  # a camera is called frozen if this share of its images equal the one before
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+PIXEL_KIND, GREY_16 = 24, b"\x10\x00"  # place of bit depth and colour type in a PNG; 16 bits, one channel
 
 
 def robot_of(read: ReadConfig) -> RobotFile:
@@ -88,8 +91,27 @@ def chosen_views(read: ReadConfig, there: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def vectors(column: Mapping[str, np.ndarray], names: Sequence[str], units: VectorUnits, what: str) -> np.ndarray:
-    """The named columns, joined and converted: float32 [T, S]. what: state or action. Raises BadEpisode."""
+def cameras(there: Mapping[str, str], read: ReadConfig) -> tuple[list[str], list[Note]]:
+    """The views of a dataset that are cameras, and a note about each that is none.
+
+    there: view -> why it is no camera, empty if it is one. Raises UserError if read.views names one that is none.
+    """
+    notes = []
+    for view, why in there.items():
+        if why and view in read.views.values():
+            raise UserError(f"read.views: `{view}` of {read.path} is {why}, not a camera's images; take it out.")
+        if why and read.images:
+            notes.append(Note("no_camera", f"`{view}` is {why}, not a camera's images, and is left out"))
+    return [view for view, why in there.items() if not why], notes
+
+
+def vectors(
+    column: Mapping[str, np.ndarray], names: Sequence[str], units: VectorUnits, what: str
+) -> tuple[np.ndarray, list[Note]]:
+    """The named columns, joined and converted: float32 [T, S]. Also notes about the dataset's own numbers.
+
+    what: state or action. Raises BadEpisode.
+    """
     parts = []
     for name in names:
         values = column[name]
@@ -114,7 +136,7 @@ def vectors(column: Mapping[str, np.ndarray], names: Sequence[str], units: Vecto
     if len(joined_TD) < 2:
         raise BadEpisode(f"the episode has {len(joined_TD)} frame and needs at least 2; drop it.")
     try:
-        return convert(joined_TD, units)[0]
+        return convert(joined_TD, units)[0], angle_notes(joined_TD, units, what)
     except ValueError as error:
         raise BadEpisode(f"{what}: {error}; repair or drop the episode.") from error
 
@@ -137,6 +159,10 @@ def as_jpeg(data: bytes, quality: int) -> bytes:
             raise BadEpisode(f"an image is a damaged JPEG ({error}); repair or drop the episode.") from error
         return data
     if data.startswith(PNG):
+        if data[PIXEL_KIND : PIXEL_KIND + 2] == GREY_16:
+            raise BadEpisode(
+                "an image is a PNG of one channel of 16 bits, as depth maps are; name the cameras in read.views."
+            )
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if decoded is not None:
             return encode(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), quality)
@@ -148,50 +174,81 @@ def encode(image_HW3: np.ndarray, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image_HW3), quality=quality)
 
 
-def inspect(dataset: Dataset, episode: Episode, decode: bool) -> tuple[list[str], list[str]]:
-    """Faults and notes of an episode that could be read. decode: decode every image to look at it."""
-    notes = table_notes(episode)
+def first_sizes(episode: Episode) -> dict[str, tuple[int, int]]:
+    """View -> (height, width) of its first image. Raises BadEpisode."""
+    return {view: jpeg_size(episode.frames(view, [0])[0]) for view in episode.views}
+
+
+def jpeg_size(jpeg: bytes) -> tuple[int, int]:
+    """(height, width) in pixels. Raises BadEpisode for a damaged JPEG."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError as error:
+        raise BadEpisode(f"an image is a damaged JPEG ({error}); repair or drop the episode.") from error
+    return int(height), int(width)
+
+
+def check_size(view: str, frame: int, size: Sequence[int], usual: Sequence[int]) -> None:
+    """Raises BadEpisode for an image of another size than the view's. size, usual: (height, width)."""
+    if tuple(size) != tuple(usual):
+        raise BadEpisode(
+            f"{view}: the image of frame {frame} has {size[0]} x {size[1]} pixels, the others of this view have "
+            f"{usual[0]} x {usual[1]}; resize it or drop the episode."
+        )
+
+
+def inspect(dataset: Dataset, episode: Episode, decode: bool) -> tuple[list[str], list[Note], dict[str, list[int]]]:
+    """Faults, notes and image sizes of an episode that could be read. decode: decode every image to look at it."""
+    notes = [*episode.notes, *table_notes(episode), *plausibility(episode)]
+    sizes: dict[str, tuple[int, int]] = {}
     try:
         faults = list(dataset.video_faults(episode))
+        if not faults:
+            sizes = dataset.image_sizes(episode)
         if decode and not faults:
-            notes += image_notes(episode)
+            notes += image_notes(episode, sizes)
     except BadEpisode as error:
         faults = [str(error)]
-    return faults, notes
+    return faults, notes, {view: list(size) for view, size in sizes.items()}
 
 
-def table_notes(episode: Episode) -> list[str]:
-    """Notes on states and actions: dims that never change, and a rate that is not the robot's."""
+def table_notes(episode: Episode) -> list[Note]:
+    """Notes on the table: dims that never change, and a rate that is not the robot's."""
     notes = []
     robot = episode.embodiment
     for what, values_TD, spec in (("state", episode.state, robot.state), ("action", episode.action, robot.action)):
         still = [name for name, width in zip(spec.names, np.ptp(values_TD, axis=0), strict=True) if width == 0]
         if still:
-            notes.append(f"{what} never changes in {', '.join(still)}")
+            notes.append(Note(f"{what}_still", f"{what} never changes in {', '.join(still)}"))
     if abs(episode.fps - robot.control_hz) > 1e-3:
-        notes.append(f"{episode.fps:g} frames a second, but the robot file says control_hz {robot.control_hz:g}")
+        text = f"{episode.fps:g} frames a second, but the robot file says control_hz {robot.control_hz:g}"
+        notes.append(Note("rate", text))
     return notes
 
 
-def image_notes(episode: Episode) -> list[str]:
-    """Notes on frozen cameras and on views that show the same. Decodes every image; raises BadEpisode if one fails."""
-    notes: list[str] = []
+def image_notes(episode: Episode, sizes: Mapping[str, tuple[int, int]]) -> list[Note]:
+    """Notes on frozen cameras and on views that show the same. Decodes every image.
+
+    sizes: view -> size of its first image. Raises BadEpisode for an image that does not decode or has another size.
+    """
+    notes: list[Note] = []
     view_of: dict[tuple[bytes, ...], str] = {}
     numbers = range(0, len(episode), episode.frame_stride)
     for view in episode.views:
-        frames = episode.frames(view, numbers)
-        try:
-            hashes = tuple(
-                hashlib.sha256(simplejpeg.decode_jpeg(frames[number]).tobytes()).digest() for number in numbers
-            )
-        except ValueError as error:
-            raise BadEpisode(f"{view}: an image does not decode ({error}); repair or drop the episode.") from error
+        frames, hashes = episode.frames(view, numbers), []
+        for number in numbers:
+            try:
+                image_HW3 = simplejpeg.decode_jpeg(frames[number])
+            except ValueError as error:
+                raise BadEpisode(f"{view}: an image does not decode ({error}); repair or drop the episode.") from error
+            check_size(view, number, image_HW3.shape[:2], sizes[view])
+            hashes.append(hashlib.sha256(image_HW3.tobytes()).digest())
         same = sum(a == b for a, b in pairwise(hashes))
         if len(hashes) > 1 and same >= STILL_SHARE * (len(hashes) - 1):
-            notes.append(f"{view} is frozen: {same} of its {len(hashes)} images equal the one before")
-        if hashes in view_of:
-            notes.append(f"{view} shows the same as {view_of[hashes]}")
-        view_of[hashes] = view
+            notes.append(Note("frozen", f"{view} is frozen: {same} of its {len(hashes)} images equal the one before"))
+        if (shown := tuple(hashes)) in view_of:
+            notes.append(Note("same_view", f"{view} shows the same as {view_of[shown]}"))
+        view_of[shown] = view
     return notes
 
 

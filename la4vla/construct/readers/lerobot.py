@@ -6,8 +6,9 @@ States, actions and the task come from the tables. Images come from videos or im
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import lru_cache, partial
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import pyarrow.parquet as pq
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Frames
 from la4vla.construct.ledger import digest
+from la4vla.construct.notes import Note
 from la4vla.construct.readers.checks import (
     MAX_KEY,
     as_jpeg,
+    cameras,
     chosen_views,
     episode_key,
+    first_sizes,
     robot_of,
     sentence,
     slug,
@@ -30,7 +34,7 @@ from la4vla.construct.readers.checks import (
     vectors,
 )
 from la4vla.construct.readers.lerobot_meta import EpisodeInfo, Meta, read_meta
-from la4vla.construct.readers.video import locate, read_frames
+from la4vla.construct.readers.video import locate, read_frames, video_size
 from la4vla.types import UserError
 
 STANDARD = ("timestamp", "frame_index", "episode_index", "task_index")
@@ -50,7 +54,8 @@ class LeRobot:
             "state": _columns(self._meta, "state", read.state),
             "action": _columns(self._meta, "action", read.action),
         }
-        self._views = chosen_views(read, self._meta.views)
+        there, self._notes = cameras(self._meta.views, read)
+        self._views = chosen_views(read, there)
         self._stride, self._quality = read.frame_stride, config.jpeg_quality
         episodes = self._meta.episodes[: read.max_episodes or None]
         self._episodes = {episode_key("episode", item.index): item for item in episodes}
@@ -67,24 +72,33 @@ class LeRobot:
     def keys(self) -> Sequence[str]:
         return self._keys
 
+    @property
+    def notes(self) -> Sequence[Note]:
+        return self._notes
+
     def stamp(self, key: str) -> str:
         info = self._episodes[key]
         videos = {view: asdict(info.videos[name]) for view, name in self._views.items() if name in info.videos}
-        files = [stat_of(info.data), *(stat_of(Path(span["path"])) for span in videos.values())]
+        data = [info.data] if self._meta.version != "v3.0" or _may_hold(info.data, info.index) else self._data_files
+        files = [*map(stat_of, data), *(stat_of(Path(span["path"])) for span in videos.values())]
         return digest(self._about, info.length, str(videos), files)
 
     def read(self, key: str) -> Episode:
         info = self._episodes[key]
-        table, _ = self._rows(info)
+        path, table, _ = self._rows(info)
         if len(table) != info.length:
             raise BadEpisode(
-                f"{info.data} has {len(table)} frames of episode {info.index}, but meta/ says {info.length}; get both "
+                f"{path} has {len(table)} frames of episode {info.index}, but meta/ says {info.length}; get both "
                 "anew or drop the episode."
             )
         names = {name for columns in self._columns.values() for name in columns}
         column = {name: _numbers(table[name], name) for name in (*STANDARD, *names)}
         _check_time(column, self._meta.fps)
         instruction = sentence(self._meta.tasks.get(int(column["task_index"][0]), ""))
+        state, notes = vectors(column, self._columns["state"], self._robot_file.state, "state")
+        action, more = vectors(column, self._columns["action"], self._robot_file.action, "action")
+        if path != info.data:
+            more.append(Note("data_file", f"meta/ puts the rows into {info.data}, they are in {path}; correct meta/."))
         return Episode(
             key=key,
             task=slug(instruction, MAX_KEY),
@@ -92,11 +106,12 @@ class LeRobot:
             instruction=instruction,
             robot=self._robot,
             fps=self._meta.fps,
-            state=vectors(column, self._columns["state"], self._robot_file.state, "state"),
-            action=vectors(column, self._columns["action"], self._robot_file.action, "action"),
+            state=state,
+            action=action,
             views=tuple(self._views),
             frame_stride=self._stride,
             frames=partial(self._frames, info),
+            notes=(*notes, *more),
         )
 
     def video_faults(self, episode: Episode) -> list[str]:
@@ -106,35 +121,79 @@ class LeRobot:
             try:
                 if name in info.videos:
                     self._locate(info, name)
-                elif name not in self._table(info.data)[2]:
+                elif name not in self._table(self._file_of(info))[2]:
                     raise BadEpisode(
-                        f"{info.data} has no image column {name}; get it, or read without images (read.images=false)."
+                        f"{self._file_of(info)} has no image column {name}; get it, or read without images "
+                        "(read.images=false)."
                     )
             except BadEpisode as error:
                 faults.append(str(error))
         return faults
+
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        videos = self._episodes[episode.key].videos
+        filmed = {view: video_size(videos[name].path) for view, name in self._views.items() if name in videos}
+        stored = tuple(view for view in self._views if view not in filmed)
+        return filmed | first_sizes(replace(episode, views=stored))
 
     def _frames(self, info: EpisodeInfo, view: str, numbers: Sequence[int]) -> Frames:
         name = self._views[view]
         if name in info.videos:
             first = self._locate(info, name)
             return read_frames(info.videos[name].path, first, numbers, self._quality)
-        _, start = self._rows(info)
-        return {number: self._image(info.data, name, start + number) for number in numbers}
+        path, _, start = self._rows(info)
+        return {number: self._image(path, name, start + number) for number in numbers}
 
     def _locate(self, info: EpisodeInfo, name: str) -> int:
         span = info.videos[name]
-        return locate(span.path, span.from_s, span.to_s, info.length, self._meta.fps)
+        return locate(span.path, span.from_s, span.to_s, span.before, info.length, self._meta.fps)
 
-    def _rows(self, info: EpisodeInfo) -> tuple[pa.Table, int]:
-        """The episode's rows in its parquet file, and the number of the first row. Raises BadEpisode."""
-        table, episode_N, _ = self._table(info.data)
+    def _rows(self, info: EpisodeInfo) -> tuple[Path, pa.Table, int]:
+        """(parquet file that holds the episode, its rows there, number of the first row). Raises BadEpisode."""
+        path = self._file_of(info)
+        table, episode_N, _ = self._table(path)
         rows = np.flatnonzero(episode_N == info.index)
         if len(rows) == 0 or rows[-1] - rows[0] + 1 != len(rows):
             raise BadEpisode(
-                f"{info.data} has no run of rows with episode_index {info.index}; get it anew or drop the episode."
+                f"{path}: the rows with episode_index {info.index} do not follow each other; get it anew or drop the "
+                "episode."
             )
-        return table.slice(int(rows[0]), len(rows)), int(rows[0])
+        return path, table.slice(int(rows[0]), len(rows)), int(rows[0])
+
+    def _file_of(self, info: EpisodeInfo) -> Path:
+        """The parquet file that holds the episode: the one that meta/ names, else the only other one with its rows.
+
+        Raises BadEpisode with the episodes that each file does hold.
+        """
+        has = "does not exist"
+        if info.data.is_file():
+            _, episode_N, _ = self._table(info.data)
+            if info.index in episode_N:
+                return info.data
+            has = f"has {_span(episode_N)}"
+        others = [path for path, held in self._held.items() if info.index in held]
+        if len(others) == 1:
+            return others[0]
+        where = f"{len(others)} other files of data/ have them" if others else "no other file of data/ has them"
+        raise BadEpisode(
+            f"meta/ says that {info.data} has the rows of episode {info.index}, but it {has}, and {where}; get data/ "
+            "and meta/ anew, or leave the episode out (read.max_bad_episodes)."
+        )
+
+    @cached_property
+    def _held(self) -> dict[Path, np.ndarray]:
+        """The episodes of each parquet file under data/, read once and only if meta/ names a wrong file."""
+        held = {}
+        for path in self._data_files:
+            # What cannot be read is a fault of the episodes that meta/ puts there.
+            with suppress(OSError, KeyError, pa.ArrowException):
+                column = pq.read_table(path, columns=["episode_index"])["episode_index"]
+                held[path] = np.unique(_numbers(column, "episode_index"))
+        return held
+
+    @cached_property
+    def _data_files(self) -> list[Path]:
+        return sorted((self._meta.root / "data").glob("**/*.parquet"))
 
     def _image(self, path: Path, name: str, row: int) -> bytes:
         """The JPEG in a cell of an image column, {bytes, path}: the image is in one of the two. Raises BadEpisode."""
@@ -199,6 +258,27 @@ def _group_ends(path: Path, stat: tuple[int, ...]) -> np.ndarray:
     return np.cumsum([about.row_group(item).num_rows for item in range(about.num_row_groups)])
 
 
+def _may_hold(path: Path, episode: int) -> bool:
+    """Whether a parquet file may hold an episode, by the statistics in its footer. Reads no rows."""
+    return path.is_file() and any(low <= episode <= high for low, high in _episode_ranges(path, tuple(stat_of(path))))
+
+
+@lru_cache(maxsize=1024)
+def _episode_ranges(path: Path, stat: tuple[int, ...]) -> list[tuple[float, float]]:
+    """(lowest, highest) episode of each row group; without limits where the footer does not say."""
+    try:
+        about = pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return [(-np.inf, np.inf)]  # `read` says what is wrong with the file
+    ranges = []
+    for group in map(about.row_group, range(about.num_row_groups)):
+        columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
+        limits = columns["episode_index"].statistics if "episode_index" in columns else None
+        known = limits is not None and limits.has_min_max
+        ranges.append((limits.min, limits.max) if known else (-np.inf, np.inf))
+    return ranges
+
+
 def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """A column as an array [T] or [T, D]. Raises BadEpisode for rows of different lengths."""
     array: Any = column.combine_chunks()
@@ -210,7 +290,14 @@ def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
         return array.to_numpy(zero_copy_only=False)
     if len(lengths) != 1 or array.null_count:
         raise BadEpisode(f"column {name} has rows of different lengths {lengths}; repair or drop the episode.")
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    values = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    return values[:, 0] if name in STANDARD and values.shape[1] == 1 else values
+
+
+def _span(episode_N: np.ndarray) -> str:
+    """Which episodes a table holds, in words."""
+    held = np.unique(episode_N)
+    return f"episodes {held[0]} to {held[-1]}" if len(held) > 1 else f"episode {held[0]}" if len(held) else "no rows"
 
 
 def _check_time(column: Mapping[str, np.ndarray], fps: float) -> None:

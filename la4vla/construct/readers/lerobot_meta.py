@@ -6,8 +6,9 @@ Owns the two layouts of `meta/` and of the paths (huggingface/lerobot, src/lerob
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from la4vla.construct.readers.checks import existing
+from la4vla.construct.readers.video import deep_grey
 from la4vla.types import UserError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -27,11 +29,13 @@ class VideoSpan:
     path      the video
     from_s    beginning of the episode, in seconds of the file; None if the episode has the file for itself
     to_s      its end
+    before    number of frames that the episodes before it have in the file
     """
 
     path: Path
     from_s: float | None
     to_s: float | None
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,13 @@ class Meta:
     files: tuple[Path, ...]
 
     @property
-    def views(self) -> list[str]:
-        """The cameras, stored as videos or as image columns. Depth maps are no cameras."""
-        return [
-            name for name, about in self.features.items() if about["dtype"] in ("video", "image") and not _depth(about)
-        ]
+    def views(self) -> dict[str, str]:
+        """View, stored as videos or as an image column -> why it is no camera, empty if it is one."""
+        return {
+            name: "a depth map" if _depth(about) else ""
+            for name, about in self.features.items()
+            if about["dtype"] in ("video", "image")
+        }
 
 
 def read_meta(root: Path) -> Meta:
@@ -96,10 +102,10 @@ def read_meta(root: Path) -> Meta:
         else:
             tasks, files = _tasks_v2(root), [root / "meta/episodes.jsonl"]
             episodes = [_episode_v2(root, info, row, videos) for row in _jsonl(files[0])]
-        ordered = tuple(sorted(episodes, key=lambda item: item.index))
+        ordered = sorted(episodes, key=lambda item: item.index)
         if len({item.index for item in ordered}) != max(len(ordered), 1):
             raise UserError(f"{root}/meta lists no episodes, or one of them twice; download meta/ anew.")
-        return Meta(root, version, float(info["fps"]), info["features"], tasks, ordered, tuple(files))
+        return Meta(root, version, float(info["fps"]), info["features"], tasks, _placed(ordered), tuple(files))
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"{root}/meta: {error!r} is missing or malformed for {version}; download meta/ anew."
@@ -127,6 +133,21 @@ def _episodes_v3(root: Path, info: Mapping[str, Any], file: Path, videos: list[s
         yield EpisodeInfo(int(row["episode_index"]), int(row["length"]), root / data, spans)
 
 
+def _placed(episodes: Sequence[EpisodeInfo]) -> tuple[EpisodeInfo, ...]:
+    """The episodes with `before` of their spans filled in. episodes: in the order of their numbers.
+
+    In a file that several episodes share, lerobot writes them in the order of their numbers and without gaps.
+    """
+    ends: defaultdict[tuple[str, Path], int] = defaultdict(int)
+    placed = []
+    for item in episodes:
+        spans = {name: replace(span, before=ends[name, span.path]) for name, span in item.videos.items()}
+        for name, span in item.videos.items():
+            ends[name, span.path] += item.length
+        placed.append(replace(item, videos=spans))
+    return tuple(placed)
+
+
 def _tasks_v2(root: Path) -> dict[int, str]:
     return {int(row["task_index"]): str(row["task"]) for row in _jsonl(root / "meta/tasks.jsonl")}
 
@@ -146,8 +167,10 @@ def _tasks_v3(root: Path) -> dict[int, str]:
 
 
 def _depth(about: Mapping[str, Any]) -> bool:
+    """Whether a feature says that it is a depth map, or has pixels of one channel and more than 8 bits."""
     infos = [about.get("info") or {}, about.get("video_info") or {}]
-    return any(info.get(name, False) for info in infos for name in ("is_depth_map", "video.is_depth_map"))
+    named = any(info.get(name, False) for info in infos for name in ("is_depth_map", "video.is_depth_map"))
+    return named or any(deep_grey(str(info.get("video.pix_fmt", ""))) for info in infos)
 
 
 def _json(path: Path) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Frames
 from la4vla.construct.ledger import digest
+from la4vla.construct.notes import Note
 from la4vla.construct.readers.checks import (
     chosen_views,
     encode,
@@ -69,6 +70,10 @@ class Libero:
     def keys(self) -> Sequence[str]:
         return self._keys
 
+    @property
+    def notes(self) -> Sequence[Note]:
+        return ()
+
     def stamp(self, key: str) -> str:
         path, demo = self._demos[key]
         return digest(self._robot_file.text, demo, stat_of(path))
@@ -88,8 +93,8 @@ class Libero:
                 text = _instruction(file, path)
         except (OSError, KeyError) as error:
             raise BadEpisode(f"{path}: {demo} cannot be read ({error}); get it anew or drop the episode.") from error
-        states = vectors(column, state, self._robot_file.state, "state")
-        actions = vectors(column, self._named["action"], self._robot_file.action, "action")
+        states, notes = vectors(column, state, self._robot_file.state, "state")
+        actions, more = vectors(column, self._named["action"], self._robot_file.action, "action")
         lengths = {"action": len(actions), **counts}
         if wrong := [name for name, count in lengths.items() if count != len(states)]:
             raise BadEpisode(
@@ -109,6 +114,7 @@ class Libero:
             views=tuple(self._views),
             frame_stride=self._stride,
             frames=partial(self._frames, path, demo),
+            notes=(*notes, *more),
         )
 
     def video_faults(self, episode: Episode) -> list[str]:
@@ -121,6 +127,11 @@ class Libero:
                 for view, item in stored.items()
                 if item.dtype != np.uint8 or item.ndim != 4 or item.shape[3] != 3
             ]
+
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        path, demo = self._demos[episode.key]
+        with _open(path) as file:
+            return {view: file[f"data/{demo}/obs/{name}"].shape[1:3] for view, name in self._views.items()}
 
     def _frames(self, path: Path, demo: str, view: str, numbers: Sequence[int]) -> Frames:
         try:

@@ -16,8 +16,10 @@ import numpy as np
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Frames
 from la4vla.construct.ledger import digest
+from la4vla.construct.notes import Note
 from la4vla.construct.readers.checks import (
     MAX_KEY,
+    cameras,
     chosen_views,
     encode,
     existing,
@@ -51,12 +53,17 @@ class Npz:
         self._keys = tuple(self._paths)
         self._first = paths[0]
         self._state, self._action = tuple(read.state) or ("state",), tuple(read.action) or ("action",)
-        self._views = chosen_views(read, _views(paths[0]))
+        there, self._notes = cameras(_views(paths[0]), read)
+        self._views = chosen_views(read, there)
         self._images = [IMAGES + name for name in self._views.values()]
 
     @property
     def keys(self) -> Sequence[str]:
         return self._keys
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        return self._notes
 
     def stamp(self, key: str) -> str:
         return digest(self._robot_file.text, stat_of(self._paths[key][1]))
@@ -70,8 +77,8 @@ class Npz:
             raise BadEpisode(f"{path} has no {missing[0]}; add it or remove the file.")
         instruction = sentence(_text(column["instruction"], "instruction", path))
         stride = _frame_stride(column, path)
-        state = vectors(column, self._state, self._robot_file.state, "state")
-        action = vectors(column, self._action, self._robot_file.action, "action")
+        state, notes = vectors(column, self._state, self._robot_file.state, "state")
+        action, more = vectors(column, self._action, self._robot_file.action, "action")
         if len(state) != len(action):
             raise BadEpisode(f"{path}: {len(state)} states but {len(action)} actions; give every state its action.")
         return Episode(
@@ -86,13 +93,13 @@ class Npz:
             views=tuple(self._views),
             frame_stride=stride,
             frames=partial(self._frames, path, stride),
+            notes=(*notes, *more),
         )
 
     def video_faults(self, episode: Episode) -> list[str]:
         path = self._paths[episode.key][1]
         due = -(-len(episode) // episode.frame_stride)
-        headers = _headers(path, self._images)
-        first, stride = self._usual
+        headers, stride = _headers(path, self._images), self._usual_stride
         faults = []
         for name in self._images:
             shape, dtype = headers.get(name, ((0,), np.dtype(np.uint8)))
@@ -103,18 +110,19 @@ class Npz:
                 )
             elif dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
                 faults.append(f"{path}: {name} is {dtype} {shape}, not uint8 [N, H, W, 3]; convert it.")
-            elif shape[1:] != first[name][0][1:]:
-                usual = first[name][0][1:3]
-                faults.append(f"{path}: {name} is {shape[1:3]} pixels, in {self._first} {usual}; convert it.")
         if stride != episode.frame_stride:
             faults.append(f"{path}: frame_stride {episode.frame_stride}, in {self._first} {stride}; keep them apart.")
         return faults
 
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        headers = _headers(self._paths[episode.key][1], self._images)
+        shapes = {view: headers[IMAGES + name][0] for view, name in self._views.items()}
+        return {view: (shape[1], shape[2]) for view, shape in shapes.items()}
+
     @cached_property
-    def _usual(self) -> tuple[Headers, int]:
-        """Headers of the images, and frame_stride, of the first file; all others must agree. Raises BadEpisode."""
-        stride = _frame_stride(_arrays(self._first, (STRIDE,)), self._first)
-        return _headers(self._first, self._images), stride
+    def _usual_stride(self) -> int:
+        """frame_stride of the first file; all others must agree. Raises BadEpisode."""
+        return _frame_stride(_arrays(self._first, (STRIDE,)), self._first)
 
     def _frames(self, path: Path, stride: int, view: str, numbers: Sequence[int]) -> Frames:
         images = _arrays(path, [IMAGES + self._views[view]])[IMAGES + self._views[view]]
@@ -161,11 +169,18 @@ def _frame_stride(column: Mapping[str, np.ndarray], path: Path) -> int:
     return int(value.item())
 
 
-def _views(path: Path) -> list[str]:
-    """Names of the views of a file. Raises UserError."""
+def _no_camera(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """Why an array holds no camera's images: it has one channel, and numbers of more than 8 bits. Else empty."""
+    one = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
+    return f"one channel of {dtype}" if one and dtype != np.uint8 else ""
+
+
+def _views(path: Path) -> dict[str, str]:
+    """View of a file -> why it is no camera, empty if it is one. Raises UserError."""
     try:
         with np.load(path) as archive:
-            return sorted(name.removeprefix(IMAGES) for name in archive.files if name.startswith(IMAGES))
+            names = sorted(name for name in archive.files if name.startswith(IMAGES))
+        return {name.removeprefix(IMAGES): _no_camera(*header) for name, header in npz_headers(path, names).items()}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read ({error}), but this first file must say which views there are; write it anew."

@@ -9,7 +9,8 @@ from pathlib import Path
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode
 from la4vla.construct.ledger import digest
-from la4vla.construct.readers.checks import stat_of
+from la4vla.construct.notes import Note
+from la4vla.construct.readers.checks import first_sizes, stat_of
 from la4vla.construct.recording.simulators import simulator
 from la4vla.construct.recording.store import check_store, episode_path, kept_episodes, read_episode
 from la4vla.construct.robots.robot import robot_frame
@@ -43,6 +44,10 @@ class Recorded:
     def keys(self) -> Sequence[str]:
         return list(self._paths)
 
+    @property
+    def notes(self) -> Sequence[Note]:
+        return ()
+
     def stamp(self, key: str) -> str:
         return digest(self._frame, stat_of(self._paths[key]))
 
@@ -54,3 +59,6 @@ class Recorded:
 
     def video_faults(self, episode: Episode) -> list[str]:
         return []
+
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        return first_sizes(episode)

@@ -6,6 +6,7 @@ long file, decoding starts at the last key frame before the wanted frames.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +29,13 @@ class VideoIndex:
     times_N     float64, seconds of each frame since the first, ascending
     stamps_N    int, the file's own time stamps
     starts_K    int64, numbers of the frames at which decoding can start
+    size        (height, width) in pixels
     """
 
     times_N: np.ndarray
     stamps_N: list[int]
     starts_K: np.ndarray
+    size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.times_N)
@@ -56,18 +59,37 @@ def video_index(path: Path) -> VideoIndex:
     return _index(path, tuple(stat_of(path)))
 
 
-def locate(path: Path, from_s: float | None, to_s: float | None, frames: int, fps: float) -> int:
-    """The number of an episode's first frame in its file. Checks frame count and time stamps against the table.
+def video_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a file's images in pixels. Raises BadEpisode."""
+    return video_index(path).size
 
-    from_s, to_s: the episode's span in the file, None if it has the file for itself. frames, fps: length and rate of
-    the table. Raises BadEpisode.
+
+def deep_grey(pixel_format: str) -> bool:
+    """Whether a video's pixels have one channel of more than 8 bits, as depth maps have."""
+    return re.match(r"gray(9|1\d)", pixel_format) is not None
+
+
+def locate(path: Path, from_s: float | None, to_s: float | None, before: int, frames: int, fps: float) -> int:
+    """The number of an episode's first frame in its file. Checks place, frame count and time stamps.
+
+    from_s, to_s: the episode's span in the file, None if it has the file for itself. before: number of frames that the
+    episodes before it have in the file. frames, fps: length and rate of the table. Raises BadEpisode.
+
+    The span must begin where the episodes before it end, to half a frame. A span that begins elsewhere shows other
+    moments, or another episode, however well its length fits.
     """
     index = video_index(path)
     if from_s is None or to_s is None:
         first, count = 0, len(index)
     else:
-        first, count = index.nearest(from_s), round((to_s - from_s) * fps)
-        count = min(count, len(index) - first)
+        first, count = before, min(round((to_s - from_s) * fps), len(index) - before)
+        due_s = float(index.times_N[before]) if before < len(index) else before / fps
+        if abs(from_s - due_s) > 0.5 / fps:
+            raise BadEpisode(
+                f"video {path}: meta/ lets the episode begin at {from_s:.3f} s, but the episodes before it end at "
+                f"{due_s:.3f} s, so that its images would be of other moments or of another episode; correct meta/, "
+                "or leave the episode out (read.max_bad_episodes)."
+            )
     if count != frames:
         raise BadEpisode(
             f"video {path} has {count} frames of the episode, but the table has {frames}; get both anew or drop the "
@@ -132,6 +154,11 @@ def _index(path: Path, stat: tuple[int, ...]) -> VideoIndex:
             if not container.streams.video:
                 raise BadEpisode(f"video {path} has no video stream; get it anew or drop the episode.")
             stream = container.streams.video[0]
+            if not stream.codec_context:
+                raise BadEpisode(f"video {path} has a codec that is not installed; encode it as H.264 or AV1.")
+            if deep_grey(str(stream.codec_context.pix_fmt)):
+                raise BadEpisode(f"video {path} holds depth, not a camera's images; name the cameras in read.views.")
+            size = (stream.codec_context.height, stream.codec_context.width)
             entries = [item for item in stream.index_entries if not item.is_discard]
             stamps = [item.timestamp for item in entries]
             starts = [number for number, item in enumerate(entries) if item.is_keyframe]
@@ -141,4 +168,5 @@ def _index(path: Path, stat: tuple[int, ...]) -> VideoIndex:
     if not stamps:
         raise BadEpisode(f"video {path} has no frames in its index; encode it as MP4 or drop the episode.")
     # The index has decoding stamps. At a constant rate they equal those of the images, except for a constant offset.
-    return VideoIndex((np.array(stamps, np.float64) - stamps[0]) * base, stamps, np.array(starts, np.int64))
+    times_N = (np.array(stamps, np.float64) - stamps[0]) * base
+    return VideoIndex(times_N, stamps, np.array(starts, np.int64), size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from la4vla.config import ConstructConfig
 from la4vla.construct import steps
 from la4vla.construct.episodes import Dataset, Episode
 from la4vla.construct.ledger import Ledger, LedgerRow
+from la4vla.construct.notes import CountedNote, proposal_notes, reading_notes
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.construct.propose.vlm import CACHE
 from la4vla.construct.report.statistics import LedgerRows, statistics
@@ -48,16 +50,23 @@ def write(config: ConstructConfig, dataset: Dataset) -> Path:
         "dataset": out.resolve().name,
         "proposer": config.proposer,
         "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
+        "notes": [asdict(note) for note in _notes(config, dataset, rows)],
         **statistics(rows, scores, outdated, Responses(out / CACHE).paid(), config.seed),
     }
     shown = examples(config, dataset, rows)
-    told = ("faults", "notes", "failed", "rejected")
+    told = ("faults", "failed", "rejected")
     named = [item for item in numbers["episodes"] if any(item[what] for what in told)]
     about = {"numbers": numbers, "examples": shown, "named": named, "listed": LISTED}
     html = page.render(TEMPLATES, "report.html.j2", {"title": numbers["dataset"], **about})
     page.write(out / NUMBERS, json.dumps(numbers, indent=1) + "\n")
     page.write(out / REPORT, html)
     return out / REPORT
+
+
+def _notes(config: ConstructConfig, dataset: Dataset, rows: LedgerRows) -> list[CountedNote]:
+    """All notes that the steps have printed. Episodes with faults have none that count."""
+    reading = reading_notes(dataset.notes, rows.episodes.values())
+    return reading + proposal_notes(config.proposer, rows.keyframes.values(), rows.candidates.values())
 
 
 def examples(config: ConstructConfig, dataset: Dataset, rows: LedgerRows) -> list[Example]:
@@ -105,7 +114,7 @@ def _example(episode: Episode, item: Mapping[str, Any]) -> Example:
 def _plot(episode: Episode, start: int, end: int) -> Plot:
     """Curves of the position as the robot sees it; without a position, of all dimensions but the gripper."""
     spec, state_TS = episode.embodiment.state, episode.state[start:end]
-    opening_T = spec.opening(state_TS)
+    opening_T = None if episode.opening_T is None else episode.opening_T[start:end]
     dims = spec.dims(*TRANSLATION)
     if len(dims) == len(TRANSLATION):
         path_T3 = episode.robot.frame.from_base(state_TS[:, dims])

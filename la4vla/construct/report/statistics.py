@@ -250,5 +250,5 @@ def _episode(rows: LedgerRows, key: str) -> dict[str, Any]:
         "rejected": rows.candidates[key]["rejected"] if key in rows.candidates else [],
         "failed": rows.candidates[key]["failed"] if key in rows.candidates else "",
         "faults": read["faults"],
-        "notes": read["notes"],
+        "notes": sorted({note["kind"] for note in read["notes"]}),
     }

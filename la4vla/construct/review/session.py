@@ -183,7 +183,7 @@ def signals(episode: Episode, first: int, last: int, zero: int) -> list[dict[str
     ):
         lines = {name: state_TS[:, spec.names.index(name)] for name in names if name in spec.names}
         plots.append(_plot(title, {name: values - values[zero] for name, values in lines.items()}, first, last, least))
-    opening_T = spec.opening(state_TS)
+    opening_T = episode.opening_T
     lines = {} if opening_T is None else {"opening": opening_T}
     plots.append(_plot("gripper (1 open, 0 closed)", lines, first, last, 1.0) | {"low": -0.1, "high": 1.1})
     return [plot for plot in plots if plot["lines"]]

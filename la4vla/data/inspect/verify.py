@@ -12,12 +12,16 @@ import simplejpeg
 from la4vla.data.shards.index import Index, Shard, read_index, read_stats, starts
 from la4vla.data.shards.read import read_shard
 from la4vla.data.shards.writer import Clip
+from la4vla.data.values import Limits, bad_frames
 from la4vla.types import UserError
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """problems: one sentence each; empty when the shard is what the index says."""
+    """What is wrong with a shard.
+
+    problems  one sentence each; empty when the shard is what the index says
+    """
 
     name: str
     clips: int
@@ -26,8 +30,11 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """folder_problems: those of the index and statistics as a whole."""
+class Verification:
+    """What is wrong with a folder.
+
+    folder_problems  those of the index and statistics as a whole
+    """
 
     location: str
     shards: tuple[ShardReport, ...]
@@ -47,22 +54,33 @@ class Report:
         return "\n".join([*lines, *self.folder_problems, f"{self.location}: {verdict}"])
 
 
-def verify(path: str | Path) -> Report:
+def verify(path: str | Path) -> Verification:
     """Reads every tar of a folder whole. Raises UserError only if there is no index to compare with."""
     index = read_index(path)
+    limits = _limits(index)
     reports = [
-        ShardReport(shard.name, len(shard.keys), shard.samples, tuple(_shard_problems(index, number)))
+        ShardReport(shard.name, len(shard.keys), shard.samples, tuple(_shard_problems(index, number, limits)))
         for number, shard in enumerate(index.shards)
     ]
-    return Report(index.location, tuple(reports), tuple(_folder_problems(index)))
+    return Verification(index.location, tuple(reports), tuple(_folder_problems(index)))
 
 
-def _shard_problems(index: Index, number: int) -> list[str]:
+def _limits(index: Index) -> Limits | None:
+    """None where the statistics are no statistics of these shards, which is a problem of the folder."""
+    try:
+        limits = Limits.of(read_stats(index.location))
+    except UserError:
+        return None
+    fits = (limits.state.names, limits.action.names) == (index.embodiment.state.names, index.embodiment.action.names)
+    return limits if fits else None
+
+
+def _shard_problems(index: Index, number: int, limits: Limits | None) -> list[str]:
     try:
         clips = read_shard(index, number, tuple(index.views))
     except UserError as error:
         return [str(error)]
-    of_clips = [problem for clip in clips for problem in _clip_problems(index, clip)]
+    of_clips = [problem for clip in clips for problem in _clip_problems(index, clip, limits)]
     return [*_count_problems(index, index.shards[number]), *of_clips]
 
 
@@ -71,7 +89,7 @@ def _count_problems(index: Index, shard: Shard) -> list[str]:
     return [] if samples == shard.samples else [f"holds {samples} samples, the index says {shard.samples}"]
 
 
-def _clip_problems(index: Index, clip: Clip) -> list[str]:
+def _clip_problems(index: Index, clip: Clip, limits: Limits | None) -> list[str]:
     problems = []
     for what, values, names in (
         ("state", clip.state, index.embodiment.state.names),
@@ -84,6 +102,9 @@ def _clip_problems(index: Index, clip: Clip) -> list[str]:
         elif not np.isfinite(values).all():
             problems.append(f"{clip.key}: {what} is not finite")
     due = list(range(0, len(clip), index.frame_stride))
+    bad = bad_frames(clip, limits) if limits and not problems else None
+    if bad is not None:
+        problems.append(f"{clip.key}: {next(iter(bad.what.values()))}")
     for name, view in index.views.items():
         if sorted(clip.frames[name]) != due:
             problems.append(f"{clip.key}: view {name} has {len(clip.frames[name])} of {len(due)} frames")

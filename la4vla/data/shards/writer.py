@@ -43,10 +43,13 @@ SPARE_FILES = 64  # beside the tars
 class Clip:
     """A labelled span of an episode.
 
-    key: unique in its folder, no dots. span: [start, end) frames of `episode`. fps: control steps a second.
-    quality: mean annotator score 0..3 (FACTS 1.3.5), or a labeller's own constant. state: float32 [T, S], action:
-    float32 [T, A], raw units of the embodiment; action t is what was commanded at state t.
-    frames: view -> {t: JPEG bytes}; empty for clips without images.
+    key      unique in its folder, no dots
+    span     [start, end) frames of `episode`
+    fps      control steps a second
+    quality  mean annotator score 0..3 (FACTS 1.3.5), or a labeller's own constant
+    state    float32 [T, S], raw units of the embodiment
+    action   float32 [T, A], raw units; action t is what was commanded at state t
+    frames   view -> {t: JPEG bytes}; empty for clips without images
     """
 
     key: str

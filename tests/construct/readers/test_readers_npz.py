@@ -102,7 +102,10 @@ def test_state_action_and_instruction_are_enough(tmp_path):
         ({"images_front": None}, "images_front has 0 images, 15 are due"),
         ({"images_front": np.zeros((15, 8, 8), np.float32)}, "not uint8 [N, H, W, 3]"),
         ({"images_front": np.zeros((15, 32, 48, 4), np.uint8)}, "not uint8 [N, H, W, 3]"),
-        ({"images_front": np.zeros((15, 16, 48, 3), np.uint8)}, "is (16, 48) pixels, in"),
+        (
+            {"images_front": np.zeros((15, 16, 48, 3), np.uint8)},
+            "has 16 x 48 pixels, the others of this view have 32 x 48",
+        ),
         ({"frame_stride": 9, "images_front": np.zeros((5, 32, 48, 3), np.uint8)}, "frame_stride 9, in"),
         ({"instruction": np.array([], "U4")}, "instruction is <U4 (0,), not one text"),
         ({"instruction": np.array(["open", "close"])}, "not one text"),

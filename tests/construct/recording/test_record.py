@@ -153,7 +153,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": ["reach"]}, "reach-v3"),
+        ({"tasks": ["reach"]}, "drawer-open-v3"),
         ({"tasks": []}, "name record.tasks"),
         ({"episodes": 0}, "1 or more"),
     ],

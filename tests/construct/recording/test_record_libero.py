@@ -62,7 +62,7 @@ def store_of(folder, name, embodiment):
 @pytest.mark.parametrize("name", ["libero", "metaworld"])
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_store_whose_rotations_are_written_otherwise_is_refused(tmp_path, name, bare):
-    """A bare name is of before rotation_near, which says which of two numbers a turn of a hand that points down has."""
+    """A store with a bare name has no rotation_near: nobody knows how it wrote the turn of a hand that points down."""
     embodiment = simulator(name).embodiment
     config = store_of(tmp_path, name, embodiment.name if bare else embodiment.to_dict())
     if name == "metaworld" or not bare:

@@ -62,9 +62,11 @@ def kept(candidate, start=None):
 def hand_made():
     """Two good episodes of 100 and 60 frames, one with a fault; three candidates, two kept, one of them moved."""
 
+    notes = [{"kind": "state_still", "text": "state never changes in joint_3"}]
+
     def read(key, frames, faults=()):
         about = {"task": "pour" if key == "a" else "wipe", "instruction": "", "frames": frames, "fps": 10.0}
-        return {"key": key, **about, "faults": list(faults), "notes": ["joint 3 is constant"] if key == "b" else []}
+        return {"key": key, **about, "faults": list(faults), "notes": notes if key == "b" else []}
 
     paid = {"tokens_in": 4000, "tokens_out": 300, "calls": 2, "proposer": "vlm", "failed": ""}
     why = ["`left`, but the motion along it is -1.2 cm", "`left`, but the motion along it is 3 cm", "no verb"]
@@ -113,7 +115,7 @@ def test_the_numbers_by_hand():
     ]  # fmt: skip
     a, b, c = found["episodes"]
     assert (a["rejected"], b["notes"], c["faults"]) == (
-        ["`wave` is no action"], ["joint 3 is constant"], ["video has 6 frames."],
+        ["`wave` is no action"], ["state_still"], ["video has 6 frames."],
     )  # fmt: skip
     assert found["review"] is None
 
