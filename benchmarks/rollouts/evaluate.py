@@ -27,7 +27,7 @@ from benchmarks.perturb.perturb import CLEAN, Variant, check_delivered
 from benchmarks.results import compare, results
 from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
-from benchmarks.rollouts.rollout import RolloutJob
+from benchmarks.rollouts.rollout import RolloutJob, check_served
 from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
 from la4vla.device import usable_device
 from la4vla.serve.policy import PolicyLost, ServedPolicy
@@ -120,15 +120,16 @@ def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
     Raises UserError for bad input.
     """
     protocol, simulator = request.protocol, request.simulator
-    if protocol.suite != simulator.name:
-        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{simulator.name}`.")
+    check_served(protocol, simulator)
     if request.workers < 1 or request.videos < 0:
         raise UserError("--workers must be at least 1 and --videos at least 0.")
     planned = select(protocol, request.tasks, request.episodes)
     with open_policy(request) as policy:
         check_delivered(request.variants, sees=bool(policy and policy.views), reads=policy is not None)
-        conditions = open_conditions(request, policy)
         views = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
+        if policy is not None:
+            policy.check(simulator.embodiment, views)
+        conditions = open_conditions(request, policy)
         try:
             with Runner(simulator, protocol, policy, views, request.workers, request.out / "logs") as runner:
                 rows = [row for condition in conditions for row in condition.stored.rows.values()]

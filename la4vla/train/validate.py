@@ -69,7 +69,7 @@ class Validation:
         for name, source in setup.sources.items():
             if contents(source.index) == contents(case_clips.index):
                 log0(world, f"warning: validate.cases are of the clips of source {name}, so they are not held out")
-        _check_values(listed.cases, footage, setup)
+        _check_values(listed.cases, case_clips, setup)
         size = min(stage.micro_batch for stage in config.stages.values())
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
         self._questions = {
@@ -129,16 +129,16 @@ class Validation:
         return sample if mode.told else sample.but(instruction="")
 
 
-def _check_values(cases: Sequence[Case], footage: Footage, setup: Setup) -> None:
+def _check_values(cases: Sequence[Case], case_clips: CaseClips, setup: Setup) -> None:
     """Raises UserError for a case with a state or an action that cannot be."""
-    limits = Limits.of(read_stats(footage.index.location))
+    limits = Limits.of(read_stats(case_clips.index.location))
     for case in cases:
-        bad = bad_frames(footage.clips[case.clip], limits)
-        stop = min(case.frame + setup.processor.spec.horizon, len(footage.clips[case.clip]))
+        bad = bad_frames(case_clips.clips[case.clip], limits)
+        stop = min(case.frame + setup.processor.spec.horizon, len(case_clips.clips[case.clip]))
         if bad and (what := bad.within(case.frame, stop, setup.chain.delta)):
             raise UserError(
-                f"validate.cases: clip {case.clip} of {footage.index.location}: {what}; write the folder again without "
-                "it and draw cases from it (la4vla probe cases), or leave validate.cases out."
+                f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again "
+                "without it and draw cases from it (la4vla probe cases), or leave validate.cases out."
             )
 
 
