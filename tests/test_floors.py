@@ -42,7 +42,7 @@ SHELVES = {
         "robots": set(),
         "notes": set(),
         "episodes": {"notes", "robots"},
-        "propose": {"vocabulary", "ledger", "robots", "episodes"},
+        "propose": {"vocabulary", "ledger", "notes", "robots", "episodes"},
         "recording": {"robots", "episodes"},
         "scores": {"ledger", "propose"},
         "filter": {"vocabulary", "propose", "scores"},

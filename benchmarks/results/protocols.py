@@ -81,7 +81,8 @@ def titles() -> list[str]:
 
 
 def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
-    """The protocol of that title, or of the YAML file that `title` names (it then ends in `.yaml`).
+    """The protocol of that title, or of the YAML file that `title` names (it then ends in `.yaml`). The file's `base:`
+    is the title of a protocol or, where it ends in `.yaml`, a path from the file's folder.
 
     overrides: `key=value` changes. `groups=` and `horizons=` replace the mapping, `groups.easy=` and `horizons.easy=`
     change one entry of it.
@@ -92,7 +93,7 @@ def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
         raise UserError(
             f"protocol `{title}` does not exist; use one of {', '.join(titles())} or a path to a YAML file."
         )
-    protocol: Protocol = config.load(path, overrides, schema=Protocol)
+    protocol: Protocol = config.load(path, overrides, schema=Protocol, shipped=FOLDER)
     if not overrides and path.is_relative_to(FOLDER) and protocol.title != title:
         raise UserError(f"{path}: calls itself `{protocol.title}`; name and version must match the file's place.")
     if overrides or not path.is_relative_to(FOLDER):

@@ -27,7 +27,7 @@ from benchmarks.perturb.perturb import CLEAN, Variant, check_delivered
 from benchmarks.results import compare, results
 from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
-from benchmarks.rollouts.rollout import RolloutJob
+from benchmarks.rollouts.rollout import RolloutJob, check_served
 from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
 from la4vla.device import usable_device
 from la4vla.serve.policy import PolicyLost, ServedPolicy
@@ -120,25 +120,26 @@ def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
     Raises UserError for bad input.
     """
     protocol, simulator = request.protocol, request.simulator
-    if protocol.suite != simulator.name:
-        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{simulator.name}`.")
+    check_served(protocol, simulator)
     if request.workers < 1 or request.videos < 0:
         raise UserError("--workers must be at least 1 and --videos at least 0.")
-    wanted = select(protocol, request.tasks, request.episodes)
+    planned = select(protocol, request.tasks, request.episodes)
     with open_policy(request) as policy:
         check_delivered(request.variants, sees=bool(policy and policy.views), reads=policy is not None)
+        views = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
+        if policy is not None:
+            policy.check(simulator.embodiment, views)
         conditions = open_conditions(request, policy)
-        seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         try:
-            with Runner(simulator, protocol, policy, seen, request.workers, request.out / "logs") as runner:
+            with Runner(simulator, protocol, policy, views, request.workers, request.out / "logs") as runner:
                 rows = [row for condition in conditions for row in condition.stored.rows.values()]
                 runner.has_finished = any(row.success is not None for row in rows)
                 summaries = {
-                    condition.variant: run_condition(request, condition, wanted, runner) for condition in conditions
+                    condition.variant: run_condition(request, condition, planned, runner) for condition in conditions
                 }
         except PolicyLost as error:
-            kept = f"finished episodes are in {request.out}, and the same command runs the rest"
-            raise UserError(f"{str(error).removesuffix('.')}; {kept}.") from error
+            cure = f"finished episodes are in {request.out}, and the same command runs the rest"
+            raise UserError(f"{str(error).removesuffix('.')}; {cure}.") from error
     if request.variants:
         print(compare.against_clean({condition.variant: condition.stored.rows.values() for condition in conditions}))
     return summaries
@@ -193,16 +194,16 @@ def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) 
 
 
 def run_condition(
-    request: EvaluationRequest, condition: EvaluationCondition, wanted: Sequence[tuple[str, int]], runner: Runner
+    request: EvaluationRequest, condition: EvaluationCondition, planned: Sequence[tuple[str, int]], runner: Runner
 ) -> results.Summary:
     """Runs the episodes that a condition lacks, prints its table and returns it. Where none is lacking, run.json is
     left alone, because it says how the episodes were made."""
     protocol, stored = request.protocol, condition.stored
-    missing = stored.missing(wanted)
-    there = f", {len(wanted) - len(missing)} already there" if len(missing) < len(wanted) else ""
+    missing = stored.missing(planned)
+    there = f", {len(planned) - len(missing)} already there" if len(missing) < len(planned) else ""
     print(
         f"{protocol.title} ({protocol.hash}), {condition.variant.identity}, replan_every {protocol.replan_every}, "
-        f"{len(wanted)} episodes{there}"
+        f"{len(planned)} episodes{there}"
     )
     run = {
         "protocol": asdict(protocol),
@@ -227,7 +228,7 @@ def run_condition(
         print(sentence)
         run["time"] = "; then ".join(part for part in (run["time"], sentence) if part)
         results.write_run(condition.folder, run)
-    summary = results.summarise((stored.rows[job] for job in wanted if job in stored.rows), protocol)
+    summary = results.summarise((stored.rows[job] for job in planned if job in stored.rows), protocol)
     print(results.summary_table(summary, protocol))
     print(f"rows: {stored.path}")
     return summary

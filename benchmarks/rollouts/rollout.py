@@ -116,9 +116,37 @@ class Clock:
 
 
 def make_env(simulator: Simulator, protocol: Protocol, views: tuple[str, ...]) -> Env:
-    """An env as the protocol wants it. Its horizon leaves room for the wait."""
-    horizon = protocol.longest_horizon + protocol.wait_steps
-    return simulator.make_env(views, protocol.image_size, horizon, protocol.fast)
+    """An env as the protocol wants it."""
+    return simulator.make_env(views, protocol.image_size, env_steps(protocol), protocol.fast)
+
+
+def env_steps(protocol: Protocol) -> int:
+    """Steps that an env must allow an episode: those of the longest horizon and of the wait."""
+    return protocol.longest_horizon + protocol.wait_steps
+
+
+def check_served(protocol: Protocol, simulator: Simulator) -> None:
+    """Raises UserError where no env of the simulator can run the protocol."""
+    if protocol.suite != simulator.name:
+        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{simulator.name}`.")
+    for view in protocol.views:
+        if view not in simulator.cameras:
+            cameras = ", ".join(simulator.cameras)
+            raise UserError(f"{protocol.title}: view `{view}` is not a camera of {simulator.name}; use {cameras}.")
+    for task in protocol.tasks:
+        if task not in simulator.prompts():
+            names = f"names look like `{simulator.scenes.figure}`"
+            raise UserError(f"{protocol.title}: `{task}` is not a task of {simulator.name}; {names}.")
+    if env_steps(protocol) > simulator.max_steps:
+        raise UserError(
+            f"{protocol.title}: the longest horizon is {protocol.longest_horizon} and wait_steps is "
+            f"{protocol.wait_steps}; lower them, {simulator.name} allows {simulator.max_steps} steps an episode in all."
+        )
+    size = len(simulator.embodiment.action.names)
+    if len(protocol.wait_action) not in (0, size):
+        raise UserError(
+            f"{protocol.title}: wait_action has {len(protocol.wait_action)} numbers; give {size}, or none for zeros."
+        )
 
 
 def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> EpisodeOutcome:

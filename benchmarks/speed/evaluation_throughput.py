@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.results import protocols
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import EpisodeOutcome, RolloutJob, make_env, roll_out
+from benchmarks.rollouts.rollout import EpisodeOutcome, RolloutJob, check_served, make_env, roll_out
 from benchmarks.rollouts.runner import Runner, Spent
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey, PolicyLike
@@ -142,8 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value changes of the protocol")
     options = parser.parse_intermixed_args(list(arguments))
     protocol = protocols.load(options.protocol, options.overrides)
-    if protocol.suite != options.simulator:
-        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{options.simulator}`.")
+    check_served(protocol, SIMULATORS[options.simulator])
     jobs = [RolloutJob(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
     policy = ServedPolicy.load(options.checkpoint, options.device)
     views = tuple(protocol.views) if policy.views else ()

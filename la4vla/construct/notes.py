@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 GRIPPER_EVENTS = ("gripper_open", "gripper_close")
+UNDESCRIBED = "moves, and no instruction describes it."
+"""End of the judge's sentence about such a dim."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,30 @@ def proposal_notes(
 ) -> list[CountedNote]:
     """The notes of `propose`. keyframes, candidates: rows of steps.KEYFRAMES and steps.CANDIDATES."""
     rows = list(candidates)
+    return [*_no_grasp(proposer, keyframes, rows), *_undescribed(rows)]
+
+
+def _undescribed(rows: Sequence[Mapping[str, Any]]) -> list[CountedNote]:
+    """Candidates that the judge refused because a dim moves that no instruction describes."""
+    reasons = {
+        row["key"]: [why for item in row["candidates"] for why in item["reasons"] if why.endswith(UNDESCRIBED)]
+        for row in rows
+    }
+    moving = [key for key, found in reasons.items() if found]
+    if not moving:
+        return []
+    names = sorted({why.split("`")[1] for found in reasons.values() for why in found})
+    text = (
+        f"no instruction describes the motion of {', '.join(names)}, and clips with such motion get score 0; if these "
+        "dims belong to the arm whose hand is described, list their names under same_arm in the robot file"
+    )
+    return [CountedNote("undescribed", len(moving), moving[0], text)]
+
+
+def _no_grasp(
+    proposer: str, keyframes: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[CountedNote]:
+    """A gripper that moves in a dataset where nothing is ever held."""
     held = any(item["status"] == "HOLDING" for row in rows for item in row["candidates"])
     moving = [row["key"] for row in keyframes if any(kind in GRIPPER_EVENTS for _, kind in row["keyframes"])]
     if proposer == "episode" or held or not moving or not rows:

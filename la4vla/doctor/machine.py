@@ -27,10 +27,10 @@ def gl_checks() -> list[Check]:
 
     The backend that is named as used is chosen as evaluations choose it, whether or not its image is right.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
+    named = os.environ.get("MUJOCO_GL", "").strip().lower()
     checks: list[Check] = []
     chosen = ""
-    for name in (wanted,) if wanted else BACKENDS:
+    for name in (named,) if named else BACKENDS:
         if name == "egl":
             checks += egl_checks()
         else:
@@ -38,9 +38,9 @@ def gl_checks() -> list[Check]:
         if not chosen and not render.why_not(name):
             chosen = name
     if not chosen:
-        cure = f"{APT_LINE}{', or unset MUJOCO_GL to try egl and osmesa' if wanted else ''}"
+        cure = f"{APT_LINE}{', or unset MUJOCO_GL to try egl and osmesa' if named else ''}"
         return [*checks, Check("GL", "fail", "no backend draws, so no image can be made here.", cure)]
-    why = "MUJOCO_GL says so" if wanted else "the first that draws"
+    why = "MUJOCO_GL says so" if named else "the first that draws"
     return [*checks, Check("GL", "ok", f"{chosen} is used by evaluations: {why}.")]
 
 
@@ -49,17 +49,17 @@ def egl_checks() -> list[Check]:
     number = device.count()
     if isinstance(number, str):
         return [Check("GL egl", "note", f"does not draw: {number}.", _install("egl"))]
-    wanted = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
-    if wanted and not wanted.isdigit():
-        return [Check("GL egl", "note", f"MUJOCO_EGL_DEVICE_ID={wanted} is no number.", "unset it, or count from 0")]
-    devices = [int(wanted)] if wanted else range(number)
+    named = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
+    if named and not named.isdigit():
+        return [Check("GL egl", "note", f"MUJOCO_EGL_DEVICE_ID={named} is no number.", "unset it, or count from 0")]
+    devices = [int(named)] if named else range(number)
     renderings = {index: device.render_with("egl", index) for index in devices}
     checks = [backend_check(f"GL egl device {index}", rendering, APT_LINE) for index, rendering in renderings.items()]
     hardware = sum(
         isinstance(rendering, Rendering) and rendering.right and not rendering.software
         for rendering in renderings.values()
     )
-    gpus = min(torch.cuda.device_count(), len(devices)) if wanted else torch.cuda.device_count()
+    gpus = min(torch.cuda.device_count(), len(devices)) if named else torch.cuda.device_count()
     if not gpus and not hardware:
         says = "there is no GPU: everything is drawn by the CPU."
         return [*checks, Check("EGL on GPUs", "note", says)]

@@ -75,12 +75,12 @@ def measured_here(suite: str, setting: Setting) -> Measured | str:
 def version_checks(suite: str, reference: Measured) -> list[Check]:
     """Each package that decides images and physics, against the version the reference was made with."""
     checks = []
-    for name, wanted in reference["versions"].items():
-        have, cure = installed(name), f"pip install {name}=={wanted}"
-        if have == wanted:
+    for name, version in reference["versions"].items():
+        have, cure = installed(name), f"pip install {name}=={version}"
+        if have == version:
             checks.append(Check(name, "ok", f"{have}, as the {suite} reference.", suite=suite))
         else:
-            says = f"{have or 'none'} is installed, the {suite} reference was made with {wanted}."
+            says = f"{have or 'none'} is installed, the {suite} reference was made with {version}."
             checks.append(Check(name, "fail", says, cure, suite))
     return checks
 
@@ -90,9 +90,9 @@ def pins_check(suite: str, reference: Measured) -> Check:
     may be out of date."""
     has = pins()
     stale = [
-        f"{name} ({has.get(name, 'no pin')}, reference {wanted})"
-        for name, wanted in reference["versions"].items()
-        if has.get(name) != wanted
+        f"{name} ({has.get(name, 'no pin')}, reference {version})"
+        for name, version in reference["versions"].items()
+        if has.get(name) != version
     ]
     if stale:
         says = f"la4vla's installed metadata does not pin {', '.join(stale)}."
@@ -139,7 +139,7 @@ def image_check(suite: str, measured: Measured, reference: Measured, setting: Se
         says = f"the reference has no images like {setting}, so they are not vouched for."
         return Check(name, "fail", says, "run a protocol that ships; its images are all in the reference", suite)
     try:
-        off = {key: distance(seen, reference["pictures"][key]) for key, seen in measured["pictures"].items()}
+        off = {key: distance(image, reference["pictures"][key]) for key, image in measured["pictures"].items()}
     except (KeyError, TypeError, ValueError) as error:
         says = f"the reference's images are damaged ({type(error).__name__}: {error})."
         return Check(name, "fail", says, remake(suite), suite)
@@ -154,18 +154,18 @@ def image_check(suite: str, measured: Measured, reference: Measured, setting: Se
 
 def settling_check(suite: str, measured: Measured, reference: Measured) -> Check:
     """How far bodies move while nothing is commanded, against the reference; and that they have come to rest."""
-    name, seen = f"{suite} settling", measured["settling"]
+    name, settled = f"{suite} settling", measured["settling"]
     try:
-        off = {task: abs(row["moved"] - reference["settling"][task]["moved"]) for task, row in seen.items()}
+        off = {task: abs(row["moved"] - reference["settling"][task]["moved"]) for task, row in settled.items()}
     except (KeyError, TypeError) as error:
-        says = f"the reference does not tell how all of {', '.join(seen)} settle ({type(error).__name__}: {error})."
+        says = f"the reference does not tell how all of {', '.join(settled)} settle ({type(error).__name__}: {error})."
         return Check(name, "fail", says, remake(suite), suite)
     worst = max(off, key=lambda task: off[task])
-    restless = max(seen, key=lambda task: seen[task]["last"])
-    last = seen[restless]["last"]
-    how = f"{len(seen)} initial states, {SETTLE_STEPS} zero actions"
+    restless = max(settled, key=lambda task: settled[task]["last"])
+    last = settled[restless]["last"]
+    how = f"{len(settled)} initial states, {SETTLE_STEPS} zero actions"
     if off[worst] > MAX_OFF or last > MAX_LAST:
-        moved, before = seen[worst]["moved"], reference["settling"][worst]["moved"]
+        moved, before = settled[worst]["moved"], reference["settling"][worst]["moved"]
         says = f"{how}: a body of {worst} moves {100 * moved:.1f} cm (reference {100 * before:.1f}), one of {restless} "
         says += f"{1000 * last:.1f} mm in the last step ({1000 * MAX_LAST:.0f} allowed)."
         return Check(name, "fail", says, "use the reference's versions of MuJoCo and the suite", suite)

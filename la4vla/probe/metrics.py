@@ -150,16 +150,16 @@ def estimate(trials: Trials, seed: int, name: str) -> dict[str, Estimate]:
     spread = scores(trials, resamples(trials.label_N, trials.clip_N, RESAMPLES, seed, name))
     tail = (1 - COVERED) / 2
     repeated = len(np.unique(trials.clip_N)) > len(np.unique(trials.label_N))
-    found = {}
+    estimates = {}
     for key in NAMES:
         known_R = spread[key][np.isfinite(spread[key])]
         low, high = np.quantile(known_R, (tail, 1 - tail)) if len(known_R) and repeated else (np.nan, np.nan)
-        found[key] = Estimate(float(point[key][0]), float(low), float(high))
-    if found["dar"].value in (0.0, 1.0):
+        estimates[key] = Estimate(float(point[key][0]), float(low), float(high))
+    if estimates["dar"].value in (0.0, 1.0):
         clips = len(np.unique(trials.clip_N))
-        all_or_none = binomtest(clips if found["dar"].value else 0, clips).proportion_ci(COVERED, "wilson")
-        found["dar"] = Estimate(found["dar"].value, float(all_or_none.low), float(all_or_none.high))
-    return found
+        all_or_none = binomtest(clips if estimates["dar"].value else 0, clips).proportion_ci(COVERED, "wilson")
+        estimates["dar"] = Estimate(estimates["dar"].value, float(all_or_none.low), float(all_or_none.high))
+    return estimates
 
 
 def _members(label_N: np.ndarray) -> np.ndarray:

@@ -81,19 +81,19 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     if request.states and len(states) < 2:
         raise UserError("the representation needs two different states or more; sample more cases or take --states 0.")
     answers = _answers(policy, conditions, listed, case_clips, request.settings)
-    found = represent(policy, states, request.settings.seed) if states else None
+    represented = represent(policy, states, request.settings.seed) if states else None
     numbers = {
         "la4vla": __version__,
         "checkpoint": _about(policy, request),
         "cases": {"file": str(request.cases), **_header(listed, case_clips, policy.spec.horizon)},
         "settings": {**asdict(request.settings), "resamples": metrics.RESAMPLES, "covered": metrics.COVERED},
         "conditions": {answer.condition.name: judged(answer, listed, request.settings.seed) for answer in answers},
-        "representation": None if found is None else _shown(found),
+        "representation": None if represented is None else _shown(represented),
         "displacements": {answer.condition.name: _displacements(answer) for answer in answers},
         "seconds": round(time.perf_counter() - began, 1),
     }
     page.write(request.out / NUMBERS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-    values = {"title": str(request.checkpoint), "numbers": numbers, **_images(answers, listed, case_clips, found)}
+    values = {"title": str(request.checkpoint), "numbers": numbers, **_images(answers, listed, case_clips, represented)}
     page.write(request.page, page.render(TEMPLATES, "probe.html.j2", values))
     return numbers
 
@@ -159,10 +159,10 @@ def summary_table(numbers: Mapping[str, Any]) -> str:
     for name, row in numbers["conditions"].items():
         scored = row["refusal"] or "".join(f"{_cell(row['pooled'][key]):<22}" for key in metrics.NAMES)
         lines.append(f"{name:<24}{row['cases']:>6}  {scored}".rstrip())
-    if found := numbers["representation"]:
+    if represented := numbers["representation"]:
         lines.append(
-            f"what enters the head: silhouette {found['by_direction']:.2f} by direction, "
-            f"{found['by_state']:.2f} by state"
+            f"what enters the head: silhouette {represented['by_direction']:.2f} by direction, "
+            f"{represented['by_state']:.2f} by state"
         )
     return "\n".join(lines)
 
@@ -197,23 +197,23 @@ def _answers(
 def _estimates(answers: Answers, seed: int, axis: str = "") -> dict[str, Any] | None:
     """Of all trials, or those of one axis; None where there is none."""
     labels = sorted({case.direction for case in answers.cases})
-    kept = [labels.index(case.direction) for case in answers.cases if not axis or case.axis == axis]
-    if not kept:
+    chosen = [labels.index(case.direction) for case in answers.cases if not axis or case.axis == axis]
+    if not chosen:
         return None
-    trials = answers.trials(labels).of(kept)
-    found = metrics.estimate(trials, seed, f"{answers.condition.name} {axis}")
-    return {"trials": len(trials), **{name: _finite(asdict(item)) for name, item in found.items()}}
+    trials = answers.trials(labels).of(chosen)
+    estimates = metrics.estimate(trials, seed, f"{answers.condition.name} {axis}")
+    return {"trials": len(trials), **{name: _finite(asdict(item)) for name, item in estimates.items()}}
 
 
 def _by_nearness(answers: Answers) -> dict[str, dict[str, float]]:
     """Nearness (`FrameOf`) -> DAR of the cases that showed another clip's frame of that nearness; empty where cases
     showed their own image or none."""
-    found: dict[str, list[bool]] = {}
+    right_by_nearness: dict[str, list[bool]] = {}
     if frames := answers.frames:
         trials = answers.trials(sorted({case.direction for case in answers.cases}))
         for frame, right in zip(frames, alignment(trials.predicted_N3, trials.toward_N3), strict=True):
-            found.setdefault(frame.nearness, []).append(bool(right))
-    return {near: {"trials": len(right), "dar": float(np.mean(right))} for near, right in found.items()}
+            right_by_nearness.setdefault(frame.nearness, []).append(bool(right))
+    return {near: {"trials": len(right), "dar": float(np.mean(right))} for near, right in right_by_nearness.items()}
 
 
 def _mean_of_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -260,14 +260,14 @@ def _header(listed: CaseList, case_clips: CaseClips, horizon: int) -> dict[str, 
     }
 
 
-def _shown(found: Representation) -> dict[str, Any]:
+def _shown(represented: Representation) -> dict[str, Any]:
     return {
-        "states": len(set(found.state_M.tolist())),
-        "points": len(found.state_M),
-        "by_direction": found.by_direction,
-        "by_state": found.by_state,
-        "explained": found.explained,
-        "perplexity": found.perplexity,
+        "states": len(set(represented.state_M.tolist())),
+        "points": len(represented.state_M),
+        "by_direction": represented.by_direction,
+        "by_state": represented.by_state,
+        "explained": represented.explained,
+        "perplexity": represented.perplexity,
     }
 
 
@@ -286,14 +286,14 @@ def _displacements(answers: Answers) -> list[dict[str, Any]]:
 
 
 def _images(
-    answers: Sequence[Answers], listed: CaseList, case_clips: CaseClips, found: Representation | None
+    answers: Sequence[Answers], listed: CaseList, case_clips: CaseClips, represented: Representation | None
 ) -> dict[str, Any]:
     unit = case_clips.index.embodiment.action.unit
     shown = [answer for answer in answers if answer.condition.name in DRAWN and not answer.refusal]
     paths = {}
     for axis in dict.fromkeys(case.axis for case in listed.cases) if shown else ():
         paths[axis] = _uri(figures.opposite_commands(shown, listed.axes, axis, unit))
-    return {"paths": paths, "map": None if found is None else _uri(figures.representation(found))}
+    return {"paths": paths, "map": None if represented is None else _uri(figures.representation(represented))}
 
 
 def _uri(svg: bytes) -> str:

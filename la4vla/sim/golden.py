@@ -61,11 +61,12 @@ def measure(suite: str, settings: Sequence[Setting]) -> Measured:
         env = sim.make_env(setting.views, setting.size, SETTLE_STEPS + 1, setting.fast)
         assert isinstance(env, MujocoEnv)
         for task in scenes.drawn if number else scenes.settling:
-            seen = env.reset(task, 0)
+            observation = env.reset(task, 0)
             driver["vendor"], driver["renderer"] = names()
             if task in scenes.drawn:
-                shown = {str(Setting((view,), setting.size, setting.fast)): seen.views[view] for view in setting.views}
-                images |= {f"{task} {name}": summary(image) for name, image in shown.items()}
+                for view in setting.views:
+                    name = f"{task} {Setting((view,), setting.size, setting.fast)}"
+                    images[name] = summary(observation.views[view])
             if number == 0:
                 settling[task] = _settle(env)
         driver["backend"] = env.backend
@@ -127,8 +128,8 @@ def write(suite: str, path: Path) -> None:
     measured = measure(suite, (scenes.usual, *scenes.others))
     del measured["assets_folder"], measured["config_folder"]
     measured = {"made_by": f"python -m la4vla.sim.golden {suite} --write FILE", **measured}
-    kept = references(path) if path.is_file() else {}
-    path.write_text(_laid_out({**kept, suite: measured}) + "\n")
+    others = references(path) if path.is_file() else {}
+    path.write_text(_laid_out({**others, suite: measured}) + "\n")
 
 
 def _laid_out(everything: Mapping[str, Measured]) -> str:

@@ -124,7 +124,7 @@ class LiberoEnv(MujocoEnv):
     def __init__(self, views: Sequence[str], image_size: int, horizon: int, fast: bool) -> None:
         super().__init__(views, image_size, horizon, fast)
         self._libero = open_libero()
-        self._seen: dict[str, np.ndarray] = {}
+        self._observation: dict[str, np.ndarray] = {}
 
     def expert_action(self) -> np.ndarray:
         """float32 [7] in [-1, 1]: what a scripted expert, which sees all geometry, does at this state. Call it once a
@@ -163,7 +163,7 @@ class LiberoEnv(MujocoEnv):
         self._scene.reset()
         robot = self._scene.robots[0]
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        self._seen = self._scene.set_init_state(_init_states(self._libero, self._task)[episode % BLOCK])
+        self._observation = self._scene.set_init_state(_init_states(self._libero, self._task)[episode % BLOCK])
         self._expert = None
 
     def _move_hand(self, distance: float, draws: np.random.Generator) -> None:
@@ -172,15 +172,15 @@ class LiberoEnv(MujocoEnv):
         from la4vla.sim.start import move_hand
 
         move_hand(self._model, self._data, self._model.body(self.hand).id, distance, draws, lambda move_3: True)
-        self._seen = self._scene.set_init_state(self._scene.get_sim_state())
+        self._observation = self._scene.set_init_state(self._scene.get_sim_state())
         self._scene.robots[0].controller.update(force=True)
 
     def _advance(self, action: np.ndarray) -> bool:
-        self._seen, _, success, _ = self._scene.step(action.astype(np.float64))
+        self._observation, _, success, _ = self._scene.step(action.astype(np.float64))
         return bool(success)
 
     def _state(self) -> np.ndarray:
-        return _proprioception(self._seen)
+        return _proprioception(self._observation)
 
     @property
     def _model(self) -> Any:
@@ -205,11 +205,11 @@ def open_libero() -> Path:
     _quiet_robosuite()
     import libero.libero  # pyright: ignore[reportMissingImports]
 
-    wanted = os.environ.get(ASSETS_VARIABLE, "")
-    if wanted:
-        if not (Path(wanted) / "scenes").is_dir():
-            raise UserError(f"{ASSETS_VARIABLE}={wanted} holds no `scenes` folder; name LIBERO's assets folder.")
-        libero.libero._assets_path_cache = wanted
+    assets = os.environ.get(ASSETS_VARIABLE, "")
+    if assets:
+        if not (Path(assets) / "scenes").is_dir():
+            raise UserError(f"{ASSETS_VARIABLE}={assets} holds no `scenes` folder; name LIBERO's assets folder.")
+        libero.libero._assets_path_cache = assets
     elif not Path(libero.libero.get_assets_path()).is_dir():
         raise UserError(f"LIBERO's assets are not here and the hub was not reached; set {ASSETS_VARIABLE} to a copy.")
     return package
@@ -254,8 +254,9 @@ def _init_states(package: Path, task: str) -> np.ndarray:
     return torch.load(package / "init_files" / row["suite"] / f"{row['name']}.pruned_init", weights_only=False)
 
 
-def _proprioception(seen: dict[str, np.ndarray]) -> np.ndarray:
+def _proprioception(observation: dict[str, np.ndarray]) -> np.ndarray:
     """float32 [7] of a robosuite observation; its quaternion is x, y, z, w."""
-    turn = rotation_vectors(Rotation.from_quat(seen["robot0_eef_quat"]), EMBODIMENT.state.rotation_near)
-    fingers = seen["robot0_gripper_qpos"]
-    return np.concatenate([seen["robot0_eef_pos"], turn, [(fingers[0] - fingers[1]) / FINGER_SPAN]]).astype(np.float32)
+    turn = rotation_vectors(Rotation.from_quat(observation["robot0_eef_quat"]), EMBODIMENT.state.rotation_near)
+    fingers = observation["robot0_gripper_qpos"]
+    opening = (fingers[0] - fingers[1]) / FINGER_SPAN
+    return np.concatenate([observation["robot0_eef_pos"], turn, [opening]]).astype(np.float32)

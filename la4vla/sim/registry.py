@@ -80,6 +80,7 @@ class Simulator:
     embodiment      of its robot
     prompts         () -> task -> instruction
     cameras         every view that its envs render
+    max_steps       that it allows an episode
     views           those that are recorded where the config names none
     make_env        (views, image_size, horizon, fast) -> Env, in the process that steps it
     prepare         in the process that starts workers: the GL backend's name; UserError where nothing can be simulated
@@ -98,6 +99,7 @@ class Simulator:
     embodiment: Embodiment
     prompts: Callable[[], Mapping[str, str]]
     cameras: tuple[str, ...]
+    max_steps: int
     views: tuple[str, ...]
     make_env: Callable[[Sequence[str], int, int, bool], Env]
     prepare: Callable[[], str]
@@ -146,12 +148,13 @@ _METAWORLD = Simulator(
     embodiment=metaworld.EMBODIMENT,
     prompts=metaworld.prompts,
     cameras=tuple(metaworld.CAMERA_TURNS),
+    max_steps=metaworld.MAX_STEPS,
     views=("corner4",),
     make_env=MetaWorldEnv,
     prepare=use_backend,
     asset_folders=_metaworld_assets,
     expert=_metaworld_expert,
-    expert_steps=500,  # all that MetaWorld allows
+    expert_steps=metaworld.MAX_STEPS,
     wait=(0.0, 0.0, 0.0, 0.0),
     wait_steps=0,
     held_out=_metaworld_held_out,
@@ -171,6 +174,7 @@ _LIBERO = Simulator(
     embodiment=libero.EMBODIMENT,
     prompts=libero.prompts,
     cameras=libero.CAMERAS,
+    max_steps=libero.MAX_STEPS,
     views=libero.CAMERAS,
     make_env=LiberoEnv,
     prepare=_libero_prepare,

@@ -67,24 +67,24 @@ def use_backend() -> str:
 
     Must run before `mujoco` is imported; later calls return the same name. Raises UserError where nothing renders.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if wanted and os.environ.get(_PROBED) == wanted:
-        return wanted
-    if "mujoco" in sys.modules and not wanted:
+    named = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if named and os.environ.get(_PROBED) == named:
+        return named
+    if "mujoco" in sys.modules and not named:
         raise UserError(
             "mujoco was imported before a GL backend was chosen; set MUJOCO_GL=egl (or osmesa) in the shell."
         )
     reasons = {}
-    for name in [wanted] if wanted else BACKENDS:
+    for name in [named] if named else BACKENDS:
         reason = why_not(name)
         if not reason:
             os.environ.update({"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, _PROBED: name})
-            if not wanted:
+            if not named:
                 print(f"rendering with {name} (set MUJOCO_GL to choose another backend)", file=sys.stderr)
             return name
         reasons[name] = reason
     tried = ", ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    cure = " or unset MUJOCO_GL to try egl and osmesa" if wanted else ""
+    cure = " or unset MUJOCO_GL to try egl and osmesa" if named else ""
     raise UserError(f"no GL backend renders here ({tried}); run `{APT_LINE}`{cure}.")
 
 
@@ -133,22 +133,22 @@ def gpus() -> tuple[int, ...]:
     asked = subprocess.run(
         [sys.executable, "-c", _GPUS], env=environment, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
     )
-    found = dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
-    chosen = visible_gpus(found, os.environ.get(_VISIBLE))
+    egl_numbers = dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
+    chosen = visible_gpus(egl_numbers, os.environ.get(_VISIBLE))
     if not chosen:
         print(f"all workers render on EGL's first device; set {_DEVICE} to choose another", file=sys.stderr)
     return chosen
 
 
-def visible_gpus(found: Mapping[int, int], visible: str | None) -> tuple[int, ...]:
-    """found: CUDA's number of a GPU -> EGL's (they differ), all GPUs. visible: `CUDA_VISIBLE_DEVICES`, None where it
-    is not set. Empty where that names a GPU by its UUID, or one that was not found."""
+def visible_gpus(egl_numbers: Mapping[int, int], visible: str | None) -> tuple[int, ...]:
+    """egl_numbers: CUDA's number of a GPU -> EGL's (they differ), all GPUs. visible: `CUDA_VISIBLE_DEVICES`, None where
+    it is not set. Empty where that names a GPU by its UUID, or one that is not in egl_numbers."""
     if visible is None:
-        return tuple(found[number] for number in sorted(found))
+        return tuple(egl_numbers[number] for number in sorted(egl_numbers))
     names = [name.strip() for name in visible.split(",")]
-    if not all(name.isdecimal() and int(name) in found for name in names):
+    if not all(name.isdecimal() and int(name) in egl_numbers for name in names):
         return ()
-    return tuple(found[int(name)] for name in names)
+    return tuple(egl_numbers[int(name)] for name in names)
 
 
 def gpu_of(worker: int, gpus: Sequence[int]) -> int | None:

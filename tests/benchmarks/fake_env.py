@@ -67,7 +67,7 @@ class PointEnv:
 
 
 def prompts() -> dict[str, str]:
-    return {task: f"push the point of {task}" for task in TASKS}
+    return {task: f"push the point of {task}" for task in [*TASKS, "crash-x"]}
 
 
 def expert(env) -> tuple[np.ndarray, None]:
@@ -87,9 +87,9 @@ def prepare() -> str:
 
 
 POINT = Simulator(
-    name="point", embodiment=EMBODIMENT, prompts=prompts, cameras=("eye", "ear"), views=("eye",), make_env=PointEnv,
-    prepare=prepare, asset_folders=no_folders, expert=expert, expert_steps=27, wait=(0.0,), wait_steps=0,
-    held_out=held_out, packages=("numpy",), pins=("numpy",),
+    name="point", embodiment=EMBODIMENT, prompts=prompts, cameras=("eye", "ear"), max_steps=100, views=("eye",),
+    make_env=PointEnv, prepare=prepare, asset_folders=no_folders, expert=expert, expert_steps=27, wait=(0.0,),
+    wait_steps=0, held_out=held_out, packages=("numpy",), pins=("numpy",),
     scenes=GoldenScenes(("easy-a",), ("easy-a",), Setting(("eye",), 16, False), (), "easy-a"),
 )  # fmt: skip
 

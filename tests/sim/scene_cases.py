@@ -7,8 +7,9 @@ from benchmarks.perturb.perturb import PERTURBATIONS, SEVERITIES
 from la4vla.sim.env import ROBOT_POSE, SceneChange
 
 NAMES = [name for name, kind in PERTURBATIONS.items() if kind.kind == "scene"]
-RISING = {"camera", "background", "distractors"}
-"""Their distance from the clean image rises with the severity; bright images clamp light and colours."""
+LEAST_STEP = 0.02
+"""Every severity is this much further from the clean image than the one before, as a share of the strongest's distance;
+the smallest step measured is 0.05 (light, LIBERO)."""
 
 
 def change(name, severity, seed=0):
@@ -30,10 +31,7 @@ def conforms(env, task, view, name):
     assert not np.array_equal(other_seed, again)
     assert np.array_equal(env.reset(task, 1).views[view], clean.views[view]), "something of the change stayed"
     distances = [np.abs(image - clean.views[view]).mean() for image in images]
-    assert min(distances) > 0 and distances[-1] > distances[0]
-    if name in RISING:
-        assert (np.diff(distances) > 0).all(), distances
-    return distances
+    assert (np.diff([0, *distances]) > LEAST_STEP * distances[-1]).all(), distances
 
 
 def starts_elsewhere(env, task):

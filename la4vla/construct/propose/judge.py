@@ -3,7 +3,8 @@
 Each finding is a sentence with the highest score it allows. A proposal's score is the lowest of these, 3 without any
 finding.
 
-    0   the sentence cannot be used (lint), or the motion is the opposite of the label
+    0   the sentence cannot be used (lint), the motion is the opposite of the label, or a dim moves that no sentence
+        describes (a second arm)
     1   direction, kind of motion or object status contradict what was measured
     2   acceptable: it fits loosely (crooked path, a boundary where nothing changes), or states cannot tell
 
@@ -12,15 +13,16 @@ The judge sees states and commands only. It catches what is physically wrong; pe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
 
 from la4vla.config import ConstructConfig, JudgeConfig, ProposeConfig
 from la4vla.construct.episodes import Episode
+from la4vla.construct.notes import UNDESCRIBED
 from la4vla.construct.propose.candidates import Candidate, Proposal
-from la4vla.construct.propose.track import Track, track_of, turn_of
+from la4vla.construct.propose.track import Track, track_of, turn_of, undescribed_motion
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
 from la4vla.types import TRANSLATION, UserError
 
@@ -29,6 +31,8 @@ VERSION = 7
 
 Finding = tuple[float, str]
 """The highest score that it allows, and a sentence that says why."""
+
+MOVES, MOVES_SHARE = 0.01, 0.05  # of the dim's own unit, and of its range in the episode; more is a motion
 
 _VERTICAL = {"lift": 1.0, "lower": -1.0, "press": -1.0}
 """Primitive -> the sign of its motion along up."""
@@ -46,10 +50,12 @@ def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConf
     """
     has_position = len(episode.embodiment.state.dims(*TRANSLATION)) == 3
     track = track_of(episode.state, episode.action, episode.robot) if has_position else None
+    others = undescribed_motion(episode)
     judged = []
     for proposal in proposals:
         item = proposal
         findings = [(0.0, f"{fault}.") for fault in lint(item.instruction)] + list(_label(item))
+        findings += _others(item, others)
         if track is None:
             findings.append((2.0, "The state has no position: the motion is not checked."))
         else:
@@ -75,6 +81,14 @@ def _label(proposal: Proposal) -> Iterator[Finding]:
         yield 0.0, "A wait teaches no action."
     if proposal.status and PRIMITIVES[name].status not in ("", proposal.status):
         yield 1.0, f"`{name}` ends {PRIMITIVES[name].status}, not {proposal.status}."
+
+
+def _others(proposal: Proposal, others: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    """Whether dims move in the span that no instruction describes. others: of undescribed_motion."""
+    for name, path_T in others.items():
+        span_T = path_T[proposal.start : proposal.end + 1]
+        if np.ptp(span_T) > max(MOVES, MOVES_SHARE * float(np.ptp(path_T))):
+            yield 0.0, f"`{name}` {UNDESCRIBED}"
 
 
 def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: ProposeConfig) -> Iterator[Finding]:

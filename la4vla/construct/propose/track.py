@@ -12,6 +12,7 @@ import numpy as np
 from scipy.ndimage import median_filter
 from scipy.spatial.transform import Rotation
 
+from la4vla.construct.episodes import Episode
 from la4vla.construct.robots.robot import Robot, RobotFrame
 from la4vla.types import ROTATION, TRANSLATION, UserError, VectorSpec
 
@@ -94,6 +95,22 @@ def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track
         frame=frame,
         lag=_lag(path_T3, action_TA, embodiment.action, frame),
     )
+
+
+def undescribed_motion(episode: Episode) -> dict[str, np.ndarray]:
+    """Where each dim is that no instruction describes, float64 [T] in its own unit; commands that are deltas add up.
+
+    Keys are `state NAME` and `action NAME`.
+    """
+    robot, paths = episode.robot, {}
+    specs = (("state", episode.state, robot.embodiment.state), ("action", episode.action, robot.embodiment.action))
+    for what, values_TD, spec in specs:
+        names = robot.undescribed(spec)
+        path_TD = values_TD[:, spec.dims(*names)].astype(np.float64)
+        if spec.reference == "delta":
+            path_TD = np.cumsum(path_TD, axis=0)
+        paths |= {f"{what} {name}": path_T for name, path_T in zip(names, path_TD.T, strict=True)}
+    return paths
 
 
 def turn_of(track: Track, start: int, end: int) -> tuple[float, str]:

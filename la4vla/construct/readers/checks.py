@@ -71,6 +71,11 @@ def slug(text: str, longest: int) -> str:
     return f"{plain[: longest - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+def task_name(task: str, instruction: str) -> str:
+    """A task's name for people: its sentence if the name was made of it and lost letters of other scripts."""
+    return instruction if task == slug(instruction, MAX_KEY) else task
+
+
 def chosen_views(read: ReadConfig, there: Sequence[str]) -> dict[str, str]:
     """Our name -> the dataset's name of each view to read.
 
@@ -143,8 +148,9 @@ def vectors(
 
 def sentence(text: str) -> str:
     """The task's words, trimmed. Raises BadEpisode if there are none."""
-    # Some converters quote the whole sentence.
-    words = " ".join(text.strip().strip('"').split())
+    words = " ".join(text.split())
+    if len(words) > 1 and words[0] == words[-1] == '"' and '"' not in words[1:-1]:
+        words = words[1:-1].strip()  # some converters quote the whole sentence
     if not words:
         raise BadEpisode("the episode has no task text, which becomes the clips' task; add it to the dataset.")
     return words
@@ -159,7 +165,7 @@ def as_jpeg(data: bytes, quality: int) -> bytes:
             raise BadEpisode(f"an image is a damaged JPEG ({error}); repair or drop the episode.") from error
         return data
     if data.startswith(PNG):
-        if data[PIXEL_KIND : PIXEL_KIND + 2] == GREY_16:
+        if is_grey_16(data):
             raise BadEpisode(
                 "an image is a PNG of one channel of 16 bits, as depth maps are; name the cameras in read.views."
             )
@@ -167,6 +173,11 @@ def as_jpeg(data: bytes, quality: int) -> bytes:
         if decoded is not None:
             return encode(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), quality)
     raise BadEpisode("an image is neither a JPEG nor a PNG that can be decoded; repair or drop the episode.")
+
+
+def is_grey_16(data: bytes) -> bool:
+    """Whether an encoded image is a PNG of one channel of 16 bits, as depth maps are."""
+    return data.startswith(PNG) and data[PIXEL_KIND : PIXEL_KIND + 2] == GREY_16
 
 
 def encode(image_HW3: np.ndarray, quality: int) -> bytes:

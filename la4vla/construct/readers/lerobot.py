@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from la4vla.construct.readers.checks import (
     cameras,
     chosen_views,
     episode_key,
-    first_sizes,
+    is_grey_16,
+    jpeg_size,
     robot_of,
     sentence,
     slug,
@@ -34,10 +35,18 @@ from la4vla.construct.readers.checks import (
     vectors,
 )
 from la4vla.construct.readers.lerobot_meta import EpisodeInfo, Meta, read_meta
+from la4vla.construct.readers.tables import (
+    STANDARD,
+    column_values,
+    first_cell,
+    may_hold,
+    read_cells,
+    read_table,
+    row_group,
+)
 from la4vla.construct.readers.video import locate, read_frames, video_size
 from la4vla.types import UserError
 
-STANDARD = ("timestamp", "frame_index", "episode_index", "task_index")
 USUAL = {"state": ("observation.state", "state"), "action": ("action", "actions")}
 TABLES = 4  # parquet files kept in memory: v3.0 has hundreds of episodes in each
 
@@ -54,16 +63,16 @@ class LeRobot:
             "state": _columns(self._meta, "state", read.state),
             "action": _columns(self._meta, "action", read.action),
         }
-        there, self._notes = cameras(self._meta.views, read)
+        there, self._notes = cameras(_views(self._meta), read)
         self._views = chosen_views(read, there)
         self._stride, self._quality = read.frame_stride, config.jpeg_quality
         episodes = self._meta.episodes[: read.max_episodes or None]
         self._episodes = {episode_key("episode", item.index): item for item in episodes}
         self._keys = tuple(self._episodes)
         self._table = lru_cache(TABLES)(
-            partial(_read_table, columns=(*STANDARD, *self._columns["state"], *self._columns["action"]))
+            partial(read_table, columns=(*STANDARD, *self._columns["state"], *self._columns["action"]))
         )
-        self._images = lru_cache(max(TABLES, len(self._views)))(_read_images)
+        self._images = lru_cache(max(TABLES, len(self._views)))(read_cells)
         meta = self._meta
         files = [stat_of(path) for path in meta.files]
         self._about = digest(self._robot_file.text, files, dict(meta.tasks), meta.fps, dict(meta.features))
@@ -79,7 +88,7 @@ class LeRobot:
     def stamp(self, key: str) -> str:
         info = self._episodes[key]
         videos = {view: asdict(info.videos[name]) for view, name in self._views.items() if name in info.videos}
-        data = [info.data] if self._meta.version != "v3.0" or _may_hold(info.data, info.index) else self._data_files
+        data = [info.data] if self._meta.version != "v3.0" or may_hold(info.data, info.index) else self._data_files
         files = [*map(stat_of, data), *(stat_of(Path(span["path"])) for span in videos.values())]
         return digest(self._about, info.length, str(videos), files)
 
@@ -92,7 +101,7 @@ class LeRobot:
                 "anew or drop the episode."
             )
         names = {name for columns in self._columns.values() for name in columns}
-        column = {name: _numbers(table[name], name) for name in (*STANDARD, *names)}
+        column = {name: column_values(table[name], name) for name in (*STANDARD, *names)}
         _check_time(column, self._meta.fps)
         instruction = sentence(self._meta.tasks.get(int(column["task_index"][0]), ""))
         state, notes = vectors(column, self._columns["state"], self._robot_file.state, "state")
@@ -131,10 +140,14 @@ class LeRobot:
         return faults
 
     def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
-        videos = self._episodes[episode.key].videos
-        filmed = {view: video_size(videos[name].path) for view, name in self._views.items() if name in videos}
-        stored = tuple(view for view in self._views if view not in filmed)
-        return filmed | first_sizes(replace(episode, views=stored))
+        info, sizes = self._episodes[episode.key], {}
+        for view, name in self._views.items():
+            if name in info.videos:
+                sizes[view] = video_size(info.videos[name].path)
+            else:
+                path, _, row = self._rows(info)
+                sizes[view] = jpeg_size(self._jpeg(first_cell(path, name, row), path, name, row))
+        return sizes
 
     def _frames(self, info: EpisodeInfo, view: str, numbers: Sequence[int]) -> Frames:
         name = self._views[view]
@@ -188,7 +201,7 @@ class LeRobot:
             # What cannot be read is a fault of the episodes that meta/ puts there.
             with suppress(OSError, KeyError, pa.ArrowException):
                 column = pq.read_table(path, columns=["episode_index"])["episode_index"]
-                held[path] = np.unique(_numbers(column, "episode_index"))
+                held[path] = np.unique(column_values(column, "episode_index"))
         return held
 
     @cached_property
@@ -196,9 +209,12 @@ class LeRobot:
         return sorted((self._meta.root / "data").glob("**/*.parquet"))
 
     def _image(self, path: Path, name: str, row: int) -> bytes:
+        """An image of an image column. Raises BadEpisode."""
+        first, cells = self._images(path, name, row_group(path, row))
+        return self._jpeg(cells[row - first].as_py(), path, name, row)
+
+    def _jpeg(self, cell: Any, path: Path, name: str, row: int) -> bytes:
         """The JPEG in a cell of an image column, {bytes, path}: the image is in one of the two. Raises BadEpisode."""
-        first, cells = self._images(path, name, _row_group(path, row))
-        cell: Any = cells[row - first].as_py()
         if not isinstance(cell, Mapping):
             raise BadEpisode(f"{path}: column {name} has no image in row {row}; get it anew or drop the episode.")
         data = cell.get("bytes")
@@ -208,6 +224,19 @@ class LeRobot:
                 raise BadEpisode(f"{path}: the image {file} of {name} is missing; get it or drop the episode.")
             data = file.read_bytes()
         return as_jpeg(data, self._quality)
+
+
+def _views(meta: Meta) -> dict[str, str]:
+    """View -> why it is no camera, empty if it is one. Of an image column, the first image tells."""
+    views = meta.views
+    for name, why in views.items():
+        path = meta.episodes[0].data if meta.episodes else None
+        if meta.features[name]["dtype"] == "image" and not why and path is not None:
+            with suppress(BadEpisode):  # `read` says what is wrong with the file
+                cell = first_cell(path, name, 0)
+                data = cell.get("bytes") if isinstance(cell, Mapping) else None
+                views[name] = "one channel of 16 bits" if is_grey_16(data or b"") else ""
+    return views
 
 
 def _columns(meta: Meta, what: str, named: Sequence[str]) -> tuple[str, ...]:
@@ -221,77 +250,6 @@ def _columns(meta: Meta, what: str, named: Sequence[str]) -> tuple[str, ...]:
             f"columns in read.{what}, of {', '.join(meta.features)}."
         )
     return columns
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray, frozenset[str]]:
-    """(the named columns of a parquet file, the episode of each row, the names of all columns). Raises BadEpisode."""
-    try:
-        with pq.ParquetFile(path) as file:
-            there = frozenset(file.schema_arrow.names)
-            if missing := [name for name in columns if name not in there]:
-                raise BadEpisode(f"{path} has no column {missing[0]}; get it anew or drop the episode.")
-            table = file.read(columns=list(columns)).combine_chunks()
-    except (OSError, pa.ArrowException) as error:
-        raise BadEpisode(f"{path} cannot be read ({error}); get it anew or drop the episode.") from error
-    return table, _numbers(table["episode_index"], "episode_index"), there
-
-
-def _read_images(path: Path, name: str, group: int) -> tuple[int, pa.ChunkedArray]:
-    """(row of the first cell, cells of an image column) of one row group. Raises BadEpisode."""
-    try:
-        with pq.ParquetFile(path) as file:
-            first = sum(file.metadata.row_group(item).num_rows for item in range(group))
-            return first, file.read_row_group(group, columns=[name])[name]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise BadEpisode(f"{path}: {name} cannot be read ({error}); get it anew or drop the episode.") from error
-
-
-def _row_group(path: Path, row: int) -> int:
-    """The row group of a parquet file that holds a row."""
-    ends = _group_ends(path, tuple(stat_of(path)))
-    return int(np.searchsorted(ends, row, "right"))
-
-
-@lru_cache(maxsize=64)
-def _group_ends(path: Path, stat: tuple[int, ...]) -> np.ndarray:
-    about = pq.read_metadata(path)
-    return np.cumsum([about.row_group(item).num_rows for item in range(about.num_row_groups)])
-
-
-def _may_hold(path: Path, episode: int) -> bool:
-    """Whether a parquet file may hold an episode, by the statistics in its footer. Reads no rows."""
-    return path.is_file() and any(low <= episode <= high for low, high in _episode_ranges(path, tuple(stat_of(path))))
-
-
-@lru_cache(maxsize=1024)
-def _episode_ranges(path: Path, stat: tuple[int, ...]) -> list[tuple[float, float]]:
-    """(lowest, highest) episode of each row group; without limits where the footer does not say."""
-    try:
-        about = pq.read_metadata(path)
-    except (OSError, pa.ArrowException):
-        return [(-np.inf, np.inf)]  # `read` says what is wrong with the file
-    ranges = []
-    for group in map(about.row_group, range(about.num_row_groups)):
-        columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
-        limits = columns["episode_index"].statistics if "episode_index" in columns else None
-        known = limits is not None and limits.has_min_max
-        ranges.append((limits.min, limits.max) if known else (-np.inf, np.inf))
-    return ranges
-
-
-def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A column as an array [T] or [T, D]. Raises BadEpisode for rows of different lengths."""
-    array: Any = column.combine_chunks()
-    if pa.types.is_fixed_size_list(array.type):
-        lengths = {array.type.list_size}
-    elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        lengths = set(array.value_lengths().to_pylist())
-    else:
-        return array.to_numpy(zero_copy_only=False)
-    if len(lengths) != 1 or array.null_count:
-        raise BadEpisode(f"column {name} has rows of different lengths {lengths}; repair or drop the episode.")
-    values = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
-    return values[:, 0] if name in STANDARD and values.shape[1] == 1 else values
 
 
 def _span(episode_N: np.ndarray) -> str:

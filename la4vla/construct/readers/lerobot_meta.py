@@ -6,6 +6,7 @@ Owns the two layouts of `meta/` and of the paths (huggingface/lerobot, src/lerob
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,9 +92,14 @@ def read_meta(root: Path) -> Meta:
     info = _json(root / "meta/info.json")
     version = str(info.get("codebase_version"))
     if version not in VERSIONS:
-        raise UserError(
-            f"{root}: LeRobot version {version} is none of {', '.join(VERSIONS)}; convert it with lerobot's scripts."
+        number = re.fullmatch(r"v(\d+)\.(\d+)", version)
+        newer = number is not None and (int(number[1]), int(number[2])) > (3, 0)
+        cure = (
+            "upgrade la4vla, or write the dataset with a lerobot that writes v3.0"
+            if newer
+            else "convert it to v3.0 with lerobot's scripts"
         )
+        raise UserError(f"{root}: LeRobot version {version} is none of {', '.join(VERSIONS)}; {cure}.")
     try:
         videos = [name for name, about in info["features"].items() if about["dtype"] == "video"]
         if version == "v3.0":

@@ -41,6 +41,7 @@ ARM_TOLERANCE = 0.05  # rad; measured distances to the joints: 0.0004 of the sam
 POSE, GRIPPER = ("obs/ee_states", "obs/ee_pos", "obs/ee_ori"), "obs/gripper_states"
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}  # stored as -> the simulator's
 SCENE = re.compile(r"^[A-Z0-9_]*SCENE\d+_")
+CHANGES = re.compile(r"(_[a-z]+(_-?\d+)+)+$")  # what derived suites append: words, each with its numbers
 
 
 class Libero:
@@ -86,6 +87,11 @@ class Libero:
                 state = self._named["state"] or _state(group)
                 names = (*state, *self._named["action"])
                 if missing := [name for name in names if name not in group]:
+                    if any(name.startswith("robot0_") for name in group.get("obs", ())):
+                        raise BadEpisode(
+                            f"{path}: {demo} has robomimic's obs/robot0_..., not LIBERO's {missing[0]}; write its "
+                            "episodes as npz (docs/construction.md, Reading) and set read.format=npz."
+                        )
                     raise BadEpisode(f"{path}: {demo} has no {missing[0]}; get the file anew or drop the episode.")
                 column = {name: group[name][()] for name in names}
                 late = _observed_late(group, f"{path}: {demo}")
@@ -145,8 +151,25 @@ class Libero:
 
 
 def language(stem: str) -> str:
-    """The task's sentence, made from its file's name as LIBERO's own benchmark makes it."""
-    return SCENE.sub("", re.sub(r"_demo$", "", stem)).replace("_", " ")
+    """The task's sentence, made from its file's name as LIBERO's own benchmark makes it.
+
+    Suites derived from LIBERO's append what they change to the name of the task (`_view_0_0_100_0_0_initstate_3`,
+    `_table_2`); the sentence is then the task's own. Raises BadEpisode for a name that is no sentence.
+    """
+    from la4vla.sim.libero import prompts
+
+    name = SCENE.sub("", re.sub(r"_demo$", "", stem))
+    known, base = set(prompts().values()), CHANGES.sub("", name).replace("_", " ")
+    if base in known:
+        return base
+    sentence = name.replace("_", " ")
+    longer = [task for task in known if sentence.startswith(f"{task} ")]
+    if longer or not re.fullmatch(r"[^\W\d]+( [^\W\d]+)*", sentence):
+        raise BadEpisode(
+            f"the name {stem} spells no instruction; rename the file <task>_demo.hdf5 with the task's words, or take "
+            "the _demo off, and the instruction is read from the file's problem_info."
+        )
+    return sentence
 
 
 def _instruction(file: Any, path: Path) -> str:

@@ -20,6 +20,7 @@ from la4vla.construct.ledger import Ledger, LedgerRow
 from la4vla.construct.notes import CountedNote, proposal_notes, reading_notes
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.construct.propose.vlm import CACHE
+from la4vla.construct.readers.checks import task_name
 from la4vla.construct.report.statistics import LedgerRows, statistics
 from la4vla.construct.scores import REVIEWS, read_scores
 from la4vla.page import page
@@ -105,7 +106,12 @@ def _example(episode: Episode, item: Mapping[str, Any]) -> Example:
         key=candidate_key(episode.key, start),
         title=item["primitive"],
         instruction=item["instruction"],
-        about=(item["status"], episode.task, f"{(end - start) / episode.fps:.2f} s", score),
+        about=(
+            item["status"],
+            task_name(episode.task, episode.instruction),
+            f"{(end - start) / episode.fps:.2f} s",
+            score,
+        ),
         strips=tuple(strips),
         plot=_plot(episode, start, end),
     )

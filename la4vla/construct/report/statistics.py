@@ -16,6 +16,7 @@ import numpy as np
 from la4vla.construct import steps
 from la4vla.construct.ledger import LedgerRow
 from la4vla.construct.propose.candidates import Candidate, candidates_of
+from la4vla.construct.readers.checks import task_name
 from la4vla.construct.review import agreement
 from la4vla.construct.scores import QUALITIES, Score
 from la4vla.data.inspect.contents import Label, contents, sizes
@@ -222,8 +223,10 @@ def _tokens(rows: LedgerRows, paid: tuple[int, int, int]) -> dict[str, Any]:
 
 def _tasks(rows: LedgerRows) -> list[dict[str, Any]]:
     by_task: dict[str, list[dict[str, Any]]] = {}
+    sentences: dict[str, str] = {}
     for key, row in rows.episodes.items():
         by_task.setdefault(row["task"], []).append(_episode(rows, key))
+        sentences.setdefault(row["task"], row["instruction"])
     tasks = []
     for task, episodes in sorted(by_task.items()):
         totals = {
@@ -231,7 +234,8 @@ def _tasks(rows: LedgerRows) -> list[dict[str, Any]]:
         }
         per_clip = _share(totals["kept_frames"], totals["kept"])
         ratios = {"retention": _share(totals["kept"], totals["candidates"]), "frames_per_clip": per_clip}
-        tasks.append({"task": task, "episodes": len(episodes), **totals, **ratios})
+        names = {"task": task, "name": task_name(task, sentences[task])}
+        tasks.append({**names, "episodes": len(episodes), **totals, **ratios})
     return tasks
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import yaml
 
 from la4vla.construct.robots.units import VectorUnits, number, vector_units
-from la4vla.types import Embodiment, UserError
+from la4vla.types import ROTATION, TRANSLATION, Embodiment, UserError, VectorSpec
 
 ROBOTS = Path(__file__).parent
+DESCRIBED = (*TRANSLATION, *ROTATION, "gripper", "contact")
+"""The dims that instructions describe."""
 AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
@@ -52,10 +54,21 @@ class Robot:
 
     embodiment    meaning of the episode's states and actions
     frame         how they map to words
+    same_arm      names of other dims that belong to the arm whose hand is described, such as its joints
     """
 
     embodiment: Embodiment
     frame: RobotFrame
+    same_arm: tuple[str, ...] = ()
+
+    def undescribed(self, spec: VectorSpec) -> list[str]:
+        """The dims of a state or an action whose motion no instruction describes, such as those of a second arm.
+
+        None if the vector has no x, y, z: its joints are then all that there is of the described arm.
+        """
+        if len(spec.dims(*TRANSLATION)) < len(TRANSLATION):
+            return []
+        return [name for name in spec.names if name not in (*DESCRIBED, *self.same_arm)]
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,7 @@ class RobotFile:
     state         block `state`
     action        block `action`
     frame         block `frame`
+    same_arm      list `same_arm`; may be left out
     text          the file's content, by which a change is noticed
     """
 
@@ -75,12 +89,14 @@ class RobotFile:
     state: VectorUnits
     action: VectorUnits
     frame: RobotFrame
+    same_arm: tuple[str, ...]
     text: str
 
     @property
     def robot(self) -> Robot:
         """The robot of the episodes that are read with this file."""
-        return Robot(Embodiment(self.name, self.control_hz, self.state.spec, self.action.spec), self.frame)
+        embodiment = Embodiment(self.name, self.control_hz, self.state.spec, self.action.spec)
+        return Robot(embodiment, self.frame, self.same_arm)
 
 
 def robot_frame(name: str) -> RobotFrame:
@@ -98,12 +114,21 @@ def robot_file(name: str) -> RobotFile:
             raise UserError(
                 f"{path}: `{key}` is missing; la4vla/construct/robots/droid_franka.yaml shows a whole file."
             )
+    state, action = (vector_units(values[what], f"{path}, {what}") for what in ("state", "action"))
+    same_arm = values.get("same_arm", [])
+    known = {*state.spec.names, *action.spec.names} - set(DESCRIBED)
+    if not isinstance(same_arm, list) or [name for name in same_arm if name not in known]:
+        raise UserError(
+            f"{path}: same_arm is {same_arm}; list names of the state or the action that belong to the described arm, "
+            f"of {', '.join(sorted(known)) or 'which there are none: leave it out'}."
+        )
     return RobotFile(
         path.stem,
         number(values["control_hz"], "control_hz", str(path)),
-        vector_units(values["state"], f"{path}, state"),
-        vector_units(values["action"], f"{path}, action"),
+        state,
+        action,
         _frame(values, path),
+        tuple(same_arm),
         path.read_text(),
     )
 

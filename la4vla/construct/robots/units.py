@@ -28,8 +28,8 @@ DROPPED = "_"
 class VectorUnits:
     """The `state:` or `action:` block of a robot's file.
 
-    names            one per column, in the dataset's order; a leading minus negates a column, `_` drops it, columns of
-                     one name are averaged (`gripper` and `-gripper` for two fingers that move apart); `x y z`,
+    names            one per column, in the dataset's order; a leading minus negates a column, `_` drops it; `gripper`
+                     and `-gripper` side by side are two fingers that move apart, of which the mean is taken; `x y z`,
                      `rx ry rz` or `qx qy qz qw`, and `gripper` are understood, other columns are handed on
     reference        absolute pose or delta command
     frame            axes of translation and rotation
@@ -111,6 +111,12 @@ def vector_units(values: Any, where: str) -> VectorUnits:
         given["rotation_near"] = tuple(number(value, "rotation_near", where) for value in near)
     units = VectorUnits(**{**values, **given, "names": tuple(map(str, values["names"]))})
     plain = _plain(units.names)
+    if twice := _repeated(units.names):
+        raise UserError(
+            f"{where}: `{twice}` is named twice, and the two columns would be averaged; give each column a name of its "
+            "own, or `_` to drop it. Only a gripper's two fingers, side by side, may share the name gripper; of two "
+            "arms, name the one that instructions describe x, y, z."
+        )
     needed = {"none": (), "quaternion": QUATERNION}.get(units.rotation, ROTATION)
     if (
         units.reference not in ("absolute", "delta")
@@ -137,6 +143,19 @@ def vector_units(values: Any, where: str) -> VectorUnits:
             "both ends."
         )
     return units
+
+
+def _repeated(names: tuple[str, ...]) -> str:
+    """A name that stands for several columns and may not; empty if there is none."""
+    plain = [name.removeprefix("-") for name in names]
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(plain):
+        places.setdefault(name, []).append(place)
+    for name, where in places.items():
+        fingers = name == "gripper" and len(where) == 2 and where[1] - where[0] == 1
+        if name != DROPPED and len(where) > 1 and not fingers:
+            return name
+    return ""
 
 
 def _plain(names: tuple[str, ...]) -> list[str]:

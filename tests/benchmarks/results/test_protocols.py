@@ -116,6 +116,18 @@ def test_a_file_of_ones_own_is_custom(tmp_path):
         protocols.load(str(tmp_path / "mine.yaml"))
 
 
+def test_a_base_is_a_shipped_title_or_a_path(tmp_path):
+    mine, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    mine.write_text("base: metaworld/quickstart-v1\nreplan_every: 4\n")
+    other.write_text("base: mine.yaml\nepisodes: 2\n")
+    loaded = protocols.load(str(other))
+    shipped = protocols.load("metaworld/quickstart-v1", ["replan_every=4", "episodes=2"])
+    assert loaded == shipped and loaded.title == "custom"
+    mine.write_text("base: metaworld/quickstart-v9\n")
+    with pytest.raises(UserError, match=r"`base: metaworld/quickstart-v9` is none that ships; use one of libero/"):
+        protocols.load(str(mine))
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks.perturb import perturb
 from benchmarks.perturb.perturb import CLEAN, Variant
 from benchmarks.report import report
 from benchmarks.results import results
 from benchmarks.rollouts import evaluate, runner, video
 from benchmarks.rollouts.evaluate import EvaluationRequest
+from la4vla.shell import exit_status
 from la4vla.types import UserError
 from tests.benchmarks.fake_env import EMBODIMENT, POINT, protocol
 from tests.hand_checkpoint import write_checkpoint
@@ -279,14 +281,40 @@ def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
     [
         ({"protocol": protocol(suite="metaworld")}, r"is for `metaworld`, not for `point`"),
         ({"workers": 0}, r"--workers must be at least 1"),
+        ({"protocol": protocol(views=["nose"])}, r"view `nose` is not a camera of point; use eye, ear"),
+        ({"protocol": protocol(groups={"easy": ["hard-c", "hard-d"]})}, r"`hard-d` is not a task of point; names"),
+        (
+            {"protocol": protocol(horizon=95, wait_steps=6)},
+            r"horizon is 95 and wait_steps is 6; lower .* 100 ",
+        ),
+        ({"protocol": protocol(wait_action=[0.0, 1.0])}, r"wait_action has 2 numbers; give 1, or none"),
         ({"device": "gpu"}, r"--device gpu: torch has no such device here; choose cpu"),
         ({"device": "cuda:99"}, r"--device cuda:99: torch has no such device here; choose cpu"),
         ({"protocol": protocol(views=["ear"])}, r"trained with the view `eye`, the env shows ear"),
     ],
 )
-def test_requests_that_cannot_be_run_say_the_cure(request_, tmp_path, changes, message):
+def test_requests_that_cannot_be_run_say_the_cure_before_any_worker_starts(
+    request_, tmp_path, changes, message, monkeypatch
+):
+    monkeypatch.delattr(runner.Runner, "_start")
     with pytest.raises(UserError, match=message):
         evaluate.evaluate(replace(request_, out=tmp_path, tasks=("hard-c",), episodes=1, **{"workers": 1, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("horizon=501", "horizon is 501 and wait_steps is 0; lower them, metaworld allows 500 steps"),
+        ("views=[corner4,agentview]", "view `agentview` is not a camera of metaworld; use corner, corner2"),
+        ("groups={easy: [reach-v9]}", "`reach-v9` is not a task of metaworld; names look like `drawer-open-v3`"),
+    ],
+)
+def test_the_command_refuses_what_no_worker_can_serve(tmp_path, monkeypatch, capsys, change, message):
+    """Before anything is made: no GL backend is probed and no folder written."""
+    monkeypatch.setattr("la4vla.sim.render.why_not", lambda name: pytest.fail("a GL backend was probed"))
+    words = ["metaworld", "--expert", "--protocol", "metaworld/quickstart-v1", "--out", str(tmp_path / "out"), change]
+    assert exit_status(command.main, words) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_policy_whose_chunks_are_shorter_than_replan_every_is_evaluated_and_it_is_said(request_, tmp_path, capsys):

@@ -135,6 +135,19 @@ def test_import_and_an_episode_without_stdin_display_and_network(tmp_path):
     assert not calls.exists(), calls.read_text()
 
 
+def test_a_protocol_file_with_a_shipped_base_runs_by_the_command(tmp_path):
+    """As docs/comparison.md says. The same values through a path and through the command line give the same hash."""
+    mine, out = tmp_path / "my.yaml", tmp_path / "out"
+    mine.write_text("base: metaworld/quickstart-v1\nhorizon: 3\nfast: true\n")
+    words = ["--expert", "--protocol", mine, "--out", out, "--tasks", "door-unlock-v3", "--episodes", "1"]
+    command = [sys.executable, "-m", "la4vla.cli", "eval", "metaworld", *map(str, words), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = results.read_rows(out)
+    same = protocols.load("metaworld/quickstart-v1", ["horizon=3", "fast=true"])
+    assert (row.steps, row.protocol, row.protocol_hash) == (3, "custom", same.hash)
+
+
 def test_groups_are_the_simulators_buckets():
     protocol = protocols.load("metaworld/mt50-v1")
     assert {task: protocol.group_of(task) for task in protocol.tasks} == buckets()

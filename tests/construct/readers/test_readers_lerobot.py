@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from la4vla.construct import steps
 from la4vla.construct.__main__ import run
 from la4vla.construct.episodes import BadEpisode
 from la4vla.construct.readers import open_dataset
+from la4vla.construct.readers.checks import sentence
+from la4vla.construct.report import page
 from la4vla.construct.robots.robot import ROBOTS
 from la4vla.data.shards.writer import read_index
 from la4vla.types import UserError
@@ -366,7 +369,9 @@ def version(root, text):
     [
         (lambda root: shutil.rmtree(root), {}, "no folder"),
         (lambda root: (shutil.rmtree(root), write_npz(root)), {}, "has no meta/info.json; correct read.format"),
-        (lambda root: version(root, "v1.6"), {}, "version v1.6 is none of v2.0, v2.1, v3.0"),
+        (lambda root: version(root, "v1.6"), {}, "version v1.6 is none of v2.0, v2.1, v3.0; convert it to v3.0"),
+        (lambda root: version(root, "v3.1"), {}, "version v3.1 is none of v2.0, v2.1, v3.0; upgrade la4vla"),
+        (lambda root: version(root, "v4.0"), {}, "version v4.0 .*; upgrade la4vla"),
         (lambda root: version(root, "v3.0"), {}, "tasks.parquet: cannot be read"),
         (lambda root: (root / "meta/episodes.jsonl").write_text("{}\n"), {}, "'episode_index'"),
         (lambda root: (root / "meta/episodes.jsonl").write_text(""), {}, "no episodes, or one of them twice"),
@@ -380,6 +385,34 @@ def test_what_cannot_be_read_at_all_is_said_with_what_was_looked_for(copy, chang
     change(root)
     with pytest.raises(UserError, match=said):
         open_dataset(config_of(root, "lerobot", **{"robot": "droid_franka", **read}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('press the button "start"', 'press the button "start"'),
+        ('"open the drawer"', "open the drawer"),
+        (' "open  the drawer" ', "open the drawer"),
+        ('"start" and then "stop"', '"start" and then "stop"'),
+        ('"', '"'),
+    ],
+)
+def test_quotes_are_taken_off_a_sentence_only_around_all_of_it(text, words):
+    assert sentence(text) == words
+
+
+def test_a_report_shows_tasks_in_their_own_script(copy):
+    root = copy("v2.0")
+    lines = [{"task_index": 0, "task": "把杯子放到架子上"}, {"task_index": 1, "task": "open the drawer"}]
+    (root / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = droid(root)
+    run(config, "filter")
+    page.write(config, open_dataset(config))
+    html = Path(config.out_dir, page.REPORT).read_text()
+    tasks = json.loads(Path(config.out_dir, page.NUMBERS).read_text())["tasks"]
+    assert {row["name"] for row in tasks} == {"把杯子放到架子上", "open the drawer"}
+    assert '<td class="text">把杯子放到架子上</td>' in html and '<td class="text">open the drawer</td>' in html
+    assert all(row["task"].isascii() for row in tasks)
 
 
 def test_a_package_that_is_not_installed_is_named_with_its_extra(golden, monkeypatch):

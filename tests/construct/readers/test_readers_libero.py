@@ -9,7 +9,9 @@ import simplejpeg
 from la4vla.construct import steps
 from la4vla.construct.__main__ import run
 from la4vla.construct.readers import open_dataset
+from la4vla.construct.readers.libero import language
 from la4vla.data.shards.writer import read_index
+from la4vla.sim.libero import task_table
 from la4vla.types import UserError
 from tests.construct.datasets import HEIGHT, LENGTHS, WIDTH, config_of, grey, poses, write_libero
 
@@ -65,6 +67,38 @@ def test_images_are_upright_and_not_mirrored(tmp_path):
 def test_the_sentence_is_the_one_that_evaluations_say(tmp_path, stem, sentence):
     dataset = open_dataset(libero(write_libero(tmp_path / "suite", False, stem)))
     assert dataset.read(dataset.keys[0]).instruction == sentence
+
+
+def test_the_names_of_liberos_own_files_spell_what_evaluations_say():
+    assert len(task_table()) == 130
+    for row in task_table():
+        assert language(f"{row['name']}_demo") == row["prompt"]
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "_view_0_0_100_0_0_initstate_0",
+        "_view_-10_5_100_0_0_initstate_3_noise_45",
+        "_table_2",
+        "_light_7",
+        "_add_16",
+        "_language_4",
+        "_level2_1",
+    ],
+)
+def test_what_a_derived_suite_changed_is_no_part_of_the_instruction(tmp_path, suffix):
+    stem = f"KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it{suffix}_demo"
+    root = write_libero(tmp_path / "suite", False, stem)
+    config = libero(root, max_bad_episodes=2)
+    rows = list(steps.read(config, open_dataset(config)))
+    if suffix == "_level2_1":  # not the form that is known: a fault, with a cure that works
+        assert all("spells no instruction" in row["faults"][0] for row in rows)
+        (root / f"{stem}.hdf5").rename(root / f"{stem.removesuffix('_demo')}.hdf5")
+        rows = list(steps.read(config, open_dataset(config)))
+        assert [row["instruction"] for row in rows if not row["faults"]] == ["shut it", "shut it"]
+    else:
+        assert [row["instruction"] for row in rows] == ["turn on the stove and put the moka pot on it"] * 2
 
 
 def test_suites_in_folders_are_read_together_and_become_clips(tmp_path):
@@ -124,6 +158,27 @@ def test_a_broken_demonstration_is_left_out(tmp_path, change, said):
     ledger = list(steps.read(config, open_dataset(config)))
     assert [bool(row["faults"]) for row in ledger] == [False, True]
     assert said in ledger[1]["faults"][0]
+
+
+def test_robomimics_layout_is_named_and_read_as_the_message_says(tmp_path):
+    root = write_libero(tmp_path / "suite", False)
+    (path,) = root.glob("*.hdf5")
+    with h5py.File(path, "r+") as file:
+        observed = file["data/demo_0/obs"]
+        observed["robot0_eef_pos"] = observed["ee_states"][:, :3]
+        del observed["ee_states"]
+    config = libero(root, max_bad_episodes=1)
+    first, second = steps.read(config, open_dataset(config))
+    assert "has robomimic's obs/robot0_..., not LIBERO's obs/ee_pos" in first["faults"][0]
+    assert "read.format=npz" in first["faults"][0] and second["faults"] == []
+    (tmp_path / "plain").mkdir()
+    with h5py.File(path) as file:
+        group = file["data/demo_0"]
+        state = np.concatenate([group["obs/robot0_eef_pos"][()], np.zeros((LENGTHS[0], 4))], axis=1)
+        np.savez(tmp_path / "plain/0.npz", state=state, action=group["actions"][()], instruction="close the drawer")
+    plain = config_of(tmp_path / "plain", "npz", "droid_franka")
+    (row,) = steps.read(plain, open_dataset(plain))
+    assert row["faults"] == [] and row["frames"] == LENGTHS[0]
 
 
 def test_what_is_no_libero_file_is_said(tmp_path):

@@ -114,6 +114,19 @@ action: {names: [x, y, z, gripper], reference: delta}
         (("{names: [x, y, z, gripper], reference: absolute}", ""), "state is None"),
         ((", reference: delta", ""), "`reference` is missing"),
         (("frame:", "{frame:"), "not YAML"),
+        (
+            (
+                "names: [x, y, z, gripper], reference: abs",
+                "names: [x, y, z, gripper, x, y, z, gripper], reference: abs",
+            ),
+            "state: `x` is named twice",
+        ),
+        (
+            ("[x, y, z, gripper], reference: del", "[x, y, z, gripper, left, gripper], reference: del"),
+            "action: `gripper` is named twice.*side by side",
+        ),
+        (("[x, y, z, gripper], reference: del", "[x, -x, y, z, gripper], reference: del"), "`x` is named twice"),
+        (("control_hz: 10", "control_hz: 10\nsame_arm: [elbow]"), r"same_arm is \['elbow'\].*leave it out"),
     ],
 )
 def test_a_robot_file_with_a_mistake_is_refused_with_the_place(tmp_path, change, said):

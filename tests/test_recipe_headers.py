@@ -3,6 +3,7 @@ result in numbers or says where they stand, and its commands must be runnable as
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def loaded(path, overrides=()):
+def loaded(path, overrides=()) -> Any:
     """A config as its own command loads it."""
     if path in SWEEPS:
         return config.load(path, overrides, schema=SweepConfig)
