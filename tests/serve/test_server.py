@@ -208,12 +208,6 @@ def test_a_path_of_raw_bytes_is_a_name_like_any_other(policy):
         assert len(policy.infer(SEEN[:1], [session.key()])) == 1
 
 
-def test_what_was_batched_is_close_to_what_was_not(policy, url):
-    alone = [policy.infer([seen], [key])[0] for seen, key in zip(SEEN, KEYS, strict=True)]
-    with RemotePolicy(url) as remote:
-        np.testing.assert_allclose(np.stack(remote.infer(SEEN, KEYS)), np.stack(alone), atol=2e-5)
-
-
 def test_without_its_libraries_the_command_names_the_cure(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "la4vla.serve.server", raising=False)
     monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
