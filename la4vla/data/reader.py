@@ -42,9 +42,11 @@ CHUNK = {"la": 64, "la_leaky": 2, "vla": 2}  # samples a task of the pool makes:
 class StepData:
     """What one rank needs for one optimizer step.
 
-    stage, stage_step, step: counted from 0; step counts over all stages. batches: `la` ones first, `vla` ones last.
-    samples: source -> samples of this step over all ranks. bad_samples: masked ones on this rank since it started.
-    wait_s: how long the trainer waited for this (0 in process).
+    stage, stage_step, step  counted from 0; step counts over all stages
+    batches                  `la` ones first, `vla` ones last
+    samples                  source -> samples of this step over all ranks
+    bad_samples              masked ones on this rank since it started
+    wait_s                   how long the trainer waited for this (0 in process)
     """
 
     stage: str
@@ -70,7 +72,10 @@ class CheckedShard:
 
 @dataclass(frozen=True)
 class Task:
-    """One sample to make. shard: that it lies in, perhaps still being read."""
+    """One sample to make.
+
+    shard  that it lies in, perhaps still being read
+    """
 
     source: Source
     n: int

@@ -23,7 +23,10 @@ OUTLYING = 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """state, action: statistics of the folder, the action's as recorded."""
+    """How far numbers of a shard may lie.
+
+    state, action  statistics of the folder, the action's as recorded
+    """
 
     state: Stats
     action: Stats

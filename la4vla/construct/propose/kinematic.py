@@ -58,7 +58,10 @@ class _Segment:
 
 @dataclass(frozen=True)
 class Kinematic:
-    """The labeller as a Proposer. seed: decides among phrasings."""
+    """The labeller as a Proposer.
+
+    seed  decides among phrasings
+    """
 
     config: ProposeConfig
     seed: int
