@@ -88,6 +88,7 @@ class EngineConfig:
     precision: str = "fp32"  # fp32 | bf16 (fp32 master weights, fp32 loss, noise and time)
     gradient_checkpointing: bool = False
     max_skipped_steps: int = 5  # consecutive non-finite steps (skipped on all ranks together) before the run stops
+    timeout_s: float = 1800.0  # what a rank waits for another; longer than rank 0 takes to write a checkpoint
 
 
 @dataclass
@@ -132,7 +133,7 @@ INTERVALS = {
     **dict.fromkeys(("time_alpha", "time_beta", "eps"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
     **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
-    **{"augment": "[0, 1]", "clip_norm": "(0, inf]"},
+    **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
 

@@ -78,7 +78,7 @@ class Loader:
     """Iterates `StepData` of one rank, from step `start[1]` of stage `start[0]` to the end of the run.
 
     `setup` is sent to the loader process, so its tokenizer must pickle.
-    Raises UserError for bad input, at once or where the data goes bad; RuntimeError if the loader process dies.
+    Raises UserError for bad input, at once or where the data goes bad, and if the loader process dies.
     """
 
     def __init__(self, config: TrainConfig, setup: Setup, rank: int, world_size: int, start: tuple[str, int]) -> None:
@@ -134,20 +134,23 @@ class Loader:
             return message
         except (EOFError, ConnectionError, FileNotFoundError) as error:
             self._process.join(CLOSE_S)
-            raise RuntimeError(_obituary(self._process.exitcode)) from error
+            raise UserError(f"{_obituary(self._process.exitcode)}, {_AGAIN}") from error
+
+
+_AGAIN = "then start again: the run resumes from its newest checkpoint."
 
 
 def _obituary(exitcode: int | None) -> str:
     if exitcode == -signal.SIGBUS:
         return (
-            f"the loader process ran out of {SHARED_MEMORY}; enlarge it (docker: --shm-size) or lower data.read_ahead."
+            f"the loader process ran out of {SHARED_MEMORY}; enlarge it (docker: --shm-size) or lower data.read_ahead"
         )
     if exitcode == -signal.SIGKILL:
         return (
-            "the loader process was killed, most likely for memory; lower data.read_ahead, run on more machines, or "
-            "write the folders with more shards (a run says before step 0 how much its shards take)."
+            "the loader process was killed, most likely for memory; lower data.read_ahead, ask for more memory, or run "
+            "on more machines (a run says before step 0 how much its shards take)"
         )
-    return f"the loader process ended with exit code {exitcode}; its own message is above."
+    return f"the loader process ended with exit code {exitcode}; look at what it said above"
 
 
 def _run(pipe: Connection, job: LoaderJob) -> None:

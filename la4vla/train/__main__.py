@@ -17,11 +17,16 @@ from la4vla.types import UserError
 if TYPE_CHECKING:
     from la4vla.train.dist import World
 
+_CURE = (
+    "; see that rank's log for why it ended, or hangs longer than engine.timeout_s, then start again: the run resumes "
+    "from its newest checkpoint."
+)
 USAGE = "usage: [torchrun ... -m | python -m] la4vla.train CONFIG.yaml [key=value ...]"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 trained, finished before, or stopped by SIGTERM and saved; 2 for bad input."""
+    """Exit status: 0 trained, finished before, or stopped by SIGTERM or SIGINT and saved; 2 for bad input, and where
+    another rank is lost."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # ranks never download, before anything imports the hub's library
     alone = os.environ.get("RANK", "0") == "0"
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -47,16 +52,18 @@ def _run(config: TrainConfig) -> int:
 
     world = dist.connect()
     try:
-        dist.join(world)
+        dist.join(world, config.engine.timeout_s)
         train(config, world)
     except UserError as error:
         _say_once(error, world)
         return 2
-    except RuntimeError:
-        # A collective breaks when its peer has gone. If the peer said why, this rank has nothing to add.
-        if dist.error_was_said(world):
-            return 2
-        raise
+    except RuntimeError as error:
+        how = dist.lost_peer(error)
+        if not how:
+            raise
+        # If the peer said why it ended, this rank has nothing to add.
+        _say_once(UserError(f"rank {world.rank} lost its peer ({how}){_CURE}"), world)
+        return 2
     dist.stop()
     return 0
 

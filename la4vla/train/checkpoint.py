@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "engine.zero_stage",
     "engine.gradient_checkpointing",
     "engine.max_skipped_steps",
+    "engine.timeout_s",
     "checkpoint",
     "log",
     "validate",

@@ -2,15 +2,21 @@
 
 Owns the process group. Refuses to know about models: engines reduce gradients, this file reduces numbers.
 A collective is called by every rank or by none, so none of these functions may stand inside a rank branch.
+A rank that dies or hangs breaks the collectives of the others; what their backend says of it is told apart here from
+every other error.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,6 +30,9 @@ from la4vla.types import UserError
 
 T = TypeVar("T")
 ERROR_SAID = "la4vla/error"
+STORE_S = 10.0  # for an answer of the store, which may live in the very process that is gone or hangs
+GLOO = re.compile(r"/gloo/\S+\] (?P<said>.*?)(?:\. This is typically|$)", re.DOTALL)
+"""A gloo error: the place in its source, what happened, and advice that is not for users."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,10 @@ class World:
         return self.rank == 0
 
 
-def start() -> World:
+def start(timeout_s: float) -> World:
     """`connect` and `join`."""
     world = connect()
-    join(world)
+    join(world, timeout_s)
     return world
 
 
@@ -64,9 +73,10 @@ def connect() -> World:
     return World(rank, local_rank, size, device, store)
 
 
-def join(world: World) -> None:
+def join(world: World, timeout_s: float) -> None:
     """Make the process group. It speaks gloo for host tensors and nccl for device tensors.
 
+    timeout_s: what a collective waits for the other ranks before it fails.
     Raises UserError, on every rank of a machine, when the machine has fewer GPUs than processes.
     """
     backend = "gloo"
@@ -81,7 +91,8 @@ def join(world: World) -> None:
             )
         torch.cuda.set_device(world.device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=world.store, rank=world.rank, world_size=world.size)
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=world.store, rank=world.rank, world_size=world.size, timeout=timeout)
 
 
 def stop() -> None:
@@ -138,10 +149,23 @@ def log0(world: World, text: str) -> None:
 
 
 def first_to_fail(world: World) -> bool:
-    """True for one caller of the whole run, so that an error that every rank has is printed once."""
-    return world.store.add(ERROR_SAID, 1) == 1
+    """True for one caller of the whole run, so that an error that every rank has is printed once. Where the store is
+    gone with the process that held it, True for all."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with suppress(dist.DistError):
+            answers.append(world.store.add(ERROR_SAID, 1) == 1)
+
+    asking = threading.Thread(target=ask, daemon=True)  # the store of a process that hangs never answers
+    asking.start()
+    asking.join(STORE_S)
+    return answers[0] if answers else True
 
 
-def error_was_said(world: World) -> bool:
-    """Whether some rank has already told the user what went wrong (this rank then only lost its peer)."""
-    return world.store.check([ERROR_SAID])
+def lost_peer(error: RuntimeError) -> str:
+    """How a collective broke because another rank ended or did not answer, in the backend's words; empty for any other
+    error."""
+    if found := GLOO.search(str(error)):
+        return found["said"]
+    return str(error).strip().splitlines()[0] if isinstance(error, dist.DistError) else ""

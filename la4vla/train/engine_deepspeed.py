@@ -10,6 +10,7 @@ Traps
     buffer is zeroed at every step.
     stage 1 with `overlap_comm` reduces in hooks of the last micro-batch only: overlap stays off.
     stages 1 and 2 before 0.19.8 take a step with a non-finite norm and report a finite one: such versions are refused.
+    its copy of the process group would wait as long as torch likes, not `engine.timeout_s`: it is made here.
     stage 0 neither reports a norm nor skips a non-finite step: both are done here.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,6 +47,9 @@ class DeepSpeedEngine:
         self._clip_norm = config.optim.clip_norm
         self._parameters = optim.trainable(self.module)
         self._optimizer = optim.build(self._parameters, config.optim, weight_decay)
+        groups = deepspeed.utils.groups
+        if groups._WORLD_GROUP is None:  # its copy of the process group, to which it would give a timeout of its own
+            groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=config.engine.timeout_s))
         self._engine: Any = deepspeed.initialize(
             model=self.module,
             optimizer=self._optimizer,

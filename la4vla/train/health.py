@@ -6,7 +6,9 @@ the step it has just queued, and all ranks read the same numbers at the same ste
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from dataclasses import dataclass
 from types import FrameType
 
@@ -17,17 +19,27 @@ from la4vla.train.dist import World, gathered, log0
 from la4vla.types import UserError
 
 KEYS_NAMED = 8
+INSIST_S = 5.0  # torchrun repeats a Ctrl-C to ranks that the terminal has told already, well within this
 
 
 class StopSignal:
-    """Remembers SIGTERM (a scheduler's warning). More of them change nothing: launchers repeat what they are sent."""
+    """Remembers SIGTERM (a scheduler's warning) and SIGINT (Ctrl-C), and the run saves and ends after its present step.
+    More of them change nothing, since launchers repeat what they are sent; but a SIGINT that comes INSIST_S seconds
+    after the first signal or later is from a person who insists: it ends this process at once, and saves nothing."""
 
     def __init__(self) -> None:
         self.received = False
-        signal.signal(signal.SIGTERM, self._remember)
+        self._since = 0.0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._since = True, now
+        elif number == signal.SIGINT and now - self._since >= INSIST_S:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,8 @@ class Learner(Protocol):
         """A picture of what is learned from, for a person to look at."""
         ...
 
-    def validate(self, module: Any, engine: Engine) -> tuple[Record, float] | None:
-        """(numbers, seconds it took) on held-out data, or None where the config names none. Collective."""
+    def validate(self, module: Any, engine: Engine) -> Record:
+        """Numbers on held-out data; none where the config names none. Collective."""
         ...
 
     def flops(self, module: Any, step: Any) -> float:

@@ -27,7 +27,7 @@ from la4vla.train.run_folder import only_run
 
 
 def train(config: TrainConfig, world: World) -> None:
-    """Run a config from where its run.dir stands to its end, or to a SIGTERM. Raises UserError."""
+    """Run a config from where its run.dir stands to its end, or to a SIGTERM or SIGINT. Raises UserError."""
     stop = StopSignal()
     with only_run(config, world):
         run = begin(config, world)
@@ -42,7 +42,8 @@ def _train(run: Run, config: TrainConfig, world: World, stop: StopSignal) -> Non
             if data.step == 0 and world.is_main:
                 learner.write_first_batch(data, Path(config.run.dir))
             if data.stage != run.position.stage:
-                run.enter_stage(data.stage)
+                with run.report.paused():
+                    run.enter_stage(data.stage)
             result = train_step(run.engine, data, config, learner.kinds, world, stop.received)
             run.position = Position(data.stage, data.stage_step + 1, data.step + 1)
             traces = tuple((loss[2], batch.keys) for loss, batch in zip(result.losses, data.batches, strict=True))
@@ -52,11 +53,13 @@ def _train(run: Run, config: TrainConfig, world: World, stop: StopSignal) -> Non
             if stage_ends or stopping:
                 stopping |= run.health.flush()
             if every(config.validate.every_steps, run.position.step):
-                run.report.note(learner.validate(run.module, run.engine))
+                with run.report.paused():
+                    run.report.note(learner.validate(run.module, run.engine))
             if stage_ends or every(config.log.every_steps, run.position.step):
                 run.report.write(run.position, run.skipped_steps())
             if stage_ends or stopping or every(config.checkpoint.every_steps, run.position.step):
-                run.save()
+                with run.report.paused():
+                    run.save()
             if stopping:
                 log0(world, f"stopped by a signal after step {run.position.step}; start again to resume")
                 return

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from la4vla import manifest
 from la4vla.config import TrainConfig
@@ -92,11 +93,11 @@ class JsonLines:
     """One JSON object a line, unbuffered. Numbers that are not finite are written as null."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step]
+        kept = [line for step, line in _rows(path) if step <= resumed_step]
         new = path.with_suffix(".new")
         self._path = path
         with disk.guarded(path, "a metric"):
-            new.write_text("".join(line + "\n" for line in kept))
+            new.write_bytes(b"".join(line + b"\n" for line in kept))
             os.replace(new, path)
         self._file = path.open("ab", buffering=0)  # a buffer that a full disk did not take fails once more at close
 
@@ -114,11 +115,33 @@ class JsonLines:
         self._file.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines only: a kill may have cut the last one."""
+def _rows(path: Path) -> list[tuple[int, bytes]]:
+    """(step, line) of the whole lines before the first that cannot be read. A kill cuts the last line, which is dropped
+    in silence; a machine that goes down leaves zeros or half a line within, where the file is cut, and that is said."""
     if not path.is_file():
         return []
-    return [line for line in path.read_text().split("\n")[:-1] if line]
+    rows: list[tuple[int, bytes]] = []
+    lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
+    for number, line in enumerate(lines, start=1):
+        step = _step(line)
+        if step is None:
+            dropped = len(lines) - number
+            tqdm.write(
+                f"{path}: line {number} cannot be read; the file is cut there ({dropped} lines behind it dropped)"
+            )
+            break
+        rows.append((step, line))
+    return rows
+
+
+def _step(line: bytes) -> int | None:
+    """None for a line that is no record."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # no JSON, or no text at all
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
 
 
 class TensorBoard:

@@ -107,8 +107,8 @@ class PolicyLearner:
         batches = [batch.images_NCHW[:FIRST_IMAGES] for batch in step.batches if batch.images_NCHW is not None]
         write_first_batch([image for images in batches for image in images][:FIRST_IMAGES], folder)
 
-    def validate(self, module: Policy, engine: Engine) -> tuple[Record, float] | None:
-        return self._validation.measure(module, engine) if self._validation else None
+    def validate(self, module: Policy, engine: Engine) -> Record:
+        return self._validation.measure(module, engine) if self._validation else {}
 
     def flops(self, module: Policy, step: StepData) -> float:
         """Recomputation of checkpointed blocks is not counted: it is no progress."""

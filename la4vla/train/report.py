@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -82,11 +84,19 @@ class Report:
         self._lr = result.lr
         self._bar.update()
 
-    def note(self, measured: tuple[Record, float] | None) -> None:
-        """Numbers for the next record, and the seconds it took to measure them, which are no training time."""
-        if measured is not None:
-            self._noted |= measured[0]
-            self._since += measured[1]
+    def note(self, measured: Record) -> None:
+        """Numbers for the next record."""
+        self._noted |= measured
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no training: validation, a checkpoint, the beginning of a stage. Waits for the device, whose
+        queue still holds training."""
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def write(self, position: Position, skipped_steps: int) -> None:
         """Reduce over ranks (one sync) and tell everybody. Collective. skipped_steps: of the run so far."""

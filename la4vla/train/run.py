@@ -24,6 +24,8 @@ from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_config
 from la4vla.types import UserError
 
+ROUNDING = ("name", "zero_stage", "precision", "gradient_checkpointing")  # settings of the engine that change sums
+
 
 @dataclass
 class Run:
@@ -137,11 +139,10 @@ def _likeness(written: Manifest, config: TrainConfig, world: World) -> str:
     if written.world_size != world.size:
         return f"the same samples on {world.size} instead of {written.world_size} ranks"
     now = asdict(config)
-    sizes = [
-        {name: stage["micro_batch"] for name, stage in config_then_now["stages"].items()}
-        for config_then_now in (written.config, now)
-    ]
-    if written.config["engine"] != now["engine"] or sizes[0] != sizes[1]:
+    then_and_now = (written.config, now)
+    sizes = [{name: stage["micro_batch"] for name, stage in one["stages"].items()} for one in then_and_now]
+    engines_used = [{name: one["engine"][name] for name in ROUNDING} for one in then_and_now]
+    if engines_used[0] != engines_used[1] or sizes[0] != sizes[1]:
         return "the same samples with another engine or micro-batch"
     here = checkpoint.device_name(world)
     if written.versions.get("device", here) != here:

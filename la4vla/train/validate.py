@@ -8,7 +8,6 @@ A policy without views has `no_vision` and `neither` only.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,9 +65,14 @@ class Validation:
                 f"{differs.mine}, the run's data has {differs.other}; sample cases from shards like the run's."
             )
         check_translation(setup.embodiment)
+        asked = {(clip, len(case_clips.clips[clip])) for clip in {case.clip for case in listed.cases}}
         for name, source in setup.sources.items():
-            if contents(source.index) == contents(case_clips.index):
-                log0(world, f"warning: validate.cases are of the clips of source {name}, so they are not held out")
+            if shared := asked & contents(source.index):
+                log0(
+                    world,
+                    f"warning: {len(shared)} of the {len(asked)} clips of validate.cases are also in source {name} (by "
+                    "key and length), so they are not held out",
+                )
         _check_values(listed.cases, case_clips, setup)
         size = min(stage.micro_batch for stage in config.stages.values())
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
@@ -77,9 +81,8 @@ class Validation:
             for mode in modes(setup)
         }
 
-    def measure(self, policy: Policy, engine: Engine) -> tuple[Record, float]:
-        """(`val/loss/MODE` and `val/dar/MODE`, seconds it took). Collective; the numbers are the same on all ranks."""
-        began = time.perf_counter()
+    def measure(self, policy: Policy, engine: Engine) -> Record:
+        """`val/loss/MODE` and `val/dar/MODE`. Collective; the numbers are the same on all ranks."""
         training = policy.training
         policy.eval()
         record: Record = {}
@@ -88,7 +91,7 @@ class Validation:
                 record[f"val/loss/{name}"] = self._loss(questions, engine)
                 record[f"val/dar/{name}"] = self._dar(questions, policy)
         policy.train(training)
-        return record, time.perf_counter() - began
+        return record
 
     def _loss(self, questions: Sequence[ValidationBatch], engine: Engine) -> float:
         """Mean squared error over all valid values, as in training."""
@@ -138,7 +141,7 @@ def _check_values(cases: Sequence[Case], case_clips: CaseClips, setup: Setup) ->
         if bad and (what := bad.within(case.frame, stop, setup.chain.delta)):
             raise UserError(
                 f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again "
-                "without it and draw cases from it (la4vla probe cases), or leave validate.cases out."
+                "without it and sample cases from it (la4vla probe cases), or leave validate.cases out."
             )
 
 

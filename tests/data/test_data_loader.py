@@ -113,7 +113,7 @@ def test_a_killed_loader_is_an_error_not_a_hang(config):
         next(steps)
         assert loader._process.pid is not None
         os.kill(loader._process.pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"was killed, most likely for memory"):
+        with pytest.raises(UserError, match=r"was killed, most likely for memory; .* the run resumes"):
             list(steps)
 
 

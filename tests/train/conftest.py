@@ -40,11 +40,12 @@ def in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     torch.set_num_threads(1)
 
     def run(*arguments: str) -> Ended:
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             code = main(arguments)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             dist.stop()
         return Ended((code,), *capfd.readouterr())
 

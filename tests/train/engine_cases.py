@@ -207,7 +207,7 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target, command = Path(sys.argv[1]), sys.argv[2]
-    here = dist.start()
+    here = dist.start(EngineConfig().timeout_s)
     result = all_engines(target, here) if command == "all" else resume_on_one_rank(target, here)
     if here.is_main:
         (target / f"{command}.json").write_text(json.dumps(result))

@@ -6,12 +6,17 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from la4vla.config import load
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-TIMEOUT_S = 180
+LIMIT_S = 600
+"""For whatever a process does, ten times what the longest here takes on a quiet machine (engine_cases.py): only a hang
+gets there."""
 
 CONFIG = """
 run: {{dir: {run}, seed: 3}}
@@ -90,14 +95,28 @@ def start(ranks: int, *command: str) -> list[subprocess.Popen[str]]:
 
 
 def wait(processes: list[subprocess.Popen[str]]) -> Ended:
+    """Until they end by themselves."""
     outputs = []
     try:
-        outputs = [process.communicate(timeout=TIMEOUT_S) for process in processes]
+        outputs = [process.communicate(timeout=LIMIT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()
     codes = tuple(process.returncode for process in processes)
     return Ended(codes, "".join(out for out, _ in outputs), "".join(err for _, err in outputs))
+
+
+def until_logged(process: subprocess.Popen[str], config: Path, step: int) -> None:
+    """Until a run has logged so many steps, as long as it goes on logging."""
+    path = Path(load(config).run.dir) / "metrics.jsonl"
+    lines, deadline = 0, time.monotonic() + LIMIT_S
+    while lines < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.02)
+        now = path.read_text().count("\n") if path.is_file() else 0
+        if now > lines:
+            lines, deadline = now, time.monotonic() + LIMIT_S
 
 
 def train(ranks: int, config: Path, *overrides: str) -> Ended:

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from la4vla.config import load
+from la4vla.config import EngineConfig, load
 from la4vla.data.reader import Reader
 from la4vla.data.setup import prepare
 from la4vla.model.freeze import set_trainable
@@ -35,7 +35,7 @@ stages:
 @pytest.fixture
 def world():
     with mock.patch.dict(os.environ):  # DeepSpeed's engine sets RANK, which the next start would take for torchrun's
-        yield dist.start()
+        yield dist.start(EngineConfig().timeout_s)
         dist.stop()
 
 

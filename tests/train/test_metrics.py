@@ -37,6 +37,24 @@ def test_a_resumed_run_cuts_its_lines_back(tmp_path):
     assert (rows[1]["loss"], rows[3]["loss"]) == (None, 3.0)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"\0" * 40, b'{"step": 4, "lo', b"\xff\xfe{}", b"[4]", b'{"loss": 1.0}', b'{"step": null}'],
+    ids=["zeros", "half", "no text", "no record", "no step", "null"],
+)
+def test_an_unreadable_line_is_cut_with_all_behind_it_and_said(tmp_path, capsys, damage):
+    """As a node leaves the file that went down, and not the process alone."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + damage + b'\n{"step": 6}\n{"step": 7}\n')
+    sink = JsonLines(path, 6)
+    assert (
+        f"{path}: line 3 cannot be read; the file is cut there (2 lines behind it dropped)" in capsys.readouterr().out
+    )
+    sink.write({"step": 7})
+    sink.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 7]
+
+
 def test_meters_mean_weighs_and_a_mean_of_nothing_is_nan(world):
     meters = Meters(world, {"loss": "mean", "count": "sum", "wait": "max", "unused": "mean"})
     meters.add("loss", torch.tensor(2.0), torch.tensor(1.0))

@@ -8,8 +8,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ from tests.train.launch import (
     train,
     train_killed,
     train_killed_between,
+    until_logged,
     wait,
     write_config,
 )
@@ -85,7 +84,7 @@ def test_killed_and_resumed_across_the_switch_of_stages_equals_straight(straight
     config = write_config(place, shards, "killed")
     ended = train_killed(2, 4, config, "model.dropout=0.2")
     assert ended.codes[0] == -signal.SIGKILL
-    assert ended.codes[1] not in (0, -signal.SIGKILL), "the rank that lost its peer must end by itself"
+    assert ended.codes[1] == 2 and "error: rank 1 lost its peer" in ended.stderr and "Traceback" not in ended.stderr
     assert checkpoint(config, 4).with_suffix(".tmp").is_dir()
     assert manifest.newest(Path(load(config).run.dir)) == checkpoint(config, 2)
     ended = train(2, config, "model.dropout=0.2")
@@ -176,28 +175,21 @@ def test_frozen_parts_keep_their_bytes_and_all_others_move(straight):
             assert torch.equal(middle[name], end[name]) == (group not in ("llm", "head")), name
 
 
-def until_logged(process: subprocess.Popen[str], config: Path, step: int) -> None:
-    lines = Path(load(config).run.dir) / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (lines.is_file() and lines.read_text().count("\n") >= step):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-
-
 def step_saved(config: Path) -> int:
     saved = manifest.newest(Path(load(config).run.dir))
     assert saved is not None
     return manifest.read(saved).step
 
 
-def test_sigterm_saves_and_ends_well(place, shards):
-    """To all ranks, then, resumed from what they saved, to torchrun."""
+def test_a_signal_saves_and_ends_well(place, shards):
+    """SIGINT to all ranks, as a terminal sends it; then, resumed from what they saved, SIGTERM to torchrun."""
     config = write_config(place, shards, "stopped")
     far = ["stages.pretrain.steps=4000", "checkpoint.every_steps=4000"]
     processes = start(2, "-m", "la4vla.train", str(config), *far)
     until_logged(processes[0], config, 3)
     for process in processes:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # torchrun's, behind the terminal's
     ended = wait(processes)
     assert ended.codes == (0, 0), ended.stderr
     stopped = step_saved(config)
@@ -212,6 +204,15 @@ def test_sigterm_saves_and_ends_well(place, shards):
     assert "resume: exact" in ended.stdout and "start again to resume" in ended.stdout, ended.stderr
     assert step_saved(config) == metrics(config)[-1]["step"] >= stopped + 3
     assert not list(checkpoint(config).parent.glob("*.tmp"))
+
+
+def test_a_second_ctrl_c_some_seconds_later_ends_at_once():
+    code = (
+        "import os, signal, time; from la4vla.train import health; health.INSIST_S = 0.5; stop = health.StopSignal()\n"
+        "for pause in (0, 0, 1):\n    time.sleep(pause)\n    os.kill(os.getpid(), signal.SIGINT)\n    print(pause)"
+    )
+    ended = wait(start(1, "-c", code))
+    assert ended.codes == (-signal.SIGINT,) and ended.stdout.split() == ["0", "0"] and not ended.stderr
 
 
 def test_a_finished_run_has_nothing_to_do(alone, in_process):

@@ -4,7 +4,7 @@ that were saved."""
 
 import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from la4vla.data.reader import window
 from la4vla.data.setup import fingerprint
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.writer import View
 from la4vla.probe_cases.cases import Case, CaseList, read_cases
 from la4vla.probe_cases.motion import travel
 from la4vla.rng import RngUse, generator
 from la4vla.serve.policy import ServedPolicy
-from tests.fixtures import POSE, write_shards
+from tests.fixtures import POSE, make_clip, spoil, write_shards
 from tests.train.launch import STEPS, train, train_killed, write_config
 
 MODES = ("full", "no_text", "no_vision", "neither")
@@ -30,17 +31,27 @@ MODES = ("full", "no_text", "no_vision", "neither")
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> Path:
-    """Six clips that no run trains on, each at its first frame, said to go forward along x."""
+    """Of six clips that no run trains on."""
     folder = tmp_path_factory.mktemp("held_out")
-    index = write_shards(folder / "vla", 6, 1, ["front"])
-    clips = read_shard(index, 0, ())
+    write_clips(folder / "vla", range(100, 106))
+    return write_cases(folder / "vla")
+
+
+def write_clips(folder: Path, numbers: Sequence[int]) -> None:
+    """Those below 24 are clips of the runs' own folders."""
+    front = {"front": View(16, 16)}
+    write_shards(folder, [make_clip(n, 5 + (3 * n) % 7, views=front) for n in numbers], 1, front)
+
+
+def write_cases(folder: Path) -> Path:
+    """A case of each clip of a folder, at its first frame, said to go forward along x."""
     rows = [
         Case(clip.key, 0, clip.task, "forward", "forward/backward", [1, 0, 0], clip.instruction, "", "", None, None)
-        for clip in clips
+        for clip in read_shard(read_index(folder), 0, ())
     ]
-    listed = CaseList(str(folder / "vla"), fingerprint(read_index(folder / "vla")), "test_arm", {}, {}, tuple(rows))
-    listed.write(folder / "cases.jsonl")
-    return folder / "cases.jsonl"
+    listed = CaseList(str(folder), fingerprint(read_index(folder)), "test_arm", {}, {}, tuple(rows))
+    listed.write(folder.parent / "cases.jsonl")
+    return folder.parent / "cases.jsonl"
 
 
 def digests(config: Path) -> dict[str, str]:
@@ -145,18 +156,14 @@ def test_a_blind_run_is_validated_blind(place, shards, cases, in_process):
     }
 
 
-def test_clips_that_the_run_trains_on_are_said_not_to_be_held_out(shards, cases, in_process, tmp_path):
-    """Of a blind run's own clips too, whose pictures lie in another folder."""
-    twin = shards / "vla"
-    clip = read_shard(read_index(twin), 0, ())[0]
-    case = replace(read_cases(cases).cases[0], clip=clip.key)
-    listed = replace(read_cases(cases), folder=str(twin), fingerprint=fingerprint(read_index(twin)), cases=(case,))
-    listed.write(tmp_path / "cases.jsonl")
+def test_clips_that_the_run_trains_on_are_said_not_to_be_held_out(shards, in_process, tmp_path):
+    """However few of them; of a blind run's own clips too, whose images lie in another folder."""
+    write_clips(tmp_path / "vla", [3, 101, 102, 17, 103, 104])
     short = ("stages.pretrain.steps=1", "stages.finetune.steps=1", "stages.pretrain.train=[llm,head]")
     config = write_config(tmp_path, shards, "own")
-    changes = (*short, "stages.pretrain.mixture.vla=0", f"validate.cases={tmp_path}/cases.jsonl")
+    changes = (*short, "stages.pretrain.mixture.vla=0", f"validate.cases={write_cases(tmp_path / 'vla')}")
     ended = in_process(str(config), *changes)
-    assert "warning: validate.cases are of the clips of source la, so they are not held out" in ended.stdout
+    assert "warning: 2 of the 6 clips of validate.cases are also in source la (by key and length)" in ended.stdout
 
 
 def test_what_does_not_fit_is_refused_before_training(shards, cases, in_process, tmp_path):
@@ -171,6 +178,10 @@ def test_what_does_not_fit_is_refused_before_training(shards, cases, in_process,
     other.write(tmp_path / "pose.jsonl")
     assert "the cases are of `test_pose`" in in_process(str(config), f"validate.cases={tmp_path}/pose.jsonl").stderr
     assert "not those that the cases were sampled from" in in_process(*on, f"validate.shards={shards}/vla").stderr
+    write_clips(tmp_path / "spoiled" / "vla", [100])
+    spoil(tmp_path / "spoiled" / "vla", "clip-00100", "action", 2, 0, float("nan"))
+    bad = in_process(str(config), f"validate.cases={write_cases(tmp_path / 'spoiled' / 'vla')}")
+    assert "action x is nan at frame 2; write the folder again without it" in bad.stderr
     flash = in_process(*on, "model.attention=flash_attention_2", "engine.precision=bf16")
     assert "set model.attention=sdpa or leave validate.cases out" in flash.stderr
     assert not list(Path(load(config).run.dir).glob("checkpoints/*"))
