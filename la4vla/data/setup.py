@@ -104,7 +104,7 @@ def check_world(streams: int, world_size: int) -> None:
     if streams % world_size:
         raise UserError(
             f"data.streams={streams} cannot be shared by {world_size} ranks; use a number of ranks that divides it, "
-            f"or set data.streams to a multiple of {world_size}."
+            f"or, for a new run, set data.streams to a multiple of {world_size}."
         )
 
 

@@ -149,8 +149,7 @@ def load_training(engine: Engine, folder: Path) -> None:
         if names != trainable:
             raise UserError(
                 f"{folder}: its optimizer state is for other parameters: missing {_some(trainable - names)}, "
-                f"unexpected {_some(names - trainable)}; set run.resume=never and run.init_from to start from "
-                "its weights."
+                f"unexpected {_some(names - trainable)}; start a new run.dir from its weights, with run.init_from."
             )
 
         def read(name: str) -> tuple[Tensor, Tensor]:

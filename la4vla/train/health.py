@@ -100,8 +100,8 @@ class Health:
             if streak >= self._max:
                 raise UserError(
                     f"{self._max} steps in a row had no finite gradient and were skipped, the last one step "
-                    f"{trace.step}; look at its samples {samples}, then start a new run.dir with run.init_from set to "
-                    "this run's folder, and with a lower lr or without the samples that are bad."
+                    f"{trace.step}; look at its samples {samples}, then start a new run.dir without those that are "
+                    "bad or with a lower lr (run.init_from takes over a checkpoint from before the loss broke)."
                 )
             log0(self._world, f"step {trace.step} had no finite gradient and was skipped; its samples: {samples}")
         return votes > 0

@@ -28,6 +28,7 @@ from la4vla.train.run_folder import write_first_batch
 from la4vla.train.validate import Validation
 from la4vla.types import KINDS, UserError
 
+OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
 FIRST_IMAGES = 32  # on the contact sheet of the first batch
 
 
@@ -131,11 +132,13 @@ class PolicyLearner:
         model, source = self._config.model, resume.checkpoint
         if source is None:
             return build_prompter(model)
-        if not resume.own and source.manifest.input_spec != asdict(self._spec):
-            raise UserError(
-                f"{source.folder} is of another model than model.preset={model.preset}; use the preset it was "
-                "trained with."
-            )
+        now, then = asdict(model), source.manifest.config["model"]
+        for key in () if resume.own else OF_WEIGHTS:
+            if now[key] != then[key]:
+                raise UserError(
+                    f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
+                    "with which it was trained."
+                )
         prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(

@@ -89,7 +89,9 @@ def find_resume(config: TrainConfig) -> Resume:
     if folder is None:
         return Resume(Position(first, 0, 0), _initial(config), own=False)
     if config.run.resume == "never":
-        raise UserError(f"{run_dir} holds checkpoints and run.resume is never; choose another run.dir or resume=auto.")
+        raise UserError(
+            f"{run_dir} holds checkpoints and run.resume is never; choose another run.dir or set run.resume=auto."
+        )
     newest = integrity.open_checkpoint(folder, own=True)
     checkpoint.check_resumable(newest, config)
     position = _position(config, newest)

@@ -39,8 +39,12 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
-def gone(pid: int, within_s: float = 10.0) -> bool:
-    end = time.monotonic() + within_s
+LIMIT_S = 200.0
+"""Ten times and more what anything here takes on a quiet machine; only a hang gets there."""
+
+
+def gone(pid: int) -> bool:
+    end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
         if not alive(pid):
             return True
@@ -61,13 +65,25 @@ def test_the_process_changes_nothing(config):
     assert gone(pid)
     assert [(step.stage_step, step.step) for step in there] == [(step, step) for step in range(3, 12)]
     assert all(same(one, two) for one, two in zip(here, there, strict=True))
-    assert there[0].wait_s > 0 and here[0].wait_s == 0
     assert all(
         batch.images_NCHW is None or batch.images_NCHW[0].permute(1, 2, 0).is_contiguous() for batch in there[0].batches
     )
 
 
-def test_leaving_early_ends_the_process(config):
+def test_how_long_the_trainer_waited_is_told(config):
+    """For the first step, which takes the start of a process; not for one that was read ahead."""
+    with Loader(config, prepare(config, SPEC, encode), 0, 1, ("first", 0)) as loader:
+        steps = iter(loader)
+        for _ in range(2):
+            began = time.perf_counter()
+            step = next(steps)
+            passed = time.perf_counter() - began
+            assert 0.9 * passed - 0.01 < step.wait_s <= passed
+            assert loader._pipe.poll(LIMIT_S), "the next one is on its way"
+
+
+def test_leaving_early_ends_the_process(config, monkeypatch):
+    monkeypatch.setattr(loader_module, "CLOSE_S", LIMIT_S)
     with Loader(config, prepare(config, SPEC, encode), 0, 1, ("first", 0)) as loader:
         next(iter(loader))
     assert loader._process.exitcode == 0, "it ended by itself, before the patience of close() ran out"
@@ -157,6 +173,6 @@ def test_the_loader_ends_with_its_trainer(config, tmp_path, end):
         pid = int(trainer.stdout.readline())
         if end == "wait":
             trainer.kill()
-        trainer.wait(timeout=20)
+        trainer.wait(timeout=LIMIT_S)
         assert gone(pid)
         assert trainer.returncode == {"wait": -signal.SIGKILL, "crash": 1, "leave": 0}[end]

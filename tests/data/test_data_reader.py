@@ -289,6 +289,27 @@ def test_tolerated_bad_samples_are_masked_and_counted(damaged):
     assert not batch.actions_BTA[row].any()
 
 
+@pytest.mark.parametrize(("alpha", "beta"), [(9.0, 1.0), (1.0, 9.0), (2.0, 2.0), (0.2, 0.2)])
+def test_flow_times_are_drawn_as_the_config_says(folders, alpha, beta):
+    """Mean and variance of Beta(alpha, beta), over 320 samples."""
+    config = train_config({"la": (folders / "la", "la")}, steps=20)
+    config.flow.time_alpha, config.flow.time_beta = alpha, beta
+    times = torch.cat([batch.time_B for data in steps(config) for batch in data.batches])
+    total = alpha + beta
+    assert float(times.mean()) == pytest.approx(alpha / total, abs=0.06)
+    assert float(times.var()) == pytest.approx(alpha * beta / total**2 / (total + 1), rel=0.25)
+
+
+@pytest.mark.parametrize(("noise", "spread"), [("uniform", 1 / 3), ("normal", 1.0)])
+def test_the_flow_starts_from_the_noise_of_the_config(folders, noise, spread):
+    config = train_config({"la": (folders / "la", "la")})
+    config.flow.noise = noise
+    drawn = torch.cat([batch.noise_BTA.flatten() for data in steps(config) for batch in data.batches])
+    assert float(drawn.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(drawn.var()) == pytest.approx(spread, rel=0.1)
+    assert (float(drawn.abs().max()) > 1.0) == (noise == "normal")
+
+
 @pytest.mark.parametrize("world", [3, 8])
 def test_ranks_must_divide_streams(folders, world):
     with pytest.raises(UserError, match=f"shared by {world} ranks"):

@@ -2,6 +2,7 @@
 and name the samples (FACTS 5.2 B12: it never stopped). Real processes under torchrun."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -16,6 +17,9 @@ from tests.train.launch import Ended, start, start_torchrun, wait, write_config
 pytestmark = pytest.mark.slow
 
 
+SHORT = ("stages.pretrain.steps=1", "stages.finetune.steps=1")
+
+
 def torchrun(*arguments: str) -> Ended:
     return wait([start_torchrun(2, *arguments)])
 
@@ -24,7 +28,7 @@ def errors(ended: Ended) -> list[str]:
     return [line for line in ended.stderr.splitlines() if line.lstrip().startswith("error:")]
 
 
-def test_steps_that_are_not_finite_stop_the_run_with_their_samples(tmp_path, shards):
+def test_steps_that_are_not_finite_stop_the_run_with_their_samples(tmp_path, shards, in_process):
     config = write_config(tmp_path, shards, "nan")
     ended = torchrun(
         str(config),
@@ -40,10 +44,12 @@ def test_steps_that_are_not_finite_stop_the_run_with_their_samples(tmp_path, sha
     assert (
         "last one step 4; look at its samples la/clip-" in said or "last one step 4; look at its samples vla/" in said
     )
-    assert "start a new run.dir with run.init_from" in said, "a resumed run may not change its lr"
     saved = manifest.newest(load(config).run.dir)
     assert saved is not None and manifest.read(saved).step in (2, 4)
     assert "Traceback" not in ended.stderr.split("error:")[0]
+    assert "start a new run.dir without those that are bad or with a lower lr" in said
+    new = in_process(str(config), *SHORT, f"run.dir={tmp_path}/new", "stages.pretrain.lr=1.0e-3")
+    assert new.codes == (0,), new.stderr
 
 
 def test_a_bad_shard_on_one_rank_ends_all_with_one_sentence(tmp_path, shards):
@@ -72,6 +78,32 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, shards, in_process, ov
     assert ended.codes == (2,)
     assert len(errors(ended)) == 1 and sentence in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cure"),
+    [
+        ((*SHORT, "data.streams=8"), r"or set (data.streams=4)\."),
+        (("run.dir={run}", "stages.pretrain.lr=0.5"), r"start a new run.dir \((run.init_from) takes over the weights"),
+        (("run.dir={run}", "run.resume=never"), r"or set (run.resume=auto)\."),
+        ((*SHORT, "run.init_from={run}", "model.preset=small"), r"set (model.preset=tiny), with which it was trained"),
+        ((*SHORT, "run.init_from={run}", "model.readout=flatten"), r"set (model.readout=per_token), with which it was"),
+    ],
+    ids=["streams", "resume", "never", "preset", "readout"],
+)
+def test_what_a_refusal_says_to_do_works(alone, shards, in_process, tmp_path, wrong, cure):
+    """run: a finished run of the same config. What is done is what stands in the sentence."""
+    config, run = write_config(tmp_path, shards, "cured"), load(alone).run.dir
+    given = [item.format(run=run) for item in wrong]
+    ended = in_process(str(config), *given)
+    found = re.search(cure, ended.stderr)
+    assert ended.codes == (2,) and found is not None, ended.stderr
+    if found[1] == "run.init_from":
+        given = [*SHORT, given[1], f"run.init_from={run}"]
+    else:
+        given = [item for item in given if not item.startswith("model.")] + [found[1]] * bool(found[1])
+    again = in_process(str(config), *given)
+    assert again.codes == (0,), again.stderr
 
 
 def test_more_processes_than_gpus_is_one_sentence(tmp_path, shards, monkeypatch, capfd):
