@@ -236,7 +236,9 @@ def test_each_broken_checkpoint_is_one_sentence(good, tmp_path):
         "this la4vla does not know": edited_manifest(whole, tmp_path / "b", transforms=[{"name": "Unheard"}]),
         "transforms are damaged (KeyError": edited_manifest(whole, tmp_path / "c", transforms=[{"name": "Normalize"}]),
         "the embodiment is another": edited_manifest(whole, tmp_path / "d", embodiment=libero.EMBODIMENT.to_dict()),
-        "trained with the view `topview`": edited_manifest(whole, tmp_path / "e", views=["topview"]),
+        "trained with the view `topview`": edited_manifest(
+            whole, tmp_path / "e", views=["topview"], view_sizes={"topview": [[112, 112]]}
+        ),
         "no such checkpoint folder": tmp_path / "nowhere",
         "its config is damaged": edited_manifest(whole, tmp_path / "f", config={"flow": {"steps": "ten"}}),
         "its tokenizer is damaged": edited_manifest(whole, tmp_path / "g"),
