@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from la4vla.serve.input_check import Difference
+from la4vla.serve.input_check import InputDifference
 
 MAX_KINDS = 30
 """Kinds of one connection that are logged; more come from something that tries messages by chance."""
@@ -25,7 +25,7 @@ class ClientLog:
         self._kinds: set[str] = set()
         self._noted: set[str] = set()
 
-    def note(self, difference: Difference) -> None:
+    def note(self, difference: InputDifference) -> None:
         """Logs a difference to the training data, unless it was logged before."""
         if difference.about not in self._noted:
             self._noted.add(difference.about)

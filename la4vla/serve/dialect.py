@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from la4vla.serve import wire
 from la4vla.serve.batcher import Answer, Queries
-from la4vla.serve.input_check import Difference, Findings
+from la4vla.serve.input_check import InputDifference, Findings
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation, UserError
@@ -25,7 +25,7 @@ class Session:
     seed, task, episode   of the noise of queries without a key
     query                 number of the next one
     last_total_ms         from the last message to its reply; None before the first
-    told                  differences to the training data (Difference.about) that a reply has told the client
+    told                  differences to the training data (InputDifference.about) that a reply has told the client
     """
 
     seed: int
@@ -38,7 +38,7 @@ class Session:
     def key(self) -> NoiseKey:
         return NoiseKey(self.seed, self.task, self.episode, self.query)
 
-    def findings(self, differences: Sequence[Difference]) -> Findings:
+    def findings(self, differences: Sequence[InputDifference]) -> Findings:
         """What the next reply says of its observations."""
         notes = tuple(item.sentence for item in differences if item.about not in self.told)
         self.told.update(item.about for item in differences)

@@ -34,7 +34,7 @@ STRIDE = 16  # pixels between those that are compared first, to see cheaply that
 
 
 @dataclass(frozen=True)
-class Difference:
+class InputDifference:
     """One way in which observations differ from the training data.
 
     about       what is different, the same words each time it is found
@@ -75,15 +75,15 @@ class InputCheck:
         self._room = np.maximum(OUTSIDE * (self._high - self._low), NARROW)
         self._sizes = policy.view_sizes
 
-    def differences(self, observations: Sequence[Observation]) -> list[Difference]:
+    def differences(self, observations: Sequence[Observation]) -> list[InputDifference]:
         """What differs in any of the observations of a message, each difference once."""
-        first: dict[str, Difference] = {}
+        first: dict[str, InputDifference] = {}
         for observation in observations:
             for difference in self._of(observation):
                 first.setdefault(difference.about, difference)
         return list(first.values())
 
-    def _of(self, observation: Observation) -> Iterator[Difference]:
+    def _of(self, observation: Observation) -> Iterator[InputDifference]:
         if observation.state.shape == self._low.shape:
             yield from self._of_state(self._on_side(observation.state).astype(np.float64))
         for name, sizes in self._sizes.items():
@@ -96,12 +96,12 @@ class InputCheck:
         angles = state[self._spec.dims(*ROTATION)]
         return state if (np.abs(angles) > FULL_TURN).any() else on_side(state, self._spec)
 
-    def _of_state(self, state: np.ndarray) -> Iterator[Difference]:
+    def _of_state(self, state: np.ndarray) -> Iterator[InputDifference]:
         beyond = np.maximum(self._low - state, state - self._high)
         for dim in np.flatnonzero(beyond > self._room):
             name, width = self._spec.names[dim], self._high[dim] - self._low[dim]
             times = f", {beyond[dim] / width:.3g} times that range" if width >= NARROW else ""
-            yield Difference(
+            yield InputDifference(
                 f"state {name}",
                 name,
                 f"state {name} is {state[dim]:.4g}, which is {beyond[dim]:.4g} outside the trained range of "
@@ -110,19 +110,19 @@ class InputCheck:
             )
 
 
-def refusal(differences: Sequence[Difference]) -> str:
+def refusal(differences: Sequence[InputDifference]) -> str:
     """The sentence with which `--strict` refuses observations."""
     cures = dict.fromkeys(difference.cure for difference in differences)
     what = ", and ".join(difference.what for difference in differences)
     return f"--strict: {what}; {', and '.join(cures)}."
 
 
-def _of_image(name: str, sizes: Sequence[tuple[int, int]], image_HWC: np.ndarray) -> Iterator[Difference]:
+def _of_image(name: str, sizes: Sequence[tuple[int, int]], image_HWC: np.ndarray) -> Iterator[InputDifference]:
     height, width = image_HWC.shape[:2]
     ratios = [(width / height) / (trained[1] / trained[0]) for trained in sizes]
     if not any(1 / (1 + ASPECT) <= ratio <= 1 + ASPECT for ratio in ratios):
         trained = " and ".join(f"{trained[0]} x {trained[1]}" for trained in sizes)
-        yield Difference(
+        yield InputDifference(
             f"aspect ratio of {name}",
             "",
             f"view {name} is {height} x {width} pixels (height x width), and training had {trained}, of another aspect "
@@ -131,7 +131,7 @@ def _of_image(name: str, sizes: Sequence[tuple[int, int]], image_HWC: np.ndarray
         )
     if _is_constant(image_HWC):
         color = " ".join(map(str, image_HWC[0, 0]))
-        yield Difference(
+        yield InputDifference(
             f"colour of {name}",
             "",
             f"view {name} has a single colour ({color})",

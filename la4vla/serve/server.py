@@ -37,7 +37,7 @@ from la4vla.serve.batcher import Answer, Batcher, Queries
 from la4vla.serve.client_log import ClientLog, printable
 from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
-from la4vla.serve.input_check import Difference, InputCheck, refusal
+from la4vla.serve.input_check import InputDifference, InputCheck, refusal
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
@@ -221,7 +221,7 @@ class PolicyServer:
             if error.sent and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 log.error(f"connection closed, {error.sent.reason}")
 
-    def _compared(self, queries: Queries, log: ClientLog) -> list[Difference]:
+    def _compared(self, queries: Queries, log: ClientLog) -> list[InputDifference]:
         """The observations' differences to the training data, which are logged. Raises UserError if there are any and
         the server is strict."""
         differences = self._check.differences(queries.observations)

@@ -1,5 +1,5 @@
-"""Why: a run is tuned by its speed, waiting, memory and MFU, and trusted by first_batch.png; all of them could have been
-anything. One run on a clock that the test turns, each number worked out by hand."""
+"""Why: a run is tuned by its speed, waiting, memory and MFU, and trusted by first_batch.png; all of them could have
+been anything. One run on a clock that the test turns, each number worked out by hand."""
 
 import json
 import resource
