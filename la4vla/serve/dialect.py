@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from la4vla.serve import wire
 from la4vla.serve.batcher import Answer, Queries
-from la4vla.serve.input_check import InputDifference, Findings
+from la4vla.serve.input_check import Findings, InputDifference
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation, UserError

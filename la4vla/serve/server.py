@@ -37,7 +37,7 @@ from la4vla.serve.batcher import Answer, Batcher, Queries
 from la4vla.serve.client_log import ClientLog, printable
 from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
-from la4vla.serve.input_check import InputDifference, InputCheck, refusal
+from la4vla.serve.input_check import InputCheck, InputDifference, refusal
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
