@@ -1,5 +1,5 @@
-"""Why: a run is tuned by its speed, waiting, memory and MFU, and trusted by first_batch.png; all of them could have
-been anything. One run on a clock that the test turns, each number worked out by hand."""
+"""Why: speed, waiting, memory and MFU are what a run is tuned by, and first_batch.png what it is trusted by; all of
+them could have been anything. One run on a clock that the test turns, each number worked out by hand."""
 
 import json
 import resource
@@ -67,8 +67,9 @@ def test_every_number_of_a_log_line(folder, shards, in_process, monkeypatch):
         assert row["mfu"] == pytest.approx(operations(load(config), step) / STEP_S / PEAK)
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     assert rows[-1]["memory_gb"] == pytest.approx(highest, rel=0.05) and highest > 0.1
-    seeing = [batch for batch in watched.steps[0].batches if batch.kind == "vla"]
-    shown = [image.permute(1, 2, 0).numpy() for batch in seeing for image in batch.images_NCHW]
+    shown = [
+        image.permute(1, 2, 0).numpy() for b in watched.steps[0].batches if b.kind == "vla" for image in b.images_NCHW
+    ]
     check_sheet(Path(load(config).run.dir) / "first_batch.png", shown)
 
 
