@@ -11,7 +11,7 @@ from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
-from la4vla.data.setup import explain, fingerprints, prepare
+from la4vla.data.setup import explain, fingerprints, prepare, view_sizes
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model import flops
 from la4vla.model.freeze import set_trainable, summary_table
@@ -74,6 +74,7 @@ class PolicyLearner:
             transforms=chain_to_dicts(self._setup.chain),
             embodiment=self._setup.embodiment.to_dict(),
             views=list(self._setup.chain.views),
+            view_sizes=view_sizes(self._setup),
             sources=fingerprints(self._setup),
             tokenizer=self._prompter.files(),
         )

@@ -84,7 +84,6 @@ class Rank(subprocess.Popen[str]):
     and the ranks that need it would wait for ever."""
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        # noqa below: open as long as the process is
         self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         super().__init__(command, env=env, cwd=ROOT, stdout=self._files[0], stderr=self._files[1], text=True)
 
