@@ -140,17 +140,11 @@ def train_killed_between(step: int, seconds: float, config: Path) -> Ended:
     return wait(start(1, str(HERE / "killed.py"), "between", str(step), str(seconds), str(config)))
 
 
-def start_torchrun(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+def start_torchrun(ranks: int, *arguments: str) -> Rank:
     """`torchrun -m la4vla.train ARGUMENTS` with its agent."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.Popen(
-        [*command, "-m", "la4vla.train", *arguments],
-        env={**environment(0, 1, 0), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"},  # as the launchers
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    shutdown = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}  # as the launchers
+    return Rank([*command, "-m", "la4vla.train", *arguments], {**environment(0, 1, 0), **shutdown})
 
 
 def write_config(folder: Path, data: Path, name: str) -> Path:
