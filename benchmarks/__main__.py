@@ -22,46 +22,44 @@ from typing import TYPE_CHECKING
 
 from benchmarks.perturb.perturb import PERTURBATIONS, parse
 from benchmarks.results import protocols
-from benchmarks.rollouts.libero import SUITE as LIBERO
-from benchmarks.rollouts.metaworld import SUITE as METAWORLD
 from la4vla.shell import exit_status
+from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
 
 if TYPE_CHECKING:
     from benchmarks.rollouts import evaluate
 
-SUITES = {suite.name: suite for suite in (METAWORLD, LIBERO)}
 MOST_WORKERS = 16  # by default; more simulators than this starve each other on one machine
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="la4vla eval", description="Success rates that can be trusted.")
     commands = top.add_subparsers(dest="command", required=True)
-    for name in SUITES:
-        suite = commands.add_parser(name, help=f"success rates on {name}", allow_abbrev=False)
-        policy = suite.add_mutually_exclusive_group(required=True)
+    for name in SIMULATORS:
+        rates = commands.add_parser(name, help=f"success rates on {name}", allow_abbrev=False)
+        policy = rates.add_mutually_exclusive_group(required=True)
         policy.add_argument(
             "--checkpoint", type=Path, help="a checkpoint, or a run folder (then its newest checkpoint)"
         )
         policy.add_argument("--server", metavar="URL", help="a policy that `la4vla serve` serves, ws://HOST:PORT")
-        policy.add_argument("--expert", action="store_true", help="the suite's scripted expert instead of a policy")
-        suite.add_argument("--token-env", metavar="NAME", help="of --server: environment variable that has its token")
-        suite.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with fresh weights")
-        suite.add_argument("--protocol", required=True, help=f"one of {', '.join(protocols.titles())}, or a YAML file")
-        suite.add_argument("--out", type=Path, required=True, help="result folder; the same one resumes")
-        suite.add_argument("--workers", type=int, default=0, help="simulator processes (default: one a core)")
-        suite.add_argument("--tasks", nargs="+", default=[], help="only these tasks")
-        suite.add_argument("--episodes", type=int, help="only the first N initial states of each task")
-        suite.add_argument("--videos", type=int, default=0, help="record N episodes a task afterwards")
-        suite.add_argument("--device", default="", help="of the policy (default: cuda where there is one, else cpu)")
-        suite.add_argument(
+        policy.add_argument("--expert", action="store_true", help="the simulator's scripted expert instead of a policy")
+        rates.add_argument("--token-env", metavar="NAME", help="of --server: environment variable that has its token")
+        rates.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with fresh weights")
+        rates.add_argument("--protocol", required=True, help=f"one of {', '.join(protocols.titles())}, or a YAML file")
+        rates.add_argument("--out", type=Path, required=True, help="result folder; the same one resumes")
+        rates.add_argument("--workers", type=int, default=0, help="simulator processes (default: one a core)")
+        rates.add_argument("--tasks", nargs="+", default=[], help="only these tasks")
+        rates.add_argument("--episodes", type=int, help="only the first N initial states of each task")
+        rates.add_argument("--videos", type=int, default=0, help="record N episodes a task afterwards")
+        rates.add_argument("--device", default="", help="of the policy (default: cuda where there is one, else cpu)")
+        rates.add_argument(
             "--perturb",
             action="append",
             default=[],
             metavar="NAME:SEVERITIES",
             help=f"run clean and under these, each into its folder below --out; names: {', '.join(PERTURBATIONS)}",
         )
-        suite.add_argument("overrides", nargs="*", help="key=value changes of the protocol; the result is `custom`")
+        rates.add_argument("overrides", nargs="*", help="key=value changes of the protocol; the result is `custom`")
     paired = commands.add_parser("compare", help="two evaluations, episode by episode", allow_abbrev=False)
     paired.add_argument("a", type=Path, help="a result folder")
     paired.add_argument("b", type=Path, help="another one of the same protocol")
@@ -131,8 +129,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.untrained and not options.checkpoint:
         raise UserError("--untrained needs the --checkpoint whose architecture it takes, not --expert or --server.")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-    request = evaluate.Request(
-        suite=SUITES[options.command],
+    request = evaluate.EvaluationRequest(
+        simulator=SIMULATORS[options.command],
         protocol=protocols.load(options.protocol, options.overrides),
         checkpoint=options.checkpoint,
         untrained=options.untrained,
@@ -163,7 +161,7 @@ def _study(options: argparse.Namespace) -> int:
     return 0
 
 
-def _server(options: argparse.Namespace) -> evaluate.Server | None:
+def _server(options: argparse.Namespace) -> evaluate.ServerAddress | None:
     """--server with its token, or None without. Raises UserError for options that do not go together."""
     from benchmarks.rollouts import evaluate
 
@@ -179,7 +177,7 @@ def _server(options: argparse.Namespace) -> evaluate.Server | None:
         raise UserError("--server: the address would be written into the results, token and all; use --token-env.")
     if options.token_env and not os.environ.get(options.token_env):
         raise UserError(f"--token-env {options.token_env}: no such variable, or an empty one; export the token in it.")
-    return evaluate.Server(options.server, os.environ[options.token_env] if options.token_env else "")
+    return evaluate.ServerAddress(options.server, os.environ[options.token_env] if options.token_env else "")
 
 
 if __name__ == "__main__":

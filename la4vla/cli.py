@@ -103,7 +103,7 @@ def _probe_cases(arguments: Sequence[str]) -> int:
     from pathlib import Path
 
     parser = argparse.ArgumentParser("la4vla probe cases", argument_default=argparse.SUPPRESS)
-    parser.add_argument("shards", help="a shard folder with pictures")
+    parser.add_argument("shards", help="a shard folder with images")
     parser.add_argument("--out", type=Path, required=True, help="JSONL")
     parser.add_argument("--count", type=int, help="cases a condition, 100 unless given")
     parser.add_argument("--seed", type=int, help="of the choice, 0 unless given")
@@ -114,9 +114,9 @@ def _probe_cases(arguments: Sequence[str]) -> int:
     parser.add_argument("--one-sided", action="store_true", help="take axes that show only one direction")
     given = vars(parser.parse_args(arguments))
     shards, out = given.pop("shards"), given.pop("out")
-    from la4vla.probe.build import Drawing, draw, summary
+    from la4vla.probe.build import CaseSampling, sample_cases, summary
 
-    listed = draw(shards, Drawing(**given))
+    listed = sample_cases(shards, CaseSampling(**given))
     listed.write(out)
     print(f"{summary(listed)}\ncases: {out}")
     return 0
@@ -141,11 +141,11 @@ def _probe_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of noise, intervals and t-SNE, 0 unless given")
     parser.add_argument("--device", help="the best there is unless given")
     given = vars(parser.parse_args(arguments))
-    from la4vla.probe.run import Asking, Request, probe, table
+    from la4vla.probe.run import ProbeRequest, QuerySettings, probe, summary_table
 
-    asking = Asking(**{name: given.pop(name) for name in ("samples", "whole_chunk", "seed") if name in given})
-    request = Request(**{"out": given["checkpoint"] / "probe", **given}, asking=asking)
-    print(f"{table(probe(request))}\nprobe: {request.page}")
+    settings = QuerySettings(**{name: given.pop(name) for name in ("samples", "whole_chunk", "seed") if name in given})
+    request = ProbeRequest(**{"out": given["checkpoint"] / "probe", **given}, settings=settings)
+    print(f"{summary_table(probe(request))}\nprobe: {request.page}")
     return 0
 
 
@@ -167,10 +167,15 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the noise of clients that send none")
     parser.add_argument("--device", help="the best there is unless given")
     parser.add_argument("--max-batch", type=int, help="chunks computed together at most")
-    parser.add_argument("--max-bytes", type=int, help="size of a message at most")
+    parser.add_argument("--strict", action="store_true", help="refuse states and images unlike the training data's")
+    parser.add_argument("--max-bytes", type=int, help="size of a message at most; two 1080p images take 12.5 million")
+    origin = "that requests may name, as programs made of web pages do; may be repeated"
+    parser.add_argument("--allow-origin", action="append", dest="allow_origins", metavar="ORIGIN", help=origin)
     parser.add_argument("--view", action="append", dest="views", metavar="KEY=VIEW", help="openpi, evo1: client's key")
     parser.add_argument("--libero-client", action="store_true", help="openpi, evo1: translate their LIBERO clients")
-    parser.add_argument("--channels", choices=("bgr", "rgb"), help="evo1: order in the client's pictures")
+    parser.add_argument("--state", metavar="KEY,KEY", help="openpi: client's keys of the state's parts, in order")
+    parser.add_argument("--prompt", metavar="TEXT", help="openpi: the instruction of messages that have none")
+    parser.add_argument("--channels", choices=("bgr", "rgb"), help="evo1: order in the client's images")
     parser.add_argument("--gripper", choices=("raw", "opening"), help="evo1: as trained, or 1 = open and 0 = closed")
     parser.add_argument("--trim-state", action="store_true", help="evo1: ignore the end of a state that is too long")
     given = vars(parser.parse_args(arguments))
@@ -181,6 +186,7 @@ def _serve(arguments: Sequence[str]) -> int:
             raise UserError(f"--token-env {name}: no such variable, or an empty one; export the token in it.")
     if given.get("token") == "":
         raise UserError("--token is empty; leave it out to serve this machine without one, or give one.")
+    openpi = {name: given.pop(name) for name in ("state", "prompt") if name in given}
     evo1 = {name: given.pop(name) for name in ("channels", "gripper", "trim_state") if name in given}
     try:
         from la4vla.serve.server import Settings, serve
@@ -188,15 +194,15 @@ def _serve(arguments: Sequence[str]) -> int:
         if (error.name or "").partition(".")[0] not in ("msgpack", "websockets"):
             raise
         raise UserError('serving needs msgpack and websockets: pip install "la4vla[serve]".') from error
-    return serve(Settings(**given, evo1=evo1))
+    return serve(Settings(**given, openpi=openpi, evo1=evo1))
 
 
 def _doctor(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
 
-    from la4vla.doctor import Demand, doctor, table, to_json, verdict
-    from la4vla.sim.golden import Setting
+    from la4vla.doctor import Demand, doctor, summary_table, to_json, verdict
+    from la4vla.sim.registry import Setting
 
     parser = argparse.ArgumentParser("la4vla doctor")
     parser.add_argument("--protocol", help="judge this machine for one protocol, such as metaworld/mt50-v1")
@@ -216,7 +222,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(to_json(checks))
-    print(table(checks), verdict(checks), sep="\n")
+    print(summary_table(checks), verdict(checks), sep="\n")
     return 0 if verdict(checks).startswith("comparable: yes") else 1
 
 

@@ -33,7 +33,7 @@ def sha256(path: Path) -> str:
 
 def lock(file: IO[Any], taken: str) -> None:
     """Takes the file's lock until it is closed or the process ends, however it ends. Raises UserError with the sentence
-    `taken` where another process has it. A file system without locks is said on stderr."""
+    `taken` where another process has it. Where the file system has no locks, a note on stderr says so."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -52,6 +52,7 @@ class Manifest:
     transforms        the chain that `serve` rebuilds
     embodiment        of the data
     views             names in slot order
+    view_sizes        view -> [height, width] of its stored images in pixels, one for each size in the data
     sources           source that the run mixes -> sha256 hex of what its data is
     weights_sha256    of model.safetensors; the policy's identity in result files
     training_sha256   of training.safetensors
@@ -72,6 +73,7 @@ class Manifest:
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
+    view_sizes: dict[str, list[list[int]]]
     sources: dict[str, str]
     weights_sha256: str
     training_sha256: str
@@ -144,10 +146,10 @@ def resolve(path: str | Path) -> Path:
     """The checkpoint a user means by a checkpoint folder or by the folder of a run (then its newest complete one)."""
     folder = Path(path)
     if (folder / CHECKPOINTS).is_dir():
-        found = newest(folder)
-        if found is None:
+        newest_folder = newest(folder)
+        if newest_folder is None:
             raise UserError(f"{folder}: the run has no complete checkpoint yet; train it further or name another run.")
-        return found
+        return newest_folder
     read(folder)
     return folder
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,18 @@ class UserError(ValueError):
     """Bad input, said in one sentence with its cure. Commands print it without a traceback and exit with status 2."""
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted names, in order: `state.frame` -> its value. Tuples become lists,
+    as in JSON."""
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
 TRANSLATION = ("x", "y", "z")
 ROTATION = ("rx", "ry", "rz")
 """Names of the dimensions of a hand's position and turn, in order."""
@@ -38,14 +50,16 @@ ROTATION = ("rx", "ry", "rz")
 class VectorSpec:
     """What the numbers of a state or an action vector mean.
 
-    names: one per dimension, in order; `x y z rx ry rz gripper` are understood, other names are passed through.
-    reference: `absolute` pose or `delta` command per control step.
-    frame: coordinate frame of the translation and rotation.
-    rotation: representation of the `r*` dims (wrap-safe arithmetic needs it).
-    rotation_near: `rx ry rz` of a rotation, rad, about which the `r*` dims are continuous; of the sets of numbers that
-        mean one turn it is the one on this side (`la4vla/data/rotation.py`). The zeros: angles of at most pi.
-    gripper_open, gripper_closed: raw values of the `gripper` dim at the two ends.
-    unit: what 1.0 of a translation dim is, in words ("m", "1 cm of target motion").
+    names                         one per dimension, in order; `x y z rx ry rz gripper` are understood, other names are
+                                  passed through
+    reference                     `absolute` pose or `delta` command per control step
+    frame                         coordinate frame of the translation and rotation
+    rotation                      representation of the `r*` dims (wrap-safe arithmetic needs it)
+    rotation_near                 `rx ry rz` of a rotation, rad, about which the `r*` dims are continuous; of the sets
+                                  of numbers that mean one turn it is the one on this side (`la4vla/data/rotation.py`).
+                                  The zeros: angles of at most pi.
+    gripper_open, gripper_closed  raw values of the `gripper` dim at the two ends
+    unit                          what 1.0 of a translation dim is, in words ("m", "1 cm of target motion")
     """
 
     names: tuple[str, ...]
@@ -69,6 +83,19 @@ class VectorSpec:
         return (values_TD[:, index[0]] - self.gripper_closed) / (self.gripper_open - self.gripper_closed)
 
 
+class FieldDifference(NamedTuple):
+    """A field in which two embodiments differ.
+
+    field   by its dotted name, `state.frame`
+    mine    its value in the embodiment that is compared
+    other   its value in the one it is compared with
+    """
+
+    field: str
+    mine: Any
+    other: Any
+
+
 @dataclass(frozen=True)
 class Embodiment:
     """A robot's typed interface, written on shards, checkpoints and envs; a mismatch between them is an error."""
@@ -80,6 +107,16 @@ class Embodiment:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def difference(self, other: Embodiment) -> FieldDifference | None:
+        """The first field in which the other one differs; None where none does."""
+        theirs = flat(other.to_dict())
+        differing = (
+            FieldDifference(name, value, theirs[name])
+            for name, value in flat(self.to_dict()).items()
+            if value != theirs[name]
+        )
+        return next(differing, None)
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Embodiment:
@@ -94,7 +131,9 @@ class Embodiment:
 class Observation:
     """What an env shows a policy.
 
-    views: name -> uint8 RGB [H, W, 3], upright. state: float32 [S], raw units. instruction: free text.
+    views        name -> uint8 RGB [H, W, 3], upright
+    state        float32 [S], raw units
+    instruction  free text
     """
 
     views: Mapping[str, np.ndarray]
@@ -106,12 +145,17 @@ class Observation:
 class Sample:
     """One training sample, or one query of a served policy (then `action` is None), on its way through the transforms.
 
-    instruction: text. state: float32 [S]. action: float32 [T, A], rows past the end of the clip are zero and not valid.
-    action_valid: bool [T]. views: uint8 RGB [H, W, 3] each, in slot order; empty for kind `la`. A view that does not
-    exist is not in the dict. slots: view name -> slot number, counted from 0, over all views the model may be shown.
-    state_mask: bool [S], action_mask: bool [A]: which dimensions this embodiment has (all of them before padding).
-    key: `source/clip/start`, names the sample in error messages.
-    action_states: float32 [T, S], the state of each action's own frame; with `action`, None for a query.
+    instruction    text
+    state          float32 [S]
+    action         float32 [T, A], rows past the end of the clip are zero and not valid
+    action_valid   bool [T]
+    views          uint8 RGB [H, W, 3] each, in slot order; empty for kind `la`. A view that does not exist is not in
+                   the dict.
+    slots          view name -> slot number, counted from 0, over all views the model may be shown
+    state_mask     bool [S], the dimensions that this embodiment has (all of them before padding)
+    action_mask    bool [A], likewise
+    key            `source/clip/start`, names the sample in error messages
+    action_states  float32 [T, S], the state of each action's own frame; with `action`, None for a query
     """
 
     kind: Kind
@@ -134,9 +178,14 @@ class Sample:
 class InputSpec:
     """What a model takes: the sizes that `data` must deliver and `model` asserts.
 
-    image_size: pixels, square. image_tokens: P, tokens of one image. horizon: T. state_dim: S. action_dim: A.
-    max_tokens: rows longer than this are an error, never truncated. image_token_id: the id repeated P times per image.
-    pad_token_id: fills rows on the right.
+    image_size      pixels, square
+    image_tokens    P, tokens of one image
+    horizon         T, steps of a chunk
+    state_dim       S, dims of the padded state
+    action_dim      A, dims of the padded action
+    max_tokens      rows longer than this are an error, never truncated
+    image_token_id  the id repeated P times per image
+    pad_token_id    fills rows on the right
     """
 
     image_size: int

@@ -25,6 +25,7 @@ part 4/5 "Evaluate on held-out initial states, trained and untrained"
 la4vla eval metaworld --checkpoint $run/finetune --protocol metaworld/quickstart-v1 --out $run/eval/trained --videos 1
 la4vla eval metaworld --checkpoint $run/finetune --untrained --protocol metaworld/quickstart-v1 --out $run/eval/untrained
 
+# `python docs/results/make.py runs/quickstart` takes the report over into README: table, image and numbers of one run.
 part 5/5 "Report"
 la4vla eval report $run
 printf '\ndone in %d min %02d s; open %s/report.html\n' $((SECONDS / 60)) $((SECONDS % 60)) "$run"

@@ -21,9 +21,16 @@ def stats(names: tuple[str, ...], reach: float) -> Stats:
 
 
 def write_checkpoint(
-    folder: Path, embodiment: Embodiment, views: tuple[str, ...], seed: int = 0, kind: Kind = "vla"
+    folder: Path,
+    embodiment: Embodiment,
+    views: tuple[str, ...],
+    seed: int = 0,
+    kind: Kind = "vla",
+    size: tuple[int, int] = (112, 112),
 ) -> Path:
-    """A complete checkpoint folder of the tiny preset with random weights and plausible statistics."""
+    """A complete checkpoint folder of the tiny preset with random weights and plausible statistics.
+
+    size: height and width of the images that it was trained on."""
     config = TrainConfig(
         run=RunConfig(dir="runs/hand"),
         model=ModelConfig(preset="tiny", dropout=0.0),
@@ -48,6 +55,7 @@ def write_checkpoint(
         transforms=chain_to_dicts(chain),
         embodiment=embodiment.to_dict(),
         views=list(views),
+        view_sizes={view: [list(size)] for view in views},
         sources={},
         weights_sha256=file_sha256(folder / manifest.WEIGHTS),
         training_sha256="",

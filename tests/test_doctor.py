@@ -16,14 +16,15 @@ import pytest
 
 from benchmarks.results import protocols
 from la4vla import manifest
-from la4vla.doctor import Check, Demand, doctor, table, to_json, verdict
+from la4vla.doctor import Check, Demand, doctor, summary_table, to_json, verdict
 from la4vla.doctor.check import failed
 from la4vla.doctor.files import checkpoint_check, shards_check
 from la4vla.doctor.machine import backend_check, egl_checks, gl_checks
-from la4vla.doctor.suite import picture_check, pins_check, settling_check, suite_checks, version_checks
+from la4vla.doctor.suite import image_check, pins_check, settling_check, suite_checks, version_checks
 from la4vla.sim import device, libero
-from la4vla.sim.golden import SCENES, STANDINS, Setting, references
+from la4vla.sim.golden import STANDINS, references
 from la4vla.sim.metaworld import EMBODIMENT
+from la4vla.sim.registry import SIMULATORS, Setting
 from la4vla.types import UserError
 from tests.fixtures import write_shards
 from tests.hand_checkpoint import write_checkpoint
@@ -61,7 +62,7 @@ def test_a_whole_machine_is_comparable(good, tmp_path):
     report = tmp_path / "doctor.json"
     protocol = ("--protocol", QUICKSTART.title)
     status, said = run_doctor(*protocol, "--checkpoint", checkpoint, "--data", shards, "--json", report)
-    assert said.endswith("comparable: yes, because versions, pictures and settling of metaworld match the references.")
+    assert said.endswith("comparable: yes, because versions, images and settling of metaworld match the references.")
     assert status == 0 and "libero" not in said
     written = json.loads(report.read_text())
     assert written["suites"] == {"metaworld": True} and {c["status"] for c in written["checks"]} <= {
@@ -88,12 +89,10 @@ def test_a_broken_machine_is_told_all_that_is_wrong(good, tmp_path, monkeypatch)
     assert status == 1
     assert "note GL nonsense does not draw: " in said and "or unset MUJOCO_GL" in said
     assert "3.3.0 is installed, the metaworld reference was made with 3.2.9. cure: pip install mujoco==3.2.9" in said
-    assert "fail metaworld pictures nothing is drawn: no GL backend renders here (nonsense" in said
+    assert "fail metaworld images nothing is drawn: no GL backend renders here (nonsense" in said
     assert "transforms are damaged (TypeError" in said and "cure: copy the checkpoint again" in said
     assert f"fail shards {tmp_path / 'la'}: {shard.name}" in said
-    assert said.endswith(
-        "comparable: no, because GL: no backend draws, so no picture can be made here (4 more failed)."
-    )
+    assert said.endswith("comparable: no, because GL: no backend draws, so no image can be made here (4 more failed).")
 
 
 @pytest.mark.sim
@@ -105,29 +104,29 @@ def test_stand_in_assets_are_not_comparable(libero):
     status, said = run_doctor("--protocol", "libero/smoke-v1")
     assert status == 1 and "comparable: no, because libero assets: stand-in assets" in said
     assert "ok libero config la4vla's own" in said
-    assert "ok libero pictures 8 of agentview,robot0_eye_in_hand:112:fast" in said
+    assert "ok libero images 8 of agentview,robot0_eye_in_hand:112:fast" in said
     assert "ok libero settling 5 initial states" in said
 
 
 @pytest.mark.sim
 def test_drivers_that_fail_or_hang_are_told_apart():
-    assert device.ask("egl", timeout_s=0.2) == "no answer within 0 s, killed"
-    assert "must be an integer between 0 and" in str(device.ask("egl", 99))
-    drawing = device.ask("egl")
-    assert isinstance(drawing, device.Drawing) and drawing.right and backend_check("GL", drawing, "").status == "ok"
-    other = device.Drawing(drawing.vendor, drawing.renderer, drawing.frame_ms, (0.0, 0.0, 0.0))
+    assert device.render_with("egl", timeout_s=0.2) == "no answer within 0 s, killed"
+    assert "must be an integer between 0 and" in str(device.render_with("egl", 99))
+    drawing = device.render_with("egl")
+    assert isinstance(drawing, device.Rendering) and drawing.right and backend_check("GL", drawing, "").status == "ok"
+    other = device.Rendering(drawing.vendor, drawing.renderer, drawing.frame_ms, (0.0, 0.0, 0.0))
     assert backend_check("GL", other, "").status == "warn"
 
 
 def test_gpus_that_do_not_draw_are_a_warning(monkeypatch):
     """No GPU is needed: the answers of two devices are given, the judgement is real."""
-    card = device.Drawing("NVIDIA", "NVIDIA H100/PCIe/SSE2", 1.0, device.MEAN)
-    software = device.Drawing("Mesa", "llvmpipe (LLVM)", 60.0, device.MEAN)
+    card = device.Rendering("NVIDIA", "NVIDIA H100/PCIe/SSE2", 1.0, device.MEAN)
+    software = device.Rendering("Mesa", "llvmpipe (LLVM)", 60.0, device.MEAN)
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     monkeypatch.setattr(device, "count", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for answers, status in (((card, card), "ok"), ((card, software), "warn"), (("hangs", "hangs"), "warn")):
-        monkeypatch.setattr(device, "ask", lambda backend, index, answers=answers: answers[index])
+        monkeypatch.setattr(device, "render_with", lambda backend, index, answers=answers: answers[index])
         assert egl_checks()[-1].status == status
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "first")
     assert "is no number" in egl_checks()[0].says
@@ -135,12 +134,12 @@ def test_gpus_that_do_not_draw_are_a_warning(monkeypatch):
 
 def test_the_backend_that_is_named_is_the_one_that_evaluations_use(monkeypatch):
     """An egl that draws, though not what it should, is what render.use_backend takes."""
-    wrong = device.Drawing("Mesa", "llvmpipe (LLVM)", 60.0, (0.0, 0.0, 0.0))
-    right = device.Drawing("Mesa", "OSMesa", 60.0, device.MEAN)
+    wrong = device.Rendering("Mesa", "llvmpipe (LLVM)", 60.0, (0.0, 0.0, 0.0))
+    right = device.Rendering("Mesa", "OSMesa", 60.0, device.MEAN)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     monkeypatch.setattr(device, "count", lambda: 1)
-    monkeypatch.setattr(device, "ask", lambda backend, *_: wrong if backend == "egl" else right)
+    monkeypatch.setattr(device, "render_with", lambda backend, *_: wrong if backend == "egl" else right)
     for draws, says in ((("egl", "osmesa"), "egl is used"), (("osmesa",), "osmesa is used"), ((), "no backend draws")):
         monkeypatch.setattr("la4vla.sim.render.why_not", lambda name, draws=draws: "" if name in draws else "dead")
         checks = gl_checks()
@@ -150,34 +149,34 @@ def test_the_backend_that_is_named_is_the_one_that_evaluations_use(monkeypatch):
 
 
 def test_a_protocol_of_an_unknown_suite_is_refused():
-    with pytest.raises(UserError, match="suite `simpler` is not known"):
+    with pytest.raises(UserError, match="simulator `simpler` is not known"):
         doctor(Demand("custom", "simpler", CORNER))
 
 
-def test_every_shipped_protocol_has_its_pictures_in_the_reference():
-    for suite, scenes in SCENES.items():
+def test_every_shipped_protocol_has_its_images_in_the_reference():
+    for suite, sim in SIMULATORS.items():
         golden = references()[suite]
-        assert set(golden["versions"]) == set(scenes.packages) and golden["renderer"] and "--write" in golden["made_by"]
-        assert set(golden["settling"]) == set(scenes.settling) >= set(scenes.drawn)
+        assert set(golden["versions"]) == set(sim.pins) and golden["renderer"] and "--write" in golden["made_by"]
+        assert set(golden["settling"]) == set(sim.scenes.settling) >= set(sim.scenes.drawn)
     for title in protocols.titles():
         asked = protocols.load(title)
         for view in asked.views:
             key = Setting((view,), asked.image_size, asked.fast)
-            for task in SCENES[asked.suite].drawn:
+            for task in SIMULATORS[asked.suite].scenes.drawn:
                 assert f"{task} {key}" in references()[asked.suite]["pictures"], title
 
 
-def test_other_pictures_and_those_without_a_reference_are_not_vouched_for():
+def test_other_images_and_those_without_a_reference_are_not_vouched_for():
     golden = references()["metaworld"]
     kept = {key: value for key, value in golden["pictures"].items() if key.endswith(str(CORNER))}
     here = {**golden, "pictures": kept}
-    assert picture_check("metaworld", here, golden, CORNER).status == "ok"
+    assert image_check("metaworld", here, golden, CORNER).status == "ok"
     shadowless = {key: golden["pictures"][key.replace("full", "fast")] for key in kept}
-    check = picture_check("metaworld", {**here, "pictures": shadowless}, golden, CORNER)
+    check = image_check("metaworld", {**here, "pictures": shadowless}, golden, CORNER)
     assert check.status == "fail" and "31.00 grey levels off" in check.says and "pick-place-v3" in check.says
-    assert "other assets" in picture_check("metaworld", {**here, "assets": "x"}, golden, CORNER).says
+    assert "other assets" in image_check("metaworld", {**here, "assets": "x"}, golden, CORNER).says
     stranger = {**here, "pictures": {"pick-place-v3 corner4:100:full": next(iter(kept.values()))}}
-    assert "no pictures like" in picture_check("metaworld", stranger, golden, CORNER).says
+    assert "no images like" in image_check("metaworld", stranger, golden, CORNER).says
     assert suite_checks("metaworld", {}, None)[0].status == "fail"
 
 
@@ -192,9 +191,9 @@ def test_a_reference_that_lacks_what_is_compared_is_said_to():
     assert suite_checks("metaworld", listed, None)[0].status == "fail"
     kept = {key: value for key, value in golden["pictures"].items() if key.endswith(str(CORNER))}
     here = {**golden, "pictures": kept}
-    for picture in ({}, {"mean": 1, "std": [], "blocks": ""}, 7):
-        check = picture_check("metaworld", here, {**golden, "pictures": dict.fromkeys(kept, picture)}, CORNER)
-        assert check.status == "fail" and "pictures are damaged" in check.says and "--write FILE" in check.cure
+    for image in ({}, {"mean": 1, "std": [], "blocks": ""}, 7):
+        check = image_check("metaworld", here, {**golden, "pictures": dict.fromkeys(kept, image)}, CORNER)
+        assert check.status == "fail" and "images are damaged" in check.says and "--write FILE" in check.cure
     for row in ({}, {"moved": "far"}, 7):
         check = settling_check("metaworld", here, {**golden, "settling": {**golden["settling"], "hammer-v3": row}})
         assert check.status == "fail" and "hammer-v3" in check.says and "--write FILE" in check.cure
@@ -237,7 +236,9 @@ def test_each_broken_checkpoint_is_one_sentence(good, tmp_path):
         "this la4vla does not know": edited_manifest(whole, tmp_path / "b", transforms=[{"name": "Unheard"}]),
         "transforms are damaged (KeyError": edited_manifest(whole, tmp_path / "c", transforms=[{"name": "Normalize"}]),
         "the embodiment is another": edited_manifest(whole, tmp_path / "d", embodiment=libero.EMBODIMENT.to_dict()),
-        "trained with the view `topview`": edited_manifest(whole, tmp_path / "e", views=["topview"]),
+        "trained with the view `topview`": edited_manifest(
+            whole, tmp_path / "e", views=["topview"], view_sizes={"topview": [[112, 112]]}
+        ),
         "no such checkpoint folder": tmp_path / "nowhere",
         "its config is damaged": edited_manifest(whole, tmp_path / "f", config={"flow": {"steps": "ten"}}),
         "its tokenizer is damaged": edited_manifest(whole, tmp_path / "g"),
@@ -276,14 +277,14 @@ def test_damaged_shards_are_named_with_the_cure(good, tmp_path):
 
 def test_one_line_says_which_suites_are_comparable_and_why_not():
     fine, bad = (
-        Check("metaworld pictures", "ok", "same.", suite="metaworld"),
+        Check("metaworld images", "ok", "same.", suite="metaworld"),
         Check("libero assets", "fail", "x.", "y", "libero"),
     )
     assert verdict([fine]).startswith("comparable: yes")
     assert verdict([fine, bad]) == "comparable: no, because libero assets: x; metaworld alone: yes."
     assert verdict([fine, Check("GL", "fail", "no backend draws.")]) == "comparable: no, because GL: no backend draws."
     assert "no simulator" in verdict([Check("metaworld", "note", "is not installed.", suite="metaworld")])
-    assert table([bad]).splitlines()[1].strip() == "cure: y"
+    assert summary_table([bad]).splitlines()[1].strip() == "cure: y"
     assert json.loads(to_json([fine, bad]))["suites"] == {"metaworld": True, "libero": False}
 
 

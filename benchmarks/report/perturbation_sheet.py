@@ -1,4 +1,4 @@
-"""One image that shows every perturbation: a row each, on a MetaWorld and on a LIBERO scene, at severities 1, 3 and 5.
+"""One image that shows every perturbation: a row each, on one scene of each simulator, at severities 1, 3 and 5.
 
 la4vla eval perturbations --out perturbations.jpg
 """
@@ -13,17 +13,12 @@ import cv2
 import numpy as np
 
 from benchmarks.perturb.perturb import CLEAN, PERTURBATIONS, Variant, perturb, scene_change
-from la4vla.sim.libero import LiberoEnv
-from la4vla.sim.metaworld import MetaWorldEnv
+from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
 
 SHOWN = (1, 3, 5)
 SIDE = 112  # pixels of one image of the sheet
 MARGIN = 110  # pixels left of the images, for names
-SCENES = (
-    ("metaworld", MetaWorldEnv, "corner4", "drawer-open-v3"),
-    ("libero", LiberoEnv, "agentview", "libero_spatial_00"),
-)
 EPISODE, SEED = 1, 0
 
 
@@ -39,16 +34,17 @@ def write(path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path}: its folder cannot be made ({error.strerror}); give another --out.") from error
     names = [CLEAN.name, *PERTURBATIONS]
-    sheet = np.full((len(names) * SIDE, MARGIN + len(SCENES) * len(SHOWN) * SIDE, 3), 255, np.uint8)
+    sheet = np.full((len(names) * SIDE, MARGIN + len(SIMULATORS) * len(SHOWN) * SIDE, 3), 255, np.uint8)
     for row, name in enumerate(names):
         _write_text(sheet, name, 6, row * SIDE + SIDE // 2)
-    for scene, (suite, make_env, view, task) in enumerate(SCENES):
-        with closing(make_env((view,), SIDE, 10, False)) as env:
+    for scene, simulator in enumerate(SIMULATORS.values()):
+        view, task = simulator.views[0], simulator.scenes.figure
+        with closing(simulator.make_env((view,), SIDE, 10, False)) as env:
             for row, name in enumerate(names):
                 for column, severity in enumerate(SHOWN):
                     variant = Variant(name, severity) if name != CLEAN.name else CLEAN
                     observation = env.reset(task, EPISODE, scene_change(variant, SEED))
-                    observation = perturb(observation, variant, SEED, suite, task, EPISODE, 0)
+                    observation = perturb(observation, variant, SEED, simulator.name, task, EPISODE, 0)
                     top, left = row * SIDE, MARGIN + (scene * len(SHOWN) + column) * SIDE
                     if name == "language":
                         _write_text(sheet, textwrap.fill(observation.instruction, 18), left + 4, top + 14)

@@ -39,7 +39,7 @@ class Protocol:
     horizons: dict[str, int] = field(default_factory=dict)  # group -> its own horizon
     wait_steps: int = MISSING  # steps of `wait_action` before the first query; not part of the horizon
     wait_action: list[float] = field(default_factory=list)  # [A]; empty: zeros
-    replan_every: int = MISSING  # actions of a chunk that are executed before the next query
+    replan_every: int = MISSING  # actions executed before the next query; of a shorter chunk all it has
     views: list[str] = MISSING  # cameras, always upright; a video shows the first
     image_size: int = MISSING  # pixels, square, as rendered
     fast: bool = MISSING  # render without shadows, reflections and anti-aliasing; that changes the images
@@ -81,7 +81,8 @@ def titles() -> list[str]:
 
 
 def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
-    """The protocol of that title, or of the YAML file that `title` names (it then ends in `.yaml`).
+    """The protocol of that title, or of the YAML file that `title` names (it then ends in `.yaml`). The file's `base:`
+    is the title of a protocol or, where it ends in `.yaml`, a path from the file's folder.
 
     overrides: `key=value` changes. `groups=` and `horizons=` replace the mapping, `groups.easy=` and `horizons.easy=`
     change one entry of it.
@@ -92,7 +93,7 @@ def load(title: str, overrides: Sequence[str] = ()) -> Protocol:
         raise UserError(
             f"protocol `{title}` does not exist; use one of {', '.join(titles())} or a path to a YAML file."
         )
-    protocol: Protocol = config.load(path, overrides, schema=Protocol)
+    protocol: Protocol = config.load(path, overrides, schema=Protocol, shipped=FOLDER)
     if not overrides and path.is_relative_to(FOLDER) and protocol.title != title:
         raise UserError(f"{path}: calls itself `{protocol.title}`; name and version must match the file's place.")
     if overrides or not path.is_relative_to(FOLDER):

@@ -1,8 +1,8 @@
 """One evaluation from request to table: policy, runner, rows on disk, videos, and what is printed.
 
-Everything that decides a number is in the protocol, the perturbation and the checkpoint; a request adds only how much
-of it to run now, on how many processes, and where to put it. A perturbed arm never comes without its clean one, on the
-same initial states and with the same flow noise.
+Everything that decides a number is in the protocol, the perturbation and the checkpoint. A request adds only how much
+of it to run now, on how many processes, and where to put it. A perturbed condition is always run beside the clean one,
+on the same initial states and with the same flow noise.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from benchmarks.perturb.perturb import CLEAN, Variant, check_delivered
 from benchmarks.results import compare, results
 from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
-from benchmarks.rollouts.rollout import Job, Suite
-from benchmarks.rollouts.runner import Finished, Runner, Spent
+from benchmarks.rollouts.rollout import RolloutJob, check_served
+from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
+from la4vla.device import usable_device
 from la4vla.serve.policy import PolicyLost, ServedPolicy
+from la4vla.sim.registry import Simulator
 from la4vla.types import UserError
 
 if TYPE_CHECKING:
@@ -39,23 +41,38 @@ EXPERT = "scripted expert"
 
 
 @dataclass(frozen=True)
-class Server:
-    """Where `la4vla serve` serves a policy. url: `ws://host:port`. token: empty for none."""
+class ServerAddress:
+    """Where `la4vla serve` serves a policy.
+
+    url     `ws://host:port`
+    token   that the server asks for; empty: none
+    """
 
     url: str
     token: str = field(repr=False)
 
 
 @dataclass(frozen=True)
-class Request:
-    """checkpoint, server: one of them, or None both for the scripted expert. episodes: None for all of the protocol.
-    device: of a checkpoint's policy; empty for the best.
+class EvaluationRequest:
+    """What to run now. The scripted expert runs where there is neither a checkpoint nor a server.
 
-    variants: perturbations to run beside the clean pictures, each and the clean arm in a folder of its own below `out`;
-    none: the clean arm alone, in `out` itself.
+    simulator    that the protocol is for
+    protocol     how episodes are run and counted
+    checkpoint   folder of the policy
+    untrained    whether the checkpoint's architecture gets random weights
+    out          result folder
+    workers      simulator processes
+    tasks        of the protocol; empty: all
+    episodes     of each task, the first so many; None: all of the protocol
+    videos       episodes of each task to record afterwards
+    device       of the checkpoint's policy; empty: the best there is
+    command      as it was typed, for run.json
+    variants     perturbations to run beside the clean images. With any, every condition, the clean one included, has a
+                 folder of its own below `out`; with none the clean one is in `out` itself
+    server       that serves the policy
     """
 
-    suite: Suite
+    simulator: Simulator
     protocol: Protocol
     checkpoint: Path | None
     untrained: bool
@@ -67,7 +84,7 @@ class Request:
     device: str
     command: str
     variants: Sequence[Variant]
-    server: Server | None = None
+    server: ServerAddress | None = None
 
     @property
     def source(self) -> str:
@@ -76,8 +93,17 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One variant of a request, with what every one of its rows says. identity: of the policy."""
+class EvaluationCondition:
+    """One variant of a request, with what every one of its rows says.
+
+    variant    what the images, the scene or the instruction go through
+    folder     of its rows
+    stored     the rows that are there
+    identity   of the policy
+    step       of the policy's checkpoint
+    versions   package -> version, of what runs the episodes
+    gl         backend that draws
+    """
 
     variant: Variant
     folder: Path
@@ -88,34 +114,38 @@ class Arm:
     gl: str
 
 
-def evaluate(request: Request) -> dict[Variant, results.Summary]:
+def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
     """Runs what is missing in `request.out`, prints and returns the tables, the clean one first.
 
     Raises UserError for bad input.
     """
-    protocol, suite = request.protocol, request.suite
-    if protocol.suite != suite.name:
-        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{suite.name}`.")
+    protocol, simulator = request.protocol, request.simulator
+    check_served(protocol, simulator)
     if request.workers < 1 or request.videos < 0:
         raise UserError("--workers must be at least 1 and --videos at least 0.")
-    wanted = select(protocol, request.tasks, request.episodes)
+    planned = select(protocol, request.tasks, request.episodes)
     with open_policy(request) as policy:
         check_delivered(request.variants, sees=bool(policy and policy.views), reads=policy is not None)
-        arms = open_arms(request, policy)
-        seen = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
+        views = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
+        if policy is not None:
+            policy.check(simulator.embodiment, views)
+        conditions = open_conditions(request, policy)
         try:
-            with Runner(suite, protocol, policy, seen, request.workers, request.out / "logs") as runner:
-                runner.works = any(row.success is not None for arm in arms for row in arm.stored.rows.values())
-                summaries = {arm.variant: run_arm(request, arm, wanted, runner) for arm in arms}
+            with Runner(simulator, protocol, policy, views, request.workers, request.out / "logs") as runner:
+                rows = [row for condition in conditions for row in condition.stored.rows.values()]
+                runner.has_finished = any(row.success is not None for row in rows)
+                summaries = {
+                    condition.variant: run_condition(request, condition, planned, runner) for condition in conditions
+                }
         except PolicyLost as error:
-            kept = f"finished episodes are in {request.out}, and the same command runs the rest"
-            raise UserError(f"{str(error).removesuffix('.')}; {kept}.") from error
+            cure = f"finished episodes are in {request.out}, and the same command runs the rest"
+            raise UserError(f"{str(error).removesuffix('.')}; {cure}.") from error
     if request.variants:
-        print(compare.against_clean({arm.variant: arm.stored.rows.values() for arm in arms}))
+        print(compare.against_clean({condition.variant: condition.stored.rows.values() for condition in conditions}))
     return summaries
 
 
-def open_policy(request: Request) -> AbstractContextManager[ServedPolicy | RemotePolicy | None]:
+def open_policy(request: EvaluationRequest) -> AbstractContextManager[ServedPolicy | RemotePolicy | None]:
     """The policy of a request for as long as the context lasts: on its device, or connected; None for the expert."""
     if request.server is None:
         return nullcontext(load_policy(request))
@@ -126,33 +156,35 @@ def open_policy(request: Request) -> AbstractContextManager[ServedPolicy | Remot
     return RemotePolicy(request.server.url, request.server.token)
 
 
-def open_arms(request: Request, policy: ServedPolicy | RemotePolicy | None) -> list[Arm]:
-    """The clean arm and one for each variant. Raises UserError where a folder holds another evaluation's rows."""
+def open_conditions(
+    request: EvaluationRequest, policy: ServedPolicy | RemotePolicy | None
+) -> list[EvaluationCondition]:
+    """The clean condition and one for each variant. Raises UserError where a folder holds another evaluation's rows."""
     if request.variants and (request.out / results.EPISODES).exists():
         raise UserError(
             f"{request.out}: is itself the folder of one evaluation; give --perturb another --out, or, if that one is "
-            f"the clean arm, move its files to {request.out / CLEAN.folder}."
+            f"the clean condition, move its files to {request.out / CLEAN.folder}."
         )
     if not request.variants and (request.out / CLEAN.folder / results.EPISODES).exists():
         raise UserError(
-            f"{request.out}: holds the arms of a perturbed evaluation; --out {request.out / CLEAN.folder} goes on with "
-            "its clean one, or give another --out."
+            f"{request.out}: holds the conditions of a perturbed evaluation; --out {request.out / CLEAN.folder} "
+            "goes on with its clean one, or give another --out."
         )
     identity, step = (policy.identity, policy.step) if policy else (EXPERT, 0)
-    gl = request.suite.prepare()
-    versions = {name: importlib.metadata.version(name) for name in request.suite.packages}
+    gl = request.simulator.prepare()
+    versions = {name: importlib.metadata.version(name) for name in request.simulator.packages}
     versions |= {"la4vla": la4vla.__version__, "torch": torch.__version__, **(policy.versions if policy else {})}
-    arms = []
+    conditions = []
     for variant in dict.fromkeys([CLEAN, *request.variants]):
         folder = request.out / variant.folder if request.variants else request.out
         stored = Results(folder, request.protocol.hash, identity, variant.identity)
         warn_of_other_makers(stored, versions, gl)
-        arms.append(Arm(variant, folder, stored, identity, step, versions, gl))
-    return arms
+        conditions.append(EvaluationCondition(variant, folder, stored, identity, step, versions, gl))
+    return conditions
 
 
 def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) -> None:
-    """Says where episodes that are there were made with something else than those to come will be."""
+    """Prints which packages or GL backend made the episodes in the folder and differ from those of the next ones."""
     here = {results.RENDERED_BY: gl, **versions}
     for name, there in results.made_with(stored.rows.values()).items():
         now = here.get(name, results.ABSENT)
@@ -161,53 +193,53 @@ def warn_of_other_makers(stored: Results, versions: Mapping[str, str], gl: str) 
             print(f"{stored.path}: {so_far}; another --out would keep them apart", file=sys.stderr)
 
 
-def run_arm(request: Request, arm: Arm, wanted: Sequence[tuple[str, int]], runner: Runner) -> results.Summary:
-    """Runs the episodes that an arm lacks, prints its table and returns it. Its run.json stays as it is where none is
-    lacking: it says how episodes were made."""
-    protocol, stored = request.protocol, arm.stored
-    missing = stored.missing(wanted)
-    print(f"{protocol.title} ({protocol.hash}), {arm.variant.identity}, replan_every {protocol.replan_every}", end="")
-    there = f", {len(wanted) - len(missing)} already there" if len(missing) < len(wanted) else ""
-    print(f", {len(wanted)} episodes{there}")
+def run_condition(
+    request: EvaluationRequest, condition: EvaluationCondition, planned: Sequence[tuple[str, int]], runner: Runner
+) -> results.Summary:
+    """Runs the episodes that a condition lacks, prints its table and returns it. Where none is lacking, run.json is
+    left alone, because it says how the episodes were made."""
+    protocol, stored = request.protocol, condition.stored
+    missing = stored.missing(planned)
+    there = f", {len(planned) - len(missing)} already there" if len(missing) < len(planned) else ""
+    print(
+        f"{protocol.title} ({protocol.hash}), {condition.variant.identity}, replan_every {protocol.replan_every}, "
+        f"{len(planned)} episodes{there}"
+    )
     run = {
         "protocol": asdict(protocol),
         "title": protocol.title,
-        "policy": arm.identity,
-        "perturbation": asdict(arm.variant),
+        "policy": condition.identity,
+        "perturbation": asdict(condition.variant),
         "untrained": request.untrained,
         "checkpoint": request.source,
-        "step": arm.step,
+        "step": condition.step,
         "command": request.command,
-        "versions": arm.versions,
-        "gl": arm.gl,
+        "versions": condition.versions,
+        "gl": condition.gl,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "time": results.read_run(arm.folder)["time"] if stored.rows else "",
+        "time": results.read_run(condition.folder)["time"] if stored.rows else "",
     }
     with stored.writing():
         if missing:
-            results.write_run(arm.folder, run)
-        spent = run_jobs(request, arm, missing, runner)
+            results.write_run(condition.folder, run)
+        spent = run_jobs(request, condition, missing, runner)
     if missing:
         sentence = spent.sentence(request.workers, len(missing))
         print(sentence)
         run["time"] = "; then ".join(part for part in (run["time"], sentence) if part)
-        results.write_run(arm.folder, run)
-    summary = results.summarise((stored.rows[job] for job in wanted if job in stored.rows), protocol)
+        results.write_run(condition.folder, run)
+    summary = results.summarise((stored.rows[job] for job in planned if job in stored.rows), protocol)
     print(results.summary_table(summary, protocol))
     print(f"rows: {stored.path}")
     return summary
 
 
-def load_policy(request: Request) -> ServedPolicy | None:
+def load_policy(request: EvaluationRequest) -> ServedPolicy | None:
     """The policy of a request on its device, or None for the scripted expert. Raises UserError for a device that is not
     there."""
     if request.checkpoint is None:
         return None
-    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
+    device = usable_device(request.device)
     if device == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores - request.workers))
@@ -216,20 +248,22 @@ def load_policy(request: Request) -> ServedPolicy | None:
     return ServedPolicy.load(request.checkpoint, device)
 
 
-def run_jobs(request: Request, arm: Arm, missing: Sequence[tuple[str, int]], runner: Runner) -> Spent:
+def run_jobs(
+    request: EvaluationRequest, condition: EvaluationCondition, missing: Sequence[tuple[str, int]], runner: Runner
+) -> Spent:
     """Runs the episodes, one progress bar, and stores a row for each; then replays the chosen ones for their videos."""
     runner.spent = Spent()
-    stored, title = arm.stored, f"{request.protocol.title} {arm.variant.title}"
-    jobs = [Job(task, episode, variant=arm.variant) for task, episode in missing]
+    stored, title = condition.stored, f"{request.protocol.title} {condition.variant.title}"
+    jobs = [RolloutJob(task, episode, variant=condition.variant) for task, episode in missing]
     with tqdm(total=len(jobs), desc=title, unit="episode", disable=not jobs) as bar:
         successes = 0
         for episodes, end in enumerate(runner.run(jobs), start=1):
-            stored.append(make_row(end, request.protocol, arm))
+            stored.append(make_row(end, request.protocol, condition))
             successes += bool(end.outcome and end.outcome.success)
             bar.set_postfix_str(f"{successes}/{episodes} successes", refresh=False)
             bar.update()
     spent = copy.deepcopy(runner.spent)
-    videos = video_jobs(stored.rows.values(), arm.folder / "videos", request.videos, arm.variant)
+    videos = video_jobs(stored.rows.values(), condition.folder / "videos", request.videos, condition.variant)
     for end in tqdm(runner.run(videos), total=len(videos), desc="videos", unit="episode", disable=not videos):
         counted = stored.rows[(end.job.task, end.job.episode)].success
         if end.outcome is None:
@@ -240,7 +274,7 @@ def run_jobs(request: Request, arm: Arm, missing: Sequence[tuple[str, int]], run
     return spent
 
 
-def video_jobs(rows: Iterable[Row], folder: Path, per_task: int, variant: Variant) -> list[Job]:
+def video_jobs(rows: Iterable[Row], folder: Path, per_task: int, variant: Variant) -> list[RolloutJob]:
     """Up to `per_task` episodes of each task to replay: successes and failures in turn, in the order of the episodes.
 
     Episodes are reproducible, so recording afterwards shows what was counted. Videos that exist are kept.
@@ -251,7 +285,7 @@ def video_jobs(rows: Iterable[Row], folder: Path, per_task: int, variant: Varian
         kinds = [[row for row in ordered if row.task == task and row.success is kind] for kind in (True, False)]
         turns = [row for pair in zip_longest(*kinds) for row in pair if row is not None]
         jobs += [(row, folder / video_name(row)) for row in turns[:per_task]]
-    return [Job(row.task, row.episode, str(path), variant) for row, path in jobs if not path.exists()]
+    return [RolloutJob(row.task, row.episode, str(path), variant) for row, path in jobs if not path.exists()]
 
 
 def video_name(row: Row) -> str:
@@ -259,7 +293,7 @@ def video_name(row: Row) -> str:
     return f"{row.task}_{row.episode:04d}_{'success' if row.success else 'failure'}.mp4"
 
 
-def make_row(end: Finished, protocol: Protocol, arm: Arm) -> Row:
+def make_row(end: FinishedEpisode, protocol: Protocol, condition: EvaluationCondition) -> Row:
     """A finished or lost episode as a row."""
     outcome = end.outcome
     return Row(
@@ -274,11 +308,11 @@ def make_row(end: Finished, protocol: Protocol, arm: Arm) -> Row:
         attempts=end.attempts,
         protocol=protocol.title,
         protocol_hash=protocol.hash,
-        policy=arm.identity,
-        perturbation=arm.variant.identity,
-        step=arm.step,
-        versions=arm.versions,
-        gl=arm.gl if end.gpu is None else f"{arm.gl}:{end.gpu}",
+        policy=condition.identity,
+        perturbation=condition.variant.identity,
+        step=condition.step,
+        versions=condition.versions,
+        gl=condition.gl if end.gpu is None else f"{condition.gl}:{end.gpu}",
         wall_s=round(outcome.wall_s, 4) if outcome else 0.0,
         seconds={name: round(value, 4) for name, value in outcome.seconds.items()} if outcome else {},
         latencies_ms=[round(1000 * value, 2) for value in outcome.latencies_s] if outcome else [],

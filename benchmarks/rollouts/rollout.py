@@ -24,33 +24,24 @@ from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts import video
 from la4vla.sim import render
 from la4vla.sim.env import Env
+from la4vla.sim.registry import Simulator
 from la4vla.types import Embodiment, Observation, UserError
 
 VIDEO_STRIDE = 4  # env steps between two frames of a video
 
-Ask = Callable[[Observation, int], np.ndarray]
+Infer = Callable[[Observation, int], np.ndarray]
 """(observation, number of the query in this episode) -> raw actions [k, A]."""
 
 
 @dataclass(frozen=True)
-class Suite:
-    """What the runner must know of a simulator; functions live at module level, so that a spawned worker finds them.
+class RolloutJob:
+    """One episode to run.
 
-    prepare: in the parent, before any worker starts; returns the GL backend's name, raises UserError where none works.
-    make_env: in the worker, (protocol, views) -> Env. expert: the scripted policy's raw action [A] at the env's present
-    state. packages: distributions whose versions are written into every row.
+    task      env name
+    episode   number of its initial state
+    video     file to record it to; empty: none
+    variant   what its images, its scene or its instruction go through
     """
-
-    name: str
-    prepare: Callable[[], str]
-    make_env: Callable[[Protocol, tuple[str, ...]], Env]
-    expert: Callable[[Env], np.ndarray]
-    packages: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One episode to run. video: file to record it to; empty: none. variant: what its pictures go through."""
 
     task: str
     episode: int
@@ -67,16 +58,23 @@ class Ready:
 
 @dataclass(frozen=True)
 class Query:
+    """What a worker shows the policy, and the query's number in its episode, from 0."""
+
     observation: Observation
     number: int
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """seconds: reset, physics, render (perturbing included), policy; what is missing to wall_s is the rest.
+class EpisodeOutcome:
+    """How an episode ended.
 
-    latencies_s: of every query, from the question to its actions, waiting for other episodes' batches included.
-    final_state: raw, [S].
+    success       the env reported it at the last step
+    steps         env steps, those of the wait not counted
+    queries       chunks that the policy gave
+    wall_s        of the whole episode
+    seconds       by activity: reset, physics, render (perturbing included), policy; the rest of wall_s is in none
+    latencies_s   of every query, from the observation to its actions, waiting for other episodes' batches included
+    final_state   [S], raw units
     """
 
     success: bool
@@ -97,7 +95,11 @@ class Refusal:
 
 @dataclass
 class Clock:
-    """Seconds by activity; last: of the activity that ended last."""
+    """Counts seconds.
+
+    seconds   by activity
+    last      of the activity that ended last
+    """
 
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("reset", "physics", "render", "policy"), 0.0)
@@ -113,11 +115,47 @@ class Clock:
         self.seconds[activity] += self.last
 
 
-def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
-    """Runs one episode: the first `replan_every` actions of a chunk are executed, then the policy is asked again.
+def make_env(simulator: Simulator, protocol: Protocol, views: tuple[str, ...]) -> Env:
+    """An env as the protocol wants it."""
+    return simulator.make_env(views, protocol.image_size, env_steps(protocol), protocol.fast)
 
-    Pictures are rendered when the policy is asked (and for a video, which shows what the policy sees). A success ends
-    the episode at its step. What is left of a chunk at the end of an episode is gone: no action outlives its episode.
+
+def env_steps(protocol: Protocol) -> int:
+    """Steps that an env must allow an episode: those of the longest horizon and of the wait."""
+    return protocol.longest_horizon + protocol.wait_steps
+
+
+def check_served(protocol: Protocol, simulator: Simulator) -> None:
+    """Raises UserError where no env of the simulator can run the protocol."""
+    if protocol.suite != simulator.name:
+        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{simulator.name}`.")
+    for view in protocol.views:
+        if view not in simulator.cameras:
+            cameras = ", ".join(simulator.cameras)
+            raise UserError(f"{protocol.title}: view `{view}` is not a camera of {simulator.name}; use {cameras}.")
+    for task in protocol.tasks:
+        if task not in simulator.prompts():
+            names = f"names look like `{simulator.scenes.figure}`"
+            raise UserError(f"{protocol.title}: `{task}` is not a task of {simulator.name}; {names}.")
+    if env_steps(protocol) > simulator.max_steps:
+        raise UserError(
+            f"{protocol.title}: the longest horizon is {protocol.longest_horizon} and wait_steps is "
+            f"{protocol.wait_steps}; lower them, {simulator.name} allows {simulator.max_steps} steps an episode in all."
+        )
+    size = len(simulator.embodiment.action.names)
+    if len(protocol.wait_action) not in (0, size):
+        raise UserError(
+            f"{protocol.title}: wait_action has {len(protocol.wait_action)} numbers; give {size}, or none for zeros."
+        )
+
+
+def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> EpisodeOutcome:
+    """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
+    then the policy is queried again.
+
+    Queries are numbered 0, 1, 2, ... in an episode, however many actions each chunk gave. Images are rendered when the
+    policy is queried (and for a video, which shows what the policy sees). A success ends the episode at its step. What
+    is left of a chunk at the end of an episode is dropped: no action outlives its episode.
     """
 
     def shown(observation: Observation) -> Observation:
@@ -142,7 +180,7 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
         with clock("render"):
             observation = shown(observation)
         with clock("policy"):
-            chunk = ask(observation, queries)
+            chunk = infer(observation, queries)
         latencies.append(clock.last)
         queries += 1
         for action in chunk[: protocol.replan_every]:
@@ -159,38 +197,38 @@ def roll_out(env: Env, job: Job, protocol: Protocol, ask: Ask) -> Outcome:
         frames.append(shown(env.observe()).views[protocol.views[0]])
         video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
     final = tuple(float(value) for value in state)
-    return Outcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
+    return EpisodeOutcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
 
 
 def work(
     connection: Connection,
-    suite: Suite,
+    simulator: Simulator,
     protocol: Protocol,
     views: tuple[str, ...],
     expert: bool,
     gpu: int | None,
     log: str,
 ) -> None:
-    """A worker process: says Ready, then answers each Job with Queries and one Outcome, until it is sent None.
-
-    gpu: EGL's number of the one to draw on, None for what the driver takes."""
+    """A worker process: sends Ready, then answers each RolloutJob with Queries and one EpisodeOutcome, until it is sent
+    None. gpu: EGL's number of the GPU to draw on; None: the driver's choice."""
     _redirect_output(log)
     if gpu is not None:
         render.use_gpu(gpu)
     torch.set_num_threads(1)
     try:
-        env = suite.make_env(protocol, views)
+        env = make_env(simulator, protocol, views)
         connection.send(Ready(env.embodiment))
 
-        def ask_parent(observation: Observation, number: int) -> np.ndarray:
+        def infer_in_parent(observation: Observation, number: int) -> np.ndarray:
             connection.send(Query(observation, number))
             return connection.recv()
 
-        def ask_expert(observation: Observation, number: int) -> np.ndarray:
-            return suite.expert(env)[None]
+        def infer_from_expert(observation: Observation, number: int) -> np.ndarray:
+            action, _ = simulator.expert(env)
+            return action[None]
 
         while (job := connection.recv()) is not None:
-            connection.send(roll_out(env, job, protocol, ask_expert if expert else ask_parent))
+            connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent))
         env.close()
     except UserError as error:
         connection.send(Refusal(str(error)))

@@ -1,7 +1,7 @@
 """The policy's side of an evaluation: worker processes with one env each, one process that holds the policy.
 
-Whatever queries wait when the policy is free become one batch, so that batches grow by themselves where the policy is
-the slow part. An episode's actions depend on (task, episode, query number) alone, never on its place in a batch or its
+All queries that wait when the policy is free become one batch, so batches grow by themselves where the policy is the
+slow part. An episode's actions depend on (task, episode, query number) alone, never on its place in a batch or its
 turn. A worker that dies is replaced and its episode is run once more; the second death is an error in the result.
 """
 
@@ -10,76 +10,84 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol as Interface
-
-import numpy as np
 
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import Job, Outcome, Query, Ready, Refusal, Suite, work
-from la4vla.serve.policy import NoiseKey
+from benchmarks.rollouts.rollout import EpisodeOutcome, Query, Ready, Refusal, RolloutJob, work
+from la4vla.serve.policy_like import NoiseKey, PolicyLike, open_episodes
 from la4vla.sim import render
-from la4vla.types import Embodiment, Observation, UserError
+from la4vla.sim.registry import Simulator
+from la4vla.types import UserError
 
 ATTEMPTS = 2
 SILENCE_S = 600.0
-"""A worker that says nothing for this long hangs (the slowest known scene takes 5 s to build) and is treated as
-dead."""
+"""A worker that sends nothing for this long hangs, and is treated as dead. The slowest scene takes 5 s to build."""
 
 HOPELESS = 3
-"""So many episodes lost before any was ever finished, and the simulator itself is broken: the run stops."""
-
-
-class Actor(Interface):
-    """What the runner asks of a policy (serve.policy.ServedPolicy is one)."""
-
-    def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
-        """Raises UserError where this policy cannot drive such an env."""
-        ...
-
-    def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
-        """One chunk of raw actions float32 [T, A] for each observation."""
-        ...
+"""The run stops where so many episodes were lost and none has ever finished: then the simulator itself is broken."""
 
 
 @dataclass(frozen=True)
-class Finished:
-    """An episode that is over. outcome: None where every attempt crashed, then `error` is the last one's last words.
-    gpu: EGL's number of the one that drew its pictures, None where none was chosen."""
+class FinishedEpisode:
+    """An episode that is over.
 
-    job: Job
+    job        what was run
+    attempts   how often it was begun
+    outcome    how it ended; None where every attempt crashed
+    gpu        EGL's number of the GPU that drew its images; None where none was chosen
+    error      last output of the last attempt, where every one crashed
+    """
+
+    job: RolloutJob
     attempts: int
-    outcome: Outcome | None
+    outcome: EpisodeOutcome | None
     gpu: int | None
     error: str = ""
 
 
 @dataclass
 class Worker:
-    """born_at: bytes that the log had before this process; a number's workers, of earlier runs too, share one log."""
+    """A worker process.
+
+    connection   to it
+    log          file of its output, shared by all workers of one number, those of earlier runs included
+    born_at      bytes that the log had before this process started
+    gpu          EGL's number of the GPU it draws on; None: the driver's choice
+    job          what it runs now; None: nothing
+    heard        time.monotonic() of its last message
+    """
 
     process: BaseProcess
     connection: Connection
     log: Path
     born_at: int
     gpu: int | None
-    job: Job | None = None
+    job: RolloutJob | None = None
     heard: float = 0.0
 
 
 @dataclass
 class Spent:
-    """Where the time went. Worker seconds by activity, policy seconds of the parent, and the sizes of its batches."""
+    """Where the time of a run went.
+
+    wall_s         of the whole run
+    worker_s       seconds of all workers, by activity
+    policy_s       seconds that the parent spent in the policy
+    batches        calls of the policy
+    queries        chunks that it gave
+    short_chunks   chunks that had fewer actions than the protocol executes before the next query
+    """
 
     wall_s: float = 0.0
     worker_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     policy_s: float = 0.0
     batches: int = 0
     queries: int = 0
+    short_chunks: int = 0
 
     def sentence(self, workers: int, episodes: int) -> str:
         """One line for a person."""
@@ -88,33 +96,42 @@ class Spent:
         parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
         minutes = max(self.wall_s / 60, 1e-9)
         idle = max(0.0, 1 - sum(known.values()))
+        short = f"; {self.short_chunks} chunks were shorter than replan_every and executed whole"
         return (
             f"{episodes} episodes in {minutes:.1f} min ({episodes / minutes:.1f} a minute); {workers} workers: "
             f"{parts}, idle {100 * idle:.0f} %; policy busy {100 * self.policy_s / max(self.wall_s, 1e-9):.0f} %, "
-            f"{self.queries / max(self.batches, 1):.1f} queries a batch"
+            f"{self.queries / max(self.batches, 1):.1f} queries a batch{short if self.short_chunks else ''}"
         )
 
 
 class Runner:
-    """Use as a context: workers start when there are jobs for them and end at exit. `policy` is None for the suite's
-    scripted expert.
+    """Runs episodes. Use it as a context: workers start when there are jobs for them, and end at exit.
 
-    views: cameras the envs render, () for none; where there are several GPUs, worker n renders on the n-th, and round
-    again. logs: folder for the workers' output. `works` is for the caller to set where episodes of before have ended.
+    spent          where the time went
+    has_finished   whether any episode has ever finished. Set it where an earlier run has finished some: then crashes
+                   alone do not stop the run
     """
 
     def __init__(
-        self, suite: Suite, protocol: Protocol, policy: Actor | None, views: tuple[str, ...], workers: int, logs: Path
+        self,
+        simulator: Simulator,
+        protocol: Protocol,
+        policy: PolicyLike | None,
+        views: tuple[str, ...],
+        workers: int,
+        logs: Path,
     ) -> None:
-        self._suite, self._protocol, self._policy, self._views = suite, protocol, policy, views
+        """policy: None for the simulator's scripted expert. views: cameras the envs render, () for none. logs: folder
+        for the workers' output. Where there are several GPUs, the workers render on them in turn."""
+        self._simulator, self._protocol, self._policy, self._views = simulator, protocol, policy, views
         self._count, self._logs = workers, logs
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
         self._gpus: tuple[int, ...] = ()
         self._queue = TaskQueue([])
-        self._attempts: dict[Job, int] = defaultdict(int)
+        self._attempts: dict[RolloutJob, int] = defaultdict(int)
         self._lost = 0
-        self.works = False
+        self.has_finished = False
         self.spent = Spent()
 
     def __enter__(self) -> Runner:
@@ -126,8 +143,8 @@ class Runner:
         for worker in self._workers:
             _stop(worker)
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Finished]:
-        """Runs every job and yields each as it finishes. Raises UserError for what no rerun can mend."""
+    def run(self, jobs: Iterable[RolloutJob]) -> Iterator[FinishedEpisode]:
+        """Runs every job and yields each as it finishes. Raises UserError for what another attempt cannot mend."""
         start = time.perf_counter()
         jobs = list(jobs)
         self._queue = TaskQueue(jobs)
@@ -145,7 +162,7 @@ class Runner:
                     self._welcome(message)
                 elif isinstance(message, Refusal):
                     raise UserError(message.sentence)
-                elif isinstance(message, Outcome):
+                elif isinstance(message, EpisodeOutcome):
                     yield self._finish(worker, message)
                 elif (lost := self._replace(worker)) is not None:
                     yield lost
@@ -153,7 +170,7 @@ class Runner:
         self.spent.wall_s += time.perf_counter() - start
 
     def _ready(self, active: list[Worker]) -> list[Worker]:
-        """The workers that said something or hang; waits for the first."""
+        """The workers that have sent something, and those that hang. Waits for the first."""
         ready = wait([worker.connection for worker in active], timeout=SILENCE_S)
         now = time.monotonic()
         for worker in active:
@@ -174,39 +191,38 @@ class Runner:
         start = time.perf_counter()
         seed = self._protocol.seed
         keys = [NoiseKey(seed, w.job.task, w.job.episode, query.number) for w, query in queries if w.job]
+        open_episodes(self._policy, keys)
         chunks = self._policy.infer([query.observation for _, query in queries], keys)
         self.spent.policy_s += time.perf_counter() - start
         self.spent.batches += 1
         self.spent.queries += len(queries)
         for (worker, _), chunk in zip(queries, chunks, strict=True):
-            if len(chunk) < self._protocol.replan_every:
-                raise UserError(
-                    f"the protocol executes {self._protocol.replan_every} actions of a chunk, but the policy gives "
-                    f"{len(chunk)}; choose replan_every={len(chunk)} or less."
-                )
+            if not len(chunk):
+                raise UserError("the policy gave a chunk without actions; let it give at least one.")
+            self.spent.short_chunks += len(chunk) < self._protocol.replan_every
             _send(worker, chunk)
-            worker.heard = time.monotonic()  # it was not silent while it waited
+            worker.heard = time.monotonic()  # waiting for the policy is no silence
 
-    def _finish(self, worker: Worker, outcome: Outcome) -> Finished:
+    def _finish(self, worker: Worker, outcome: EpisodeOutcome) -> FinishedEpisode:
         job = worker.job
         assert job is not None
         for activity, seconds in outcome.seconds.items():
             self.spent.worker_s[activity] += seconds
-        self.works = True
+        self.has_finished = True
         self._give(worker)
-        return Finished(job, self._attempts.pop(job), outcome, worker.gpu)
+        return FinishedEpisode(job, self._attempts.pop(job), outcome, worker.gpu)
 
     def _give(self, worker: Worker) -> None:
-        """The next job for this worker, of the task whose scene it already has if there is one."""
+        """Gives this worker its next job, of the task whose scene it already has if there is one."""
         worker.job = self._queue.next(worker.job.task if worker.job else "")
         if worker.job is not None:
             self._attempts[worker.job] += 1
             _send(worker, worker.job)
             worker.heard = time.monotonic()
 
-    def _replace(self, worker: Worker) -> Finished | None:
-        """A new process for a dead worker. Its job goes back to the queue, or, crashed twice, comes back as an
-        error."""
+    def _replace(self, worker: Worker) -> FinishedEpisode | None:
+        """Puts a new process in a dead worker's place. Its job goes back to the queue, or is returned as an error where
+        it has crashed twice."""
         job = worker.job
         assert job is not None
         _stop(worker)
@@ -218,19 +234,19 @@ class Runner:
             self._queue.put_back(job)
         else:
             self._lost += 1
-            lost = Finished(job, self._attempts.pop(job), None, worker.gpu, words)
-        if self._lost >= HOPELESS and not self.works:
+            lost = FinishedEpisode(job, self._attempts.pop(job), None, worker.gpu, words)
+        if self._lost >= HOPELESS and not self.has_finished:
             raise UserError(f"{self._lost} episodes crashed and none finished; the last words were: {words}.")
         self._give(self._workers[number])
         return lost
 
     def _start(self, number: int) -> Worker:
         log = self._logs / f"worker-{number}.log"
-        log.touch()  # its last words are asked for even if it dies before its first
+        log.touch()  # it is read even if the worker dies before it writes
         born_at = log.stat().st_size
         ours, theirs = self._context.Pipe()
         gpu = render.gpu_of(number, self._gpus)
-        arguments = (theirs, self._suite, self._protocol, self._views, self._policy is None, gpu, str(log))
+        arguments = (theirs, self._simulator, self._protocol, self._views, self._policy is None, gpu, str(log))
         process = self._context.Process(target=work, args=arguments, daemon=True, name=f"env-{number}")
         process.start()
         theirs.close()  # so that a dead worker reads as end-of-file here
@@ -238,17 +254,17 @@ class Runner:
 
 
 class TaskQueue:
-    """Jobs by task. A worker stays with its task while it lasts (another scene costs seconds), then joins the
-    longest."""
+    """Jobs by task. A worker stays with its task while jobs are left (another scene costs seconds), then joins the
+    longest one."""
 
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self._tasks: dict[str, deque[Job]] = defaultdict(deque)
+    def __init__(self, jobs: Iterable[RolloutJob]) -> None:
+        self._tasks: dict[str, deque[RolloutJob]] = defaultdict(deque)
         for job in jobs:
             self._tasks[job.task].append(job)
         self._begun: set[str] = set()
 
-    def next(self, task: str) -> Job | None:
-        """A job of `task` if it has one left, else of the longest task nobody has begun, else of the longest."""
+    def next(self, task: str) -> RolloutJob | None:
+        """A job of `task` if one is left, else of the longest task that nobody has begun, else of the longest."""
         left = {name: jobs for name, jobs in self._tasks.items() if jobs}
         if not left:
             return None
@@ -258,12 +274,12 @@ class TaskQueue:
         self._begun.add(task)
         return left[task].popleft()
 
-    def put_back(self, job: Job) -> None:
+    def put_back(self, job: RolloutJob) -> None:
         self._tasks[job.task].appendleft(job)
 
 
 def _receive(worker: Worker) -> object:
-    """The worker's message; None where it died, were it in the middle of one."""
+    """The worker's message; None where it died, also in the middle of one."""
     try:
         return worker.connection.recv()
     except (EOFError, OSError):

@@ -25,16 +25,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.__main__ import SUITES
 from benchmarks.results import protocols
-from benchmarks.rollouts.rollout import Job, Outcome, Suite, roll_out
-from benchmarks.rollouts.runner import Actor, Runner, Spent
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from benchmarks.results.protocols import Protocol
+from benchmarks.rollouts.rollout import EpisodeOutcome, RolloutJob, check_served, make_env, roll_out
+from benchmarks.rollouts.runner import Runner, Spent
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey, PolicyLike
 from la4vla.shell import exit_status
 from la4vla.sim.env import Env
+from la4vla.sim.registry import SIMULATORS, Simulator
 from la4vla.types import Observation, UserError
 
-Outcomes = dict[tuple[str, int], Outcome]
+Outcomes = dict[tuple[str, int], EpisodeOutcome]
 
 
 @contextmanager
@@ -47,19 +49,20 @@ def on_cores(cores: set[int]) -> Iterator[None]:
     _pin(before)
 
 
-def sequential(env: Env, policy: Actor, protocol: protocols.Protocol, jobs: Sequence[Job]) -> tuple[float, Outcomes]:
+def sequential(env: Env, policy: PolicyLike, protocol: Protocol, jobs: Sequence[RolloutJob]) -> tuple[float, Outcomes]:
     """Seconds that all jobs took one after another, and their outcomes."""
     start, ended = time.perf_counter(), {}
     for job in jobs:
 
-        def ask(observation: Observation, query: int, job: Job = job):  # noqa: ANN202
+        def ask(observation: Observation, query: int, job: RolloutJob = job):  # noqa: ANN202
             return policy.infer([observation], [NoiseKey(protocol.seed, job.task, job.episode, query)])[0]
 
+        policy.open(EpisodeKey(job.task, job.episode, protocol.seed))
         ended[job.task, job.episode] = roll_out(env, job, protocol, ask)
     return time.perf_counter() - start, ended
 
 
-def parallel(runner: Runner, jobs: Sequence[Job], workers: int) -> tuple[float, Outcomes]:
+def parallel(runner: Runner, jobs: Sequence[RolloutJob], workers: int) -> tuple[float, Outcomes]:
     """Seconds that the runner took for all jobs, and their outcomes. Raises UserError where one crashed."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - workers))
     start, ended = time.perf_counter(), {}
@@ -71,24 +74,24 @@ def parallel(runner: Runner, jobs: Sequence[Job], workers: int) -> tuple[float, 
 
 
 def compare(
-    suite: Suite,
-    protocol: protocols.Protocol,
-    policy: Actor,
+    simulator: Simulator,
+    protocol: Protocol,
+    policy: PolicyLike,
     views: tuple[str, ...],
-    jobs: Sequence[Job],
+    jobs: Sequence[RolloutJob],
     workers: int,
     rounds: int,
 ) -> str:
     """Times all three ways `rounds` times in turns. Returns the lines to print."""
-    suite.prepare()
+    simulator.prepare()
     threads = torch.get_num_threads()
     everywhere = os.sched_getaffinity(0)
     loops = {"one core": {min(everywhere)}, "one env": everywhere}
     seconds: dict[str, list[float]] = {name: [] for name in (*loops, "parallel")}
     with (
         tempfile.TemporaryDirectory() as logs,
-        closing(suite.make_env(protocol, views)) as env,
-        Runner(suite, protocol, policy, views, workers, Path(logs)) as runner,
+        closing(make_env(simulator, protocol, views)) as env,
+        Runner(simulator, protocol, policy, views, workers, Path(logs)) as runner,
     ):
         policy.check(env.embodiment, views)
         sequential(env, policy, protocol, jobs[:1])
@@ -128,7 +131,7 @@ def _pin(cores: set[int]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.evaluation_throughput", allow_abbrev=False)
-    parser.add_argument("suite", choices=tuple(SUITES))
+    parser.add_argument("simulator", choices=tuple(SIMULATORS))
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", required=True)
     parser.add_argument("--tasks", nargs="+", default=[])
@@ -139,12 +142,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value changes of the protocol")
     options = parser.parse_intermixed_args(list(arguments))
     protocol = protocols.load(options.protocol, options.overrides)
-    if protocol.suite != options.suite:
-        raise UserError(f"protocol {protocol.title} is for `{protocol.suite}`, not for `{options.suite}`.")
-    jobs = [Job(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
+    check_served(protocol, SIMULATORS[options.simulator])
+    jobs = [RolloutJob(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
     policy = ServedPolicy.load(options.checkpoint, options.device)
     views = tuple(protocol.views) if policy.views else ()
-    print(compare(SUITES[options.suite], protocol, policy, views, jobs, options.workers, options.rounds))
+    print(compare(SIMULATORS[options.simulator], protocol, policy, views, jobs, options.workers, options.rounds))
     return 0
 
 

@@ -49,10 +49,11 @@ HEAD = (
 class Cost:
     """One stage of one recipe.
 
-    parameters, trained: numbers in the model, and those that a step changes.
-    samples: a step, over all GPUs.
-    rows: what samples look like, a kind each.
-    sample_flops, step_flops: operations, means over the mixture.
+    parameters                numbers in the model
+    trained                   of them, those that a step changes
+    samples                   of a step, over all GPUs
+    rows                      what samples look like, a kind each
+    sample_flops, step_flops  operations, means over the mixture
     """
 
     recipe: str

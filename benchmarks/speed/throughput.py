@@ -253,7 +253,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         try:
             timings.append(bench.train(layout, options.batch, options.checkpointing, peak))
         except torch.OutOfMemoryError:
-            print(f"{layout.name}: out of cache at batch {options.batch}; left out", file=sys.stderr, flush=True)
+            print(f"{layout.name}: out of memory at batch {options.batch}; left out", file=sys.stderr, flush=True)
             torch.cuda.empty_cache()
     sampled = [] if options.no_sampler else [layout for layout in chosen if layout.name != "released la"]
     return {

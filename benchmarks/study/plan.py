@@ -58,7 +58,6 @@ class Cases:
 class Part:
     """Jobs that are run together: every condition or pretraining with every seed."""
 
-    hours: float = MISSING  # expected on two cores
     construct: list[str] = field(default_factory=list)  # data sets to write
     conditions: list[str] = field(default_factory=list)  # to pretrain, finetune and evaluate
     perturb: list[str] = field(default_factory=list)  # NAME:SEVERITY, under which the conditions run as well
@@ -78,7 +77,7 @@ class StudyConfig:
     processes: int = 2  # ranks of a training
     device: str = "cpu"  # cpu | cuda
     changes: list[str] = field(default_factory=list)  # key=value changes of every training
-    minutes: dict[str, float] = field(default_factory=dict)  # kind of job -> minutes that one is expected to take
+    minutes: dict[str, float] = field(default_factory=dict)  # kind of job -> minutes of one, where no row tells
     construct: dict[str, str] = field(default_factory=dict)  # data set -> config
     pretrainings: dict[str, Pretraining] = field(default_factory=dict)
     conditions: dict[str, StudyCondition] = field(default_factory=dict)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from benchmarks.study.hours import by_part, expected_minutes
 from benchmarks.study.measure import measure
 from benchmarks.study.plan import StudyConfig, StudyJob, everything, expand, reread
 from benchmarks.study.rows import StudyRows, circumstances, cores
@@ -28,8 +28,6 @@ from la4vla.types import UserError
 
 TICK_S = 5.0
 """How often the seconds of a running job are written to its note; a kill loses no more than this."""
-
-DEFAULT_MINUTES = 5.0
 
 
 @dataclass
@@ -53,17 +51,6 @@ class StudyRunner:
         """The jobs to run for this one, in order: those whose folders it needs and that are not made, and itself."""
         before = [item for need in job.needs if not self.made(need) for item in self.missing(need)]
         return list(dict.fromkeys([*before, job]))
-
-    def minutes(self, job: StudyJob) -> float:
-        """Minutes that a job will take: the median of such jobs of this study on as many cores, else the plan's
-        guess."""
-        alike = (self.study.name, cores(), f"{job.kind}.jsonl", job.name.split("/")[:2])
-        past = [
-            row["seconds"] / 60
-            for row in self.rows.all
-            if (row.get("study"), row.get("cores"), row["file"], row["job"].split("/")[:2]) == alike
-        ]
-        return statistics.median(past) if past else self.study.minutes.get(job.kind, DEFAULT_MINUTES)
 
     def make(self, job: StudyJob) -> None:
         """Runs a job's command to its end and appends its row. Raises UserError if it fails."""
@@ -137,7 +124,7 @@ def run(study: StudyConfig, parts: Sequence[str], hours: float) -> None:
                 print(f"{number}/{len(jobs)} {job.name}: has its row", flush=True)
                 continue
             for item in runner.missing(job):
-                needed = runner.minutes(item)
+                needed = expected_minutes(study, runner.rows, item, cores())
                 left = (until - time.monotonic()) / 60
                 if needed > left:
                     print(
@@ -154,10 +141,12 @@ def listing(study: StudyConfig, parts: Sequence[str]) -> str:
     """The jobs of every part, and which of them have rows, as text."""
     rows = StudyRows(Path(study.rows))
     lines = []
-    for part in parts or study.parts:
-        jobs = expand(study, [part])
-        lines.append(f"{part}: {len(rows.newest(jobs))} of {len(jobs)} done, {study.parts[part].hours:g} h in all")
-        lines += [f"  {'done' if rows.of(job) else 'todo'}  {job.name}" for job in jobs]
+    for item in by_part(study, rows):
+        if parts and item.part not in parts:
+            continue
+        spent = f"{item.measured:.2f} h measured, about {item.left:.2f} h left"
+        lines.append(f"{item.part}: {item.done} of {item.jobs} done, {spent}")
+        lines += [f"  {'done' if rows.of(job) else 'todo'}  {job.name}" for job in expand(study, [item.part])]
     return "\n".join(lines)
 
 

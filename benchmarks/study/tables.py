@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.results import compare, protocols
 from benchmarks.results.protocols import Protocol
 from benchmarks.results.stats import Rate
-from benchmarks.study import figures
+from benchmarks.study import figures, hours
 from benchmarks.study.plan import StudyConfig, everything, expand
 from benchmarks.study.rows import StudyRow, StudyRows
 from benchmarks.study.scores import ConditionRates, difference, score
@@ -202,16 +202,18 @@ def variations(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
 
 
 def costs(study: StudyConfig, rows: StudyRows) -> list[str]:
-    """Hours of every part, as measured and as planned."""
+    """Hours of every part, measured and expected, with their sum."""
+    parts = hours.by_part(study, rows)
     cells = []
-    for part in study.parts:
-        jobs = expand(study, [part])
-        done = rows.newest(jobs)
-        spent = sum(row["seconds"] for row in rows.newest(everything(jobs))) / 3600
-        machines = ", ".join(sorted({f"{row['cores']} cores" for row in done}))
-        cells.append([part, f"{len(done)}/{len(jobs)}", f"{spent:.2f}", f"{study.parts[part].hours:g}", machines])
-    head = ["part", "jobs done", "hours, all that it builds on included", "planned", "machine"]
-    return _section("Hours", "", head, cells, "*.jsonl")
+    for item in parts:
+        machines = ", ".join(f"{cores} cores" for cores in item.cores)
+        cells.append([item.part, f"{item.done}/{item.jobs}", f"{item.measured:.2f}", f"{item.left:.2f}", machines])
+    measured, left = sum(item.measured for item in parts), sum(item.left for item in parts)
+    done, jobs = sum(item.done for item in parts), sum(item.jobs for item in parts)
+    cells.append(["all", f"{done}/{jobs}", f"{measured:.2f}", f"{left:.2f}", ""])
+    head = ["part", "jobs done", "hours measured", "hours left, expected", "machine"]
+    about = "A job that several parts need is counted in the first of them; other jobs ran on the same cores at times."
+    return [*_heading("Hours", "", "*.jsonl"), "", about, "", *_table(head, cells)]
 
 
 def _budgets(made: Sequence[StudyRow], conditions: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Endpoint: requests to an OpenAI-compatible server, as many a minute as it allows, repeated while it falters.
+"""Endpoint: requests to an OpenAI-compatible server, as many a minute as it allows, repeated while it fails.
 
-Owns the rate limit, waiting and repeating, and the sentence for every way in which a server can fail. What an answer
-means is not its business. The `openai` client's own retries are off, so that every request is one that we counted.
+Owns the rate limit, the waits and repetitions, and a sentence for every way in which a server can fail. It does not
+look at what an answer means. The `openai` client's own retries are off, so that every request is counted.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from la4vla.chat.responses import Reply, text_of
 from la4vla.config import VlmConfig
 from la4vla.types import UserError
 
-_TRIES = 6  # of a request; with a backoff from 2 s on they last a minute, the span in which servers count tokens
-_WAIT_S = 60.0  # longest wait between two tries of a request that we choose ourselves
-_RETRY_AFTER_S = 300.0  # a server that wants more than this is taken to be closed for today
-_PASSING = (408, 409, 425, 429)  # and 500 and above: the same request may go well the next time
+_TRIES = 6  # of a request; with a backoff that starts at 2 s they last a minute, over which servers count tokens
+_WAIT_S = 60.0  # longest wait between two tries if the server does not say how long to wait
+_RETRY_AFTER_S = 300.0  # longest wait that a server may ask for; beyond it the run stops
+_PASSING = (408, 409, 425, 429)  # and 500 and above: the same request may succeed later
 _SETTINGS = {
     401: "set the environment variable {key} to a valid key",
     402: "the account is out of credit, top up",
     403: "the key of {key} may not use `{model}`, change the key or vlm.model",
     404: "set vlm.base_url and vlm.model to ones that exist",
 }
-"""Statuses that no episode is to blame for, and their cure."""
+"""Statuses that wrong settings cause, and their cures."""
 
 _QUOTA = ("insufficient_quota", "Arrearage")  # OpenAI's and Alibaba's codes for an account without credit
-_REFUSALS = 10  # so many requests refused before one was ever answered: the settings are wrong, not the episodes
+_REFUSALS = 10  # refused requests, before any was answered, after which the settings are taken to be wrong
 
 
 class Refused(UserError):
-    """The endpoint will not answer this one request; it may answer others."""
+    """The endpoint refuses one request. It may answer others."""
 
 
 class RateLimit:
-    """Turns, evenly spaced, shared by threads."""
+    """Evenly spaced turns, shared by threads."""
 
     def __init__(self, per_minute: int) -> None:
         self._every_s = 60.0 / per_minute
@@ -59,15 +59,15 @@ class RateLimit:
             time.sleep(delay)
 
     def pause(self, seconds: float) -> None:
-        """Nobody's turn comes before so many seconds have passed."""
+        """Lets no thread have a turn for so many seconds."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
 class Endpoint:
-    """The server of a config. May be used from several threads at once.
+    """The server that a config names. May be used from several threads at once.
 
-    Raises UserError without vlm.base_url, without a key or without the `openai` package.
+    Raises UserError without vlm.base_url, without a key, or without the `openai` package.
     """
 
     def __init__(self, config: VlmConfig) -> None:
@@ -81,7 +81,7 @@ class Endpoint:
         if not key:
             raise UserError(
                 f"the environment variable {config.api_key_variable} is empty; put the key of {config.base_url} into "
-                "it, or any word if the server asks for none (vlm.api_key_variable names another)."
+                "it, or any word if the server needs no key (vlm.api_key_variable names another variable)."
             )
         self._config = config
         self._client = openai.OpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=0)
@@ -90,10 +90,9 @@ class Endpoint:
         self._refused = 0
 
     def ask(self, request: Mapping[str, Any]) -> tuple[Reply, int]:
-        """The answer to a chat-completions request, and the number of requests it took.
+        """(the reply to a chat-completions request, the number of requests that it took).
 
-        Raises Refused, or UserError if it makes no sense to go on: wrong settings, out of quota, or 6
-        tries in a row that failed.
+        Raises Refused, or UserError if going on makes no sense: wrong settings, no quota left, or 6 failed tries.
         """
         wait = trouble = None
         for number in range(_TRIES):
@@ -110,7 +109,7 @@ class Endpoint:
         raise UserError(f"{trouble} All finished episodes are kept; the same command goes on from there.")
 
     def _try(self, request: Mapping[str, Any]) -> Reply | tuple[str, float | None]:
-        """One request: its reply, or a sentence on a passing trouble and the seconds to wait (None: ours to say)."""
+        """One request: its reply, or a sentence about passing trouble and the seconds that the server asks to wait."""
         import openai
 
         where = self._config.base_url
@@ -128,11 +127,14 @@ class Endpoint:
             answer = None
         reply = reply_of(answer)
         if reply is None:
-            return f"{where} answers something that is no chat completion; check vlm.base_url, its /v1 included.", None
+            return f"{where} answers, but not with a chat completion; check vlm.base_url, its /v1 included.", None
         return reply
 
     def _status_trouble(self, error: Any) -> tuple[str, float | None]:
-        """What an openai.APIStatusError calls for. Raises UserError or Refused for one that will not pass."""
+        """A sentence about an openai.APIStatusError, and the seconds that the server asks to wait.
+
+        Raises UserError or Refused if the same request cannot succeed later.
+        """
         config, status = self._config, error.status_code
         said = " ".join(str(error.message).removeprefix(f"Error code: {status} - ").split())
         words = f"{config.base_url} answers {status} ({said[:300]})"
@@ -160,10 +162,9 @@ class Endpoint:
 
 
 def reply_of(answer: Any) -> Reply | None:
-    """The reply in a chat completion's JSON; None for what is no chat completion. Servers vary, so nothing is taken for
-    granted.
+    """The reply in a chat completion's JSON; None if it is none. Servers differ, so every field is checked.
 
-    A message without content, as of a model that thought too long, is an empty text: it was paid for.
+    A message without content is an empty text, as from a model that thought too long: it was paid for.
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -178,7 +179,7 @@ def reply_of(answer: Any) -> Reply | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After header asks for, given as a number or as a date; None without one."""
+    """The seconds that a Retry-After header asks for, given as a number or as a date; None without the header."""
     value = headers.get("retry-after", "").strip()
     try:
         return max(float(value), 0.0)

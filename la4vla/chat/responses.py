@@ -1,7 +1,7 @@
-"""Responses: every answer that was paid for, one file a request, so that no request is paid for twice.
+"""Responses: every reply that was paid for, one file a request, so that no request is paid for twice.
 
-A file is named by a digest of all that the answer depends on. It outlives the ledgers: the sum over the folder is what
-the dataset has cost.
+The file's name is a digest of everything that the reply depends on. Files outlive the ledgers: their sum is what the
+dataset has cost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from la4vla.types import UserError
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model wrote, and the tokens that the endpoint counted (0 if it counts none)."""
+    """What a model wrote.
+
+    text          the answer
+    tokens_in     input tokens that the endpoint counted; 0 if it counts none
+    tokens_out    output tokens
+    """
 
     text: str
     tokens_in: int
@@ -28,14 +33,16 @@ class Reply:
 
 
 def request_name(request: Mapping[str, Any]) -> str:
-    """Equal requests, equal name. request: JSON-able, pictures included."""
+    """The name of a request. Equal requests have equal names. request: JSON-able, images included."""
     text = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def text_of(content: Any) -> str | None:
-    """The text of a message's content, which is a text or a list of parts; of parts that are no text, thoughts for one,
-    nothing is taken. None for what is neither."""
+    """The text of a message's content, which is a text or a list of parts. None for anything else.
+
+    Parts that are no text, such as thoughts, are left out.
+    """
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
         return "".join(text for part in parts if isinstance(text := part.get("text"), str))
@@ -43,23 +50,20 @@ def text_of(content: Any) -> str | None:
 
 
 class Responses:
-    """A folder of replies. May be used from several threads at once.
-
-    `forget` drops the text of replies that led nowhere, so that they are asked for again; what they cost stays.
-    """
+    """A folder of replies. May be used from several threads at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
 
     def get(self, name: str) -> Reply | None:
-        """Raises UserError for a damaged file."""
+        """The reply to a request, None if there is none. Raises UserError for a damaged file."""
         row = self._read(name)
-        text = text_of(row["text"]) if row else None  # before, lists of parts were kept as they came
+        text = text_of(row["text"]) if row else None  # old files hold lists of parts
         return Reply(text, row["tokens_in"], row["tokens_out"]) if row and text is not None else None
 
     def put(self, name: str, reply: Reply) -> None:
-        """Keeps a reply that was just paid for; it survives a kill of the process from here on."""
+        """Keeps a reply that was just paid for. After this returns, a kill of the process does not lose it."""
         with self._lock:
             row = self._read(name) or {"calls": 0, "paid_in": 0, "paid_out": 0}
             row |= {"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
@@ -69,6 +73,7 @@ class Responses:
             self._write(name, row)
 
     def forget(self, names: Iterable[str]) -> None:
+        """Drops the texts of unusable replies, so that they are asked for again. What they cost stays."""
         with self._lock:
             for name in names:
                 row = self._read(name)
@@ -76,7 +81,7 @@ class Responses:
                 self._write(name, row | {"text": None})
 
     def paid(self) -> tuple[int, int, int]:
-        """Answers, input tokens and output tokens paid for in this folder since it exists."""
+        """(replies, input tokens, output tokens) paid for in this folder since it exists."""
         rows = [row for path in self._folder.glob("*/*.json") if (row := self._read(path.stem)) is not None]
         calls, paid_in, paid_out = (sum(row[name] for row in rows) for name in ("calls", "paid_in", "paid_out"))
         return calls, paid_in, paid_out
@@ -91,7 +96,7 @@ class Responses:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UserError(f"{path}: not a reply ({error}); delete it, it will be asked for again.") from error
+            raise UserError(f"{path} is no reply ({error}); delete it, and it will be asked for again.") from error
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         write_atomic(self._path(name), json.dumps(row, indent=1).encode())

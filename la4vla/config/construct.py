@@ -19,23 +19,23 @@ class ReadConfig:
     views: dict[str, str] = field(default_factory=dict)  # our name -> the dataset's; empty: all, under their own names
     state: list[str] = field(default_factory=list)  # columns of the state, joined in order; empty: the usual ones
     action: list[str] = field(default_factory=list)  # columns of the action, joined in order; empty: the usual ones
-    pictures: bool = True  # false: leave the pictures alone, for datasets without their videos; only la/ is written
-    frame_stride: int = 1  # pictures are taken at every n-th frame; recorded and npz have their own
+    images: bool = True  # false: leave the images alone, for datasets without their videos; only la/ is written
+    frame_stride: int = 1  # images are taken at every n-th frame; recorded and npz have their own
     max_episodes: int = 0  # read the first so many only; 0: all
     max_bad_episodes: int = 0  # episodes left out for their faults before the step stops; all are listed either way
-    decode: bool = False  # decode every picture while reading, not only count frames
+    decode: bool = False  # decode every image while reading, not only count frames
 
 
 @dataclass
 class RecordConfig:
-    """Demonstrations from the scripted experts of a simulator (construct/record.py)."""
+    """Demonstrations from the scripted experts of a simulator (construct/recording/record.py)."""
 
-    simulator: str = "metaworld"  # metaworld | libero
+    simulator: str = "metaworld"  # metaworld | libero: a name of la4vla/sim/registry.py
     tasks: list[str] = field(default_factory=list)  # env names such as reach-v3 or libero_object_03
     episodes: int = 25  # successful demonstrations kept a task
     first_episode: int = 1000  # initial states `first_episode`, +1, ...: held-out ones are skipped
     held_out: bool = False  # true: demonstrate initial states that evaluations use, too; no success rate is fair then
-    views: list[str] = field(default_factory=list)  # cameras; empty: the simulator's usual ones (simulators.py)
+    views: list[str] = field(default_factory=list)  # cameras; empty: the simulator's usual ones
     image_size: int = 112
     frame_stride: int = 2  # every n-th frame is rendered and stored
     fast: bool = False  # draw without shadows, reflections and anti-aliasing; evaluate with the same setting
@@ -66,7 +66,7 @@ class KeyframeConfig:
 
 @dataclass
 class ProposeConfig:
-    """The kinematic labeller (construct/kinematic.py); no paper has numbers for it, so these are our defaults."""
+    """The kinematic labeller (propose/kinematic.py); no paper has numbers for it, so these are our defaults."""
 
     min_clip_frames: int = 5  # shorter segments join the neighbour that moves most alike (FACTS 1.3.4)
     command_jump: float = 0.3  # of a usual command; a translation command that changes more at once begins a segment
@@ -88,7 +88,7 @@ class VlmConfig:
     api_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
     fps: float = 2.0  # frames a second that are shown
     width: int = 320  # pixels
-    height: int = 240  # pixels; a picture keeps its proportions and is as large as fits
+    height: int = 240  # pixels; an image keeps its proportions and is as large as fits
     frames_as: str = (
         "video"  # video: a view is a `video` part, Qwen's own | images: an image_url a frame, at twice the tokens
     )
@@ -153,7 +153,7 @@ class ConstructConfig:
     review: ReviewConfig = field(default_factory=ReviewConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     shards: int = 32  # tars a folder: at least data.streams
-    jpeg_quality: int = 95  # of pictures that were not JPEG already
+    jpeg_quality: int = 95  # of images that were not JPEG already
     seed: int = 0  # of the wording of instructions and the assignment of reviews
 
 
@@ -193,7 +193,6 @@ def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
     choice("proposer", config.proposer, ("kinematic", "vlm", "episode"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz"))
-    choice("record.simulator", config.record.simulator, ("metaworld", "libero"))
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))

@@ -23,13 +23,16 @@ from la4vla.types import UserError
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "construct": ConstructConfig}
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = None) -> Any:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), schema: type | None = None, shipped: Path | None = None
+) -> Any:
     """The config a YAML file describes, as an instance of its schema's dataclass, validated.
 
     schema: the dataclass to fill; None: the one of SCHEMAS that the file names.
+    shipped: folder of files that a `base:` may name without `.yaml`, by their place in it; None: a base is a path.
     Raises UserError for an unknown key, a value of the wrong type, a missing value or settings that contradict.
     """
-    layers = _layers(Path(path))
+    layers = _layers(Path(path), shipped)
     name = next((layer.schema for layer in reversed(layers) if "schema" in layer), "train")
     if schema is None and str(name) not in SCHEMAS:
         raise UserError(f"{path}: schema `{name}` does not exist; use one of {', '.join(SCHEMAS)}.")
@@ -48,8 +51,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type | None = 
     except ConfigKeyError as error:
         raise UserError(f"{path}: {_unknown_key(error)}") from error
     except (ConfigTypeError, TypeError) as error:  # which of them OmegaConf raises depends on its version
-        said = str(error).splitlines()[0]
-        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({said}).") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: a list stands where keys and values belong, or the reverse ({reason}).") from error
     except OmegaConfBaseException as error:
         where = f"`{error.full_key}`: " if error.full_key else ""
         raise UserError(f"{path}: {where}{str(error).splitlines()[0]}") from error
@@ -74,7 +77,7 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
-def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[DictConfig]:
+def _layers(path: Path, shipped: Path | None = None, above: tuple[Path, ...] = ()) -> list[DictConfig]:
     """The YAML and the files its `base:` leads to, farthest first. above: the files that led here."""
     if not path.is_file():
         led = f"; the `base:` of {above[-1]} leads there, from its own folder" if above else "; look into configs/"
@@ -87,7 +90,21 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[DictConfig]:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(layer, DictConfig):
         raise UserError(f"{path}: a config is a mapping of keys to values.")
-    return [*(_layers(path.parent / str(layer.base), (*above, path.resolve())) if "base" in layer else []), layer]
+    if "base" not in layer:
+        return [layer]
+    return [*_layers(_base(path, str(layer.base), shipped), shipped, (*above, path.resolve())), layer]
+
+
+def _base(path: Path, base: str, shipped: Path | None) -> Path:
+    """The file that the `base:` of `path` leads to."""
+    if shipped is None or base.endswith(".yaml"):
+        return path.parent / base
+    names = sorted(str(file.relative_to(shipped).with_suffix("")) for file in shipped.rglob("*.yaml"))
+    if base not in names:
+        raise UserError(
+            f"{path}: its `base: {base}` is none that ships; use one of {', '.join(names)}, or a path to a .yaml file."
+        )
+    return shipped / f"{base}.yaml"
 
 
 def _overridden(config: Any, override: str) -> Any:

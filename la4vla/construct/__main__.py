@@ -1,14 +1,14 @@
-"""`python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]`: all steps, or one and those it needs.
+"""`python -m la4vla.construct [STEP] CONFIG.yaml [key=value ...]`: runs one step and those it needs, or all of them.
 
-record       demonstrations of MetaWorld's or LIBERO's scripted experts, if record.tasks are named
-read         every episode once, with its faults
-keyframes    moments of low motion and gripper transitions
-propose      labelled spans, judged; with --dry-run only what it would cost (proposer=vlm)
-review       how far the annotators are and how they agree; with --serve the page they work on; with --export FILE or
-             --import FILE their scores to or from a .csv, .jsonl or .labelstudio.json
-filter       those good enough
-shards       la/, vla/ and task/
-report       report.html and report.json of what the steps have made so far; also the end of all steps
+record       records demonstrations of MetaWorld's or LIBERO's scripted experts, if record.tasks names tasks
+read         reads every episode once and lists its faults
+keyframes    finds moments of low motion and gripper transitions
+propose      proposes labelled spans and judges them; with --dry-run prints only the cost (proposer=vlm)
+review       prints how far the annotators are and how they agree; --serve opens the page they work on; --export FILE
+             and --import FILE write and read their scores as .csv, .jsonl or .labelstudio.json
+filter       chooses the candidates that become clips
+shards       writes la/, vla/ and task/
+report       writes report.html and report.json of what the steps have made so far; runs at the end of all steps, too
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pathlib import Path
 from la4vla.config import ConstructConfig, load
 from la4vla.construct import steps
 from la4vla.construct.build import build
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
 from la4vla.construct.recording.record import record
 from la4vla.construct.report import page
 from la4vla.construct.report.estimate import estimate
 from la4vla.construct.review.agreement import measure
-from la4vla.construct.review.session import Desk
+from la4vla.construct.review.session import ReviewSession
 from la4vla.shell import exit_status
 from la4vla.types import UserError
 
@@ -35,58 +35,57 @@ DRY_RUN = "--dry-run"
 
 
 def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
-    """Brings every step up to `step` up to date, all of them if it is empty; a dry run ends before `propose` and prints
-    its cost.
+    """Brings the steps up to and including `step` up to date; all of them if `step` is empty.
 
-    Requests cost money, so a proposer that failed on an episode tries it again in `propose` and in all steps only.
-    Raises UserError.
+    dry_run: print what `propose` would cost instead of running it. Requests cost money, so an episode for which the
+    proposer failed is tried again only if `step` is `propose` or empty. Raises UserError.
     """
     wanted = STEPS[: STEPS.index(step) + 1] if step else STEPS
     if config.read.format == "recorded":
         record(config)
-    source = open_source(config)
+    dataset = open_dataset(config)
     if "read" in wanted:
-        ledger = steps.read(config, source)
+        ledger = steps.read(config, dataset)
     if "keyframes" in wanted:
-        ledger = steps.detect_keyframes(config, source, ledger)
+        ledger = steps.detect_keyframes(config, dataset, ledger)
     if "propose" in wanted and dry_run:
-        print(estimate(config, source, ledger).text(config.vlm))
+        print(estimate(config, dataset, ledger).text(config.vlm))
         return
     if "propose" in wanted:
-        ledger = steps.propose(config, source, ledger, again=step in ("", "propose"))
+        ledger = steps.propose(config, dataset, ledger, again=step in ("", "propose"))
     if "filter" in wanted:
-        ledger = steps.filter_candidates(config, source, ledger)
+        ledger = steps.filter_candidates(config, dataset, ledger)
     if "shards" in wanted:
-        build(config, source, ledger)
+        build(config, dataset, ledger)
 
 
 def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: str = "") -> None:
-    """Imports and exports scores if files are named, prints progress and agreement, and opens the page if asked.
+    """Imports and exports scores if files are named, prints progress and agreement, and opens the page if `serve`.
 
-    The page is there until interrupted. Raises UserError.
+    The page stays open until the process is interrupted. Raises UserError.
     """
-    source = open_source(config)
+    dataset = open_dataset(config)
     if incoming or outgoing:
         with _construct_extra():
             from la4vla.construct.review import exchange
         if incoming:
-            print(f"{incoming}: {exchange.import_reviews(config, source, Path(incoming))} new scores")
+            print(f"{incoming}: {exchange.import_reviews(config, dataset, Path(incoming))} new scores")
         if outgoing:
-            print(f"{outgoing}: {exchange.export_reviews(config, source, Path(outgoing))} scores")
-    desk = Desk(config, source)
-    print(desk.table())
-    candidates = {key: item for key, (_, item) in desk.candidates.items()}
+            print(f"{outgoing}: {exchange.export_reviews(config, dataset, Path(outgoing))} scores")
+    session = ReviewSession(config, dataset)
+    print(session.progress_table())
+    candidates = {key: item for key, (_, item) in session.candidates.items()}
     print(measure(steps.reviewed(config, candidates), candidates, config.seed).text())
     if serve:
         with _construct_extra():
             from la4vla.construct.review import app
-        app.serve(desk)
-    desk.close()
+        app.serve(session)
+    session.close()
 
 
 @contextmanager
 def _construct_extra() -> Iterator[None]:
-    """Around an import of what only some reviews need."""
+    """Wraps an import of packages that only some reviews need. Raises UserError if one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -94,7 +93,7 @@ def _construct_extra() -> Iterator[None]:
 
 
 def _option(words: list[str], name: str) -> str:
-    """The word after `name`, both taken out of words; empty if `name` is not there."""
+    """The word after `name`, or nothing without `name`. Removes both from `words`. Raises UserError without a word."""
     if name not in words:
         return ""
     at = words.index(name)
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
     if word == "review":
         review(config, serve, incoming, outgoing)
     if word in ("", "report"):
-        print(f"report: {page.write(config, open_source(config))}")
+        print(f"report: {page.write(config, open_dataset(config))}")
     return 0
 
 

@@ -1,12 +1,12 @@
-"""Building: the kept candidates of a dataset become three shard folders.
+"""Building: the kept clips of a dataset become three shard folders.
 
     la/     atomic clips without pixels; a sample starts at every frame
-    vla/    the same clips under the same keys and spans, with pictures; samples start where pictures are
-    task/   whole demonstrations with pictures and the task's sentence
+    vla/    the same clips under the same keys and spans, with images; a sample starts at every frame with an image
+    task/   whole demonstrations with images and the task's sentence
 
-A clip's own frame 0 must have a picture, so all spans start at multiples of the dataset's frame_stride, in la/ too: the
-two are matched. `build.json` holds a fingerprint of everything the output depends on; a build whose fingerprint is
-there already is skipped. A dataset without pictures gives la/ only.
+The first frame of a clip must have an image, so every span starts at a multiple of the dataset's frame_stride. This
+holds for la/ as well, because la/ and vla/ hold the same spans. `build.json` holds a fingerprint of everything the
+output depends on; a build with the same fingerprint is skipped. A dataset without images gives la/ only.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import simplejpeg
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
-from la4vla.construct.episodes import Episode, Frames, Source, named
-from la4vla.construct.ledger import Ledger, Row, digest
+from la4vla.construct.episodes import Dataset, Episode, Frames, named
+from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.propose.candidates import candidate_key
+from la4vla.construct.readers.checks import check_size, jpeg_size
 from la4vla.data.shards.writer import Clip, ShardWriter, View, read_index
 from la4vla.files import write_atomic
 from la4vla.types import UserError
@@ -34,18 +34,18 @@ FOLDERS = ("la", "vla", "task")
 FINGERPRINT = "build.json"
 
 BUILD_VERSION = 4
-"""Counts changes of what the same kept candidates are written as."""
+"""Raised when the same kept clips would be written differently."""
 
 EXPERT_QUALITY = 3.0
-"""What a whole successful demonstration carries on the annotators' scale of 0..3."""
+"""Quality of a whole successful demonstration on the annotators' scale of 0 to 3."""
 
 
-def build(config: ConstructConfig, source: Source, kept: Ledger) -> None:
-    """Writes out_dir/{la,vla,task} from the kept candidates and prints a table of what they hold.
+def build(config: ConstructConfig, dataset: Dataset, kept: Ledger) -> None:
+    """Writes out_dir/{la,vla,task} from the kept clips and prints a table of their contents.
 
     Raises UserError if nothing was kept or an episode can no longer be read.
     """
-    wanted = set(source.keys)
+    wanted = set(dataset.keys)
     chosen = [row for row in kept if row["key"] in wanted]
     out = Path(config.out_dir)
     fingerprint = digest(BUILD_VERSION, config.shards, config.jpeg_quality, sorted(row["of"] for row in chosen))
@@ -53,13 +53,13 @@ def build(config: ConstructConfig, source: Source, kept: Ledger) -> None:
         print(f"{out}: up to date, nothing to build")
     else:
         (out / FINGERPRINT).unlink(missing_ok=True)
-        about = {"fingerprint": fingerprint, **_write(config, out, source, {row["key"]: row for row in chosen})}
+        about = {"fingerprint": fingerprint, **_write(config, out, dataset, {row["key"]: row for row in chosen})}
         write_atomic(out / FINGERPRINT, json.dumps(about, indent=1).encode())
-    print(table(out))
+    print(summary_table(out))
 
 
-def clips(episode: Episode, row: Row) -> list[Clip]:
-    """The kept clips of an episode, without pictures."""
+def clips(episode: Episode, row: LedgerRow) -> list[Clip]:
+    """The kept clips of an episode, without images."""
     return [
         Clip(
             key=candidate_key(episode.key, item["start"]),
@@ -78,8 +78,8 @@ def clips(episode: Episode, row: Row) -> list[Clip]:
     ]
 
 
-def whole(episode: Episode) -> Clip:
-    """The episode as one clip with its task's sentence, without pictures."""
+def task_clip(episode: Episode) -> Clip:
+    """The whole episode as one clip with its task's sentence, without images."""
     return Clip(
         key=episode.key,
         instruction=episode.instruction,
@@ -96,7 +96,7 @@ def whole(episode: Episode) -> Clip:
 
 
 def with_frames(clip: Clip, frames: dict[str, Frames]) -> Clip:
-    """The clip with the pictures of its span, counted from its own frame 0."""
+    """The clip with the images of its span. frames: of the episode; the clip counts them from its own frame 0."""
     start, end = clip.span
     inside = {
         view: {t - start: image for t, image in images.items() if start <= t < end} for view, images in frames.items()
@@ -104,8 +104,8 @@ def with_frames(clip: Clip, frames: dict[str, Frames]) -> Clip:
     return replace(clip, frames=inside)
 
 
-def table(out: Path) -> str:
-    """What the folders hold, and how much of the demonstrations is in no atomic clip, as text."""
+def summary_table(out: Path) -> str:
+    """A text table of what the folders hold, and how many frames of the demonstrations are in no atomic clip."""
     about = json.loads((out / FINGERPRINT).read_text())
     indexes = {name: read_index(out / name) for name in about["folders"]}
     lines = [f"{'folder':8}{'episodes':>9}{'clips':>8}{'frames':>9}{'frames/clip':>13}{'samples':>9}{'MB':>8}"]
@@ -118,28 +118,31 @@ def table(out: Path) -> str:
             f"{index.samples:>9}{size_mb:>8.1f}"
         )
     if list(indexes) == ["la"]:
-        lines.append("no pictures in the dataset: vla/ and task/ are not written, train with la/ alone")
+        lines.append("the dataset has no images: vla/ and task/ are not written, train with la/ alone")
     total = about["frames"]
     left = total - indexes["la"].frames
     share = f"{left} of {total} frames ({left / total:.1%})"
-    lines.append(f"in no clip: {share}, waits, segments too short for one and what the filter left out")
+    lines.append(f"in no clip: {share}; these are waits, segments too short for a clip, and what the filter left out")
     lines.append("primitives: " + ", ".join(f"{name} {count}" for name, count in about["primitives"].items()))
     return "\n".join(lines)
 
 
-def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str, Row]) -> dict[str, Any]:
-    """Writes the folders. Returns their names, the frames of all episodes, and the clips a primitive, most first."""
-    keys = [key for key in source.keys if key in kept]
+def _write(config: ConstructConfig, out: Path, dataset: Dataset, kept: Mapping[str, LedgerRow]) -> dict[str, Any]:
+    """Writes the folders. Returns their names, the frames of all episodes, and the number of clips by primitive."""
+    keys = [key for key in dataset.keys if key in kept]
     if not any(kept[key]["kept"] for key in keys):
         raise UserError(f"{out}: no candidate was kept; lower filter.min_quality or review the candidates.")
     with named(keys[0]):
-        first = source.read(keys[0])
+        first = dataset.read(keys[0])
         views = {view: _view(first, view) for view in first.views}
     shown = (views, first.frame_stride)
     shapes: dict[str, tuple[dict[str, View], int]] = {"la": ({}, 1), "vla": shown, "task": shown}
     folders = FOLDERS if views else FOLDERS[:1]
     if stale := [name for name in FOLDERS if name not in folders and (out / name).exists()]:
-        raise UserError(f"{out / stale[0]}: of a build with pictures, this has none; remove it or set another out_dir.")
+        raise UserError(
+            f"{out / stale[0]} is left from a build with images, and this build has none; remove the folder or set "
+            "another out_dir."
+        )
     counts, total = Counter[str](), 0
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -151,32 +154,35 @@ def _write(config: ConstructConfig, out: Path, source: Source, kept: Mapping[str
         }
         for key in tqdm(keys, desc="building shards", unit="episode"):
             with named(key):
-                episode = source.read(key)
+                episode = dataset.read(key)
                 _check_like(episode, first)
                 numbers = range(0, len(episode), episode.frame_stride)
                 frames = {view: episode.frames(view, numbers) for view in episode.views}
+                for view, images in frames.items():
+                    for number, image in images.items():
+                        check_size(view, number, jpeg_size(image), (views[view].height, views[view].width))
             for clip in clips(episode, kept[key]):
                 writers["la"].add(clip)
                 if views:
                     writers["vla"].add(with_frames(clip, frames))
                 counts[clip.primitive] += 1
             if views:
-                writers["task"].add(with_frames(whole(episode), frames))
+                writers["task"].add(with_frames(task_clip(episode), frames))
             total += len(episode)
     return {"folders": list(folders), "frames": total, "primitives": dict(counts.most_common())}
 
 
 def _check_like(episode: Episode, first: Episode) -> None:
-    """All must be of one robot with the same views, as a shard folder is."""
+    """Raises UserError unless both episodes have one robot and the same views, as all clips of a shard folder must."""
     if (episode.embodiment, episode.views, episode.frame_stride) != (first.embodiment, first.views, first.frame_stride):
         raise UserError(
-            f"{episode.key}: another robot, view or frame_stride than {first.key}; keep them in separate datasets."
+            f"{episode.key} has another robot, other views or another frame_stride than {first.key}; keep them in "
+            "separate datasets."
         )
 
 
 def _view(episode: Episode, view: str) -> View:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(episode.frames(view, [0])[0])
-    return View(int(height), int(width), camera=view)
+    return View(*jpeg_size(episode.frames(view, [0])[0]), camera=view)
 
 
 def _is_built(out: Path, fingerprint: str) -> bool:

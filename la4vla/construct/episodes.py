@@ -1,4 +1,4 @@
-"""Episodes: one demonstration each, whatever it was read from, and what a dataset of them must be able to say."""
+"""Episodes: one demonstration each, from whatever format it was read. Also what a reader of datasets must offer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from la4vla.construct.notes import Note
 from la4vla.construct.robots.robot import Robot
 from la4vla.types import Embodiment, UserError
 
@@ -17,27 +18,28 @@ Frames = Mapping[int, bytes]
 
 
 class BadEpisode(UserError):
-    """This one episode cannot be read; the others may."""
+    """One episode cannot be read. Others of its dataset may be sound."""
 
 
 @contextmanager
 def named(key: str) -> Iterator[None]:
-    """Where an episode that was read without faults turns out to be bad: UserError with its key and the cure."""
+    """Turns a BadEpisode of a step after `read` into a UserError with the episode's key and the cure."""
     try:
         yield
     except BadEpisode as error:
         raise UserError(
-            f"{key}: {error} What is done is kept; read.decode=true finds all such episodes, and read.max_bad_episodes "
-            "says how many to go on without."
+            f"{key}: {error} Finished episodes are kept. Run again with read.decode=true, which finds all such "
+            "episodes, and set read.max_bad_episodes to the number of episodes that may be left out."
         ) from error
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a scripted expert had in mind: the truth that labellers are measured by, never what they may look at.
+    """The intentions of a scripted expert. Labellers are measured against them and never see them.
 
-    phase: int32 [T], its own numbers of its phases. target_T3: float32, m, base frame, where it was steering.
-    object_T3: float32, m, base frame, the object that the task is about.
+    phase        int32 [T], the expert's own numbers of its phases
+    target_T3    float32, m, base frame; the place it was steering to
+    object_T3    float32, m, base frame; the object that the task is about
     """
 
     phase: np.ndarray
@@ -49,13 +51,20 @@ class Script:
 class Episode:
     """One demonstration.
 
-    key: unique in its dataset; ASCII letters, digits, `-` and `_`, at most 60 characters. number: its initial state
-    (Env.reset's `episode`), or its index in the dataset. state: float32 [T, S], before each action. action: float32 [T,
-    A], what the expert wanted at that state, the training target. Both in the units of `robot.embodiment`. executed:
-    float32 [T, A], what was sent to the env, known of recorded episodes only: `action` plus exploration noise, clipped;
-    replaying it repeats the episode. script: known of recorded episodes only. views: camera names. frame_stride: frames
-    0, stride, 2 * stride ... have pictures. frames: (view, frame numbers that have pictures) -> those pictures, read
-    when asked for; raises BadEpisode.
+    key             unique in its dataset; ASCII letters, digits, `-` and `_`, at most 60 characters
+    task            name of the task, to count by
+    number          its initial state (Env.reset's `episode`) if it was recorded, else its index in the dataset
+    instruction     the task's sentence
+    robot           what the numbers mean
+    fps             frames a second
+    state           float32 [T, S], measured before each action, in the units of robot.embodiment
+    action          float32 [T, A], the training target: what the expert wanted at that state, same units
+    views           camera names
+    frame_stride    frames 0, stride, 2 * stride ... have images
+    frames          (view, numbers of frames with images) -> those images, read when called; raises BadEpisode
+    executed        float32 [T, A], `action` plus exploration noise, clipped, as sent to the env; recorded episodes only
+    script          recorded episodes only
+    notes           what the reader noticed in the dataset's own numbers
     """
 
     key: str
@@ -71,25 +80,40 @@ class Episode:
     frames: Callable[[str, Sequence[int]], Frames]
     executed: np.ndarray | None = None
     script: Script | None = None
+    notes: tuple[Note, ...] = ()
 
     @property
     def embodiment(self) -> Embodiment:
         return self.robot.embodiment
 
+    @property
+    def opening_T(self) -> np.ndarray | None:
+        """The gripper's opening, 1 open, 0 closed: measured, or commanded if the state has no gripper.
+
+        None if neither state nor action has one.
+        """
+        measured_T = self.embodiment.state.opening(self.state)
+        return self.embodiment.action.opening(self.action) if measured_T is None else measured_T
+
     def __len__(self) -> int:
         return len(self.state)
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A dataset of one robot's demonstrations, all with the same views and frame_stride."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """Of all episodes, in the dataset's order."""
+        """The keys of all episodes, in the dataset's order."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        """What people should know about the dataset as a whole."""
         ...
 
     def stamp(self, key: str) -> str:
-        """Changes whenever the episode may have changed (sizes and times of its files, settings of the reader)."""
+        """A text that changes whenever the episode may have changed: file sizes and times, settings of the reader."""
         ...
 
     def read(self, key: str) -> Episode:
@@ -97,5 +121,9 @@ class Source(Protocol):
         ...
 
     def video_faults(self, episode: Episode) -> list[str]:
-        """How the pictures disagree with the table, by what their containers say: frame counts, time stamps."""
+        """Disagreements of the images with the table that show without decoding: frame counts, time stamps."""
+        ...
+
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        """View -> (height, width) in pixels, of the first image at least. Raises BadEpisode for one of unknown kind."""
         ...

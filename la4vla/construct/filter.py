@@ -1,6 +1,6 @@
-"""Keep: which candidates of an episode become clips, by the judge's scores or by people's (FACTS 1.3.5). Pure.
+"""Filter: which candidates of an episode become clips, by the judge's scores or by people's (FACTS 1.3.5).
 
-Owns what becomes of several annotators' answers: quality is their mean, a boundary the median of where they want it.
+Pure functions. Of several annotators' answers, a clip's quality is the mean, and each boundary is the median.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ from la4vla.construct.vocabulary import PRIMITIVES, named_direction
 from la4vla.types import UserError
 
 VERSION = 2
-"""Counts changes of what the same candidates and scores become."""
+"""Raised when the same candidates and scores would become other clips."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A candidate that becomes a clip. start, end: frames, perhaps moved. scores: people's qualities, if any."""
+class KeptClip:
+    """A candidate that becomes a clip.
+
+    start, end     span [start, end) in frames, perhaps moved by annotators
+    primitive      name of an action
+    status         of the object at the end
+    instruction    its sentence
+    quality        0 .. 3, the judge's score or the annotators' mean
+    scores         the annotators' qualities; empty if the judge decided
+    """
 
     start: int
     end: int
@@ -36,18 +44,19 @@ class Kept:
 
 
 def fitting(candidates: Sequence[Candidate], primitives: Sequence[str], direction_purity: float) -> list[Candidate]:
-    """Those of the wanted primitives (none named: all) and, if the purity is above 0, those along one direction.
+    """The candidates of the wanted primitives that move along the one direction they name.
 
-    Raises UserError for a primitive that does not exist.
+    primitives: empty for all. direction_purity: least `purity`, 0 to allow any motion. Raises UserError for a primitive
+    that does not exist.
     """
     if unknown := [name for name in primitives if name not in PRIMITIVES]:
         raise UserError(f"filter.primitives: `{unknown[0]}` does not exist; use some of {', '.join(PRIMITIVES)}.")
-    kept = [item for item in candidates if not primitives or item.primitive in primitives]
-    return [item for item in kept if purity(item) >= direction_purity] if direction_purity else kept
+    of_kind = [item for item in candidates if not primitives or item.primitive in primitives]
+    return [item for item in of_kind if purity(item) >= direction_purity] if direction_purity else of_kind
 
 
 def purity(item: Candidate) -> float:
-    """Cosine of the motion with the one direction that the instruction names; -1 if it names none or several."""
+    """Cosine between the motion and the one direction that the instruction names; -1 if it names none or several."""
     named_3, moved_3 = named_direction(item.instruction), np.array(item.displacement)
     if np.count_nonzero(named_3) != 1:
         return -1.0
@@ -55,8 +64,8 @@ def purity(item: Candidate) -> float:
 
 
 def by_judge(candidates: Sequence[Candidate], min_quality: float) -> dict[str, Any]:
-    """The row of an episode: what is kept, in the order of time, and why how many others are not."""
-    kept = [_kept(item, item.score, ()) for item in candidates if item.score >= min_quality]
+    """The ledger row of an episode: the kept clips in the order of time, and how many were dropped for which reason."""
+    kept = [_kept_clip(item, item.score, ()) for item in candidates if item.score >= min_quality]
     return _row(kept, Counter(low=len(candidates) - len(kept)))
 
 
@@ -69,10 +78,11 @@ def by_people(
     min_quality: float,
     min_frames: int,
 ) -> dict[str, Any]:
-    """As by_judge, from people's scores. scores: by candidate_key. frames: of the episode. stride: of its pictures.
+    """The ledger row of an episode by people's scores, as by_judge gives it.
 
-    A boundary goes to the median of the annotators', at a frame with a picture; where two clips then overlap, they meet
-    in the middle. One that ends up shorter than `min_frames` is dropped.
+    scores: candidate_key -> its scores. frames: length of the episode. stride: every how many frames there is an image.
+    Each boundary moves to the annotators' median, at a frame with an image. Two clips that then overlap meet in the
+    middle. A clip that ends up shorter than `min_frames` is dropped.
     """
     kept, dropped = [], Counter[str]()
     for item in candidates:
@@ -86,26 +96,32 @@ def by_people(
             start = _moved(item.start, [score.start for score in given], stride)
             end = _moved(item.end, [score.end for score in given], stride)
             moved = replace(item, start=max(start, 0), end=min(end, frames))
-            kept.append(_kept(moved, sum(qualities) / len(qualities), qualities))
+            kept.append(_kept_clip(moved, sum(qualities) / len(qualities), qualities))
     apart = _apart(sorted(kept, key=lambda item: (item.start, item.end)), stride)
     long = [item for item in apart if item.end - item.start >= min_frames]
     dropped["short"] = len(kept) - len(long)
     return _row(long, dropped)
 
 
-def _kept(item: Candidate, quality: float, scores: tuple[int, ...]) -> Kept:
-    return Kept(item.start, item.end, item.primitive, item.status, item.instruction, quality, scores)
+def _kept_clip(item: Candidate, quality: float, scores: tuple[int, ...]) -> KeptClip:
+    return KeptClip(item.start, item.end, item.primitive, item.status, item.instruction, quality, scores)
 
 
 def _moved(proposed: int, wanted: Sequence[int], stride: int) -> int:
-    """Their median at the nearest picture; as proposed if that is their median (the last end may have no picture)."""
+    """The frame with an image nearest to the median of `wanted`.
+
+    If the median is the proposed boundary, it stays: the end of an episode need not have an image.
+    """
     middle = float(np.median(wanted))
     return proposed if middle == proposed else snap(middle, stride)
 
 
-def _apart(kept: Sequence[Kept], stride: int) -> list[Kept]:
-    """No two share a frame, so no two have the same name. kept: by start. One of which nothing is left goes."""
-    apart: list[Kept] = []
+def _apart(kept: Sequence[KeptClip], stride: int) -> list[KeptClip]:
+    """The clips, cut so that no two share a frame; then no two have the same key. kept: in the order of their starts.
+
+    A clip of which nothing is left is dropped.
+    """
+    apart: list[KeptClip] = []
     for item in kept:
         start = item.start
         if apart and start < apart[-1].end:
@@ -118,6 +134,6 @@ def _apart(kept: Sequence[Kept], stride: int) -> list[Kept]:
     return apart
 
 
-def _row(kept: Sequence[Kept], dropped: Counter[str]) -> dict[str, Any]:
+def _row(kept: Sequence[KeptClip], dropped: Counter[str]) -> dict[str, Any]:
     kept_rows = [{**vars(item), "scores": list(item.scores)} for item in kept]
     return {"kept": kept_rows, "dropped": {name: count for name, count in dropped.items() if count}}

@@ -1,8 +1,9 @@
 """Ledgers: what a step of the construction made of each episode, one JSON row an episode, appended as it is made.
 
-A row says what it was made of: `of`, a digest of the step's version, its settings and the row it builds on. A row
-whose `of` is still wanted is used again, any other is made anew, so a step may be interrupted, repeated, given more
-episodes or other settings at any time, and does only the work that is missing. The newest row of an episode counts.
+Each row names what it was made of: `of` is a digest of the step's version, its settings and the row it builds on. A row
+with the `of` that the present settings give is used again; any other is made anew. So a step may be interrupted,
+repeated, given more episodes or other settings at any time, and does only the missing work. The newest row of an
+episode counts.
 """
 
 from __future__ import annotations
@@ -18,25 +19,26 @@ from typing import Any
 from la4vla.files import lock
 from la4vla.types import UserError
 
-Row = dict[str, Any]
+LedgerRow = dict[str, Any]
 
 
 def digest(*parts: Any) -> str:
-    """A short name of JSON-able values: equal values, equal name."""
+    """A short name of JSON-able values. Equal values have equal names."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Ledger:
-    """The rows of one step, in one JSONL file. Opens with what is there; a row cut off by a kill is dropped.
-    Raises UserError for any other line that is no row.
+    """The rows of one step, in one JSONL file.
 
-    Use as a context manager while rows are put; reading needs none. One writer at a time: a second is a UserError.
+    Opening reads the rows that are there. A last row that a kill has cut off is dropped; any other line that is no row
+    is a UserError. Rows are put inside a `with` block; reading needs none. One process may write at a time, for a
+    second one the `with` block raises UserError.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, LedgerRow] = {}
         self._size = self._seen = 0
         self._file: Any = None
         if path.is_file():
@@ -55,7 +57,7 @@ class Ledger:
     def __enter__(self) -> Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+b")
-        taken = f"{self.path}: another process is writing here; wait for it, then run the command again."
+        taken = f"{self.path}: another process is writing to it; wait until it has ended, then run the command again."
         try:
             lock(self._file, taken)
             if self._file.seek(0, os.SEEK_END) != self._seen:
@@ -76,13 +78,13 @@ class Ledger:
         self._file.close()
         self._file = None
 
-    def get(self, key: str, of: str) -> Row | None:
-        """The episode's row if it was made of `of`, else None."""
+    def get(self, key: str, of: str) -> LedgerRow | None:
+        """The episode's row if its digest is `of`, else None."""
         row = self._rows.get(key)
         return row if row is not None and row["of"] == of else None
 
-    def put(self, key: str, of: str, values: Mapping[str, Any]) -> Row:
-        """Appends a row; it survives a kill of the process from here on."""
+    def put(self, key: str, of: str, values: Mapping[str, Any]) -> LedgerRow:
+        """Appends a row. After this returns, a kill of the process does not lose it."""
         row = {"key": key, "of": of, **values}
         self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
@@ -90,10 +92,10 @@ class Ledger:
         return row
 
     def forget_all_but(self, keys: Collection[str]) -> None:
-        """The rows of other episodes stay in the file and are not seen here."""
+        """Hides the rows of all other episodes. They stay in the file."""
         self._rows = {key: row for key, row in self._rows.items() if key in keys}
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[LedgerRow]:
         return iter(self._rows.values())
 
     def __len__(self) -> int:

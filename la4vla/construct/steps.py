@@ -1,8 +1,7 @@
 """The steps of the construction: read -> keyframes -> propose -> review -> filter -> shards.
 
-Each is a function of the config that brings its ledger up to date and returns it; each builds on the ledger of the one
-before, so any of them may be called alone, interrupted and repeated (ledger.py). Shards are build.py's, the web page of
-the review is review's.
+Each step is a function that brings its ledger up to date and returns it. A step builds on the ledger of the one before,
+so each may be called alone, interrupted and repeated (ledger.py). `build` writes the shards, `review` serves the page.
 """
 
 from __future__ import annotations
@@ -18,59 +17,72 @@ from typing import Any
 from tqdm import tqdm
 
 from la4vla.config import ConstructConfig
-from la4vla.construct import filter
-from la4vla.construct.episodes import BadEpisode, Source, named
-from la4vla.construct.ledger import Ledger, Row, digest
+from la4vla.construct.episodes import BadEpisode, Dataset, named
+from la4vla.construct.filter import VERSION as FILTER_VERSION
+from la4vla.construct.filter import by_judge, by_people, fitting
+from la4vla.construct.ledger import Ledger, LedgerRow, digest
+from la4vla.construct.notes import proposal_notes, reading_notes
 from la4vla.construct.propose import judge, keyframe_plot, keyframes
-from la4vla.construct.propose.candidates import Candidate, Proposal, Proposer, candidate_key
+from la4vla.construct.propose.candidates import Candidate, Proposal, Proposer, candidates_of
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.kinematic import Kinematic
 from la4vla.construct.propose.vlm import Vlm
-from la4vla.construct.propose.whole_episode import Whole
-from la4vla.construct.readers.checks import inspect
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, standing
+from la4vla.construct.propose.whole_episode import WholeEpisode
+from la4vla.construct.readers.checks import check_size, inspect
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, standing
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
 """Ledgers in out_dir. Rows, besides `key` and `of`:
 
-episodes    task, instruction, frames, fps, faults (why it is left out; empty if it is not), notes
+episodes    task, instruction, frames, fps, faults (why the episode is left out; empty if it is not), notes: [Note ...],
+            sizes: {view: [height, width]}
 keyframes   keyframes: [[frame, kind] ...]
 candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer, failed (why there are none)
-kept        kept: [{start, end, primitive, status, instruction, quality, scores} ...], in the order of time, dropped:
-            {low, unreviewed, short, other: how many others there are, and why}
+kept        kept: [KeptClip ...] in the order of time; dropped: {reason: number of candidates}, the reasons are low,
+            unreviewed, short and other
 """
 
-READ_VERSION = 1
+READ_VERSION = 2
+FAULTS_PRINTED = 5  # of the faults that a reading finds; the ledger has all of them
 
 
-def read(config: ConstructConfig, source: Source) -> Ledger:
-    """Reads every episode once and writes down what is wrong with it.
+def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
+    """Reads every episode once and writes down its faults and notes.
 
-    Raises UserError, after all were read, if more than `max_bad_episodes` have faults.
+    Raises UserError, after all episodes were read, if more than `read.max_bad_episodes` have faults.
     """
 
     def row(key: str) -> dict[str, Any]:
         try:
-            episode = source.read(key)
+            episode = dataset.read(key)
         except BadEpisode as error:
-            return {"task": "", "instruction": "", "frames": 0, "fps": 0.0, "faults": [str(error)], "notes": []}
-        faults, notes = inspect(source, episode, config.read.decode)
+            nothing = {"task": "", "instruction": "", "frames": 0, "fps": 0.0, "notes": [], "sizes": {}}
+            return {**nothing, "faults": [str(error)]}
+        faults, notes, sizes = inspect(dataset, episode, config.read.decode)
         return {
             "task": episode.task,
             "instruction": episode.instruction,
             "frames": len(episode),
             "fps": episode.fps,
             "faults": faults,
-            "notes": notes,
+            "notes": [note.to_dict() for note in notes],
+            "sizes": sizes,
         }
 
     settings = asdict(config.read)
     for name in ("max_episodes", "max_bad_episodes"):
         del settings[name]
-    wanted = {key: digest(READ_VERSION, settings, source.stamp(key)) for key in source.keys}
+    wanted = {key: digest(READ_VERSION, settings, dataset.stamp(key)) for key in dataset.keys}
     ledger = _fill("reading", Path(config.out_dir) / READ, wanted, row)
-    bad = [item for item in rows(ledger, source) if item["faults"]]
+    _refuse_odd_sizes(ledger, rows(ledger, dataset))
+    bad = [item for item in rows(ledger, dataset) if item["faults"]]
+    for note in reading_notes(dataset.notes, (item for item in rows(ledger, dataset) if not item["faults"])):
+        print(note.line(len(wanted)))
+    for item in bad[:FAULTS_PRINTED]:
+        print(f"fault, left out: {item['key']}: {item['faults'][0]}")
+    if len(bad) > FAULTS_PRINTED:
+        print(f"fault, left out: {len(bad) - FAULTS_PRINTED} more episodes, listed in {ledger.path}")
     if len(bad) > config.read.max_bad_episodes:
         raise UserError(
             f"{len(bad)} of {len(wanted)} episodes have faults, the first is {bad[0]['key']}: {bad[0]['faults'][0]} "
@@ -79,114 +91,138 @@ def read(config: ConstructConfig, source: Source) -> Ledger:
     return ledger
 
 
-def rows(ledger: Ledger, source: Source) -> list[Row]:
-    """The ledger's rows of the source's episodes, in the source's order."""
+def _refuse_odd_sizes(ledger: Ledger, episodes: Sequence[LedgerRow]) -> None:
+    """Gives a fault to each episode whose images have another size than most episodes' of the same view.
+
+    All images of a view must have one size in shards. episodes: the ledger's rows.
+    """
+    sizes: defaultdict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
+    for row in episodes:
+        for view, size in row["sizes"].items():
+            sizes[view][tuple(size)] += not row["faults"]
+    usual = {view: counts.most_common(1)[0][0] for view, counts in sizes.items()}
+    odd: dict[str, list[str]] = {}
+    for row in episodes:
+        for view, size in row["sizes"].items():
+            try:
+                check_size(view, 0, size, usual[view])
+            except BadEpisode as error:
+                odd.setdefault(row["key"], []).append(str(error))
+    if odd:
+        with ledger:
+            for row in episodes:
+                if row["key"] in odd:
+                    values = {name: value for name, value in row.items() if name not in ("key", "of")}
+                    ledger.put(row["key"], "", {**values, "faults": [*row["faults"], *odd[row["key"]]]})
+
+
+def rows(ledger: Ledger, dataset: Dataset) -> list[LedgerRow]:
+    """The ledger's rows, in the order of the dataset's episodes."""
     by_key = {row["key"]: row for row in ledger}
-    return [by_key[key] for key in source.keys if key in by_key]
+    return [by_key[key] for key in dataset.keys if key in by_key]
 
 
-def detect_keyframes(config: ConstructConfig, source: Source, episodes: Ledger) -> Ledger:
-    """Keyframes of every episode without faults."""
+def detect_keyframes(config: ConstructConfig, dataset: Dataset, episodes: Ledger) -> Ledger:
+    """Finds the keyframes of every episode without faults. episodes: ledger of `read`."""
 
     def row(key: str) -> dict[str, Any]:
-        episode = source.read(key)
-        found = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes)
-        return {"keyframes": [[item.frame, item.kind] for item in found]}
+        episode = dataset.read(key)
+        detected = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes, episode.opening_T)
+        return {"keyframes": [[item.frame, item.kind] for item in detected]}
 
     settings = asdict(config.keyframes)
     del settings["plots"]
     wanted = {
         item["key"]: digest(keyframes.VERSION, settings, item["of"])
-        for item in rows(episodes, source)
+        for item in rows(episodes, dataset)
         if not item["faults"]
     }
     for key in list(wanted)[: config.keyframes.plots]:
-        keyframe_plot.draw(source.read(key), config.keyframes, Path(config.out_dir) / "plots" / f"{key}.png")
+        keyframe_plot.draw(dataset.read(key), config.keyframes, Path(config.out_dir) / "plots" / f"{key}.png")
     return _fill("finding keyframes", Path(config.out_dir) / KEYFRAMES, wanted, row)
 
 
 def proposer(config: ConstructConfig) -> Proposer:
-    """Raises UserError if it cannot be used."""
+    """The proposer that the config names. Raises UserError if it cannot be used."""
     if config.proposer == "episode":
-        return Whole()
+        return WholeEpisode()
     return Vlm(config) if config.proposer == "vlm" else Kinematic(config.propose, config.seed)
 
 
-def wanted_candidates(config: ConstructConfig, source: Source, found: Ledger, version: str) -> dict[str, str]:
-    """Episode -> `of` of its row of candidates. version: the proposer's."""
+def candidate_digests(config: ConstructConfig, dataset: Dataset, hints: Ledger, version: str) -> dict[str, str]:
+    """Episode -> `of` of its row of candidates. hints: ledger of `detect_keyframes`. version: the proposer's."""
     made_by = digest(judge.VERSION, asdict(config.judge), asdict(config.propose), version)
-    return {item["key"]: digest(made_by, item["of"]) for item in rows(found, source)}
+    return {item["key"]: digest(made_by, item["of"]) for item in rows(hints, dataset)}
 
 
-def propose(config: ConstructConfig, source: Source, found: Ledger, again: bool = True) -> Ledger:
-    """Judged candidates of every episode that has keyframes. again: try those that failed before once more.
+def propose(config: ConstructConfig, dataset: Dataset, hints: Ledger, again: bool = True) -> Ledger:
+    """Makes and judges the candidates of every episode that has keyframes.
 
-    Raises UserError if the proposer cannot go on, or, after all others are done, if it failed on more than
-    `max_failed_episodes`. What is done is kept either way.
+    hints: ledger of `detect_keyframes`. again: try episodes that failed before once more. Raises UserError if the
+    proposer cannot go on, or, after all other episodes are done, if it failed on more than `vlm.max_failed_episodes`.
+    Finished episodes are kept either way.
     """
     proposes = proposer(config)
-    hints = {row["key"]: row for row in found}
+    keyframes_of = {row["key"]: row["keyframes"] for row in hints}
 
     def row(key: str) -> dict[str, Any]:
-        episode = source.read(key)
-        answer = proposes.propose(episode, [Keyframe(frame, kind) for frame, kind in hints[key]["keyframes"]])
+        episode = dataset.read(key)
+        result = proposes.propose(episode, [Keyframe(frame, kind) for frame, kind in keyframes_of[key]])
         return {
-            "candidates": [item.to_dict() for item in judge.judge(answer.proposals, episode, config)],
-            "rejected": list(answer.rejected),
-            "tokens_in": answer.tokens_in,
-            "tokens_out": answer.tokens_out,
-            "calls": answer.calls,
+            "candidates": [item.to_dict() for item in judge.judge(result.proposals, episode, config)],
+            "rejected": list(result.rejected),
+            "tokens_in": result.tokens_in,
+            "tokens_out": result.tokens_out,
+            "calls": result.calls,
             "proposer": proposes.name,
-            "failed": answer.failed,
+            "failed": result.failed,
         }
 
-    wanted = wanted_candidates(config, source, found, proposes.version)
+    wanted = candidate_digests(config, dataset, hints, proposes.version)
     at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
     ledger = _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once, again)
-    failed = [item for item in rows(ledger, source) if item["key"] in wanted and item.get("failed")]
+    for note in proposal_notes(config.proposer, rows(hints, dataset), rows(ledger, dataset)):
+        print(note.line(len(wanted)))
+    failed = [item for item in rows(ledger, dataset) if item["key"] in wanted and item.get("failed")]
     if len(failed) > config.vlm.max_failed_episodes:
         names = ", ".join(item["key"] for item in failed[:10]) + ", ..." * (len(failed) > 10)
         raise UserError(
-            f"{len(failed)} of {len(wanted)} episodes got no proposals, {names}; of the first: {failed[0]['failed']} "
-            f"All others are done. `la4vla construct propose` asks about these again, vlm.max_failed_episodes="
-            f"{len(failed)} goes on without them; {ledger.path} says why for each."
+            f"{len(failed)} of {len(wanted)} episodes got no proposals ({names}). The first: {failed[0]['failed']} "
+            f"All others are done. `la4vla construct propose` asks about these episodes again; vlm.max_failed_episodes="
+            f"{len(failed)} goes on without them. {ledger.path} has the reason for each."
         )
     return ledger
 
 
-def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledger) -> Ledger:
-    """Keeps the candidates of at least `min_quality`, by the judge or by people.
+def filter_candidates(config: ConstructConfig, dataset: Dataset, candidates: Ledger) -> Ledger:
+    """Keeps the candidates whose quality is at least `filter.min_quality`, by the judge or by people.
 
-    Raises UserError if people are to decide and none has scored any, or their scores are of another dataset.
+    candidates: ledger of `propose`. Raises UserError if people are to decide and nobody has scored any candidate, or
+    if the scores belong to another dataset.
     """
-    proposed = {
-        item["key"]: [Candidate.from_dict(raw) for raw in item["candidates"]] for item in rows(candidates, source)
-    }
+    proposed = {item["key"]: candidates_of(item) for item in rows(candidates, dataset)}
     human, least = config.filter.by == "human", config.filter.min_quality
     scores = _scores(config, proposed) if human else {}
     frames = {item["key"]: item["frames"] for item in Ledger(Path(config.out_dir) / READ)}
-    stride = source.read(next(iter(proposed))).frame_stride if human else 1
+    stride = dataset.read(next(iter(proposed))).frame_stride if human else 1
     shortest = config.propose.min_clip_frames
 
     def row(key: str) -> dict[str, Any]:
-        fitting = filter.fitting(proposed[key], config.filter.primitives, config.filter.direction_purity)
+        usable = fitting([*proposed[key].values()], config.filter.primitives, config.filter.direction_purity)
         made = (
-            filter.by_people(fitting, scores, key, frames[key], stride, least, shortest)
-            if human
-            else filter.by_judge(fitting, least)
+            by_people(usable, scores, key, frames[key], stride, least, shortest) if human else by_judge(usable, least)
         )
-        if others := len(proposed[key]) - len(fitting):
+        if others := len(proposed[key]) - len(usable):
             made["dropped"]["other"] = others
         return made
 
-    settings = [filter.VERSION, asdict(config.filter), [stride, shortest] if human else []]
+    settings = [FILTER_VERSION, asdict(config.filter), [stride, shortest] if human else []]
     wanted = {}
-    for item in rows(candidates, source):
-        names = [candidate_key(item["key"], candidate.start) for candidate in proposed[item["key"]]]
-        said = [[astuple(score) for score in scores.get(name, ())] for name in names]
-        wanted[item["key"]] = digest(settings, item["of"], said if human else [])
+    for item in rows(candidates, dataset):
+        given = [[astuple(score) for score in scores.get(name, ())] for name in proposed[item["key"]]]
+        wanted[item["key"]] = digest(settings, item["of"], given if human else [])
     ledger = _fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
-    dropped = sum((Counter(item["dropped"]) for item in rows(ledger, source)), Counter[str]())
+    dropped = sum((Counter(item["dropped"]) for item in rows(ledger, dataset)), Counter[str]())
     if dropped["unreviewed"]:
         print(f"filter: {dropped['unreviewed']} candidates are left out because nobody has scored them")
     return ledger
@@ -195,18 +231,18 @@ def filter_candidates(config: ConstructConfig, source: Source, candidates: Ledge
 def reviewed(config: ConstructConfig, candidates: Mapping[str, Proposal]) -> list[Score]:
     """People's scores of the candidates as they are proposed now. candidates: by candidate_key.
 
-    Raises UserError if the scores are of another dataset.
+    Raises UserError if the scores belong to another dataset.
     """
     path = Path(config.out_dir) / REVIEWS
     if not path.is_file():
         return []
-    with closing(Reviews.open(path, dataset_of(Ledger(path.with_name(READ))))) as reviews:
+    with closing(Reviews.open(path, episode_digests(Ledger(path.with_name(READ))))) as reviews:
         return standing(reviews.scores(), candidates)
 
 
-def _scores(config: ConstructConfig, proposed: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Score]]:
-    """candidate_key -> its scores, in the order of the annotators' names."""
-    by_key = {candidate_key(key, item.start): item for key, items in proposed.items() for item in items}
+def _scores(config: ConstructConfig, proposed: Mapping[str, Mapping[str, Candidate]]) -> dict[str, list[Score]]:
+    """candidate_key -> its scores in the order of annotators' names. proposed: episode -> its candidates by key."""
+    by_key = {key: item for candidates in proposed.values() for key, item in candidates.items()}
     scores: defaultdict[str, list[Score]] = defaultdict(list)
     for score in sorted(reviewed(config, by_key), key=lambda item: item.annotator):
         scores[score.candidate].append(score)
@@ -226,14 +262,17 @@ def _fill(
     at_once: int = 1,
     again: bool = True,
 ) -> Ledger:
-    """Brings a ledger up to date: makes the rows (key -> `of`) that it lacks, `at_once` of them in threads.
+    """Brings a ledger up to date by making the rows that it lacks.
 
-    A row that says why it `failed`, or what `faults` it found, is made of nothing that can be wanted, so the next time
-    it is made anew: the cure may lie where no digest sees it. Without `again`, one that failed under what is wanted now
-    stays as it is. When one raises, no more are begun and those begun are finished and kept.
+    what: the work, for the progress bar. wanted: episode -> the `of` that its row must have. make: episode -> values of
+    its row. at_once: number of threads.
+
+    A row with a reason in `failed` or with `faults` gets an empty `of`, so the next run makes it anew: its cure may lie
+    where no digest sees it. again: if false, a row that failed under the present settings stays as it is. When `make`
+    raises, no more rows are begun; those begun are finished and kept.
     """
     ledger = Ledger(path)
-    ledger.forget_all_but(wanted)  # an episode that has got a fault since must not go on to the next step
+    ledger.forget_all_but(wanted)  # an episode with a new fault must not go on to the next step
     failed = {row["key"] for row in ledger if row.get("failed") and row.get("tried") == wanted[row["key"]]}
     left = set() if again else failed
     missing = [key for key, of in wanted.items() if ledger.get(key, of) is None and key not in left]

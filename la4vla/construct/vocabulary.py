@@ -16,16 +16,22 @@ import numpy as np
 
 from la4vla.types import UserError
 
-ObjectStatus = Literal["HOLDING", "EMPTY"]
+ObjectStatus = Literal["HOLDING", "EMPTY", ""]
+"""Of the object in the gripper; empty if nothing tells."""
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """name: one word. definition: the paper's. status: what the gripper does with the object, `` if either."""
+    """An atomic action.
+
+    name          one word
+    definition    the paper's
+    status        of the object at the end; empty if it may be either
+    """
 
     name: str
     definition: str
-    status: ObjectStatus | Literal[""]
+    status: ObjectStatus
 
 
 PRIMITIVES = {
@@ -53,7 +59,10 @@ ALIASES = {"rotate": "rotate_free", "release": "place", "place/release": "place"
 
 
 def canonical(name: str, status: ObjectStatus) -> str:
-    """The primitive a label means. `reorient` of an empty gripper is `reorient_free`. Raises UserError if unknown."""
+    """The primitive that a label means. `reorient` of an empty gripper is `reorient_free`.
+
+    Raises UserError for an unknown label.
+    """
     name = ALIASES.get(name.strip().lower(), name.strip().lower())
     if name == "reorient" and status == "EMPTY":
         name = "reorient_free"
@@ -165,21 +174,21 @@ SCENE = _set(
     "table desk counter floor wall shelf drawer cabinet cupboard door window sink stove oven basket box tray bin rack "
     "plate bowl cup mug pan pot bottle can lid button handle knob switch peg hole book block cube ball towel"
 )
-"""Told apart from other strangers for the message only."""
+"""Words that get a message of their own. Any other unknown word is refused as well."""
 
 WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 
 
 def words_of(sentence: str) -> list[str]:
-    """Its words in lower case; `object's` is `object`, and numbers are none."""
+    """The words of a sentence in lower case. `object's` becomes `object`; numbers are left out."""
     return WORD.findall(re.sub(r"['\u2019]s\b", "", sentence.lower()))
 
 
 def lint(instruction: str) -> list[str]:
-    """What is wrong with an instruction for vision-agnostic training: empty if nothing.
+    """The problems of an instruction for vision-agnostic training; none if it can be used.
 
-    Allowed are the verbs, direction words and neutral words above and nothing else, so an object's name cannot slip
-    through by being on nobody's list; colours, materials, objects and places are only told apart for the message.
+    Only the verbs, direction words and neutral words above are allowed, so an object's name is refused even if it is in
+    no list. Colours, materials, objects and places are told apart for the message only.
     """
     words = words_of(instruction)
     known = VERBS | NEUTRAL | DIRECTION_SPELLINGS.keys()
@@ -197,7 +206,7 @@ def lint(instruction: str) -> list[str]:
 
 
 def contradictions(instruction: str, displacement_3: np.ndarray) -> list[str]:
-    """Direction words of the instruction that the motion does not bear out.
+    """A sentence for each direction word of the instruction that the motion contradicts.
 
     displacement_3: measured (forward, left, up), metres. `lift`, `raise` and `lower` count as directions.
     """
@@ -213,7 +222,7 @@ def contradictions(instruction: str, displacement_3: np.ndarray) -> list[str]:
 
 
 def named_direction(instruction: str) -> np.ndarray:
-    """(forward, left, up) of the direction words, each axis -1, 0 or 1; zeros if there are none. float64 [3]."""
+    """(forward, left, up) of the direction words, float64 [3]; each axis is -1, 0 or 1, zeros if there are none."""
     named_3 = np.zeros(3)
     for word in words_of(instruction):
         if word in DIRECTION_SPELLINGS:
@@ -225,8 +234,8 @@ def named_direction(instruction: str) -> np.ndarray:
 def way(displacement_3: np.ndarray, second_axis: float, slight: float) -> str:
     """Direction words of a displacement (forward, left, up), the dominant axis first.
 
-    second_axis: a second axis is named from this fraction of the dominant one on. slight: shorter motions (metres) are
-    called so.
+    second_axis: a second axis is named if it has at least this fraction of the dominant one. slight: motions shorter
+    than this, in metres, are called slight.
     """
     order = np.argsort(-np.abs(displacement_3), kind="stable")
     named = [order[0]]
@@ -238,6 +247,6 @@ def way(displacement_3: np.ndarray, second_axis: float, slight: float) -> str:
 
 
 def phrase(template: str, draw: float, **fields: str) -> str:
-    """One phrasing of a template, chosen by draw in [0, 1)."""
+    """One phrasing of a template. draw: in [0, 1), chooses it. fields: the words to fill in."""
     options: Sequence[str] = PHRASINGS[template]
     return options[int(draw * len(options))].format(**fields)

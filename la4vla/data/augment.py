@@ -24,7 +24,11 @@ TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 @dataclass(frozen=True)
 class Look:
-    """One draw. centre: of the crop, in [0, 1] of the room it has. crop: (width, height) in [0, 1] of the image."""
+    """One draw.
+
+    centre  of the crop, in [0, 1] of the room it has
+    crop    (width, height) in [0, 1] of the image
+    """
 
     crop: tuple[float, float]
     centre: tuple[float, float]

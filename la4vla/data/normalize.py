@@ -28,7 +28,10 @@ measures, and dividing by it turns noise into numbers in the thousands (openpi#8
 
 @dataclass(frozen=True)
 class Stats:
-    """Per dimension, in raw units of the embodiment. count: frames, each counted once. std with ddof 0."""
+    """Per dimension, in raw units of the embodiment. std is with ddof 0.
+
+    count  frames, each counted once
+    """
 
     names: tuple[str, ...]
     count: int

@@ -20,7 +20,12 @@ from la4vla.types import UserError
 
 @dataclass(frozen=True)
 class Address:
-    """shard: number in the index. clip: number in the shard. frame: where the sample starts in the clip."""
+    """A sample's place in a source.
+
+    shard  number in the index
+    clip   number in the shard
+    frame  where the sample starts in the clip
+    """
 
     shard: int
     clip: int
@@ -29,7 +34,10 @@ class Address:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive shards of a pass that are read together. first: stream position of its first sample."""
+    """Consecutive shards of a pass that are read together.
+
+    first  stream position of its first sample
+    """
 
     first: int
     shards: tuple[int, ...]
@@ -42,7 +50,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream of a source. shards: their numbers. lengths: frames of each shard's clips. sizes: bytes."""
+    """One stream of a source.
+
+    shards   their numbers
+    lengths  frames of each shard's clips
+    sizes    bytes
+    """
 
     seed: int
     source: str
@@ -107,7 +120,11 @@ class Stream:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """order: uint32 [samples], a permutation. ends: int [clips], running sum of the clips' starts."""
+    """The samples of a block in the order in which they are taken.
+
+    order  uint32 [samples], a permutation
+    ends   int [clips], running sum of the clips' starts
+    """
 
     order: np.ndarray
     ends: np.ndarray

@@ -42,9 +42,11 @@ CHUNK = {"la": 64, "la_leaky": 2, "vla": 2}  # samples a task of the pool makes:
 class StepData:
     """What one rank needs for one optimizer step.
 
-    stage, stage_step, step: counted from 0; step counts over all stages. batches: `la` ones first, `vla` ones last.
-    samples: source -> samples of this step over all ranks. bad_samples: masked ones on this rank since it started.
-    wait_s: how long the trainer waited for this (0 in process).
+    stage, stage_step, step  counted from 0; step counts over all stages
+    batches                  `la` ones first, `vla` ones last
+    samples                  source -> samples of this step over all ranks
+    bad_samples              masked ones on this rank since it started
+    wait_s                   how long the trainer waited for this (0 in process)
     """
 
     stage: str
@@ -69,8 +71,11 @@ class CheckedShard:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One sample to make. shard: that it lies in, perhaps still being read."""
+class SampleTask:
+    """One sample to make.
+
+    shard  that it lies in, perhaps still being read
+    """
 
     source: Source
     n: int
@@ -151,7 +156,7 @@ class Reader:
         while waiting:
             yield self._collected(*waiting.popleft())
 
-    def _micro_batches(self, draw: Draw) -> Iterator[list[Task]]:
+    def _micro_batches(self, draw: Draw) -> Iterator[list[SampleTask]]:
         """This rank's share of a step, `la` first; within a kind in the order of the mixture, then of n."""
         size = self._config.stages[draw.stage].micro_batch
         for kind in KINDS:
@@ -160,15 +165,15 @@ class Reader:
             for first in range(0, len(tasks), size):
                 yield tasks[first : first + size]
 
-    def _tasks(self, source: Source, first: int, count: int) -> Iterator[Task]:
+    def _tasks(self, source: Source, first: int, count: int) -> Iterator[SampleTask]:
         streams = self._config.data.streams
         assert first % streams == count % streams == 0, "sources are taken in units of one sample from each stream"
         for position in range(first // streams, (first + count) // streams):
             for number in self._streams:
                 address, shard = self._readers[source.name, number].at(position)
-                yield Task(source, position * streams + number, address, shard)
+                yield SampleTask(source, position * streams + number, address, shard)
 
-    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[PreparedSample]]]:
+    def _submit(self, tasks: Sequence[SampleTask]) -> list[Future[list[PreparedSample]]]:
         size = CHUNK[tasks[0].source.kind]
         return [
             self._pool.submit(self._prepare_all, tasks[first : first + size]) for first in range(0, len(tasks), size)
@@ -197,10 +202,10 @@ class Reader:
             "%s: %s; its actions are masked (%d of %d allowed)", bad.sample.key, bad.error, self._bad, allowed
         )
 
-    def _prepare_all(self, tasks: Sequence[Task]) -> list[PreparedSample]:
+    def _prepare_all(self, tasks: Sequence[SampleTask]) -> list[PreparedSample]:
         return [self._prepare(task) for task in tasks]
 
-    def _prepare(self, task: Task) -> PreparedSample:
+    def _prepare(self, task: SampleTask) -> PreparedSample:
         seed, spec, source = self._config.run.seed, self._processor.spec, task.source
         shard, frame = task.shard.result(), task.address.frame
         clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)

@@ -88,6 +88,17 @@ def fingerprints(setup: Setup) -> dict[str, str]:
     return {name: fingerprint(source.index) for name, source in setup.sources.items()}
 
 
+def view_sizes(setup: Setup) -> dict[str, list[list[int]]]:
+    """View -> [height, width] in pixels of its stored images, one for each size that the sources have."""
+    sizes: dict[str, list[list[int]]] = {name: [] for name in setup.chain.views}
+    for source in setup.sources.values():
+        for name in source.views:
+            view = source.index.views[name]
+            if [view.height, view.width] not in sizes[name]:
+                sizes[name].append([view.height, view.width])
+    return sizes
+
+
 def check_world(streams: int, world_size: int) -> None:
     """Raises UserError unless the ranks can share the streams evenly."""
     if streams % world_size:
@@ -192,14 +203,14 @@ def fingerprint(index: Index) -> str:
 
 
 def _embodiment(indexes: Mapping[str, Index]) -> Embodiment:
-    first, *others = indexes.items()
+    (first, one), *others = indexes.items()
     for name, index in others:
-        if index.embodiment != first[1].embodiment:
+        if differs := one.embodiment.difference(index.embodiment):
             raise UserError(
-                f"sources {first[0]} ({first[1].embodiment.name}) and {name} ({index.embodiment.name}) have different "
-                "embodiments; convert one of them, or train them in separate runs with init_from."
+                f"sources {first} and {name} have different embodiments ({differs.field} is {_shown(differs.mine)} and "
+                f"{_shown(differs.other)}); convert one of them, or train them in separate runs with init_from."
             )
-    return first[1].embodiment
+    return one.embodiment
 
 
 def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
@@ -251,16 +262,14 @@ def _stats(
     return stats.state, stats.action(data.action)
 
 
-def _inherited(found: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
+def _inherited(source: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
     """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
-    checkpoint, made = found.folder, found.manifest
-    of_data, trained = _flat(embodiment.to_dict()), _flat(Embodiment.from_dict(made.embodiment).to_dict())
-    for field, value in of_data.items():
-        if trained[field] != value:
-            raise UserError(
-                f"{checkpoint} was trained on another embodiment than the data's ({field} is {_shown(trained[field])}, "
-                f"the data's is {_shown(value)}), so its statistics do not fit; {cure}."
-            )
+    checkpoint, made = source.folder, source.manifest
+    if differs := embodiment.difference(Embodiment.from_dict(made.embodiment)):
+        raise UserError(
+            f"{checkpoint} was trained on another embodiment than the data's ({differs.field} is "
+            f"{_shown(differs.other)}, the data's is {_shown(differs.mine)}), so its statistics do not fit; {cure}."
+        )
     chain = chain_from_dicts(made.transforms)
     if chain.normalize.mode != config.data.normalization:
         raise UserError(
@@ -275,15 +284,5 @@ def _inherited(found: Checkpoint, config: TrainConfig, embodiment: Embodiment, c
     return chain.normalize.state, chain.normalize.action
 
 
-def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of nested dicts: `state.frame` -> its value, in order."""
-    leaves = {}
-    for key, value in raw.items():
-        leaves |= (
-            {f"{key}.{name}": leaf for name, leaf in _flat(value).items()} if isinstance(value, dict) else {key: value}
-        )
-    return leaves
-
-
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else f"`{value}`"
+    return " ".join(map(str, value)) if isinstance(value, list) else f"`{value}`"

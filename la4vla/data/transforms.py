@@ -102,9 +102,9 @@ class ResizeImages:
 class DeltaToState:
     """Each absolute action minus the state of its own frame (FACTS 4.4), on `action_dims` (`state_dims` in the state).
 
-    rotation_dims: positions *in the action* of rx ry rz, or (). Euler angles are subtracted and wrapped into (-pi, pi]
-    one by one; axis-angle vectors are composed as rotations, in the base frame or the tool's. rotation_near: of the
-    absolute action (VectorSpec), for the way back.
+    rotation_dims  positions *in the action* of rx ry rz, or (). Euler angles are subtracted and wrapped into (-pi, pi]
+                   one by one; axis-angle vectors are composed as rotations, in the base frame or the tool's.
+    rotation_near  of the absolute action (VectorSpec), for the way back
     """
 
     action_dims: tuple[int, ...]

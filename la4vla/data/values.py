@@ -23,7 +23,10 @@ OUTLYING = 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """state, action: statistics of the folder, the action's as recorded."""
+    """How far numbers of a shard may lie.
+
+    state, action  statistics of the folder, the action's as recorded
+    """
 
     state: Stats
     action: Stats
@@ -57,8 +60,9 @@ def bad_frames(clip: Clip, limits: Limits) -> BadFrames | None:
     state, action = _bad(clip.state, limits.state), _bad(clip.action, limits.action)
     if not (state.any() or action.any()):
         return None
-    frames = np.flatnonzero(state.any(1) | action.any(1))
-    return BadFrames(state.any(1), action.any(1), {int(frame): _said(clip, int(frame), limits) for frame in frames})
+    of_state, of_action = np.asarray(state.any(axis=1)), np.asarray(action.any(axis=1))
+    frames = np.flatnonzero(of_state | of_action)
+    return BadFrames(of_state, of_action, {int(frame): _said(clip, int(frame), limits) for frame in frames})
 
 
 def outliers(stats: Stats) -> Iterator[str]:

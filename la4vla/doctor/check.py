@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from la4vla.sim.golden import Setting
+from la4vla.sim.registry import Setting
 
 Status = Literal["ok", "note", "warn", "fail"]
 
@@ -14,8 +14,11 @@ Status = Literal["ok", "note", "warn", "fail"]
 class Check:
     """One line of the table.
 
-    status: `fail` is all that makes results incomparable; `warn` is what will hurt; `note` is to be known. says: a
-    sentence. cure: what to do, where there is something. suite: the only one that is concerned; empty: every one.
+    name     what was checked
+    status   `fail`: results are not comparable; `warn`: something will fail or be slow; `note`: good to know; `ok`
+    says     a sentence
+    cure     what to do about it; empty: nothing
+    suite    the only one that it concerns; empty: every one
     """
 
     name: str
@@ -27,7 +30,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Demand:
-    """A protocol, as far as it matters whether a machine draws and steps as others do. title: its name."""
+    """What of a protocol decides whether a machine draws and steps as others do.
+
+    title     the protocol's name
+    suite     of its simulator
+    setting   how its images are drawn
+    """
 
     title: str
     suite: str

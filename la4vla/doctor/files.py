@@ -9,26 +9,24 @@ from la4vla.data.inspect.verify import verify
 from la4vla.data.shards.index import read_index
 from la4vla.doctor.check import Check, Demand, failed
 from la4vla.serve.policy import contents, require_match, whole_weights
-from la4vla.sim.libero import EMBODIMENT as LIBERO
-from la4vla.sim.metaworld import EMBODIMENT as METAWORLD
+from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
-
-ROBOTS = {"metaworld": METAWORLD, "libero": LIBERO}
 
 
 def checkpoint_check(path: Path, demand: Demand | None) -> Check:
-    """Complete, the weights and tokenizer its manifest names, a transform chain that rebuilds, the protocol's robot."""
+    """Whether the checkpoint is complete, has the weights and tokenizer that its manifest names, rebuilds its
+    transforms, and fits the protocol's robot and views."""
     try:
         folder = manifest.resolve(path)
         about = manifest.read(folder)
         whole_weights(folder, about)
         robot = contents(folder, about).embodiment
         if demand is not None:
-            require_match(robot, about.views, ROBOTS[demand.suite], demand.setting.views)
+            require_match(robot, about.views, SIMULATORS[demand.suite].embodiment, demand.setting.views)
     except UserError as error:
         return failed("checkpoint", str(error), "check the path")
     views = ", ".join(about.views) or "none"
-    known = next((suite for suite, other in ROBOTS.items() if other == robot), "no suite of ours")
+    known = next((sim.name for sim in SIMULATORS.values() if sim.embodiment == robot), "no simulator of ours")
     says = (
         f"{folder}: step {about.step}, {robot.name} ({known}), views {views}; weights, tokenizer and transforms whole."
     )
@@ -36,8 +34,8 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
 
 
 def shards_check(folder: str, demand: Demand | None = None) -> Check:
-    """Index, sha256 and clips of every shard, statistics: what `la4vla data verify` compares. With a protocol, whether
-    a policy that is trained on them alone could be evaluated under it."""
+    """Whether index, sha256, clips and statistics agree, as `la4vla data verify` compares them; with a protocol,
+    whether a policy that is trained on these shards alone could be evaluated under it."""
     try:
         report = verify(folder)
     except UserError as error:
@@ -50,7 +48,9 @@ def shards_check(folder: str, demand: Demand | None = None) -> Check:
     index = read_index(folder)
     if demand is not None:
         try:
-            require_match(index.embodiment, tuple(index.views), ROBOTS[demand.suite], demand.setting.views)
+            require_match(
+                index.embodiment, tuple(index.views), SIMULATORS[demand.suite].embodiment, demand.setting.views
+            )
         except UserError as error:
             says, _, _ = str(error).rpartition("; ")
             cure = "to evaluate what is trained on them, construct with its robot and views (read.robot, read.views)"

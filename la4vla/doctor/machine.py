@@ -11,11 +11,11 @@ from torch.cuda import nccl
 
 from la4vla.doctor.check import Check
 from la4vla.sim import device, render
-from la4vla.sim.device import Drawing
+from la4vla.sim.device import Rendering
 from la4vla.sim.render import APT_LINE, BACKENDS
 
 MIN_DISK, MIN_SHM = 10e9, 1e9  # bytes below which a warning is due
-WRONG = "draws another picture of a known scene than it should"
+WRONG = "draws another image of a known scene than it should"
 
 
 def machine_checks() -> list[Check]:
@@ -23,37 +23,43 @@ def machine_checks() -> list[Check]:
 
 
 def gl_checks() -> list[Check]:
-    """Every backend (or the one MUJOCO_GL names), egl on every device; whether it draws right is its own row's matter.
+    """A check of every backend (or of the one MUJOCO_GL names), of egl on every device, and whether any draws.
 
-    One must draw; the one that is used is chosen as evaluations choose it.
+    The backend that is named as used is chosen as evaluations choose it, whether or not its image is right.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
-    checks, chosen = [], ""
-    for name in (wanted,) if wanted else BACKENDS:
-        found = egl_checks() if name == "egl" else [backend_check(f"GL {name}", device.ask(name), _install(name))]
+    named = os.environ.get("MUJOCO_GL", "").strip().lower()
+    checks: list[Check] = []
+    chosen = ""
+    for name in (named,) if named else BACKENDS:
+        if name == "egl":
+            checks += egl_checks()
+        else:
+            checks.append(backend_check(f"GL {name}", device.render_with(name), _install(name)))
         if not chosen and not render.why_not(name):
             chosen = name
-        checks += found
     if not chosen:
-        cure = f"{APT_LINE}{', or unset MUJOCO_GL to try egl and osmesa' if wanted else ''}"
-        return [*checks, Check("GL", "fail", "no backend draws, so no picture can be made here.", cure)]
-    why = "MUJOCO_GL says so" if wanted else "the first that draws"
+        cure = f"{APT_LINE}{', or unset MUJOCO_GL to try egl and osmesa' if named else ''}"
+        return [*checks, Check("GL", "fail", "no backend draws, so no image can be made here.", cure)]
+    why = "MUJOCO_GL says so" if named else "the first that draws"
     return [*checks, Check("GL", "ok", f"{chosen} is used by evaluations: {why}.")]
 
 
 def egl_checks() -> list[Check]:
-    """One check for each EGL device (only MUJOCO_EGL_DEVICE_ID's, where it is set), and what CUDA has to do with it."""
+    """One check for each EGL device (only for MUJOCO_EGL_DEVICE_ID, where it is set), and whether CUDA's GPUs draw."""
     number = device.count()
     if isinstance(number, str):
         return [Check("GL egl", "note", f"does not draw: {number}.", _install("egl"))]
-    wanted = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
-    if wanted and not wanted.isdigit():
-        return [Check("GL egl", "note", f"MUJOCO_EGL_DEVICE_ID={wanted} is no number.", "unset it, or count from 0")]
-    devices = [int(wanted)] if wanted else range(number)
-    answers = {index: device.ask("egl", index) for index in devices}
-    checks = [backend_check(f"GL egl device {index}", answer, APT_LINE) for index, answer in answers.items()]
-    hardware = sum(isinstance(answer, Drawing) and answer.right and not answer.software for answer in answers.values())
-    gpus = min(torch.cuda.device_count(), len(devices)) if wanted else torch.cuda.device_count()
+    named = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
+    if named and not named.isdigit():
+        return [Check("GL egl", "note", f"MUJOCO_EGL_DEVICE_ID={named} is no number.", "unset it, or count from 0")]
+    devices = [int(named)] if named else range(number)
+    renderings = {index: device.render_with("egl", index) for index in devices}
+    checks = [backend_check(f"GL egl device {index}", rendering, APT_LINE) for index, rendering in renderings.items()]
+    hardware = sum(
+        isinstance(rendering, Rendering) and rendering.right and not rendering.software
+        for rendering in renderings.values()
+    )
+    gpus = min(torch.cuda.device_count(), len(devices)) if named else torch.cuda.device_count()
     if not gpus and not hardware:
         says = "there is no GPU: everything is drawn by the CPU."
         return [*checks, Check("EGL on GPUs", "note", says)]
@@ -63,14 +69,14 @@ def egl_checks() -> list[Check]:
     return [*checks, Check("EGL on GPUs", "ok", f"{hardware} devices draw in hardware, CUDA has {gpus}.")]
 
 
-def backend_check(name: str, answer: Drawing | str, cure: str) -> Check:
-    """answer: what was drawn, or why nothing was."""
-    if isinstance(answer, str):
-        return Check(name, "note", f"does not draw: {answer.rstrip('.')}.", cure)
-    says = f"{answer.vendor}, {answer.renderer}, {answer.frame_ms:.1f} ms a frame"
-    if not answer.right:
+def backend_check(name: str, rendering: Rendering | str, cure: str) -> Check:
+    """rendering: what was drawn, or why nothing was."""
+    if isinstance(rendering, str):
+        return Check(name, "note", f"does not draw: {rendering.rstrip('.')}.", cure)
+    says = f"{rendering.vendor}, {rendering.renderer}, {rendering.frame_ms:.1f} ms a frame"
+    if not rendering.right:
         return Check(
-            name, "warn", f"{says}, but {WRONG}: mean {answer.mean}.", "update the driver or use another device"
+            name, "warn", f"{says}, but {WRONG}: mean {rendering.mean}.", "update the driver or use another device"
         )
     return Check(name, "ok", f"{says}.")
 

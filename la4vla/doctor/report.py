@@ -27,14 +27,14 @@ def verdict(checks: Sequence[Check]) -> str:
     failed = [check for check in checks if check.status == "fail"]
     good = [suite for suite, fine in suites.items() if fine]
     if not failed:
-        return f"comparable: yes, because versions, pictures and settling of {' and '.join(good)} match the references."
+        return f"comparable: yes, because versions, images and settling of {' and '.join(good)} match the references."
     first = f"{failed[0].name}: {failed[0].says.rstrip('.')}"
     more = f" ({len(failed) - 1} more failed)" if failed[1:] else ""
     rest = f"; {' and '.join(good)} alone: yes" if good else ""
     return f"comparable: no, because {first}{more}{rest}."
 
 
-def table(checks: Sequence[Check]) -> str:
+def summary_table(checks: Sequence[Check]) -> str:
     """Mark, name and sentence of each check, wrapped to the terminal; a cure stands below its check."""
     indent = " " * (6 + NAME_WIDTH)
     width = max(shutil.get_terminal_size((120, 24)).columns, len(indent) + 40)

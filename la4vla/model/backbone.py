@@ -139,14 +139,14 @@ class Backbone(nn.Module):
         if self.attention == "flash_attention_2":
             raise UserError("kind la_leaky needs a mask that flash_attention_2 cannot take; set model.attention=sdpa.")
         length = embeds_BLE.shape[1]
-        seen = torch.ones(1, 1, length, length, dtype=torch.bool, device=embeds_BLE.device).tril()
+        attended = torch.ones(1, 1, length, length, dtype=torch.bool, device=embeds_BLE.device).tril()
         if hidden is not None:
             text = torch.ones_like(batch.text_mask_BL).flatten().index_fill(0, hidden, False)
-            seen = seen & rearrange(text, "(b l) -> b 1 1 l", b=batch.rows)
+            attended = attended & rearrange(text, "(b l) -> b 1 1 l", b=batch.rows)
         if self.attention != "eager":
-            return seen
+            return attended
         lowest = torch.finfo(embeds_BLE.dtype).min
-        return torch.zeros_like(seen, dtype=embeds_BLE.dtype).masked_fill(~seen, lowest)
+        return torch.zeros_like(attended, dtype=embeds_BLE.dtype).masked_fill(~attended, lowest)
 
 
 def _checkpoint(function, *inputs):  # noqa: ANN001, ANN002, ANN202

@@ -33,7 +33,8 @@ from la4vla.model.presets import ModelSize
 class ContextCache:
     """What a chunk attends to: the context and, last, the state token.
 
-    keys_values: one pair a block, each [B, heads, L + 1, width / heads]. mask: bool [B, 1, 1, L + 1], True where seen.
+    keys_values  one pair a block, each [B, heads, L + 1, width / heads]
+    mask         bool [B, 1, 1, L + 1], True where the chunk may look
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
@@ -59,8 +60,8 @@ class Attention(nn.Module):
         """mask: bool, True where a query may look, broadcast to [B, heads, T, L]; None with `causal`."""
         query = rearrange(self.q_proj(x_BTE), "b t (h d) -> b h t d", h=self.heads)
         dropout = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
-        return self.out_proj(rearrange(seen, "b h t d -> b t (h d)"))
+        mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.out_proj(rearrange(mixed, "b h t d -> b t (h d)"))
 
 
 class HeadBlock(nn.Module):

@@ -84,7 +84,10 @@ class Policy(nn.Module):
         }
 
     def train(self, mode: bool = True) -> Policy:
-        """As ever, but frozen groups stay in eval mode (FACTS 5.1 B7: a frozen tower kept its stochastic depth)."""
+        """Sets training or eval mode. Frozen groups stay in eval mode.
+
+        FACTS 5.1 B7: the release's frozen tower kept its stochastic depth.
+        """
         super().train(mode)
         groups = self.groups()
         for name in self.frozen_groups:

@@ -20,12 +20,13 @@ from la4vla.types import InputSpec, UserError
 class ModelSize:
     """Sizes of the vision tower, the language model and the flow head, with the token ids they agree on.
 
-    image_size, patch_size: pixels, square. shuffle: side of the square of patches that becomes one token (pixel
-    shuffle).
-    layer_scale: what the vision blocks' output scales start from when the weights are random.
-    vocab: rows of the embedding table. kv_heads: shared key/value heads (grouped queries).
-    The head has the width of the language model, because its keys and values are projected from the context.
-    head_hidden: the 1024 of the released state encoder and of the flatten readout.
+    image_size, patch_size  pixels, square
+    shuffle                 side of the square of patches that becomes one token (pixel shuffle)
+    layer_scale             what the vision blocks' output scales start from when the weights are random
+    vocab                   rows of the embedding table
+    kv_heads                shared key/value heads (grouped queries). The head has the width of the language model,
+                            because its keys and values are projected from the context.
+    head_hidden             the 1024 of the released state encoder and of the flatten readout
     """
 
     image_size: int

@@ -39,10 +39,10 @@ class Prompter:
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
         self.spec = spec
-        found = (self._id(PAD), self._id(IMAGE_CONTEXT))
-        if found != (spec.pad_token_id, spec.image_token_id):
+        ids = (self._id(PAD), self._id(IMAGE_CONTEXT))
+        if ids != (spec.pad_token_id, spec.image_token_id):
             raise UserError(
-                f"the tokenizer gives {PAD} and {IMAGE_CONTEXT} the ids {found}, the model has "
+                f"the tokenizer gives {PAD} and {IMAGE_CONTEXT} the ids {ids}, the model has "
                 f"{(spec.pad_token_id, spec.image_token_id)}; set model.tokenizer to the one of the weights."
             )
         self._image = [self._id(IMAGE_OPEN), *[spec.image_token_id] * spec.image_tokens, self._id(IMAGE_CLOSE)]

@@ -36,8 +36,8 @@ def load_internvl(internvl: nn.Module, size: ModelSize, where: str) -> None:
     """
     folder = local_folder(where, FILES)
     check_sizes(folder, size)
-    wanted = internvl.state_dict()
-    missing, unexpected = set(wanted), []
+    targets = internvl.state_dict()
+    missing, unexpected = set(targets), []
     for path in _shards(folder):
         try:
             with safe_open(path, framework="pt") as file:
@@ -45,11 +45,11 @@ def load_internvl(internvl: nn.Module, size: ModelSize, where: str) -> None:
                     key = our_key(stored, size.llm_layers)
                     if key is None:
                         continue
-                    if key not in wanted or tuple(file.get_slice(stored).get_shape()) != tuple(wanted[key].shape):
+                    if key not in targets or tuple(file.get_slice(stored).get_shape()) != tuple(targets[key].shape):
                         unexpected.append(stored)
                         continue
                     with torch.no_grad():
-                        wanted[key].copy_(file.get_tensor(stored))
+                        targets[key].copy_(file.get_tensor(stored))
                     missing.discard(key)
         except SafetensorError as error:
             raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again.") from error
@@ -101,10 +101,10 @@ def _compare(path: Path, size: ModelSize) -> None:
         "text rope_theta": (float(rope["rope_theta"]), size.rope_theta),
         "text vocab_size": (text["vocab_size"], size.vocab),
     }
-    for name, (found, wanted) in expected.items():
-        if found != wanted:
+    for name, (stored, needed) in expected.items():
+        if stored != needed:
             raise UserError(
-                f"{path}: {name} is {found}, the preset has {wanted}; choose the preset made for these weights."
+                f"{path}: {name} is {stored}, the preset has {needed}; choose the preset made for these weights."
             )
     if text["num_hidden_layers"] < size.llm_layers:
         raise UserError(f"{path}: {text['num_hidden_layers']} language layers, the preset needs {size.llm_layers}.")

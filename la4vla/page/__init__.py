@@ -1,1 +1,1 @@
-"""Drawing for every room that writes an HTML page: page (templates), style (figures), strips (clips as pictures)."""
+"""Drawing for every room that writes HTML pages: page (templates), style (figures), strips (clips as images)."""

@@ -1,6 +1,6 @@
-"""Self-contained HTML pages: nothing is fetched when one is opened. Style and shared parts are in templates/.
+"""Self-contained HTML pages: opening one fetches nothing. Style and shared parts are in templates/.
 
-Needs jinja2, an extra. The same values give the same bytes.
+Needs jinja2, which is an extra. The same values give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DASH = "\u2013"
 
 
 def environment(folder: Path) -> jinja2.Environment:
-    """Templates of `folder`, which may extend and import those of page/templates. Unknown names in one are an error.
+    """The templates of `folder`, which may extend and import those of page/templates. An unknown name is an error.
 
-    Filters: `number` 1234.5 as 1,234.5, `percent` 0.5 as 50.0 %; both show None as a dash. Raises UserError without
-    jinja2.
+    Filters: `number` shows 1234.5 as 1,234.5, `percent` shows 0.5 as 50.0 %; both show None as a dash. Raises UserError
+    without jinja2.
     """
     try:
         import jinja2
@@ -48,18 +48,18 @@ def render(folder: Path, template: str, values: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """All of the text under `path`, or nothing. Raises UserError where it cannot be written."""
+    """Writes all of the text to `path`, or nothing. Raises UserError if it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file or free the disk.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file or free the disk.") from error
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """With thousands separators and that many digits behind the point; None as a dash."""
+    """`value` with thousands separators and so many digits after the point; None as a dash."""
     return DASH if value is None else f"{value:,.{digits}f}"
 
 

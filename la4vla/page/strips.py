@@ -1,6 +1,6 @@
-"""Example clips for a page: each as a strip of small pictures a view, and a plot of its signals.
+"""Example clips for a page: a strip of small images for each view, and a plot of the signals.
 
-Pictures are made small and joined to one JPEG a view, so that a page of many clips stays a few megabytes.
+Images are resized and joined to one JPEG a view, so that a page of many clips has a few megabytes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ import simplejpeg
 from la4vla.page.page import data_uri
 from la4vla.types import UserError
 
-PICTURES = 6  # a view
-HEIGHT = 112  # pixels of a picture
-QUALITY = 75  # JPEG
+IMAGES = 6  # of each view
+HEIGHT = 112  # pixels, of an image
+QUALITY = 75  # of the JPEG
 PLOT = (220, 88)  # width and height of a plot, SVG units
-GAP = 4  # above and below the curves
+GAP = 4  # SVG units above and below the curves
 
 
 @dataclass(frozen=True)
 class Strip:
-    """uri: one JPEG of all pictures, left to right. frames: which of the clip they are."""
+    """The images of one view.
+
+    view      its name
+    uri       one JPEG of all images, left to right
+    frames    their frames in the clip
+    """
 
     view: str
     uri: str
@@ -33,7 +38,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Curve:
-    """points: as SVG's polyline wants them."""
+    """A line of a plot.
+
+    name      of the signal
+    points    in the form that SVG's polyline takes
+    """
 
     name: str
     points: str
@@ -41,8 +50,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """curves: positions relative to the clip's start, on one scale. reach: the largest distance from the start of any
-    of them, in `unit`. zero: height of the start. gripper: opening from closed (bottom) to open (top), or None."""
+    """The signals of a clip.
+
+    curves     positions relative to the clip's start, on one scale
+    reach      the largest distance from the start in any curve, in `unit`
+    unit       of the positions
+    zero       height of the start, SVG units
+    gripper    opening from closed (bottom) to open (top); None without a gripper
+    """
 
     curves: tuple[Curve, ...]
     reach: float
@@ -53,7 +68,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Example:
-    """A clip to look at. about: short facts to stand under its instruction. good: None where there is no verdict."""
+    """A clip to look at.
+
+    key            its name
+    title          of the action
+    instruction    its sentence
+    about          short facts that stand under the instruction
+    strips         one a view
+    plot           its signals
+    """
 
     key: str
     title: str
@@ -64,24 +87,24 @@ class Example:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Up to `most` indices of `count` things, first and last among them, evenly spaced."""
+    """Up to `most` evenly spaced indices of `count` things, the first and the last among them."""
     return sorted({round(position) for position in np.linspace(0, count - 1, min(count, most))})
 
 
-def strip(view: str, pictures: Mapping[int, bytes | memoryview]) -> Strip:
-    """pictures: frame of the clip -> JPEG; of them the evenly spaced ones are shown, HEIGHT pixels high.
+def strip(view: str, images: Mapping[int, bytes | memoryview]) -> Strip:
+    """A strip of evenly spaced images, HEIGHT pixels high. images: frame of the clip -> JPEG.
 
-    Raises UserError for one that does not decode.
+    Raises UserError for an image that does not decode.
     """
-    numbers = sorted(pictures)
-    shown = [numbers[position] for position in evenly(len(numbers), PICTURES)]
-    small = [_small(_decoded(view, frame, pictures[frame])) for frame in shown]
+    numbers = sorted(images)
+    shown = [numbers[position] for position in evenly(len(numbers), IMAGES)]
+    small = [_small(_decoded(view, frame, images[frame])) for frame in shown]
     joined = np.ascontiguousarray(np.concatenate(small, axis=1))
     return Strip(view, data_uri("image/jpeg", simplejpeg.encode_jpeg(joined, quality=QUALITY)), tuple(shown))
 
 
 def plot(path_TD: np.ndarray, names: Sequence[str], unit: str, opening_T: np.ndarray | None) -> Plot:
-    """path_TD: float [T, D], T >= 1, one curve a column. opening_T: 1 open, 0 closed."""
+    """A plot of positions. path_TD: float [T, D], T >= 1, one curve a column. opening_T: 1 open, 0 closed."""
     width, height = PLOT
     offset_TD = path_TD - path_TD[0]
     reach = float(np.abs(offset_TD).max(initial=0.0))
@@ -95,21 +118,21 @@ def plot(path_TD: np.ndarray, names: Sequence[str], unit: str, opening_T: np.nda
     return Plot(curves, reach, unit, middle, gripper)
 
 
-def _decoded(view: str, frame: int, picture: bytes | memoryview) -> np.ndarray:
+def _decoded(view: str, frame: int, image: bytes | memoryview) -> np.ndarray:
     try:
-        return simplejpeg.decode_jpeg(picture)
+        return simplejpeg.decode_jpeg(image)
     except ValueError as error:
         raise UserError(
-            f"{view}: the picture of the clip's frame {frame} does not decode ({error}); construct again with "
+            f"{view}: the image of the clip's frame {frame} does not decode ({error}); construct again with "
             "read.decode=true, which finds the episode."
         ) from error
 
 
-def _small(picture_HWC: np.ndarray) -> np.ndarray:
-    height, width, _ = picture_HWC.shape
+def _small(image_HWC: np.ndarray) -> np.ndarray:
+    height, width, _ = image_HWC.shape
     size = (max(1, round(width * HEIGHT / height)), HEIGHT)
     shrinks = height > HEIGHT
-    return cv2.resize(picture_HWC, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _points(x_T: np.ndarray, y_T: np.ndarray) -> str:

@@ -1,9 +1,9 @@
-"""`la4vla probe cases`: draws the cases of a shard folder that has pictures (FACTS 1.2: pairs of opposite directions).
+"""`la4vla probe cases`: samples the cases of a shard folder that has images (FACTS 1.2: pairs of opposite directions).
 
 A clip is a candidate where its instruction names one direction, its actions go that way, and its label is a motion of
-the hand. Opposite directions of an axis get the same number of cases. Later frames of a clip's
-first half serve where there are too few clips. What a case is confused with is preferably of its own episode, else of
-its task, else of any.
+the hand. Opposite directions of an axis get the same number of cases. Where there are too few clips, later frames of
+a clip's first half become cases too. The frames that mislead a case are taken from its own episode where it has such,
+else from its task, else from any.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from la4vla.types import TRANSLATION, UserError
 MOTIONS = ("move", "lift", "lower", "transport", "push", "pull", "press")
 """Primitives whose physical effect is a displacement; grasps and turns have none of their own."""
 
-FEW = 10  # cases of a direction below which its share hardly narrows anything down
+FEW = 10  # cases of a direction below which its rate has an interval too wide to tell anything
 
 Direction = tuple[int, int]
 """Axis of (forward, left, up), sign."""
@@ -41,11 +41,16 @@ INTERVALS = {"count": "[2, inf)", "seed": "[0, inf)", "purity": "[0, 1]"}
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """count: cases in all. purity: least cosine of the commanded displacement, from the case's frame to the clip's end,
-    with the named direction (as `filter.direction_purity` of the measured one). robot: robot file that says where
-    forward, left and up are; empty: the embodiment's own. one_sided: take axes of which the folder shows one direction
-    only; their cases have no conflict."""
+class CaseSampling:
+    """How many cases are sampled, and from which clips.
+
+    count       cases in all
+    seed        of the choice
+    purity      least cosine of the commanded displacement, from the case's frame to the clip's end, with the named
+                direction (`filter.direction_purity` is that of the measured displacement)
+    robot       robot file that says where forward, left and up are; empty: the embodiment's own
+    one_sided   take axes of which the folder shows one direction only; their cases have no conflict
+    """
 
     count: int = 100  # a condition (FACTS 1.2)
     seed: int = 0
@@ -55,70 +60,75 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A clip that moves one way. frames: sample starts that may become a case, the clip's first frame first."""
+class CaseCandidate:
+    """A clip that moves one way.
+
+    clip        that may become cases
+    direction   that its instruction names and its actions take
+    frames      sample starts that may become a case, the clip's first frame first
+    """
 
     clip: Clip
     direction: Direction
     frames: tuple[int, ...]
 
 
-def draw(folder: str, drawing: Drawing) -> CaseList:
+def sample_cases(folder: str, sampling: CaseSampling) -> CaseList:
     """The cases of a shard folder (local path, URL or pipe:). Raises UserError where it holds none."""
-    within("--", asdict(drawing), INTERVALS)
+    within("--", asdict(sampling), INTERVALS)
     index = read_index(folder)
     check_translation(index.embodiment)
     if not index.views:
-        raise UserError(f"{folder}: holds no images; draw cases from shards with views, such as vla/ beside la/.")
-    frame = robot_frame(drawing.robot or index.embodiment.name)
+        raise UserError(f"{folder}: holds no images; sample cases from shards with views, such as vla/ beside la/.")
+    frame = robot_frame(sampling.robot or index.embodiment.name)
     clips = [clip for number in range(len(index.shards)) for clip in read_shard(index, number, ())]
-    found = [item for clip in clips if (item := candidate(clip, index, frame, drawing.purity)) is not None]
-    by_direction: dict[Direction, list[Candidate]] = {}
-    for item in found:
-        by_direction.setdefault(item.direction, []).append(item)
-    quotas = quota({way: sum(len(item.frames) for item in items) for way, items in by_direction.items()}, drawing)
+    by_direction: dict[Direction, list[CaseCandidate]] = {}
+    for clip in clips:
+        if (item := candidate(clip, index, frame, sampling.purity)) is not None:
+            by_direction.setdefault(item.direction, []).append(item)
+    quotas = quota({way: sum(len(item.frames) for item in items) for way, items in by_direction.items()}, sampling)
     if not quotas:
         raise UserError(
             f"{folder}: no axis has clips in both directions ({_counted(by_direction)}); use a folder with more tasks, "
             "lower --purity, or take the directions there are with --one-sided."
         )
     cases = [
-        _case(item, at, clips, by_direction, index, frame, drawing.seed)
+        _case(item, at, clips, by_direction, index, frame, sampling.seed)
         for way in sorted(quotas, key=lambda way: (way[0], -way[1]))
-        for item, at in _chosen(by_direction[way], quotas[way], drawing.seed)
+        for item, at in _chosen(by_direction[way], quotas[way], sampling.seed)
     ]
     settings = {
-        "count": drawing.count,
-        "seed": drawing.seed,
-        "purity": drawing.purity,
-        "one_sided": drawing.one_sided,
-        "robot": drawing.robot,
+        "count": sampling.count,
+        "seed": sampling.seed,
+        "purity": sampling.purity,
+        "one_sided": sampling.one_sided,
+        "robot": sampling.robot,
     }
     axes = {ends[0]: toward((axis, 1), frame) for axis, ends in enumerate(DIRECTIONS)}
     return CaseList(folder, fingerprint(index), index.embodiment.name, axes, settings, tuple(cases))
 
 
 def summary(listed: CaseList) -> str:
-    """What was drawn, in a few lines."""
+    """What was sampled, in a few lines."""
     directions = Counter(case.direction for case in listed.cases)
     lines = [f"{len(listed.cases)} cases: {', '.join(f'{count} {word}' for word, count in directions.items())}"]
     if len(listed.cases) < listed.settings["count"]:
-        lines.append(f"the folder holds no more of the {listed.settings['count']} that were asked for")
+        lines.append(f"the folder does not hold the {listed.settings['count']} cases that --count wants")
     if min(directions.values()) < FEW:
         lines.append(f"warning: fewer than {FEW} of a direction tell little; take a folder with more such clips")
     for name, nearness in listed.nearness().items():
-        lines.append(f"{name} pictures: {', '.join(f'{count} of {word}' for word, count in nearness.items())}")
+        lines.append(f"{name} images: {', '.join(f'{count} of {word}' for word, count in nearness.items())}")
     return "\n".join(lines)
 
 
-def candidate(clip: Clip, index: Index, frame: RobotFrame, least: float) -> Candidate | None:
+def candidate(clip: Clip, index: Index, frame: RobotFrame, least: float) -> CaseCandidate | None:
     """The clip's direction if its words and its motion agree on one, and the frames from which they still do."""
     direction = only_direction(clip.instruction)
     if direction is None or clip.primitive not in MOTIONS:
         return None
     first_half = range(0, max(1, len(clip) // 2), index.frame_stride)
     fitting = tuple(at for at in first_half if purity(clip, at, index, frame, direction) >= least)
-    return Candidate(clip, direction, fitting) if 0 in fitting else None
+    return CaseCandidate(clip, direction, fitting) if 0 in fitting else None
 
 
 def purity(clip: Clip, at: int, index: Index, frame: RobotFrame, direction: Direction) -> float:
@@ -129,14 +139,14 @@ def purity(clip: Clip, at: int, index: Index, frame: RobotFrame, direction: Dire
     return sign * float(moved_3[axis]) / length if length > 0 else 0.0
 
 
-def quota(available: dict[Direction, int], drawing: Drawing) -> dict[Direction, int]:
+def quota(available: dict[Direction, int], sampling: CaseSampling) -> dict[Direction, int]:
     """How many cases each direction gets: opposite ones alike, axes as evenly as what is available allows."""
     groups = [tuple((axis, sign) for sign in (1, -1)) for axis in range(len(DIRECTIONS))]
-    if drawing.one_sided:
+    if sampling.one_sided:
         groups = [tuple(way for way in group if available.get(way)) for group in groups]
     room = [min(available.get(way, 0) for way in group) if group else 0 for group in groups]
     given = [0] * len(groups)
-    left = drawing.count
+    left = sampling.count
     while open_groups := [n for n, group in enumerate(groups) if given[n] < room[n] and len(group) <= left]:
         least = min(open_groups, key=lambda n: (given[n] * len(groups[n]), n))
         given[least] += 1
@@ -144,8 +154,8 @@ def quota(available: dict[Direction, int], drawing: Drawing) -> dict[Direction, 
     return {way: given[n] for n, group in enumerate(groups) for way in group if given[n]}
 
 
-def _chosen(candidates: Sequence[Candidate], count: int, seed: int) -> list[tuple[Candidate, int]]:
-    """(candidate, frame): clips in drawn order at their first frame, then the same clips at later frames."""
+def _chosen(candidates: Sequence[CaseCandidate], count: int, seed: int) -> list[tuple[CaseCandidate, int]]:
+    """(candidate, frame): the clips in random order at their first frame, then the same clips at later frames."""
     axis, sign = candidates[0].direction
     order = generator(seed, RngUse.CASES, f"clips {axis} {sign}").permutation(len(candidates))
     rounds = zip_longest(*(candidates[number].frames for number in order))
@@ -159,10 +169,10 @@ def _chosen(candidates: Sequence[Candidate], count: int, seed: int) -> list[tupl
 
 
 def _case(
-    item: Candidate,
+    item: CaseCandidate,
     at: int,
     clips: Sequence[Clip],
-    by_direction: dict[Direction, list[Candidate]],
+    by_direction: dict[Direction, list[CaseCandidate]],
     index: Index,
     frame: RobotFrame,
     seed: int,
@@ -185,7 +195,7 @@ def _case(
     )
 
 
-def _unaligned(item: Candidate, clips: Sequence[Clip], index: Index, draws: Sequence[float]) -> FrameOf | None:
+def _unaligned(item: CaseCandidate, clips: Sequence[Clip], index: Index, draws: Sequence[float]) -> FrameOf | None:
     """A frame of the task outside the clip, of a clip whose words name neither end of the case's axis."""
     clip, axis = item.clip, item.direction[0]
     others = [
@@ -200,8 +210,8 @@ def _unaligned(item: Candidate, clips: Sequence[Clip], index: Index, draws: Sequ
 
 
 def _near(clip: Clip, others: Sequence[Clip], draw: float, frame_of: Callable[[Clip], int]) -> FrameOf | None:
-    """A frame of one of the clips, chosen by draw in [0, 1) among the nearest: of the episode, else of the task, else
-    any."""
+    """A frame of one of the other clips, chosen by `draw` in [0, 1) among the nearest: those of the clip's episode,
+    else of its task, else any. frame_of: the frame to take of the chosen clip."""
     same_episode = [other for other in others if other.episode == clip.episode]
     same_task = [other for other in others if other.task == clip.task]
     for nearness, group in (("episode", same_episode), ("task", same_task), ("any", others)):
@@ -218,6 +228,6 @@ def toward(direction: Direction, frame: RobotFrame) -> list[float]:
     return [float(value) + 0.0 for value in sign * frame.from_base(np.eye(len(TRANSLATION)))[:, axis]]
 
 
-def _counted(by_direction: dict[Direction, list[Candidate]]) -> str:
+def _counted(by_direction: dict[Direction, list[CaseCandidate]]) -> str:
     counts = [f"{len(items)} {DIRECTIONS[axis][sign < 0]}" for (axis, sign), items in sorted(by_direction.items())]
     return ", ".join(counts) or "none that moves along an axis its instruction names"

@@ -13,7 +13,7 @@ import numpy as np
 
 from la4vla.page import style
 from la4vla.page.style import INK
-from la4vla.probe.ask import Answers
+from la4vla.probe.query import Answers
 from la4vla.probe.representation import WORDS, Representation
 
 ENDS = ("#2f81f7", "#d97706")
@@ -58,23 +58,23 @@ def opposite_commands(answers: Sequence[Answers], axes: Mapping[str, Sequence[fl
     return _svg(figure)
 
 
-def representation(found: Representation) -> bytes:
+def representation(points: Representation) -> bytes:
     """t-SNE of what enters the head, coloured by direction and by the state (Figure 5, right): by its hand position, or
     by its number where the state does not say x, y and z."""
     figure, (by_direction, by_state) = _figure(2, 5.0, 4.2)
     for number, word in enumerate(WORDS):
-        rows = found.direction_M == number
-        by_direction.scatter(*found.map_M2[rows].T, s=7, linewidths=0, color=DIRECTION_COLORS[word], label=word)
+        rows = points.direction_M == number
+        by_direction.scatter(*points.map_M2[rows].T, s=7, linewidths=0, color=DIRECTION_COLORS[word], label=word)
     by_direction.legend(
         frameon=False, fontsize=8, labelcolor=INK, markerscale=2, ncols=3, loc="lower left", bbox_to_anchor=(0, -0.17)
     )
-    placed = found.position_M3.shape[1] == 3
-    low_3, high_3 = found.position_M3.min(axis=0), found.position_M3.max(axis=0)
-    colors = 0.1 + 0.8 * (found.position_M3 - low_3) / np.where(high_3 > low_3, high_3 - low_3, 1.0)
-    by_state.scatter(*found.map_M2.T, s=7, linewidths=0, c=colors if placed else found.state_M)
+    placed = points.position_M3.shape[1] == 3
+    low_3, high_3 = points.position_M3.min(axis=0), points.position_M3.max(axis=0)
+    colors = 0.1 + 0.8 * (points.position_M3 - low_3) / np.where(high_3 > low_3, high_3 - low_3, 1.0)
+    by_state.scatter(*points.map_M2.T, s=7, linewidths=0, c=colors if placed else points.state_M)
     for panel, what, value in (
-        (by_direction, "direction", found.by_direction),
-        (by_state, f"state ({'hand position as red, green, blue' if placed else 'its number'})", found.by_state),
+        (by_direction, "direction", points.by_direction),
+        (by_state, f"state ({'hand position as red, green, blue' if placed else 'its number'})", points.by_state),
     ):
         panel.set_title(f"by {what}: silhouette {value:.2f}", fontsize=9, color=INK, loc="left")
         panel.set_xticks([])

@@ -1,8 +1,8 @@
 """DAR, DCS, SR and SS of predicted displacements (the paper's appendix 9, FACTS 1.2), with bootstrap intervals.
 
-All four are functions of weights over trials: the point estimate gives every trial weight 1, a bootstrap resample how
-often it drew its clip. So all resamples are a few matrix products, and a trial that was drawn twice is no pair of its
-own at distance zero, which would flatter SR and SS.
+All four are functions of weights over trials. The point estimate gives every trial weight 1; a bootstrap resample gives
+it the number of times that its clip was drawn. So all resamples are a few matrix products, and a trial that was drawn
+twice makes no pair with itself at distance zero, which would flatter SR and SS.
 
 Shape letters: N trials, R rows of weights (resamples), C direction labels.
 """
@@ -20,7 +20,7 @@ from la4vla.probe_cases.motion import alignment
 from la4vla.rng import RngUse, generator
 
 EPSILON = 1e-8
-"""Displacements below it have no direction, and what SR's denominator is kept from zero by (FACTS 1.2: both lost)."""
+"""Displacements below it have no direction; it also keeps SR's denominator from zero (FACTS 1.2: both are lost)."""
 
 RESAMPLES = 2000
 COVERED = 0.95
@@ -29,9 +29,13 @@ NAMES = ("dar", "dcs", "sr", "ss")
 
 @dataclass(frozen=True)
 class Trials:
-    """predicted_N3, truth_N3: endpoint displacements in one frame and unit. toward_N3: unit vectors that the
-    instructions name. label_N: one integer a direction. clip_N: one integer a clip; what a clip's frames and samples
-    have in common is no evidence, so intervals resample clips.
+    """What the scores are computed from.
+
+    predicted_N3   endpoint displacements, in the frame and unit of truth_N3
+    truth_N3       demonstrated ones
+    toward_N3      unit vectors of the directions that the instructions name
+    label_N        one integer a direction
+    clip_N         one integer a clip. Trials of one clip are alike, so intervals resample clips
     """
 
     predicted_N3: np.ndarray
@@ -139,23 +143,23 @@ def resamples(label_N: np.ndarray, clip_N: np.ndarray, count: int, seed: int, na
 def estimate(trials: Trials, seed: int, name: str) -> dict[str, Estimate]:
     """NAMES -> value with a percentile interval over clips. seed, name: of the resampling. At least one trial.
 
-    What resampling cannot tell is not claimed: a clip in each direction gives no interval, and a DAR of 0 or 1, which
-    every resample repeats, has Wilson's for as many clips.
+    One clip in each direction gives no interval, because every resample is the same. A DAR of 0 or 1, which every
+    resample repeats too, gets Wilson's interval for as many clips.
     """
     point = scores(trials, np.ones((1, len(trials))))
     spread = scores(trials, resamples(trials.label_N, trials.clip_N, RESAMPLES, seed, name))
     tail = (1 - COVERED) / 2
     repeated = len(np.unique(trials.clip_N)) > len(np.unique(trials.label_N))
-    found = {}
+    estimates = {}
     for key in NAMES:
         known_R = spread[key][np.isfinite(spread[key])]
         low, high = np.quantile(known_R, (tail, 1 - tail)) if len(known_R) and repeated else (np.nan, np.nan)
-        found[key] = Estimate(float(point[key][0]), float(low), float(high))
-    if found["dar"].value in (0.0, 1.0):
+        estimates[key] = Estimate(float(point[key][0]), float(low), float(high))
+    if estimates["dar"].value in (0.0, 1.0):
         clips = len(np.unique(trials.clip_N))
-        all_or_none = binomtest(clips if found["dar"].value else 0, clips).proportion_ci(COVERED, "wilson")
-        found["dar"] = Estimate(found["dar"].value, float(all_or_none.low), float(all_or_none.high))
-    return found
+        all_or_none = binomtest(clips if estimates["dar"].value else 0, clips).proportion_ci(COVERED, "wilson")
+        estimates["dar"] = Estimate(estimates["dar"].value, float(all_or_none.low), float(all_or_none.high))
+    return estimates
 
 
 def _members(label_N: np.ndarray) -> np.ndarray:

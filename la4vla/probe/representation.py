@@ -1,7 +1,7 @@
 """What enters the action head, without vision: the same states, each told all six directions (FACTS 1.6, Figure 5).
 
-A representation is the mean of the context over its valid tokens and the state token. Whether direction or state orders
-them is told by two silhouettes, after PCA and before t-SNE, whose picture is for the eye.
+A representation is the mean of the context over its valid tokens and the state token. Two silhouettes, after PCA and
+before t-SNE, tell whether direction or state orders the representations; t-SNE is only drawn.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 
 from la4vla.construct.vocabulary import DIRECTIONS, phrase
 from la4vla.probe.metrics import distances, silhouette
-from la4vla.probe_cases.cases import Case, Footage
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.probe_cases.cases import Case, CaseClips
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import TRANSLATION, Observation
 
 STATES = 200
@@ -29,9 +30,17 @@ WORDS = tuple(word for pair in DIRECTIONS for word in pair)
 
 @dataclass(frozen=True)
 class Representation:
-    """direction_M: number in WORDS. state_M: number of the state. map_M2: t-SNE. position_M3: hand, x, y, z of the base
-    frame, less those that the state lacks. by_direction, by_state: silhouettes, -1 .. 1. explained: share of the
-    variance that PCA kept. perplexity: PERPLEXITY, or what so few points allow."""
+    """Points of the representation, M of them: every state with every word.
+
+    direction_M    number in WORDS
+    state_M        number of the state
+    position_M3    of the hand: those of x, y and z of the base frame that the state has
+    map_M2         t-SNE
+    by_direction   silhouette of the directions, -1 .. 1
+    by_state       silhouette of the states, -1 .. 1
+    explained      share of the variance that PCA kept
+    perplexity     of t-SNE: PERPLEXITY, or less where there are too few points for it
+    """
 
     direction_M: np.ndarray
     state_M: np.ndarray
@@ -44,10 +53,10 @@ class Representation:
 
 
 def represent(policy: ServedPolicy, states: Sequence[np.ndarray], seed: int) -> Representation:
-    """states: float32 [S], two different ones or more. seed: of t-SNE, which is also told to start from PCA. Needs
-    scikit-learn."""
+    """The representation of all states, each told all directions. states: float32 [S], at least two different ones.
+    seed: of t-SNE, which starts from PCA. Needs scikit-learn."""
     assert len(states) > 1
-    vectors_ME = vectors(policy.asked_as("la"), states)
+    vectors_ME = vectors(policy.as_kind("la"), states)
     state_M = np.repeat(np.arange(len(states)), len(WORDS))
     direction_M = np.tile(np.arange(len(WORDS)), len(states))
     reduced_MP, map_M2, explained, perplexity = _reduced(vectors_ME, seed)
@@ -65,34 +74,36 @@ def represent(policy: ServedPolicy, states: Sequence[np.ndarray], seed: int) -> 
     )
 
 
-def distinct_states(cases: Sequence[Case], footage: Footage) -> list[np.ndarray]:
+def distinct_states(cases: Sequence[Case], case_clips: CaseClips) -> list[np.ndarray]:
     """float32 [S] each, in an order that takes the directions in turn."""
     by_direction: dict[str, list[Case]] = {}
     for case in cases:
         by_direction.setdefault(case.direction, []).append(case)
     longest = max(map(len, by_direction.values()), default=0)
     in_turn = [group[n] for n in range(longest) for group in by_direction.values() if n < len(group)]
-    states = [footage.clips[case.clip].state[case.frame] for case in in_turn]
+    states = [case_clips.clips[case.clip].state[case.frame] for case in in_turn]
     return list({state.tobytes(): state for state in states}.values())
 
 
 def vectors(policy: ServedPolicy, states: Sequence[np.ndarray]) -> np.ndarray:
     """float32 [M, E]: state by state, the words in order."""
-    questions = [Observation({}, state, phrase("move", 0.0, grip="", way=word)) for state in states for word in WORDS]
+    observations = [
+        Observation({}, state, phrase("move", 0.0, grip="", way=word)) for state in states for word in WORDS
+    ]
     rows = []
-    for first in range(0, len(questions), BATCH):
-        part = questions[first : first + BATCH]
+    for first in range(0, len(observations), BATCH):
+        part = observations[first : first + BATCH]
         with torch.inference_mode():
             rows.append(_pooled(policy, part))
     return np.concatenate(rows)
 
 
-def _pooled(policy: ServedPolicy, questions: Sequence[Observation]) -> np.ndarray:
-    """Noise is no part of the context; any key will do."""
-    batch = policy.batch(questions, [NoiseKey(0, "representation", 0, 0)] * len(questions))
+def _pooled(policy: ServedPolicy, observations: Sequence[Observation]) -> np.ndarray:
+    """The noise key is arbitrary, since noise is no part of the context."""
+    batch = policy.batch(observations, [NoiseKey(0, "representation", 0, 0)] * len(observations))
     source_BLE, mask_BL = policy.policy.context(batch)
-    kept_BL1 = mask_BL[..., None].to(source_BLE.dtype)
-    return ((source_BLE * kept_BL1).sum(dim=1) / kept_BL1.sum(dim=1)).float().cpu().numpy()
+    valid_BL1 = mask_BL[..., None].to(source_BLE.dtype)
+    return ((source_BLE * valid_BL1).sum(dim=1) / valid_BL1.sum(dim=1)).float().cpu().numpy()
 
 
 def _reduced(vectors_ME: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float, float]:

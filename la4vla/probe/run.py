@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from la4vla import __version__
 from la4vla.config.checks import within
+from la4vla.device import usable_device
 from la4vla.page import page
 from la4vla.probe import figures, metrics
-from la4vla.probe.ask import Answers, Asking, ask, demonstration
 from la4vla.probe.conditions import CONDITIONS, Condition
+from la4vla.probe.query import Answers, QuerySettings, demonstration, query
 from la4vla.probe.representation import STATES, Representation, distinct_states, represent
-from la4vla.probe_cases.cases import CaseList, Footage, open_footage, read_cases
+from la4vla.probe_cases.cases import CaseClips, CaseList, open_case_clips, read_cases
 from la4vla.probe_cases.motion import alignment, check_translation
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
@@ -30,7 +30,7 @@ from la4vla.types import UserError
 TEMPLATES = Path(__file__).parent / "templates"
 NUMBERS, PAGE = "probe.json", "probe.html"
 DRAWN = tuple(condition.name for condition in CONDITIONS if condition.words == "own")
-"""Conditions whose paths are drawn: those that ask for the same motion."""
+"""Conditions whose paths are drawn: those that tell the clip's own instruction."""
 
 
 LIBRARIES = ("sklearn", "matplotlib", "jinja2")
@@ -38,10 +38,19 @@ INTERVALS = {"samples": "[1, inf)", "seed": "[0, inf)", "states": "[0, inf)"}
 
 
 @dataclass(frozen=True)
-class Request:
-    """checkpoint: a checkpoint, or a run (then its newest one). shards: where the cases' folder lies now; empty: where
-    it lay. out: folder of the two files. conditions: names; empty: all. states: of the representation; 0: none.
-    untrained: the checkpoint's architecture with random weights. device: empty: the best there is."""
+class ProbeRequest:
+    """What is probed, with which cases, and how.
+
+    checkpoint   a checkpoint, or a run (then its newest one)
+    cases        file of the cases
+    out          folder of probe.json and probe.html
+    shards       where the cases' folder is now; empty: where it was
+    conditions   their names; empty: all
+    states       of the representation; 0: no representation
+    untrained    whether the checkpoint's architecture gets random weights
+    device       of the policy; empty: the best there is
+    settings     how each case is put to the policy
+    """
 
     checkpoint: Path
     cases: Path
@@ -51,53 +60,53 @@ class Request:
     states: int = STATES
     untrained: bool = False
     device: str = ""
-    asking: Asking = field(default_factory=Asking)
+    settings: QuerySettings = field(default_factory=QuerySettings)
 
     @property
     def page(self) -> Path:
         return self.out / PAGE
 
 
-def probe(request: Request) -> dict[str, Any]:
+def probe(request: ProbeRequest) -> dict[str, Any]:
     """Writes probe.json and probe.html, and returns what probe.json holds. Raises UserError for what does not fit."""
     began = time.perf_counter()
     require_libraries()
-    within("--", {**asdict(request.asking), "states": request.states}, INTERVALS)
+    within("--", {**asdict(request.settings), "states": request.states}, INTERVALS)
     conditions = _chosen(request.conditions)
     listed = read_cases(request.cases)
     policy = _policy(request)
-    footage = open_footage(listed, policy.views, request.shards)
-    check(policy, footage)
-    states = distinct_states(listed.cases, footage)[: request.states]
+    case_clips = open_case_clips(listed, policy.views, request.shards)
+    check(policy, case_clips)
+    states = distinct_states(listed.cases, case_clips)[: request.states]
     if request.states and len(states) < 2:
-        raise UserError("the representation needs two different states or more; draw more cases or take --states 0.")
-    answers = _answers(policy, conditions, listed, footage, request.asking)
-    found = represent(policy, states, request.asking.seed) if states else None
+        raise UserError("the representation needs two different states or more; sample more cases or take --states 0.")
+    answers = _answers(policy, conditions, listed, case_clips, request.settings)
+    represented = represent(policy, states, request.settings.seed) if states else None
     numbers = {
         "la4vla": __version__,
         "checkpoint": _about(policy, request),
-        "cases": {"file": str(request.cases), **_header(listed, footage, policy.spec.horizon)},
-        "settings": {**asdict(request.asking), "resamples": metrics.RESAMPLES, "covered": metrics.COVERED},
-        "conditions": {answer.condition.name: judged(answer, listed, request.asking.seed) for answer in answers},
-        "representation": None if found is None else _shown(found),
+        "cases": {"file": str(request.cases), **_header(listed, case_clips, policy.spec.horizon)},
+        "settings": {**asdict(request.settings), "resamples": metrics.RESAMPLES, "covered": metrics.COVERED},
+        "conditions": {answer.condition.name: judged(answer, listed, request.settings.seed) for answer in answers},
+        "representation": None if represented is None else _shown(represented),
         "displacements": {answer.condition.name: _displacements(answer) for answer in answers},
         "seconds": round(time.perf_counter() - began, 1),
     }
     page.write(request.out / NUMBERS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-    values = {"title": str(request.checkpoint), "numbers": numbers, **_pictures(answers, listed, footage, found)}
+    values = {"title": str(request.checkpoint), "numbers": numbers, **_images(answers, listed, case_clips, represented)}
     page.write(request.page, page.render(TEMPLATES, "probe.html.j2", values))
     return numbers
 
 
-def _policy(request: Request) -> ServedPolicy:
-    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _policy(request: ProbeRequest) -> ServedPolicy:
+    device = usable_device(request.device)
     if request.untrained:
-        return ServedPolicy.untrained(request.checkpoint, request.asking.seed, device)
+        return ServedPolicy.untrained(request.checkpoint, request.settings.seed, device)
     return ServedPolicy.load(request.checkpoint, device)
 
 
 def require_libraries() -> None:
-    """Raises UserError, before anything is computed, where what draws the page is not installed."""
+    """Raises UserError where a library that draws the page is not installed; called before anything is computed."""
     for name in LIBRARIES:
         try:
             importlib.import_module(name)
@@ -105,13 +114,13 @@ def require_libraries() -> None:
             raise UserError(f'probing needs {name}: pip install "la4vla[probe]".') from error
 
 
-def check(policy: ServedPolicy, footage: Footage) -> None:
+def check(policy: ServedPolicy, case_clips: CaseClips) -> None:
     """Raises UserError where the cases are of another robot than the policy's."""
-    theirs = footage.index.embodiment
-    if policy.embodiment != theirs:
+    theirs = case_clips.index.embodiment
+    if differs := policy.embodiment.difference(theirs):
         raise UserError(
-            f"the cases are of `{theirs.name}` and the checkpoint was trained for `{policy.embodiment.name}`, or on "
-            "another form of its numbers; draw cases from shards like those it was trained on."
+            f"the checkpoint was trained on another embodiment than the cases' ({differs.field} is {differs.mine}, the "
+            f"cases' is {differs.other}); sample cases from shards like those it was trained on."
         )
     check_translation(theirs)
 
@@ -144,16 +153,16 @@ def judged(answers: Answers, listed: CaseList, seed: int) -> dict[str, Any]:
     }
 
 
-def table(numbers: Mapping[str, Any]) -> str:
+def summary_table(numbers: Mapping[str, Any]) -> str:
     """The pooled scores for a terminal, intervals behind them."""
     lines = [f"{'condition':<24}{'cases':>6}  " + "".join(f"{name.upper():<22}" for name in metrics.NAMES)]
     for name, row in numbers["conditions"].items():
         scored = row["refusal"] or "".join(f"{_cell(row['pooled'][key]):<22}" for key in metrics.NAMES)
         lines.append(f"{name:<24}{row['cases']:>6}  {scored}".rstrip())
-    if found := numbers["representation"]:
+    if represented := numbers["representation"]:
         lines.append(
-            f"what enters the head: silhouette {found['by_direction']:.2f} by direction, "
-            f"{found['by_state']:.2f} by state"
+            f"what enters the head: silhouette {represented['by_direction']:.2f} by direction, "
+            f"{represented['by_state']:.2f} by state"
         )
     return "\n".join(lines)
 
@@ -174,36 +183,41 @@ def _chosen(names: Sequence[str]) -> list[Condition]:
 
 
 def _answers(
-    policy: ServedPolicy, conditions: Sequence[Condition], listed: CaseList, footage: Footage, asking: Asking
+    policy: ServedPolicy,
+    conditions: Sequence[Condition],
+    listed: CaseList,
+    case_clips: CaseClips,
+    settings: QuerySettings,
 ) -> list[Answers]:
-    total = len(conditions) * len(listed.cases) * asking.samples
+    total = len(conditions) * len(listed.cases) * settings.samples
     with tqdm(total=total, desc="probing", unit="chunk", disable=None) as bar:
-        return [ask(policy, condition, listed.cases, footage, asking, bar.update) for condition in conditions]
+        return [query(policy, condition, listed.cases, case_clips, settings, bar.update) for condition in conditions]
 
 
 def _estimates(answers: Answers, seed: int, axis: str = "") -> dict[str, Any] | None:
     """Of all trials, or those of one axis; None where there is none."""
     labels = sorted({case.direction for case in answers.cases})
-    kept = [labels.index(case.direction) for case in answers.cases if not axis or case.axis == axis]
-    if not kept:
+    chosen = [labels.index(case.direction) for case in answers.cases if not axis or case.axis == axis]
+    if not chosen:
         return None
-    trials = answers.trials(labels).of(kept)
-    found = metrics.estimate(trials, seed, f"{answers.condition.name} {axis}")
-    return {"trials": len(trials), **{name: _finite(asdict(item)) for name, item in found.items()}}
+    trials = answers.trials(labels).of(chosen)
+    estimates = metrics.estimate(trials, seed, f"{answers.condition.name} {axis}")
+    return {"trials": len(trials), **{name: _finite(asdict(item)) for name, item in estimates.items()}}
 
 
 def _by_nearness(answers: Answers) -> dict[str, dict[str, float]]:
-    """DAR by what another frame's picture shares with the case (`FrameOf`); empty where cases see their own or none."""
-    found: dict[str, list[bool]] = {}
+    """Nearness (`FrameOf`) -> DAR of the cases that showed another clip's frame of that nearness; empty where cases
+    showed their own image or none."""
+    right_by_nearness: dict[str, list[bool]] = {}
     if frames := answers.frames:
         trials = answers.trials(sorted({case.direction for case in answers.cases}))
         for frame, right in zip(frames, alignment(trials.predicted_N3, trials.toward_N3), strict=True):
-            found.setdefault(frame.nearness, []).append(bool(right))
-    return {near: {"trials": len(right), "dar": float(np.mean(right))} for near, right in found.items()}
+            right_by_nearness.setdefault(frame.nearness, []).append(bool(right))
+    return {near: {"trials": len(right), "dar": float(np.mean(right))} for near, right in right_by_nearness.items()}
 
 
 def _mean_of_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """The other reading of "average results" (FACTS 1.2): each pair by itself, then their mean."""
+    """The other reading of "average results" (FACTS 1.2): the mean of the scores of each pair of directions."""
     means = {}
     for name in metrics.NAMES:
         values = [pair[name]["value"] for pair in pairs.values() if pair[name]["value"] is not None]
@@ -215,7 +229,7 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {key: value if np.isfinite(value) else None for key, value in values.items()}
 
 
-def _about(policy: ServedPolicy, request: Request) -> dict[str, Any]:
+def _about(policy: ServedPolicy, request: ProbeRequest) -> dict[str, Any]:
     return {
         "path": str(request.checkpoint),
         "identity": policy.identity,
@@ -227,9 +241,10 @@ def _about(policy: ServedPolicy, request: Request) -> dict[str, Any]:
     }
 
 
-def _header(listed: CaseList, footage: Footage, horizon: int) -> dict[str, Any]:
-    """demonstrated: DAR of the demonstrations over the same horizon, the most that a copy of them reaches."""
-    ends_N3 = np.array([demonstration(case, footage, horizon)[-1] for case in listed.cases])
+def _header(listed: CaseList, case_clips: CaseClips, horizon: int) -> dict[str, Any]:
+    """What the page says of the cases. `demonstrated` is the DAR of the demonstrations over the same horizon, which a
+    policy that copies them reaches."""
+    ends_N3 = np.array([demonstration(case, case_clips, horizon)[-1] for case in listed.cases])
     toward_N3 = np.array([case.toward for case in listed.cases])
     return {
         "n": len(listed.cases),
@@ -245,19 +260,19 @@ def _header(listed: CaseList, footage: Footage, horizon: int) -> dict[str, Any]:
     }
 
 
-def _shown(found: Representation) -> dict[str, Any]:
+def _shown(represented: Representation) -> dict[str, Any]:
     return {
-        "states": len(set(found.state_M.tolist())),
-        "points": len(found.state_M),
-        "by_direction": found.by_direction,
-        "by_state": found.by_state,
-        "explained": found.explained,
-        "perplexity": found.perplexity,
+        "states": len(set(represented.state_M.tolist())),
+        "points": len(represented.state_M),
+        "by_direction": represented.by_direction,
+        "by_state": represented.by_state,
+        "explained": represented.explained,
+        "perplexity": represented.perplexity,
     }
 
 
 def _displacements(answers: Answers) -> list[dict[str, Any]]:
-    """Every trial, so that others can score it their way."""
+    """Every trial, so that others can compute scores of their own."""
     return [
         {
             "clip": case.clip,
@@ -270,15 +285,15 @@ def _displacements(answers: Answers) -> list[dict[str, Any]]:
     ]
 
 
-def _pictures(
-    answers: Sequence[Answers], listed: CaseList, footage: Footage, found: Representation | None
+def _images(
+    answers: Sequence[Answers], listed: CaseList, case_clips: CaseClips, represented: Representation | None
 ) -> dict[str, Any]:
-    unit = footage.index.embodiment.action.unit
+    unit = case_clips.index.embodiment.action.unit
     shown = [answer for answer in answers if answer.condition.name in DRAWN and not answer.refusal]
     paths = {}
     for axis in dict.fromkeys(case.axis for case in listed.cases) if shown else ():
         paths[axis] = _uri(figures.opposite_commands(shown, listed.axes, axis, unit))
-    return {"paths": paths, "map": None if found is None else _uri(figures.representation(found))}
+    return {"paths": paths, "map": None if represented is None else _uri(figures.representation(represented))}
 
 
 def _uri(svg: bytes) -> str:

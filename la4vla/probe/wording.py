@@ -63,9 +63,9 @@ def paraphrase(instruction: str, draw: float) -> str:
             if fitting:
                 return fitting[int(draw * len(fitting))].format(**fields)
     for verb, other in SYNONYMS.items():
-        found = re.compile(rf"\b{verb}\b", re.IGNORECASE)
-        if found.search(instruction):
-            return found.sub(lambda match, other=other: _like(match[0], other), instruction, count=1)
+        verb_pattern = re.compile(rf"\b{verb}\b", re.IGNORECASE)
+        if verb_pattern.search(instruction):
+            return verb_pattern.sub(lambda match, other=other: _like(match[0], other), instruction, count=1)
     return DIRECTION_WORD.sub(lambda match: _like(match[0], _respelled(match[0].lower(), draw)), instruction)
 
 

@@ -1,8 +1,8 @@
 """A list of probe cases: which frame of which clip, what it is told, and what it is confused with. Stored as JSONL.
 
-A case refers to pictures and states of a shard folder by clip key and frame; nothing is copied. The first line of a
-file says which folder (with its fingerprint) and how the list was drawn, every other line is one case. Refuses a folder
-whose shards are not those the list was drawn from: all checkpoints face the same cases or none.
+A case refers to images and states of a shard folder by clip key and frame; nothing is copied. The first line of a
+file says which folder (with its fingerprint) and how the list was sampled, every other line is one case. Refuses a
+folder whose shards are not those the list was sampled from, so that all checkpoints face the same cases.
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ from la4vla.types import UserError
 
 SCHEMA_VERSION = 1
 
+MISLEADING = ("unaligned", "conflict")
+"""Fields of a case that name a frame of another clip, which a condition shows instead of the case's own."""
+
 
 @dataclass(frozen=True)
 class FrameOf:
-    """A frame of a clip (counted from the clip's start). nearness: what it shares with the case, `episode`, `task` or
-    nothing (`any`)."""
+    """A frame of another clip than the case's.
+
+    clip       key of the clip
+    frame      counted from the clip's start
+    nearness   what the clip shares with the case: `episode`, `task` or nothing (`any`)
+    """
 
     clip: str
     frame: int
@@ -41,12 +48,17 @@ class FrameOf:
 class Case:
     """One question with a known direction.
 
-    clip, frame: where it comes from; its state, its pictures and the demonstrated actions are those from there on.
-    direction: word of the robot's own view (`up`). toward: unit vector of it in the embodiment's base frame.
-    axis: both words of the tested axis (`up/down`), names the direction pair. instruction: the clip's own; opposite:
-    the same with its direction words swapped; paraphrase: the same meaning in other words.
-    unaligned: a frame outside the clip, of a clip that names neither end of the axis. conflict: first frame of a clip
-    that moves the opposite way. None where the folder has no such frame.
+    clip          key of the clip it comes from
+    frame         of the clip, from its start: the case's state, images and demonstrated actions begin there
+    task          of the clip
+    direction     word of the robot's own view (`up`)
+    axis          both words of the tested axis (`up/down`)
+    toward        unit vector of the direction in the embodiment's base frame
+    instruction   the clip's own
+    opposite      the same with its direction words swapped
+    paraphrase    the same meaning in other words
+    unaligned     a frame outside the clip, of a clip that names neither end of the axis; None: the folder has none
+    conflict      first frame of a clip that moves the opposite way; None: the folder has none
     """
 
     clip: str
@@ -61,11 +73,23 @@ class Case:
     unaligned: FrameOf | None
     conflict: FrameOf | None
 
+    @property
+    def misleading(self) -> dict[str, FrameOf | None]:
+        """The frames of other clips, by the names in MISLEADING."""
+        return {name: self.__dict__[name] for name in MISLEADING}
+
 
 @dataclass(frozen=True)
 class CaseList:
-    """folder: of the shards, as given when the list was drawn. axes: forward, left and up as unit vectors of the base
-    frame. settings: how it was drawn."""
+    """All cases of a shard folder, which every checkpoint is probed with.
+
+    folder        of the shards, as it was given when the cases were sampled
+    fingerprint   of the folder's index
+    embodiment    its name
+    axes          forward, left and up as unit vectors of the base frame
+    settings      how the cases were sampled
+    cases         in order
+    """
 
     folder: str
     fingerprint: str
@@ -75,13 +99,12 @@ class CaseList:
     cases: tuple[Case, ...]
 
     def nearness(self) -> dict[str, dict[str, int]]:
-        """Of the unaligned and the conflicting frames: how many share with their case its episode, its task, nothing
-        (`any`), and how many there are not (`none`)."""
-        frames = {
-            "unaligned": [case.unaligned for case in self.cases],
-            "conflict": [case.conflict for case in self.cases],
+        """Name in MISLEADING -> how many frames share with their case its episode, its task, nothing (`any`), and how
+        many cases have no such frame (`none`)."""
+        return {
+            name: dict(Counter(frame.nearness if (frame := case.misleading[name]) else "none" for case in self.cases))
+            for name in MISLEADING
         }
-        return {name: dict(Counter(one.nearness if one else "none" for one in of)) for name, of in frames.items()}
 
     def write(self, path: Path) -> None:
         """Raises UserError where it cannot be written."""
@@ -111,49 +134,53 @@ def read_cases(path: str | Path) -> CaseList:
 
 
 def _case(row: Mapping[str, Any]) -> Case:
-    frames = {name: None if row[name] is None else FrameOf(**row[name]) for name in ("unaligned", "conflict")}
+    frames = {name: None if row[name] is None else FrameOf(**row[name]) for name in MISLEADING}
     return Case(**{**row, **frames})
 
 
 @dataclass(frozen=True)
-class Footage:
-    """The clips that a list of cases refers to, by key. index: of their folder."""
+class CaseClips:
+    """The clips that a list of cases refers to.
+
+    index   of their folder
+    clips   key -> clip, with the JPEGs that are shown
+    """
 
     index: Index
     clips: Mapping[str, Clip]
 
-    def pictures(self, clip: str, frame: int, views: Sequence[str]) -> dict[str, np.ndarray]:
-        """uint8 RGB [H, W, 3] of each view. Raises UserError for a picture that does not decode."""
-        pictures = {}
+    def images(self, clip: str, frame: int, views: Sequence[str]) -> dict[str, np.ndarray]:
+        """uint8 RGB [H, W, 3] of each view. Raises UserError for an image that does not decode."""
+        images = {}
         for view in views:
             try:
-                pictures[view] = simplejpeg.decode_jpeg(self.clips[clip].frames[view][frame], colorspace="RGB")
+                images[view] = simplejpeg.decode_jpeg(self.clips[clip].frames[view][frame], colorspace="RGB")
             except ValueError as error:
                 raise UserError(
                     f"{self.index.location}: {clip}, view {view}, frame {frame} does not decode ({error}); "
                     "write the shards again."
                 ) from error
-        return pictures
+        return images
 
 
-def open_footage(listed: CaseList, views: Sequence[str], folder: str = "") -> Footage:
-    """The clips of a list with the JPEGs of `views`. folder: where the shards lie now; empty: where they lay.
+def open_case_clips(listed: CaseList, views: Sequence[str], folder: str = "") -> CaseClips:
+    """The clips of a list with the JPEGs of `views`. folder: where the shards are now; empty: where they were.
 
     Raises UserError for a folder that has changed or lacks a view.
     """
     index = read_index(folder or listed.folder)
     if fingerprint(index) != listed.fingerprint:
         raise UserError(
-            f"{index.location}: its shards are not those that the cases were drawn from; bring those back, or draw new "
-            "cases with `la4vla probe cases` and probe every checkpoint with them."
+            f"{index.location}: its shards are not those that the cases were sampled from; bring those back, or sample "
+            "new cases with `la4vla probe cases` and probe every checkpoint with them."
         )
     for view in views:
         if view not in index.views:
             raise UserError(
-                f"{index.location} has no view `{view}` ({', '.join(index.views) or 'none at all'}); draw cases from "
+                f"{index.location} has no view `{view}` ({', '.join(index.views) or 'none at all'}); sample cases from "
                 "shards with the policy's views."
             )
-    return Footage(index, _clips(index, _referred(listed.cases), views))
+    return CaseClips(index, _clips(index, _referred(listed.cases), views))
 
 
 def _referred(cases: Iterable[Case]) -> dict[str, set[int]]:
@@ -162,18 +189,18 @@ def _referred(cases: Iterable[Case]) -> dict[str, set[int]]:
     for case in cases:
         for clip, frame in (
             (case.clip, case.frame),
-            *((f.clip, f.frame) for f in (case.unaligned, case.conflict) if f),
+            *((other.clip, other.frame) for other in case.misleading.values() if other),
         ):
             frames.setdefault(clip, set()).add(frame)
     return frames
 
 
 def _clips(index: Index, referred: Mapping[str, set[int]], views: Sequence[str]) -> dict[str, Clip]:
-    """The clips with copies of the JPEGs that are shown: a view of one would keep its whole shard in memory."""
+    """The clips with copies of the JPEGs that are shown; a view into a shard would keep all of it in memory."""
     clips = {}
     for number, shard in enumerate(index.shards):
         for clip in read_shard(index, number, views) if referred.keys() & set(shard.keys) else ():
-            if shown := referred.get(clip.key):
-                kept = {name: {t: bytes(of[t]) for t in shown} for name, of in clip.frames.items()}
-                clips[clip.key] = replace(clip, frames=kept)
+            if numbers := referred.get(clip.key):
+                shown = {view: {at: bytes(jpegs[at]) for at in numbers} for view, jpegs in clip.frames.items()}
+                clips[clip.key] = replace(clip, frames=shown)
     return clips

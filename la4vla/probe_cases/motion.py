@@ -19,7 +19,7 @@ def check_translation(embodiment: Embodiment) -> None:
 
 
 def travel(action_TA: np.ndarray, state_S: np.ndarray, embodiment: Embodiment) -> np.ndarray:
-    """float64 [T, 3]: displacement from the chunk's start to where action t sends the hand (x, y, z).
+    """float64 [T, 3]: displacement (x, y, z) from where the chunk starts to where action t sends the hand.
 
     action_TA, state_S: raw units of the embodiment; state of the frame the chunk starts at. Delta actions are added up
     (FACTS 1.2), in the action's own unit; absolute ones are taken relative to the state.

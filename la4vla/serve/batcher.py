@@ -1,7 +1,8 @@
-"""Questions of many clients, answered by one policy in one thread, as many at once as are waiting.
+"""Answers the queries of many clients with one policy in one thread. What waits is computed as one batch.
 
-A client's questions of one message stay together, in their order: what one client alone gets is bit for bit what the
-same call in process gives. Refuses more questions in a message than a batch may hold, and actions that are not finite.
+The queries of one message stay together and in their order, so a client that is alone gets bit for bit what the same
+call in process gives. A UserError refuses more queries in a message than a batch may hold, and actions that are not
+finite.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from la4vla.serve.policy import NOT_FINITE, NoiseKey, PolicyLost, ServedPolicy
+from la4vla.serve.policy import NOT_FINITE, PolicyLost
+from la4vla.serve.policy_like import NoiseKey, PolicyLike, open_episodes
 from la4vla.types import Observation, UserError
 
 
 @dataclass(frozen=True)
-class Question:
-    """One observation and one noise key for each chunk that a message asks for."""
+class Queries:
+    """The queries of one message: one observation and one noise key each."""
 
     observations: Sequence[Observation]
     keys: Sequence[NoiseKey]
@@ -28,9 +30,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """chunks: float32 [T, A] each, raw units. queue_ms: waiting before the batch began. infer_ms: of the whole batch.
+    """The chunks of one message, and what they took.
 
-    batch: chunks that were computed together, those of other clients included.
+    chunks     float32 [T, A] each, raw units
+    queue_ms   from the message's arrival to the start of its batch
+    infer_ms   of the whole batch
+    batch      chunks that were computed together, other clients' included
     """
 
     chunks: Sequence[np.ndarray]
@@ -41,16 +46,16 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    question: Question
+    queries: Queries
     since: float
     answer: asyncio.Future[Answer]
 
     @property
     def size(self) -> int:
-        return len(self.question.keys)
+        return len(self.queries.keys)
 
     def resolve(self, answer: Answer) -> None:
-        if not self.answer.done():  # who has left waits no more
+        if not self.answer.done():  # it is done where the client has left
             self.answer.set_result(answer)
 
     def fail(self, error: UserError) -> None:
@@ -59,10 +64,10 @@ class _Waiting:
 
 
 class Batcher:
-    """`run` must be running, as a task of the same event loop, for `ask` to return."""
+    """`ask` returns only while `run` is running as a task of the same event loop."""
 
-    def __init__(self, policy: ServedPolicy, max_batch: int) -> None:
-        """max_batch: chunks computed together at most; 1 makes every answer independent of other clients' presence."""
+    def __init__(self, policy: PolicyLike, max_batch: int) -> None:
+        """max_batch: the most chunks that are computed together; with 1, no other client changes an answer."""
         self.policy = policy
         self.max_batch = max_batch
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
@@ -72,16 +77,18 @@ class Batcher:
         self._stopped = False
         self._thread = ThreadPoolExecutor(1, "policy")
 
-    async def ask(self, question: Question) -> Answer:
-        """Raises UserError for an observation the policy refuses and for more questions than a batch holds, PolicyLost
-        where nothing is answered any more. A question whose asking is cancelled before its batch begins costs nothing.
+    async def ask(self, queries: Queries) -> Answer:
+        """The answer to the queries of one message. Cancelled before its batch begins, it costs nothing.
+
+        Raises UserError for an observation that the policy refuses and for more queries than a batch holds, and
+        PolicyLost where the server has stopped.
         """
-        if len(question.keys) > self.max_batch:
-            raise UserError(f"{len(question.keys)} queries came in one message, --max-batch is {self.max_batch}.")
+        if len(queries.keys) > self.max_batch:
+            raise UserError(f"{len(queries.keys)} queries came in one message, --max-batch is {self.max_batch}.")
         if self._stopped:
             raise _stopped()
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(question, time.perf_counter(), loop.create_future())
+        waiting = _Waiting(queries, time.perf_counter(), loop.create_future())
         self._open.add(waiting)
         self._waiting.put_nowait(waiting)
         try:
@@ -90,7 +97,8 @@ class Batcher:
             self._open.remove(waiting)
 
     async def run(self) -> None:
-        """Answers until it is cancelled or the policy raises what is no UserError; then all who wait hear so."""
+        """Answers until it is cancelled, or until the policy raises something else than a UserError; whoever waits
+        then gets PolicyLost."""
         try:
             while True:
                 self._computed = await self._next_batch()
@@ -102,7 +110,7 @@ class Batcher:
             self._thread.shutdown()
 
     async def stop(self) -> None:
-        """Refuses what waits and all that comes, and returns when what is being computed is answered."""
+        """Refuses the queries that wait and those that come, and returns when the present batch is answered."""
         self._stopped = True
         for waiting in self._open.difference(self._computed):
             waiting.fail(_stopped())
@@ -110,8 +118,8 @@ class Batcher:
             await asyncio.wait([waiting.answer for waiting in self._computed])
 
     async def _next_batch(self) -> Sequence[_Waiting]:
-        """The first that waits, and those behind it that fit; the first that does not fit begins the next batch. Who
-        waits no more is left out."""
+        """The first message that waits, and those behind it that fit into the batch. The first that does not fit begins
+        the next batch. Messages of clients that have left are dropped."""
         batch: list[_Waiting] = []
         size = 0
         while not batch or not self._waiting.empty():
@@ -126,24 +134,30 @@ class Batcher:
             batch.append(following)
         return batch
 
+    def _infer(self, observations: Sequence[Observation], keys: Sequence[NoiseKey]) -> list[np.ndarray]:
+        """Runs in the policy's thread. A batch that is refused comes again message by message, and then opens its
+        episodes again."""
+        open_episodes(self.policy, keys)
+        return self.policy.infer(observations, keys)
+
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
-        observations = [seen for waiting in batch for seen in waiting.question.observations]
-        keys = [key for waiting in batch for key in waiting.question.keys]
+        observations = [observation for waiting in batch for observation in waiting.queries.observations]
+        keys = [key for waiting in batch for key in waiting.queries.keys]
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         try:
-            chunks = await loop.run_in_executor(self._thread, self.policy.infer, observations, keys)
+            chunks = await loop.run_in_executor(self._thread, self._infer, observations, keys)
         except UserError as error:
             if len(batch) == 1:
                 batch[0].fail(error)
-            else:  # one of them is at fault; the others shall not notice
+            else:  # one of the messages is at fault, and the others must not suffer for it
                 for waiting in batch:
                     await self._answer([waiting])
             return
         infer_ms = 1000 * (time.perf_counter() - began)
         rest = iter(chunks)
         for waiting in batch:
-            own = [next(rest) for _ in waiting.question.keys]
+            own = [next(rest) for _ in waiting.queries.keys]
             if all(np.isfinite(chunk_TA).all() for chunk_TA in own):
                 waiting.resolve(Answer(own, 1000 * (began - waiting.since), infer_ms, len(keys)))
             else:

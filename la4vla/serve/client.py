@@ -1,12 +1,13 @@
-"""The other end of `la4vla serve`: a policy on another machine, asked like the one in process.
+"""The client of `la4vla serve`: a policy on another machine behind the interface of the one in process.
 
-One connection, one message at a time, no more questions in it than the server computes together. Refuses, with a
-UserError of one sentence: a server that is not there, asks for another token or talks another dialect; and it passes on
-what the server refuses. A server that goes away is a PolicyLost.
+It has one connection and sends one message at a time, with no more queries than the server computes together. A
+UserError of one sentence says that no server answers, that it wants another token or speaks another dialect, and what
+it refuses. PolicyLost says that it went away.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -18,7 +19,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from la4vla.serve import wire
 from la4vla.serve.dialects import SCHEMA
-from la4vla.serve.policy import NoiseKey, PolicyLost, require_match
+from la4vla.serve.policy import PolicyLost, require_match
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey
 from la4vla.types import Embodiment, Observation, UserError
 
 DIALECT = "la4vla"
@@ -26,14 +28,21 @@ MAX_REPLY = 2**24  # bytes: a batch of 64 chunks of 50 x 24 takes a third of a m
 
 
 class RemotePolicy:
-    """A served policy with the questions of `ServedPolicy`: identity, step, embodiment, views, versions, check, infer.
+    """A served policy with what `ServedPolicy` has: identity, step, embodiment, views, versions, check, open, infer.
 
-    contract: the server's hello. timing: of the last answer, as the server measured it (queue_ms, infer_ms, batch).
     Close it, or use it in `with`.
+
+    contract   the server's hello
+    timing     of the last answer, as the server measured it, and the state's dimensions `outside` their trained range
     """
 
     def __init__(self, url: str, token: str = "", timeout_s: float = 60.0) -> None:
-        """url: `ws://host:port`. timeout_s: for the connection and for each answer."""
+        """Connects. Raises UserError where no server lets us in.
+
+        url         `ws://host:port`
+        token       that the server asks for, or empty
+        timeout_s   for the connection and for each answer
+        """
         self.url = url
         self.timeout_s = timeout_s
         self.timing: dict[str, Any] = {}
@@ -59,25 +68,31 @@ class RemotePolicy:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
 
-    def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
-        """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
+    def open(self, episode: EpisodeKey) -> None:
+        """Does nothing: the server opens an episode when its first query comes."""
 
-        Raises UserError for what the server refuses, and PolicyLost where the connection is lost.
+    def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
+        """One chunk for each observation: float32 [T, A of the embodiment], raw units, not clipped.
+
+        What the server notes about the observations goes to stderr. Raises UserError for what the server refuses, and
+        PolicyLost where the connection is lost.
         """
         queries = [
             {
-                "views": {name: seen.views[name] for name in self.views if name in seen.views},
-                "state": np.asarray(seen.state, np.float32),
-                "instruction": seen.instruction,
+                "views": {name: given.views[name] for name in self.views if name in given.views},
+                "state": np.asarray(given.state, np.float32),
+                "instruction": given.instruction,
                 **key._asdict(),
             }
-            for seen, key in zip(observations, noise_keys, strict=True)
+            for given, key in zip(observations, noise_keys, strict=True)
         ]
         chunks: list[np.ndarray] = []
         size = self.contract["max_batch"]
         for start in range(0, len(queries), size):
             answer = self._ask({"type": "infer", "queries": queries[start : start + size]}, "actions")
             self.timing = answer["timing"]
+            for note in answer["notes"]:
+                print(f"{self.url}: {note}", file=sys.stderr, flush=True)
             chunks += list(answer["actions"])
         return chunks
 
@@ -101,7 +116,7 @@ class RemotePolicy:
         try:
             answer = wire.unpack(self._socket.recv(self.timeout_s))
         except TimeoutError as error:
-            self.close()  # an answer that comes later must not be taken for the next question's
+            self.close()  # an answer that comes later must not be taken for the next query's
             seconds = f"{self.timeout_s:g} s"
             raise PolicyLost(f"{self.url}: no answer in {seconds}; is it a server of our dialect?") from error
         except ConnectionClosed as error:
@@ -117,7 +132,7 @@ class RemotePolicy:
 
 
 def _connected(url: str, token: str, timeout_s: float) -> ClientConnection:
-    """A connection with its handshake done. Raises UserError for a bad address and where no server lets us in."""
+    """An open connection. Raises UserError for a bad address and where no server lets us in."""
     try:
         return connect(
             url,

@@ -1,79 +1,34 @@
-"""What clients of three kinds say and hear: ours, openpi's (FACTS 4.9) and Evo-1's (FACTS 4.6).
+"""The dialects by name: which clients the server can talk to, and what it tells them of its policy.
 
-A dialect turns a message into observations and noise keys, and chunks into a reply. It changes nothing on the way that
-the user did not ask for (`libero_client` is such a wish): pictures are checked, never resized or reinterpreted; what a
-client shows and the policy was not trained to see is an error unless the user named the views. Refuses, with a
-UserError of one sentence, every message that does not fit the policy.
+A dialect turns a message into observations and noise keys, and chunks into a reply. Images and states reach the policy
+as they come, unless the user asked for a translation (`--libero-client`, for one). A message that does not fit the
+policy is a UserError of one sentence, and so is an image of a view that the policy was not trained with, unless the
+user named the views.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import numpy as np
+from types import MappingProxyType
+from typing import Any
 
 import la4vla
-from la4vla.serve import libero_client, wire
-from la4vla.serve.batcher import Answer, Question
-from la4vla.serve.policy import NoiseKey, ServedPolicy
-from la4vla.types import Observation, UserError
+from la4vla.serve import libero_client
+from la4vla.serve.evo1_dialect import EVO1_SLOTS, EVO1_WIDTH, Evo1
+from la4vla.serve.openpi_dialect import STATE_KEY, VIEW_KEYS, Openpi
+from la4vla.serve.own_dialect import La4vla
+from la4vla.serve.policy import ServedPolicy
+from la4vla.types import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 DIALECTS = ("la4vla", "openpi", "evo1")
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 PORTS = {"la4vla": 8000, "openpi": 8000, "evo1": 9000}  # where clients of each kind look (FACTS 4.6, 4.9)
-OPENPI_VIEWS = ("observation/image", "observation/wrist_image")  # as openpi's LIBERO client names them (FACTS 4.9)
-EVO1_SLOTS = 3
-EVO1_WIDTH = 24  # numbers of a padded state or action
-PICTURE_BYTES = 1280 * 720 * 3  # the largest picture that fits under the default size limit
-ELSE_BYTES = 2**20  # for all that is not pixels
-JSON_PICTURE_BYTES = 640 * 480 * 3 * 5  # the same for JSON, which spells a byte as "255, " and is slow beyond this
-
-
-@dataclass
-class Session:
-    """What one connection remembers: where its next noise is drawn from, and how long its last reply took.
-
-    Noise keys count questions, so two connections with the same name and the same questions get the same actions.
-    """
-
-    seed: int
-    task: str
-    episode: int
-    query: int = 0
-    last_total_ms: float | None = None
-
-    def key(self) -> NoiseKey:
-        return NoiseKey(self.seed, self.task, self.episode, self.query)
-
-    def reset(self, seed: int, task: str, episode: int) -> None:
-        """A new episode begins: the next question is its first."""
-        self.seed, self.task, self.episode, self.query = seed, task, episode, 0
-
-
-class Dialect(Protocol):
-    """One way to talk. max_bytes: what the largest message it should ever need takes."""
-
-    @property
-    def max_bytes(self) -> int: ...
-
-    def hello(self, contract: Mapping[str, Any]) -> bytes | None:
-        """What is said when a connection opens, if anything."""
-        ...
-
-    def read(self, message: bytes | str, session: Session) -> Question | bytes:
-        """A message as a question, or the reply at once where there is nothing to compute. Raises UserError."""
-        ...
-
-    def reply(self, answer: Answer, session: Session) -> bytes | str: ...
-
-    def error(self, sentence: str) -> bytes | str: ...
 
 
 def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int) -> dict[str, Any]:
     """All that a client can check before it moves a robot."""
+    stats = policy.processor.chain.normalize.state
     return {
         "type": "hello",
         "schema": SCHEMA,
@@ -81,7 +36,10 @@ def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int)
         "identity": policy.identity,
         "step": policy.step,
         "embodiment": policy.embodiment.to_dict(),
+        "state_min": list(stats.min),
+        "state_max": list(stats.max),
         "views": list(policy.views),
+        "view_sizes": {name: [list(size) for size in sizes] for name, sizes in policy.view_sizes.items()},
         "image_size": policy.spec.image_size,
         "horizon": policy.spec.horizon,
         "control_hz": policy.embodiment.control_hz,
@@ -92,197 +50,29 @@ def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int)
     }
 
 
-@dataclass(frozen=True)
-class La4vla:
-    """Our own: msgpack maps with a `type`. Views that the policy does not take are ignored, as they are in process."""
-
-    policy: ServedPolicy
-    max_batch: int
-
-    @property
-    def max_bytes(self) -> int:
-        return self.max_batch * len(self.policy.views) * PICTURE_BYTES + ELSE_BYTES
-
-    def hello(self, contract: Mapping[str, Any]) -> bytes:
-        return wire.pack(contract)
-
-    def read(self, message: bytes | str, session: Session) -> Question | bytes:
-        request = wire.unpack(message)
-        kind = wire.text(request, "type")
-        if kind == "reset":
-            session.reset(wire.count(request, "seed"), wire.text(request, "task"), wire.count(request, "episode"))
-            return wire.pack({"type": "ready", **session.key()._asdict()})
-        if kind != "infer":
-            raise UserError(f"`type` must be `infer` or `reset`, not {wire.shown(kind)}.")
-        queries = wire.part(request, "queries")
-        if not (isinstance(queries, list) and queries and all(isinstance(query, dict) for query in queries)):
-            raise UserError(f"`queries` must be a list of at least one map, not {wire.shown(queries)}.")
-        seen = [self._observation(query) for query in queries]
-        if len(queries) == 1 and not queries[0].keys() & set(NoiseKey._fields):
-            return _next_question(seen[0], session)
-        return Question(seen, [_key(query) for query in queries])
-
-    def reply(self, answer: Answer, session: Session) -> bytes:
-        timing = {"queue_ms": answer.queue_ms, "infer_ms": answer.infer_ms, "batch": answer.batch}
-        actions_NTA = np.stack(answer.chunks)
-        return wire.pack(
-            {"type": "actions", "actions": actions_NTA, "timing": timing, "identity": self.policy.identity}
-        )
-
-    def error(self, sentence: str) -> bytes:
-        return wire.pack({"type": "error", "error": sentence})
-
-    def _observation(self, query: Mapping[Any, Any]) -> Observation:
-        views = wire.mapping(query, "views")
-        return Observation(
-            {name: wire.picture(wire.part(views, name), name) for name in self.policy.views},
-            wire.vector(wire.part(query, "state"), "state"),
-            wire.text(query, "instruction"),
-        )
-
-
-@dataclass(frozen=True)
-class Openpi:
-    """openpi's policy server. views: the client's key -> our view. chosen: the user named them, others are ignored.
-
-    libero: its LIBERO client asks, and is translated.
-    """
-
-    policy: ServedPolicy
-    views: Mapping[str, str]
-    chosen: bool
-    libero: bool
-
-    @property
-    def max_bytes(self) -> int:
-        return max(len(OPENPI_VIEWS), len(self.views)) * PICTURE_BYTES + ELSE_BYTES
-
-    def hello(self, contract: Mapping[str, Any]) -> bytes:
-        return wire.pack(contract)
-
-    def read(self, message: bytes | str, session: Session) -> Question | bytes:
-        request = wire.unpack(message)
-        pictures = {key for key, value in request.items() if isinstance(value, np.ndarray) and value.ndim == 3}
-        if self.policy.views and not self.chosen and (unknown := pictures - set(self.views)):
-            raise _unseen(self.policy, min(map(str, unknown)))
-        seen = Observation(
-            {ours: wire.picture(wire.part(request, key), key) for key, ours in self.views.items()},
-            wire.vector(wire.part(request, "observation/state"), "observation/state"),
-            wire.text(request, "prompt"),
-        )
-        if self.libero:
-            seen = libero_client.translated(seen)
-        else:
-            libero_client.require_asked(self.policy.embodiment, seen.state)
-        return _next_question(seen, session)
-
-    def reply(self, answer: Answer, session: Session) -> bytes:
-        timing: dict[str, Any] = {"infer_ms": answer.infer_ms, "queue_ms": answer.queue_ms, "batch": answer.batch}
-        if session.last_total_ms is not None:
-            timing["prev_total_ms"] = session.last_total_ms
-        policy_timing = {"infer_ms": answer.infer_ms}
-        return wire.pack({"actions": answer.chunks[0], "policy_timing": policy_timing, "server_timing": timing})
-
-    def error(self, sentence: str) -> str:
-        return sentence  # a text message is an error to openpi's client
-
-
-@dataclass(frozen=True)
-class Evo1:
-    """Evo-1's and LA4VLA's policy server. views: picture slot -> our view. chosen: the user named them. libero: its
-    LIBERO client asks, and is translated.
-
-    channels: order of the pictures that come in; the LIBERO clients send rgb, the MetaWorld ones bgr (FACTS 4.6).
-    gripper: `opening` sends the gripper as 1 = open, 0 = closed, which Evo-1's LIBERO client thresholds at 0.5
-    (FACTS 4.7); `raw` sends what the embodiment says. trim_state: a state longer than the embodiment's loses its end.
-    """
-
-    policy: ServedPolicy
-    views: Mapping[int, str]
-    chosen: bool
-    libero: bool
-    channels: Literal["bgr", "rgb"]
-    gripper: Literal["raw", "opening"]
-    trim_state: bool
-
-    @property
-    def max_bytes(self) -> int:
-        return EVO1_SLOTS * JSON_PICTURE_BYTES + ELSE_BYTES
-
-    def hello(self, contract: Mapping[str, Any]) -> None:
-        return None
-
-    def read(self, message: bytes | str, session: Session) -> Question | bytes:
-        request = wire.unpack_json(message)
-        self._check_action_mask(wire.part(request, "action_mask"))
-        images = wire.part(request, "image")
-        if not (isinstance(images, list) and len(images) == EVO1_SLOTS):
-            raise UserError(f"`image` must be a list of {EVO1_SLOTS} pictures, not {wire.shown(images)}.")
-        shown = wire.vector(wire.part(request, "image_mask"), "image_mask")
-        if len(shown) != EVO1_SLOTS or not np.isin(shown, (0, 1)).all():
-            raise UserError(f"`image_mask` must be a list of {EVO1_SLOTS} zeros and ones.")
-        views = {}
-        for slot, ours in self.views.items():
-            if not shown[slot]:
-                raise UserError(f"`image_mask` hides slot {slot}, which is the policy's view `{ours}`; show it.")
-            pixels_HWC = wire.picture_from_lists(images[slot], str(slot))
-            views[ours] = pixels_HWC if self.channels == "rgb" else np.ascontiguousarray(pixels_HWC[:, :, ::-1])
-        if self.policy.views and not self.chosen and (unknown := set(np.flatnonzero(shown)) - set(self.views)):
-            raise _unseen(self.policy, f"slot {min(unknown)}")
-        state = self._state(wire.vector(wire.part(request, "state"), "state"))
-        seen = Observation(views, state, wire.text(request, "prompt"))
-        return _next_question(libero_client.translated(seen) if self.libero else seen, session)
-
-    def reply(self, answer: Answer, session: Session) -> str:
-        chunk_TA = answer.chunks[0].astype(np.float64)
-        if self.gripper == "opening":
-            action = self.policy.embodiment.action
-            for dim in action.dims("gripper"):
-                spread = action.gripper_open - action.gripper_closed
-                chunk_TA[:, dim] = (chunk_TA[:, dim] - action.gripper_closed) / spread
-        padded_TA = np.zeros((len(chunk_TA), EVO1_WIDTH))
-        padded_TA[:, : chunk_TA.shape[1]] = chunk_TA
-        return json.dumps(padded_TA.tolist(), allow_nan=False)
-
-    def error(self, sentence: str) -> str:
-        return json.dumps({"error": sentence})
-
-    def _check_action_mask(self, value: Any) -> None:
-        """Evo-1 has no handshake: the mask is the only thing in it that tells one robot from another."""
-        nested = isinstance(value, list) and len(value) == 1  # as its xarm client sends it (FACTS B23)
-        mask = wire.vector(value[0] if nested else value, "action_mask")
-        dims = len(self.policy.embodiment.action.names)
-        if len(mask) != EVO1_WIDTH or not np.array_equal(mask, np.arange(EVO1_WIDTH) < dims):
-            raise UserError(
-                f"`action_mask` must be {dims} ones, as this policy's actions, and {EVO1_WIDTH - dims} zeros."
-            )
-
-    def _state(self, state: np.ndarray) -> np.ndarray:
-        if not self.libero:
-            libero_client.require_asked(self.policy.embodiment, state)
-        dims = libero_client.WIDTH if self.libero else len(self.policy.embodiment.state.names)
-        if not dims <= len(state) <= EVO1_WIDTH:
-            raise UserError(f"`state` has {len(state)} numbers; {dims} are needed here, padded to at most 24.")
-        if state[dims:].any() and not self.trim_state:
-            raise UserError(
-                f"`state` goes on after the {dims} numbers of this policy's embodiment; "
-                "serve with --trim-state to ignore the rest."
-            )
-        return state[:dims]
-
-
 def build(
-    name: str, policy: ServedPolicy, views: Sequence[str], max_batch: int, libero: bool, evo1: Mapping[str, Any]
+    name: str,
+    policy: ServedPolicy,
+    views: Sequence[str] = (),
+    max_batch: int = 1,
+    libero: bool = False,
+    openpi: Mapping[str, str] = EMPTY,
+    evo1: Mapping[str, Any] = EMPTY,
 ) -> La4vla | Openpi | Evo1:
-    """The dialect of a name. views: `client's key=our view` each; empty for the client's own order of them.
+    """The dialect of a name. Raises UserError for options that do not belong to it.
 
-    libero: its LIBERO client asks. evo1: options of that dialect, those that were given; for its LIBERO client the
-    others are what that client needs. Raises UserError for what does not belong to the dialect.
+    views       `client's key=our view` each; empty for the order of the client's own keys
+    max_batch   queries that one message may hold, where the dialect has messages of several
+    libero      whether the client is the dialect's LIBERO client
+    openpi      options of that dialect that were given: `state` (keys with commas between them), `prompt`
+    evo1        options of that dialect that were given; the others are what its client needs
     """
     if name not in DIALECTS:
         raise UserError(f"dialect `{name}` does not exist; choose one of {', '.join(DIALECTS)}.")
-    if name != "evo1" and evo1:
-        raise UserError(f"{', '.join(evo1)}: only --dialect evo1 has this option.")
+    for dialect, options in (("openpi", openpi), ("evo1", evo1)):
+        if name != dialect and options:
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise UserError(f"{flags}: only --dialect {dialect} has this option.")
     if name == "la4vla":
         if views:
             raise UserError("--view is for foreign clients; ours name the policy's views.")
@@ -291,21 +81,33 @@ def build(
         return La4vla(policy, max_batch)
     if libero:
         libero_client.require_fit(policy.embodiment)
-    keys = OPENPI_VIEWS if name == "openpi" else tuple(map(str, range(EVO1_SLOTS)))
-    pairs = _view_pairs(policy, keys, views)
     if name == "openpi":
-        return Openpi(policy, pairs, bool(views), libero)
+        return _openpi(policy, views, libero, openpi)
+    return _evo1(policy, views, libero, evo1)
+
+
+def _openpi(policy: ServedPolicy, views: Sequence[str], libero: bool, options: Mapping[str, str]) -> Openpi:
+    pairs = _view_pairs(policy, VIEW_KEYS, views)
+    states = tuple(options.get("state", STATE_KEY).split(","))
+    if not all(states):
+        raise UserError("--state takes the client's keys of the state's parts with a comma between them, as in a,b.")
+    return Openpi(policy, pairs, bool(views), libero, states, options.get("prompt", ""))
+
+
+def _evo1(policy: ServedPolicy, views: Sequence[str], libero: bool, options: Mapping[str, Any]) -> Evo1:
+    keys = tuple(map(str, range(EVO1_SLOTS)))
+    pairs = _view_pairs(policy, keys, views)
     if bad := [key for key in pairs if key not in keys]:
-        raise UserError(f"--view {bad[0]}=...: Evo-1's pictures are numbered {', '.join(keys)}.")
+        raise UserError(f"--view {bad[0]}=...: Evo-1's images are numbered {', '.join(keys)}.")
     sizes = len(policy.embodiment.state.names), len(policy.embodiment.action.names)
     if max(sizes) > EVO1_WIDTH:
         raise UserError(f"Evo-1's clients have room for {EVO1_WIDTH} numbers; this embodiment has {max(sizes)}.")
-    client = ("rgb", "opening") if libero else ("bgr", "raw")
-    options = {"channels": client[0], "gripper": client[1], "trim_state": False, **evo1}
-    if options["gripper"] == "opening" and not policy.embodiment.action.dims("gripper"):
+    usual = ("rgb", "opening") if libero else ("bgr", "raw")
+    filled = {"channels": usual[0], "gripper": usual[1], "trim_state": False, **options}
+    if filled["gripper"] == "opening" and not policy.embodiment.action.dims("gripper"):
         raise UserError("--gripper opening: this embodiment's action has no dimension named gripper.")
     slots = {int(key): ours for key, ours in pairs.items()}
-    return Evo1(policy, slots, bool(views), libero, **options)
+    return Evo1(policy, slots, bool(views), libero, **filled)
 
 
 def _view_pairs(policy: ServedPolicy, keys: Sequence[str], given: Sequence[str]) -> dict[str, str]:
@@ -319,22 +121,3 @@ def _view_pairs(policy: ServedPolicy, keys: Sequence[str], given: Sequence[str])
         needed = ", ".join(policy.views) or "no view"
         raise UserError(f"--view takes KEY=VIEW once for each view of the policy, which has {needed}.")
     return pairs
-
-
-def _key(query: Mapping[Any, Any]) -> NoiseKey:
-    return NoiseKey(
-        wire.count(query, "seed"), wire.text(query, "task"), wire.count(query, "episode"), wire.count(query, "query")
-    )
-
-
-def _next_question(seen: Observation, session: Session) -> Question:
-    question = Question([seen], [session.key()])
-    session.query += 1
-    return question
-
-
-def _unseen(policy: ServedPolicy, what: str) -> UserError:
-    return UserError(
-        f"{wire.shown(what)} shows a view that this policy ({', '.join(policy.views)}) was not trained with; "
-        "serve with --view to say which are used."
-    )

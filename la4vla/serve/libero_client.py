@@ -1,9 +1,9 @@
-"""What the LIBERO clients of openpi and Evo-1 send, as our LIBERO env shows it: pictures and state.
+"""Translates the images and the state that the LIBERO clients of openpi and Evo-1 send to those of our LIBERO env.
 
-Both turn robosuite's bottom-up pictures by 180 degrees, which sets them upright and mirrors them left-right; ours are
-not mirrored. Both send eight numbers of state (FACTS 4.7): hand position, axis times angle, and the two finger joints;
-ours has the distance of the fingers instead. Refuses a policy of another state, and, where
-nobody asked for this translation, a state that needs it.
+Both turn robosuite's bottom-up images by 180 degrees, which sets them upright and mirrors them left-right; ours are not
+mirrored. Both send eight numbers of state (FACTS 4.7): hand position, axis times angle, and the two finger joints; ours
+has the distance of the fingers instead. A UserError refuses a policy of another state, and a state that needs this
+translation where the user did not ask for it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def require_asked(embodiment: Embodiment, state: np.ndarray) -> None:
 
 
 def translated(seen: Observation) -> Observation:
-    """The observation of a client (pictures mirrored, state [8]) as our env shows it (state [7])."""
-    views = {name: np.ascontiguousarray(picture_HWC[:, ::-1]) for name, picture_HWC in seen.views.items()}
+    """The observation of a client (images mirrored, state [8]) as our env shows it (state [7])."""
+    views = {name: np.ascontiguousarray(image_HWC[:, ::-1]) for name, image_HWC in seen.views.items()}
     return Observation(views, _state(seen.state), seen.instruction)
 
 

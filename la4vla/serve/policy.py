@@ -1,10 +1,10 @@
-"""A checkpoint as something that can be asked: observations in, chunks of raw actions out.
+"""A checkpoint as a policy: observations in, chunks of raw actions out.
 
-Everything is rebuilt from the checkpoint folder, the transform chain and the tokenizer included, so that what is served
-is what was trained. A chunk depends on its observation and its noise key alone: the same episode gets the same actions
+Everything is rebuilt from the checkpoint folder, the transform chain and the tokenizer included, so the served policy
+is the trained one. A chunk depends on its observation and its noise key alone: the same episode gets the same actions
 alone or in a batch (to fp32 rounding), in any order. A policy that was trained without views never sees a pixel.
-`asked_as` gives the same weights another kind of row: a policy that sees, without images or with them masked.
-Refuses: an embodiment that is not the checkpoint's, a view that is missing, weights that are not the manifest's.
+`as_kind` gives the same weights another kind of row, without images or with masked ones. A UserError refuses an
+embodiment that is not the checkpoint's, a missing view, and weights that are not the manifest's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.rng import RngUse, generator
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
 NOT_FINITE = (
@@ -42,16 +43,7 @@ NOT_FINITE = (
 
 
 class PolicyLost(UserError):
-    """A policy that can be asked no more; what it answered before stands."""
-
-
-class NoiseKey(NamedTuple):
-    """What a chunk's noise is drawn from. query: number of the question within the episode, from 0."""
-
-    seed: int
-    task: str
-    episode: int
-    query: int
+    """The policy cannot be queried any more. The chunks it gave before are valid."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +53,16 @@ class ServedPolicy:
     identity    sha256 of the weights, or how the untrained ones were made
     step        optimizer steps of the checkpoint
     views       names of the images it needs, in slot order; empty for kind `la`: a policy of language and state alone
-    kind        of the rows it is asked with, as its run was trained; `vla` where it was trained on that among others
-    processor   what its run's samples went through, and the flow whose Euler steps the sampler takes
+    view_sizes  view -> (height, width) of the images it was trained on, one for each size
+    kind        of its rows: the kind its run was trained on, `vla` if that was one of several
+    processor   its run's, which turned samples into batches; its flow says how many Euler steps the sampler takes
     """
 
     identity: str
     step: int
     embodiment: Embodiment
     views: tuple[str, ...]
+    view_sizes: Mapping[str, tuple[tuple[int, int], ...]]
     kind: Kind
     processor: Processor
     policy: Policy
@@ -90,7 +84,7 @@ class ServedPolicy:
 
     @staticmethod
     def untrained(folder: str | Path, seed: int, device: str | torch.device = "cpu") -> ServedPolicy:
-        """The control arm: a checkpoint's architecture, transforms and tokenizer with random weights."""
+        """The control: a checkpoint's architecture, transforms and tokenizer with random weights."""
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
         held = contents(folder, description)
@@ -106,11 +100,11 @@ class ServedPolicy:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of what computes the actions."""
+        """Of the libraries that compute the actions."""
         return {"torch": torch.__version__}
 
-    def asked_as(self, kind: Kind) -> ServedPolicy:
-        """The same policy, asked with rows of another kind. Raises UserError where that shows a blind policy images."""
+    def as_kind(self, kind: Kind) -> ServedPolicy:
+        """The same policy, queried with rows of another kind. Raises UserError where a blind one would see images."""
         if kind != "la" and not self.views:
             raise UserError(f"a policy without views cannot be asked as {kind}; ask it as la.")
         return replace(self, kind=kind, views=() if kind == "la" else self.views)
@@ -118,6 +112,9 @@ class ServedPolicy:
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
+
+    def open(self, episode: EpisodeKey) -> None:
+        """Does nothing: a chunk depends on its observation and its noise key alone."""
 
     def infer(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> list[np.ndarray]:
         """One chunk for each observation: float32 [horizon, A of the embodiment], raw units, not clipped.
@@ -130,52 +127,55 @@ class ServedPolicy:
         if not np.isfinite(chunks_BTA).all():
             raise UserError(NOT_FINITE)
         return [
-            self.processor.chain.inverse(chunk_TA, seen.state).astype(np.float32)
-            for chunk_TA, seen in zip(chunks_BTA, observations, strict=True)
+            self.processor.chain.inverse(chunk_TA, given.state).astype(np.float32)
+            for chunk_TA, given in zip(chunks_BTA, observations, strict=True)
         ]
 
     def batch(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> Batch:
-        """What the model gets to see of these observations, on its device. Raises UserError as `infer` does."""
+        """The model's input for these observations, on its device. Raises UserError as `infer` does."""
         prepared = [
-            self.processor.prepare(self._query(seen, key), generator(key.seed, RngUse.SERVE, *key[1:]))
-            for seen, key in zip(observations, noise_keys, strict=True)
+            self.processor.prepare(self._query(given, key), generator(key.seed, RngUse.SERVE, *key[1:]))
+            for given, key in zip(observations, noise_keys, strict=True)
         ]
         return self.processor.batch(prepared).to(self.device)
 
-    def _query(self, seen: Observation, key: NoiseKey) -> Sample:
-        _require_views(self.views, tuple(seen.views))
+    def _query(self, observation: Observation, key: NoiseKey) -> Sample:
+        _require_views(self.views, tuple(observation.views))
         dims = len(self.embodiment.state.names)
-        if seen.state.shape != (dims,):
-            raise UserError(f"the state has shape {list(seen.state.shape)}; this policy's embodiment has {dims} dims.")
+        if observation.state.shape != (dims,):
+            raise UserError(
+                f"the state has shape {list(observation.state.shape)}; this policy's embodiment has {dims} dims."
+            )
         return Sample(
             kind=self.kind,
             key=f"{key.task}/{key.episode}/{key.query}",
-            instruction=seen.instruction,
-            state=on_side(seen.state.astype(np.float32), self.embodiment.state),
+            instruction=observation.instruction,
+            state=on_side(observation.state.astype(np.float32), self.embodiment.state),
             action=None,
             action_valid=np.ones(self.spec.horizon, bool),
             state_mask=np.ones(dims, bool),
             action_mask=np.ones(len(self.embodiment.action.names), bool),
-            views={name: seen.views[name] for name in self.views},
+            views={name: observation.views[name] for name in self.views},
         )
 
 
 def require_match(mine: Embodiment, needed: Sequence[str], embodiment: Embodiment, views: Sequence[str]) -> None:
     """Raises UserError where a policy of `mine` and `needed` cannot drive an env of `embodiment` and `views`."""
-    if difference := _difference(mine.to_dict(), embodiment.to_dict()):
+    if differs := mine.difference(embodiment):
         raise UserError(
-            f"the embodiment is another: {difference}; evaluate it on its own env, or construct with this env's robot "
-            "(read.robot) and train on that."
+            f"the embodiment is another: {differs.field} is {differs.mine} here and {differs.other} in the env; "
+            "evaluate it on its own env, or construct with this env's robot (read.robot) and train on that."
         )
     _require_views(needed, views)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds beside its weights; the fields are those of ServedPolicy."""
+    """What a checkpoint holds beside its weights. The fields are those of ServedPolicy."""
 
     embodiment: Embodiment
     views: tuple[str, ...]
+    view_sizes: Mapping[str, tuple[tuple[int, int], ...]]
     kind: Kind
     processor: Processor
 
@@ -191,14 +191,15 @@ def contents(folder: Path, description: manifest.Manifest) -> Contents:
         spec = _size(description).spec
     with _damage(folder, "config"):
         views, kind, flow = tuple(description.views), _kind(description), _flow(description)
+        sizes = {name: tuple((int(h), int(w)) for h, w in description.view_sizes[name]) for name in views}
     with _damage(folder, "tokenizer"):  # read from memory: from a file the library raises a bare Exception
         prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec)
     processor = Processor(chain_from_dicts(description.transforms), prompter.encode, spec, flow)
-    return Contents(embodiment, views, kind, processor)
+    return Contents(embodiment, views, sizes, kind, processor)
 
 
 def whole_weights(folder: Path, description: manifest.Manifest) -> Path:
-    """The weights' file of a checkpoint. Raises UserError where it is not the one that the manifest describes."""
+    """The file of a checkpoint's weights. Raises UserError unless its sha256 is the manifest's."""
     path = folder / manifest.WEIGHTS
     if file_sha256(path) != description.weights_sha256:
         raise UserError(f"{path}: not the weights its manifest describes; copy the checkpoint again.")
@@ -214,8 +215,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _rebuilt(description: manifest.Manifest) -> Policy:
-    """The policy of a checkpoint without its weights. What was trained with flash_attention_2, which knows neither fp32
-    nor CPUs, is asked with sdpa: the same weights and the same mathematics."""
+    """The policy of a checkpoint without its weights. One that was trained with flash_attention_2, which computes
+    neither in fp32 nor on a CPU, is rebuilt with sdpa: the weights and the mathematics are the same."""
     model = description.model
     return rebuild({**model, "attention": "sdpa"} if model["attention"] == "flash_attention_2" else model)
 
@@ -227,6 +228,7 @@ def _serve(held: Contents, policy: Policy, identity: str, step: int, device: str
         step=step,
         embodiment=held.embodiment,
         views=held.views,
+        view_sizes=held.view_sizes,
         kind=held.kind,
         processor=held.processor,
         policy=policy.eval().requires_grad_(False).to(place),
@@ -236,7 +238,7 @@ def _serve(held: Contents, policy: Policy, identity: str, step: int, device: str
 
 @contextmanager
 def _damage(folder: Path, part: str) -> Iterator[None]:
-    """Whatever breaks while a part of a checkpoint is read is a UserError that names the part."""
+    """Turns an error while a part of a checkpoint is read into a UserError that names the part."""
     try:
         yield
     except UserError:
@@ -255,7 +257,7 @@ def _damage(folder: Path, part: str) -> Iterator[None]:
 
 
 def _size(description: manifest.Manifest) -> ModelSize:
-    """Raises TypeError where a value is not of its type, which the model's libraries tell in ways of their own."""
+    """Raises TypeError where a value is not of its field's type."""
     size = ModelSize.from_dict(description.model["size"])
     for item in fields(size):
         if not isinstance(description.model["size"][item.name], int if item.type == "int" else int | float):
@@ -264,13 +266,14 @@ def _size(description: manifest.Manifest) -> ModelSize:
 
 
 def _flow(description: manifest.Manifest) -> FlowConfig:
-    """Raises what omegaconf raises where a value is not of its type."""
+    """Raises omegaconf's errors where a value is not of its field's type."""
     merged: Any = OmegaConf.merge(OmegaConf.structured(FlowConfig), description.config["flow"])
     return FlowConfig(**merged)
 
 
 def _kind(description: manifest.Manifest) -> Kind:
-    """What a checkpoint's run showed it of its views: `la_leaky` where every source with views was of that kind."""
+    """The kind of a checkpoint's rows: `la` without views, `la_leaky` if every source with views was of that kind,
+    else `vla`."""
     if not description.views:
         return "la"
     stages, sources = description.config["stages"], description.config["data"]["sources"]
@@ -286,15 +289,3 @@ def _require_views(needed: Sequence[str], views: Sequence[str]) -> None:
                 f"trained with the view `{name}`, the env shows {', '.join(views) or 'none'}; choose a protocol "
                 "with that view, or name it so when constructing (read.views)."
             )
-
-
-def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> str:
-    """The first field in which two embodiments differ, in words; empty if none does."""
-    for key, value in mine.items():
-        place = f"{where}{key}"
-        if isinstance(value, Mapping):
-            if found := _difference(value, other[key], f"{place}."):
-                return found
-        elif value != other[key]:
-            return f"{place} is {value} here and {other[key]} in the env"
-    return ""

@@ -1,8 +1,9 @@
-"""`la4vla serve`: a checkpoint behind a websocket. The transport only; what is said is in `dialects`.
+"""`la4vla serve`: a checkpoint behind a websocket. This is the transport; `dialects` has the messages.
 
-Listens on this machine alone unless told otherwise, and then asks every client for a token. A browser's page is turned
-away (its requests name their origin). `GET /healthz` answers without a token. Refuses messages beyond the size limit by
-closing the connection; every other bad message is answered by one sentence and the connection stays open.
+The server listens on this machine alone unless told otherwise, and then asks every client for a token. A request that
+names an origin comes from a page in a browser and is refused unless the user allows it. `GET /healthz` answers without
+a token. A message beyond the size limit closes its connection; any other bad message gets one sentence for an answer,
+and the connection stays open. The log has each kind of error once a connection.
 """
 
 from __future__ import annotations
@@ -24,33 +25,46 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import unquote
 
-import torch
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from la4vla.device import usable_device
 from la4vla.serve import dialects, wire
-from la4vla.serve.batcher import Answer, Batcher, Question
+from la4vla.serve.batcher import Answer, Batcher, Queries
+from la4vla.serve.client_log import ClientLog, printable
+from la4vla.serve.connection import connection_type
+from la4vla.serve.dialect import Session
+from la4vla.serve.input_check import InputCheck, InputDifference, refusal
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.types import UserError
 
 HEALTH = "/healthz"
-PATIENCE_S = (
-    10.0  # at the end, for clients that take no reply; as long as websockets waits for one that says no goodbye
-)
+MAX_ORIGINS = 30  # refused ones that are logged
+PATIENCE_S = 10.0  # at the end, for clients that do not take their reply; websockets waits as long for their goodbye
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `la4vla serve` takes, and the defaults.
+    """The options of `la4vla serve` and their defaults.
 
-    folder: a checkpoint, or a run. port: None for the dialect's own, 0 for any free one. seed: of connections that
-    name none. device: empty for the best there is. max_batch: chunks computed together at most. max_bytes: of one
-    message; None for what the dialect's largest needs. token: asked of every client; empty for none on this machine and
-    for a fresh one elsewhere. views: `client's key=our view` each. libero_client: openpi's or Evo-1's LIBERO client
-    asks. evo1: options of that dialect.
+    folder          a checkpoint, or a run (then its newest one)
+    dialect         that the clients speak
+    host            to listen on
+    port            None for the dialect's own, 0 for any free one
+    seed            of the noise of clients that send none
+    device          empty for the best there is
+    max_batch       the most chunks that are computed together
+    strict          whether observations that differ from the training data are refused
+    max_bytes       size of a message at most; None for the largest that the dialect's clients should need
+    token           asked of every client; empty for none on this machine and for a fresh one elsewhere
+    allow_origins   that requests may name
+    views           `client's key=our view` each
+    libero_client   whether the client is openpi's or Evo-1's LIBERO client
+    openpi          options of that dialect
+    evo1            options of that dialect
     """
 
     folder: Path
@@ -60,28 +74,27 @@ class Settings:
     seed: int = 0
     device: str = ""
     max_batch: int = 16
+    strict: bool = False
     max_bytes: int | None = None
     token: str = ""
+    allow_origins: Sequence[str] = ()
     views: Sequence[str] = ()
     libero_client: bool = False
+    openpi: dict[str, str] = field(default_factory=dict)
     evo1: dict[str, str | bool] = field(default_factory=dict)
 
 
 def serve(settings: Settings) -> int:
     """Loads the checkpoint and serves it until SIGTERM or SIGINT. Returns 0. Raises UserError for bad input."""
-    if not 1 <= settings.max_batch <= wire.MAX_ITEMS:
-        raise UserError(f"--max-batch {settings.max_batch}: must be from 1 to {wire.MAX_ITEMS}.")
+    if not 1 <= settings.max_batch <= wire.MAX_QUERIES:
+        raise UserError(f"--max-batch {settings.max_batch}: must be from 1 to {wire.MAX_QUERIES}.")
     if settings.seed < 0 or (settings.max_bytes is not None and settings.max_bytes < 1):
         raise UserError("--seed must be at least 0 and --max-bytes at least 1.")
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise UserError(f"--device {device}: torch has no such device here; choose cpu or one that it has.") from error
+    device = usable_device(settings.device)
     policy = ServedPolicy.load(settings.folder, device)
-    # Pictures in JSON are half a million lists; the collector need not walk through all of torch while they are made.
+    # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()
     try:
@@ -99,13 +112,13 @@ async def _until_signal(policy: ServedPolicy, settings: Settings) -> int:
 
 
 async def run(
-    policy: ServedPolicy, settings: Settings, stop: asyncio.Event, started: Callable[[Server, str], None]
+    policy: ServedPolicy, settings: Settings, stop: asyncio.Event, started: Callable[[PolicyServer, str], None]
 ) -> None:
-    """Serves until `stop` is set. started: called with the server and its URL once clients may come.
+    """Serves until `stop` is set, and calls `started` with the server and its URL once clients can connect.
 
-    Raises UserError where it cannot listen, and what the policy raises if that is no UserError.
+    Raises UserError where it cannot listen, and any error of the policy that is not a UserError.
     """
-    server = Server(policy, settings)
+    server = PolicyServer(policy, settings)
     port = dialects.PORTS[settings.dialect] if settings.port is None else settings.port
     try:
         listening = await listen(
@@ -113,9 +126,8 @@ async def run(
             settings.host,
             port,
             process_request=server.admit,
-            origins=[None],
+            create_connection=connection_type(server.max_bytes),
             compression=None,
-            max_size=server.max_bytes,
             max_queue=1,
             ping_interval=None,  # clients that step a simulator answer no ping for minutes
         )
@@ -136,7 +148,7 @@ async def run(
         answering.result()
 
 
-class Server:
+class PolicyServer:
     """One policy and its clients."""
 
     def __init__(self, policy: ServedPolicy, settings: Settings) -> None:
@@ -144,33 +156,44 @@ class Server:
         self.settings = settings
         self.batcher = Batcher(policy, settings.max_batch)
         self.dialect = dialects.build(
-            settings.dialect, policy, settings.views, settings.max_batch, settings.libero_client, settings.evo1
+            settings.dialect,
+            policy,
+            settings.views,
+            settings.max_batch,
+            settings.libero_client,
+            settings.openpi,
+            settings.evo1,
         )
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
+        self._check = InputCheck(policy)
         self._numbers = count()
+        self._refused: set[str] = set()
         self._owed: set[asyncio.Future[None]] = set()
 
     async def stop(self) -> None:
-        """What is being computed is still answered, all else refused. Connections stay; nobody on them waits."""
+        """Answers the present batch and refuses everything else. Connections stay open, and no client waits."""
         await self.batcher.stop()
         if self._owed:
             await asyncio.wait(self._owed, timeout=PATIENCE_S)
 
     def admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Before the connection is one: the health check, and 401 for who lacks the token."""
+        """Answers a request that does not become a connection: the health check, 403 for an origin that is not allowed,
+        and 401 without the token."""
         if request.path == HEALTH:
             return connection.respond(HTTPStatus.OK, "OK\n")
+        for origin in request.headers.get_all("Origin"):
+            if origin not in self.settings.allow_origins:
+                return connection.respond(HTTPStatus.FORBIDDEN, f"{self._refusal(origin)}\n")
         given = [_token(header) for header in request.headers.get_all("Authorization")]
         if self.token and not (len(given) == 1 and hmac.compare_digest(given[0], self.token.encode())):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "this server wants its token in `Authorization`.\n")
         return None
 
     async def talk(self, connection: ServerConnection) -> None:
-        """One connection from hello to its end."""
+        """Serves one connection from hello to its end."""
         number = next(self._numbers)
-        session = self._session(connection, number)
-        quiet = False
+        session, log = self._session(connection, number), ClientLog(f"client {number}")
         contract = dialects.contract(self.policy, self.settings.dialect, self.settings.max_batch, self.max_bytes)
         try:
             if (hello := self.dialect.hello(contract)) is not None:
@@ -179,28 +202,38 @@ class Server:
                 came = time.perf_counter()
                 with self._owing():
                     try:
-                        asked = self.dialect.read(message, session)
-                        if isinstance(asked, bytes):
-                            reply = asked
+                        queries = self.dialect.read(message, session)
+                        if isinstance(queries, bytes):
+                            reply = queries
                         else:
-                            reply = self.dialect.reply(await self._answer(asked, connection), session)
+                            differences = self._compared(queries, log)
+                            answer = await self._answer(queries, connection)
+                            reply = self.dialect.reply(answer, session.findings(differences), session)
                     except PolicyLost as error:
                         await connection.close(CloseCode.INTERNAL_ERROR, str(error))
                         return
                     except UserError as error:
-                        sentence = "".join(letter if letter.isprintable() else "?" for letter in str(error))
-                        reply = self.dialect.error(sentence)
-                        if not quiet:  # Evo-1's clients do not show it; once is enough for a log
-                            print(f"client {number}: {sentence}", file=sys.stderr, flush=True)
-                            quiet = True
+                        reply = self.dialect.error(printable(str(error)))
+                        log.error(str(error))  # for clients that do not show it, as Evo-1's
                     await connection.send(reply)
                 session.last_total_ms = 1000 * (time.perf_counter() - came)
-        except ConnectionClosed:
-            pass  # clients may leave in the middle of a word
+        except ConnectionClosed as error:  # a client may leave at any moment
+            if error.sent and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                log.error(f"connection closed, {error.sent.reason}")
+
+    def _compared(self, queries: Queries, log: ClientLog) -> list[InputDifference]:
+        """The observations' differences to the training data, which are logged. Raises UserError if there are any and
+        the server is strict."""
+        differences = self._check.differences(queries.observations)
+        if differences and self.settings.strict:
+            raise UserError(refusal(differences))
+        for difference in differences:
+            log.note(difference)
+        return differences
 
     @contextmanager
     def _owing(self) -> Iterator[None]:
-        """A client is owed a reply."""
+        """While it lasts, a client is owed a reply, and `stop` waits for it."""
         replied = asyncio.get_running_loop().create_future()
         self._owed.add(replied)
         try:
@@ -209,9 +242,9 @@ class Server:
             self._owed.remove(replied)
             replied.set_result(None)
 
-    async def _answer(self, question: Question, connection: ServerConnection) -> Answer:
-        """Raises ConnectionClosed, and asks no more, where the client leaves before it is answered."""
-        asking = asyncio.create_task(self.batcher.ask(question))
+    async def _answer(self, queries: Queries, connection: ServerConnection) -> Answer:
+        """Raises ConnectionClosed where the client leaves before it is answered; nothing more is computed for it."""
+        asking = asyncio.create_task(self.batcher.ask(queries))
         leaving = asyncio.create_task(connection.wait_closed())
         await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
         leaving.cancel()
@@ -220,17 +253,26 @@ class Server:
             raise connection.protocol.close_exc
         return asking.result()
 
-    def _session(self, connection: ServerConnection, number: int) -> dialects.Session:
+    def _refusal(self, origin: str) -> str:
+        """Why an origin is refused, which is logged once each."""
+        named = printable(origin[:200])
+        why = f"the origin {named} is not allowed; if it is no page in a stranger's browser: --allow-origin {named}"
+        if origin not in self._refused and len(self._refused) < MAX_ORIGINS:
+            self._refused.add(origin)
+            print(f"refused (HTTP 403): {why}", file=sys.stderr, flush=True)
+        return why
+
+    def _session(self, connection: ServerConnection, number: int) -> Session:
         """ws://host:port/NAME draws its noise from NAME, other connections from their number."""
         assert connection.request is not None
         path = unquote(connection.request.path)  # raw bytes in it have become lone surrogates, which name nothing
         name = path.encode(errors="replace").decode().strip("/")
         if name:
-            return dialects.Session(self.settings.seed, name, 0)
-        return dialects.Session(self.settings.seed, "connection", number)
+            return Session(self.settings.seed, name, 0)
+        return Session(self.settings.seed, "connection", number)
 
 
-def _announce(server: Server, url: str) -> None:
+def _announce(server: PolicyServer, url: str) -> None:
     policy = server.policy
     print(f"policy {policy.identity[:16]} step {policy.step}, views: {', '.join(policy.views) or 'none'}")
     if server.token and not server.settings.token:
@@ -239,7 +281,7 @@ def _announce(server: Server, url: str) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether only this machine can reach a server on that host."""
     if host == "localhost":
         return True
     try:

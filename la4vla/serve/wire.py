@@ -1,15 +1,17 @@
-"""Values on the wire: msgpack with numpy arrays in it, JSON, and the checks that a stranger's message must pass.
+"""Messages as bytes: msgpack with numpy arrays in it, JSON, and the checks that a stranger's message must pass.
 
-Arrays are spelled as openpi's clients spell them (FACTS 4.9): a map of `__ndarray__`, `data`, `dtype` and `shape` with
-keys of bytes. Nothing on the wire can run code: no pickle, no extension types, five dtypes. Refuses, with a UserError
-of one sentence: whatever is not msgpack or JSON, deeper or longer than a message of ours can be, or not the type, size
-or range that its place demands.
+Arrays are written as openpi's clients write them (FACTS 4.9): a map of `__ndarray__`, `data`, `dtype` and `shape` with
+keys of bytes. No message can run code: there is no pickle, and extension types stay bytes. A UserError of one sentence
+refuses what is neither msgpack nor JSON, what is deeper or longer than any message needs to be, and a value of another
+type, size or range than its key takes. A key that nobody asks for may hold anything.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -18,11 +20,26 @@ import numpy as np
 from la4vla.types import UserError
 
 DTYPES = {name: np.dtype(name) for name in ("|u1", "<i4", "<i8", "<f4", "<f8")}
-MAX_ITEMS = 64  # of one map or list; the longest we know is a batch of queries
+MAX_QUERIES = 64  # of one message
+MAX_ITEMS = 4_096  # of one map or list: msgpack makes room for as many as a header claims, 1,024 headers deep
 MAX_TEXT = 16_384  # characters; no policy reads a longer instruction
 MAX_AXES = 4
 MAX_SIDE = 8_192  # pixels
 MAX_INTEGER = 2**63 - 1
+
+
+TOO_LONG = re.compile(r"(\d+) exceeds max_(\w+)_len")
+"""How msgpack says that something is longer than it may be."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An array that is not read here; an error only where its key is asked for.
+
+    why   what is wrong with it, the rest of a sentence
+    """
+
+    why: str
 
 
 def pack(value: Any) -> bytes:
@@ -33,23 +50,37 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(message: bytes | str) -> dict[Any, Any]:
-    """A msgpack map; its arrays are read-only numpy arrays. Raises UserError for anything else."""
+    """A msgpack map. Its arrays are read-only numpy arrays, or `Unread`. Raises UserError for anything else."""
     if isinstance(message, str):
         raise UserError("this is a text message; send msgpack in a binary one.")
     try:
         value = msgpack.unpackb(
             message,
             object_hook=_array,
-            max_str_len=MAX_TEXT,
+            strict_map_key=False,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
-            max_ext_len=0,
         )
-    except UserError:
-        raise
-    except (ValueError, msgpack.UnpackException) as error:
-        raise UserError(f"the message is not msgpack that is read here ({type(error).__name__}).") from error
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise UserError(f"the message cannot be read as msgpack: {_why(error)}.") from error
     return _mapping(value)
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a message that msgpack cannot read."""
+    if found := TOO_LONG.match(str(error)):
+        return f"it holds a list or map of {found[1]} entries, and at most {MAX_ITEMS} are read"
+    if isinstance(error, msgpack.StackError):
+        return "its lists and maps are nested too deeply"
+    if isinstance(error, msgpack.ExtraData):
+        return "something follows its end"
+    if isinstance(error, msgpack.FormatError):
+        return "it holds a byte that means nothing in msgpack"
+    if isinstance(error, UnicodeDecodeError):
+        return "it holds text that is not UTF-8"
+    if isinstance(error, TypeError):
+        return "it holds a map with a list or a map for a key"
+    return f"it is damaged ({error})"
 
 
 def unpack_json(message: bytes | str) -> dict[Any, Any]:
@@ -60,16 +91,22 @@ def unpack_json(message: bytes | str) -> dict[Any, Any]:
         value = json.loads(message, parse_constant=_no_number)
     except UserError:
         raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the message is not JSON that is read here ({type(error).__name__}).") from error
+    except RecursionError as error:
+        raise UserError("the message cannot be read as JSON: its lists and maps are nested too deeply.") from error
+    except ValueError as error:
+        why = str(error) if isinstance(error, json.JSONDecodeError) else "it holds a number of too many digits"
+        raise UserError(f"the message cannot be read as JSON: {why}.") from error
     return _mapping(value)
 
 
 def part(message: Mapping[Any, Any], key: str) -> Any:
-    """The value under a key. Raises UserError where there is none."""
+    """The value under a key. Raises UserError where there is none, and where it is not read here."""
     if key not in message:
         raise UserError(f"the message has no `{key}`; it has {shown(', '.join(map(str, message)))}.")
-    return message[key]
+    value = message[key]
+    if isinstance(value, Unread):
+        raise UserError(f"`{key}` {value.why}.")
+    return value
 
 
 def mapping(message: Mapping[Any, Any], key: str) -> dict[Any, Any]:
@@ -101,20 +138,20 @@ def count(message: Mapping[Any, Any], key: str) -> int:
     return value
 
 
-def picture(value: Any, name: str) -> np.ndarray:
+def image(value: Any, name: str) -> np.ndarray:
     """uint8 RGB [H, W, 3] from an array that already is that."""
-    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or not _is_picture(value.shape):
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or not _is_image(value.shape):
         raise UserError(f"the view `{name}` must be a uint8 array [H, W, 3], not {shown(value)}.")
     return value
 
 
-def picture_from_lists(value: Any, name: str) -> np.ndarray:
+def image_from_lists(value: Any, name: str) -> np.ndarray:
     """uint8 [H, W, 3] from three levels of lists of integers in 0..255."""
     values_HWC = _numbers(value, name)
-    if not _is_picture(values_HWC.shape):
-        raise UserError(f"the picture {name} must be lists of H x W x 3 numbers, not {list(values_HWC.shape)}.")
+    if not _is_image(values_HWC.shape):
+        raise UserError(f"the image {name} must be lists of H x W x 3 numbers, not {list(values_HWC.shape)}.")
     if not ((values_HWC >= 0) & (values_HWC <= 255) & (values_HWC == np.trunc(values_HWC))).all():
-        raise UserError(f"the picture {name} must hold integers from 0 to 255.")
+        raise UserError(f"the image {name} must hold integers from 0 to 255.")
     return values_HWC.astype(np.uint8)
 
 
@@ -145,32 +182,31 @@ def _spell(value: Any) -> Any:
 
 
 def _array(spelled: dict[Any, Any]) -> Any:
-    """object_hook of msgpack: a spelled array or numpy scalar as itself, every other map unchanged."""
+    """object_hook of msgpack: an array or a numpy scalar for the map that spells it, every other map unchanged."""
     if b"__npgeneric__" in spelled:
         value = spelled.get(b"data")
-        if not isinstance(value, int | float):
-            raise UserError(f"a numpy scalar must be a number, not {shown(value)}.")
-        return value
+        return value if isinstance(value, int | float) else Unread(f"is a numpy scalar and no number: {shown(value)}")
     if b"__ndarray__" not in spelled:
         return spelled
     data, name, shape = (spelled.get(key) for key in (b"data", b"dtype", b"shape"))
     dtype = DTYPES.get(name) if isinstance(name, str) else None
     if dtype is None:
-        raise UserError(f"arrays of dtype {shown(name)} are not read; send one of {', '.join(DTYPES)}.")
-    if not (isinstance(shape, list) and len(shape) <= MAX_AXES and all(map(_is_side, shape))):
-        raise UserError(f"the shape of an array must be a list of at most {MAX_AXES} sizes, not {shown(shape)}.")
-    wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if not isinstance(data, bytes) or len(data) != wanted:
-        held = len(data) if isinstance(data, bytes) else 0
-        raise UserError(f"an array of {shape} {name} has {wanted} bytes, {held} came.")
+        return Unread(f"is an array of dtype {shown(name)}; send one of {', '.join(DTYPES)}")
+    if not (isinstance(shape, list) and len(shape) <= MAX_AXES and all(map(_is_size, shape))):
+        sizes = f"at most {MAX_AXES} sizes of at least 1"
+        return Unread(f"is an array of shape {ascii(shape)[:80]}; send one whose shape is a list of {sizes}")
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if not isinstance(data, bytes) or len(data) != size:
+        came = len(data) if isinstance(data, bytes) else 0
+        return Unread(f"is an array of {shape} {name}, which takes {size} bytes, and {came} came")
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _is_side(size: Any) -> bool:
+def _is_size(size: Any) -> bool:
     return isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_INTEGER
 
 
-def _is_picture(shape: tuple[int, ...]) -> bool:
+def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[2] == 3 and 1 <= shape[0] <= MAX_SIDE and 1 <= shape[1] <= MAX_SIDE
 
 

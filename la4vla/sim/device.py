@@ -1,7 +1,7 @@
-"""What draws here and how fast: a tiny known scene, drawn by a GL backend on a device, asked in subprocesses that are
-killed when they hang.
+"""What draws here and how fast: a tiny known scene is drawn by a GL backend on a device, in a subprocess that is killed
+if it hangs.
 
-    python -m la4vla.sim.device            draws with MUJOCO_GL on MUJOCO_EGL_DEVICE_ID, prints a Drawing as JSON
+    python -m la4vla.sim.device            draws with MUJOCO_GL on MUJOCO_EGL_DEVICE_ID, prints a Rendering as JSON
     python -m la4vla.sim.device count      prints the number of EGL devices
 """
 
@@ -30,15 +30,20 @@ SCENE = """
   <geom type="plane" size="2 2 .1" rgba=".2 .3 .9 1"/><geom type="box" pos="0 0 .3" size=".3 .3 .3" rgba="1 .5 0 1"/>
 </worldbody></mujoco>"""
 MEAN = (69.0, 59.3, 109.4)
-"""Grey levels by channel of the picture of SCENE; within 0.1 with Mesa's llvmpipe, softpipe and OSMesa."""
+"""Grey levels by channel of the image of SCENE; within 0.1 with Mesa's llvmpipe, softpipe and OSMesa."""
 MEAN_TOLERANCE = 5.0
 SOFTWARE = ("llvmpipe", "softpipe", "swrast", "swiftshader")
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """vendor, renderer: what the driver calls itself. frame_ms: median of FRAMES frames of SIZE pixels, the first left
-    out. mean: of the picture, by channel."""
+class Rendering:
+    """How the known scene was drawn.
+
+    vendor     what the driver calls its maker
+    renderer   what the driver calls itself
+    frame_ms   median of FRAMES frames of SIZE pixels, after a first one that is not counted
+    mean       grey levels of the image, by channel
+    """
 
     vendor: str
     renderer: str
@@ -47,11 +52,12 @@ class Drawing:
 
     @property
     def software(self) -> bool:
+        """Whether the CPU drew it."""
         return any(name in self.renderer.lower() for name in SOFTWARE)
 
     @property
     def right(self) -> bool:
-        """Whether it is the known scene's picture."""
+        """Whether the image is the one that the known scene has."""
         return bool(np.abs(np.subtract(self.mean, MEAN)).max() <= MEAN_TOLERANCE)
 
 
@@ -63,7 +69,7 @@ def names() -> tuple[str, str]:
     return (vendor or b"unknown").decode(), (renderer or b"unknown").decode()
 
 
-def draw() -> Drawing:
+def render_here() -> Rendering:
     """The scene drawn in this process, by the backend and device that the environment names."""
     import mujoco
 
@@ -78,27 +84,28 @@ def draw() -> Drawing:
             image = renderer.render()
             times.append(time.perf_counter() - start)
         red, green, blue = (round(float(value), 1) for value in image.mean((0, 1)))
-        return Drawing(*names(), round(1000 * float(np.median(times[1:])), 2), (red, green, blue))
+        return Rendering(*names(), round(1000 * float(np.median(times[1:])), 2), (red, green, blue))
 
 
-def ask(backend: str, device: int | None = None, timeout_s: float = TIMEOUT_S) -> Drawing | str:
-    """A subprocess's Drawing, or why there is none. device: number of an EGL device, None: as the environment says."""
+def render_with(backend: str, device: int | None = None, timeout_s: float = TIMEOUT_S) -> Rendering | str:
+    """The scene drawn in a subprocess, or why there is none. device: number of an EGL device; None: the
+    environment's."""
     chosen = {} if device is None else {"MUJOCO_EGL_DEVICE_ID": str(device)}
     printed, why = _run((), {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend, **chosen}, timeout_s)
     if why:
         return why
     raw = json.loads(printed)
-    return Drawing(**{**raw, "mean": tuple(raw["mean"])})
+    return Rendering(**{**raw, "mean": tuple(raw["mean"])})
 
 
 def count(timeout_s: float = TIMEOUT_S) -> int | str:
-    """How many EGL devices the drivers offer, asked in a subprocess, or why that is not known."""
+    """How many EGL devices the drivers offer, counted in a subprocess, or why that is not known."""
     printed, why = _run(("count",), {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}, timeout_s)
     return why or int(printed)
 
 
 def _run(arguments: Sequence[str], changes: Mapping[str, str], timeout_s: float) -> tuple[str, str]:
-    """The last line this module prints in a subprocess, and why there is none."""
+    """Runs this module in a subprocess. Returns the last line that it prints, and why there is none."""
     command = [sys.executable, "-m", "la4vla.sim.device", *arguments]
     try:
         done = subprocess.run(command, env={**os.environ, **changes}, capture_output=True, text=True, timeout=timeout_s)
@@ -115,7 +122,7 @@ def _main(arguments: Sequence[str]) -> int:
 
         print(len(egl_ext.eglQueryDevicesEXT()))
     else:
-        print(json.dumps(asdict(draw())))
+        print(json.dumps(asdict(render_here())))
     return 0
 
 

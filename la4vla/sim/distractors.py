@@ -1,7 +1,7 @@
-"""Objects that are drawn and nothing else: boxes, cylinders, spheres and capsules on the table, where nothing else is.
+"""Objects that are only drawn: boxes, cylinders, spheres and capsules on the free part of the table.
 
-They are no part of the model, so physics cannot feel them, and a hand or an object that comes to where one is passes
-through it. Every camera sees them. Where the table is, and where it is free, is measured by rays from above.
+They are no part of the model, so physics does not know them: a hand or an object passes through them. Every camera sees
+them. Rays from above measure where the table is, and where it is free.
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ Draw = np.random.Generator
 
 @dataclass(frozen=True)
 class Solid:
-    """One distractor. shape: a mjtGeom. size_3: m, as a model's geom has it. centre_3: m, world frame. turn_33: to the
-    world frame. rgba_4: in [0, 1]."""
+    """One distractor.
+
+    shape      a mjtGeom
+    size_3     m, as a model's geom has it
+    centre_3   m, world frame
+    turn_33    rotation from its own to the world frame
+    rgba_4     in [0, 1]
+    """
 
     shape: Any
     size_3: np.ndarray
@@ -40,8 +46,8 @@ class Solid:
 def scatter(
     model: Any, data: Any, middle_3: tuple[float, float, float], reach_2: tuple[float, float], count: int, draws: Draw
 ) -> list[Solid]:
-    """`count` solids at rest on the table, up to reach_2 (m along x and y) from middle_3 (m, world frame). Fewer of the
-    same draws are the first of them. Raises RuntimeError where the table is full."""
+    """`count` solids at rest on the table, up to reach_2 (m along x and y) from middle_3 (m, world frame). With the
+    same draws and a smaller count it returns the first of them. Raises RuntimeError where the table is full."""
     corner_2 = np.array(middle_3[:2]) - reach_2
     heights_XY = _heights(model, data, corner_2, np.rint(2 * np.array(reach_2) / CELL).astype(int), middle_3[2] + DROP)
     values, times = np.unique(np.round(heights_XY, 3), return_counts=True)
@@ -77,7 +83,7 @@ def put_into(scene: Any, solids: list[Solid]) -> None:
 
 
 def _heights(model: Any, data: Any, corner_2: np.ndarray, cells_2: np.ndarray, top: float) -> np.ndarray:
-    """[X, Y], m: what a ray straight down from `top` meets first, in the middle of every cell."""
+    """[X, Y], m: height of what a ray straight down from `top` meets first, in the middle of every cell."""
     down_3, geom = np.array([0, 0, -1.0]), np.zeros(1, np.int32)
     heights_XY = np.empty(cells_2)
     for x, y in np.ndindex(*cells_2):

@@ -1,9 +1,9 @@
 """What every simulator looks like to the rest of the project: the `Env` protocol and what a step returns.
 
-Units of every env: pictures are uint8 RGB [H, W, 3], upright; metres; radians; the gripper's opening is 1 = open in the
+Units of every env: images are uint8 RGB [H, W, 3], upright; metres; radians; the gripper's opening is 1 = open in the
 state. What an action's numbers mean is said by `embodiment.action` of the env, not by this file.
 
-One live env per process: two GL contexts in one process draw wrong pictures without an error (mujoco contexts are
+One live env per process: two GL contexts in one process draw wrong images without an error (mujoco contexts are
 per thread and most viewers never make theirs current). Envs that run side by side live in spawned processes.
 """
 
@@ -21,11 +21,12 @@ ROBOT_POSE = "robot_pose"
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """One control step.
+class EnvStep:
+    """What one control step returns.
 
-    state: float32 [S] after the step, raw units. success: the env's own criterion holds at this step (not latched).
-    truncated: the horizon is reached; the next call must be `reset`.
+    state       float32 [S] after the step, raw units
+    success     the env's own criterion holds at this step; it may cease to hold at a later one
+    truncated   the horizon is reached; the next call must be `reset`
     """
 
     state: np.ndarray
@@ -35,9 +36,14 @@ class StepResult:
 
 @dataclass(frozen=True)
 class SceneChange:
-    """A change of an episode: a name of `sim.scene.EDITS`, which alter looks and nothing else, or ROBOT_POSE, which
-    moves the robot's hand at the start (level: m) and no object. Its draws are named by task and episode, not by its
-    level: a stronger one is the same, further.
+    """A change of an episode.
+
+    name    of `sim.scene.EDITS`, which alter looks and nothing else, or ROBOT_POSE, which moves the robot's hand at the
+            start and no object
+    level   how strong it is; of ROBOT_POSE: m
+    seed    of its draws
+
+    The draws are named by task and episode, not by the level: a stronger change goes the same way, further.
     """
 
     name: str
@@ -51,7 +57,7 @@ class SceneChange:
 class Env(Protocol):
     """A simulator of one robot.
 
-    embodiment: the typed state and action spec.
+    embodiment  the typed state and action spec
     """
 
     embodiment: Embodiment
@@ -59,14 +65,14 @@ class Env(Protocol):
     def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
         """Start an episode. The initial state is a pure function of (suite, task, episode >= 0), whatever ran before.
 
-        change: other looks until the next reset, while physics stays what it was, to the bit; or, if it is ROBOT_POSE,
-        another start of the robot, while every object's joints stay so.
+        change: other looks until the next reset, which leave physics the same to the bit; or, if it is ROBOT_POSE,
+        another start of the robot, which leaves every object's joints the same to the bit.
 
         Raises UserError for an unknown task.
         """
         ...
 
-    def step(self, action: np.ndarray) -> StepResult:
+    def step(self, action: np.ndarray) -> EnvStep:
         """Advance one control step with a raw action [A] (clipped to the env's range). Never renders.
 
         Raises UserError for an action of the wrong size, ValueError for a non-finite one and RuntimeError

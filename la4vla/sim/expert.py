@@ -1,8 +1,8 @@
 """What a MetaWorld scripted policy decides, and in which of its phases: the truth that the labeller is measured by.
 
 A policy picks a target by an if/else chain (`_desired_pos`, or `get_action` itself) and steers at it in proportion to
-the distance. Which branch it took is not part of its answer, so the call is watched with `sys.settrace`; the answer is
-that of an unwatched call.
+the distance. It does not return which branch it took, so the call is traced with `sys.settrace`. Tracing does not
+change the action.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ CHAIN, STEER = "_desired_pos", "move"
 
 @dataclass(frozen=True)
 class Decision:
-    """action: float32 [4] in [-1, 1]. phase: source line of the branch that chose the target, one number a branch.
-    target: float32 [3], m, base frame. object: float32 [3], m, of the object that the task is about.
+    """What a scripted policy does at a state, and why.
+
+    action   float32 [4] in [-1, 1]
+    phase    source line of the branch that chose the target, one number a branch
+    target   float32 [3], m, base frame
+    object   float32 [3], m, base frame: where the object is that the task is about
     """
 
     action: np.ndarray
@@ -31,7 +35,7 @@ class Decision:
 
 
 def decide(policy: Any, observation: np.ndarray) -> Decision:
-    """Calls the policy once; some of them write into the observation [39] they are given, as without us."""
+    """Calls the policy once. observation: [39]; some policies write into it, traced or not."""
     lines: dict[str, int] = {}
     targets: list[np.ndarray] = []
     object_3 = observation[4:7].astype(np.float32)

@@ -3,8 +3,9 @@
     python -m la4vla.sim.golden SUITE [VIEW,VIEW:SIZE:full|fast ...]     measures here, prints JSON
     python -m la4vla.sim.golden SUITE --write FILE                       measures all that a reference holds, writes it
 
-One process has one live env, so each suite is measured in its own. A reference carries what it was made with: versions,
-GL renderer, and a fingerprint of LIBERO's assets, outside of which its pictures mean nothing.
+One process has one live env, so each suite is measured in a process of its own. A reference carries what it was made
+with: versions, GL renderer, and a fingerprint of LIBERO's assets. Its images can be compared only with those of the
+same assets.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ import numpy as np
 
 from la4vla.shell import exit_status
 from la4vla.sim.device import names
-from la4vla.sim.libero import LiberoEnv, open_libero
-from la4vla.sim.metaworld import MetaWorldEnv
+from la4vla.sim.mujoco_env import MujocoEnv
+from la4vla.sim.registry import SIMULATORS, Setting, Simulator, simulator
 from la4vla.types import UserError
 
 BLOCKS = 8  # a thumbnail has 8 x 8 block means
@@ -34,62 +33,6 @@ SETTLE_STEPS = 20  # zero actions after the reset; protocols wait for 10 at most
 STANDINS = "STANDINS.md"  # in an assets folder: not all of its files are the benchmark's own
 
 Measured = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What of a protocol decides how pictures look. views: cameras. size: pixels, square."""
-
-    views: tuple[str, ...]
-    size: int
-    fast: bool
-
-    def __str__(self) -> str:
-        return f"{','.join(self.views)}:{self.size}:{'fast' if self.fast else 'full'}"
-
-    @staticmethod
-    def parse(text: str) -> Setting:
-        """The inverse of str(). Raises UserError for another text."""
-        views, _, rest = text.partition(":")
-        size, _, quality = rest.partition(":")
-        if not (views and size.isdigit() and quality in ("full", "fast")):
-            raise UserError(f"`{text}` is not VIEW,VIEW:SIZE:full or VIEW,VIEW:SIZE:fast.")
-        return Setting(tuple(views.split(",")), int(size), quality == "fast")
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """drawn: tasks whose episode 0 is drawn. settling: tasks that must come to rest, the drawn ones among them.
-
-    packages: distributions that decide pictures and physics; the first one is the suite's own. usual: drawn where no
-    protocol is asked for. others: what else a reference holds, the settings of the protocols that ship.
-    """
-
-    drawn: tuple[str, ...]
-    settling: tuple[str, ...]
-    packages: tuple[str, ...]
-    usual: Setting
-    others: tuple[Setting, ...]
-
-
-BOTH = ("agentview", "robot0_eye_in_hand")
-SCENES = {
-    "metaworld": Scenes(
-        drawn=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
-        settling=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
-        packages=("metaworld", "mujoco", "gymnasium", "PyOpenGL"),
-        usual=Setting(("corner4",), 112, False),
-        others=(Setting(("corner4",), 112, True), Setting(("corner4",), 448, False), Setting(("corner2",), 448, False)),
-    ),
-    "libero": Scenes(
-        drawn=("libero_object_00", "libero_spatial_00", "libero_goal_00", "libero_10_00"),
-        settling=("libero_object_00", "libero_spatial_00", "libero_goal_00", "libero_10_00", "libero_spatial_05"),
-        packages=("hf-libero", "robosuite", "mujoco", "gymnasium", "PyOpenGL"),
-        usual=Setting(BOTH, 112, False),
-        others=(Setting(BOTH, 112, True), Setting(BOTH, 256, False), Setting(BOTH, 448, False)),
-    ),
-}
-"""By suite; of LIBERO's own suites one task each."""
 
 
 def references(path: Path | None = None) -> dict[str, Measured]:
@@ -107,27 +50,29 @@ def references(path: Path | None = None) -> dict[str, Measured]:
 
 
 def measure(suite: str, settings: Sequence[Setting]) -> Measured:
-    """Pictures of every setting (mean, std and thumbnail by channel), and the metres bodies move while settling.
+    """Images of every setting (mean, std and thumbnail by channel), and the metres bodies move while settling.
 
     The scenes settle once, with the first setting. Raises UserError without a GL backend and where LIBERO or its assets
     are missing.
     """
-    scenes, build = SCENES[suite], MetaWorldEnv if suite == "metaworld" else LiberoEnv
-    pictures, settling, driver = {}, {}, dict[str, str]()
+    sim, images, settling, driver = SIMULATORS[suite], {}, {}, dict[str, str]()
+    scenes = sim.scenes
     for number, setting in enumerate(settings):
-        env = build(setting.views, setting.size, SETTLE_STEPS + 1, setting.fast)
+        env = sim.make_env(setting.views, setting.size, SETTLE_STEPS + 1, setting.fast)
+        assert isinstance(env, MujocoEnv)
         for task in scenes.drawn if number else scenes.settling:
-            seen = env.reset(task, 0)
+            observation = env.reset(task, 0)
             driver["vendor"], driver["renderer"] = names()
             if task in scenes.drawn:
-                shown = {str(Setting((view,), setting.size, setting.fast)): seen.views[view] for view in setting.views}
-                pictures |= {f"{task} {name}": summary(image) for name, image in shown.items()}
+                for view in setting.views:
+                    name = f"{task} {Setting((view,), setting.size, setting.fast)}"
+                    images[name] = summary(observation.views[view])
             if number == 0:
                 settling[task] = _settle(env)
         driver["backend"] = env.backend
         env.close()
-    versions = {name: importlib.metadata.version(name) for name in scenes.packages}
-    return {"versions": versions, **driver, **_assets(suite), "settling": settling, "pictures": pictures}
+    versions = {name: importlib.metadata.version(name) for name in sim.pins}
+    return {"versions": versions, **driver, **_assets(sim), "settling": settling, "pictures": images}
 
 
 def summary(image: np.ndarray) -> dict[str, Any]:
@@ -147,55 +92,48 @@ def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     return max(float(np.abs(np.subtract(*pair)).max()) for pair in (blocks, wholes))
 
 
-def _settle(env: MetaWorldEnv | LiberoEnv) -> dict[str, float]:
+def _settle(env: MujocoEnv) -> dict[str, float]:
     """moved: largest displacement of a body over SETTLE_STEPS zero actions; last: over the last one; metres."""
-    places = [_bodies(env)]
+    places = [env.body_positions()]
     for _ in range(SETTLE_STEPS):
         env.step(np.zeros(len(env.embodiment.action.names)))
-        places.append(_bodies(env))
+        places.append(env.body_positions())
     moved, last = (np.linalg.norm(places[-1] - other, axis=-1).max() for other in (places[0], places[-2]))
     return {"moved": round(float(moved), 5), "last": round(float(last), 5)}
 
 
-def _bodies(env: MetaWorldEnv | LiberoEnv) -> np.ndarray:
-    data = env._scene.data if isinstance(env, MetaWorldEnv) else env._scene.sim.data._data
-    return data.xpos.copy()
+def _assets(sim: Simulator) -> dict[str, Any]:
+    """assets: fingerprint of the names and sizes of the simulator's files, empty where its package holds them.
 
-
-def _assets(suite: str) -> dict[str, Any]:
-    """assets: empty for MetaWorld, whose package holds them, else a fingerprint of names and sizes of LIBERO's files.
-
-    standins: whether the folder says that not all of them are LIBERO's own. assets_folder, config_folder: of this
-    machine, empty for MetaWorld.
+    standins: whether the folder says that not all of them are the simulator's own. assets_folder, config_folder: of
+    this machine, empty where the package holds the files.
     """
-    if suite == "metaworld":
+    folders = sim.asset_folders()
+    if folders is None:
         return {"assets": "", "standins": False, "assets_folder": "", "config_folder": ""}
-    open_libero()
-    import libero.libero  # pyright: ignore[reportMissingImports]
-
-    folder = Path(libero.libero.get_assets_path())
+    folder, config = folders
     files = sorted(
         f"{path.relative_to(folder)} {path.stat().st_size}"
         for path in folder.rglob("*")
         if path.suffix in (".xml", ".msh", ".stl", ".obj", ".png")
     )
     fingerprint = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
-    places = {"assets_folder": str(folder), "config_folder": os.environ["LIBERO_CONFIG_PATH"]}
+    places = {"assets_folder": str(folder), "config_folder": str(config)}
     return {"assets": fingerprint, "standins": (folder / STANDINS).is_file(), **places}
 
 
 def write(suite: str, path: Path) -> None:
     """Measures everything a reference holds and puts it into the file, beside those of other suites."""
-    scenes = SCENES[suite]
+    scenes = SIMULATORS[suite].scenes
     measured = measure(suite, (scenes.usual, *scenes.others))
     del measured["assets_folder"], measured["config_folder"]
     measured = {"made_by": f"python -m la4vla.sim.golden {suite} --write FILE", **measured}
-    kept = references(path) if path.is_file() else {}
-    path.write_text(_laid_out({**kept, suite: measured}) + "\n")
+    others = references(path) if path.is_file() else {}
+    path.write_text(_laid_out({**others, suite: measured}) + "\n")
 
 
 def _laid_out(everything: Mapping[str, Measured]) -> str:
-    """JSON with one line for each value of a suite and each picture."""
+    """JSON with one line for each value of a suite and each image."""
 
     def lines(values: Mapping[str, Any], indent: str) -> str:
         inner = [
@@ -210,12 +148,11 @@ def _laid_out(everything: Mapping[str, Measured]) -> str:
 
 def _main(arguments: Sequence[str]) -> int:
     suite, *rest = arguments or ("",)
-    if suite not in SCENES:
-        raise UserError(f"suite `{suite}` has no scenes to compare; use one of {', '.join(SCENES)}.")
+    usual = simulator(suite, "golden frames").scenes.usual
     if len(rest) == 2 and rest[0] == "--write":
         write(suite, Path(rest[1]))
     else:
-        print(json.dumps(measure(suite, [Setting.parse(text) for text in rest] or [SCENES[suite].usual])))
+        print(json.dumps(measure(suite, [Setting.parse(text) for text in rest] or [usual])))
     return 0
 
 

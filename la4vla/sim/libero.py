@@ -1,4 +1,4 @@
-"""LIBERO (hf-libero 0.1.4 on robosuite 1.4.0) as an `Env`: pure initial states, 7-d proprioception, upright pictures.
+"""LIBERO (hf-libero 0.1.4 on robosuite 1.4.0) as an `Env`: pure initial states, 7-d proprioception, upright images.
 
 What it refuses: the questions LIBERO asks on its first import (its config folder is ours, its assets are found or an
 error), and initial states that depend on what ran before.
@@ -104,8 +104,12 @@ def prompts() -> dict[str, str]:
 class LiberoEnv(MujocoEnv):
     """One LIBERO scene at a time, one such env per process. A reset takes 0.15 s within a task, another task 1 s.
 
-    views: names of CAMERAS. horizon: at most 1000 steps of 50 ms. fast: twice the speed. Of an action's gripper only
-    the sign counts, 0 holds it. Raises UserError also where LIBERO or its assets are missing.
+    views     names of CAMERAS
+    horizon   at most 1000 steps of 50 ms
+    fast      twice the speed
+
+    Of an action's gripper only the sign counts; 0 holds it. Raises UserError also where LIBERO or its assets are
+    missing.
     """
 
     embodiment = EMBODIMENT
@@ -120,10 +124,11 @@ class LiberoEnv(MujocoEnv):
     def __init__(self, views: Sequence[str], image_size: int, horizon: int, fast: bool) -> None:
         super().__init__(views, image_size, horizon, fast)
         self._libero = open_libero()
-        self._seen: dict[str, np.ndarray] = {}
+        self._observation: dict[str, np.ndarray] = {}
 
     def expert_action(self) -> np.ndarray:
-        """float32 [7] in [-1, 1]: what a scripted expert, which sees all geometry, does at this state. Once a step."""
+        """float32 [7] in [-1, 1]: what a scripted expert, which sees all geometry, does at this state. Call it once a
+        step."""
         if self._expert is None:
             self._expert = LiberoExpert(self._scene)
         return self._expert.action()
@@ -158,24 +163,24 @@ class LiberoEnv(MujocoEnv):
         self._scene.reset()
         robot = self._scene.robots[0]
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        self._seen = self._scene.set_init_state(_init_states(self._libero, self._task)[episode % BLOCK])
+        self._observation = self._scene.set_init_state(_init_states(self._libero, self._task)[episode % BLOCK])
         self._expert = None
 
     def _move_hand(self, distance: float, draws: np.random.Generator) -> None:
-        """The controller learns where the hand is: it would steer the first step from where it saw it last. The turn
-        that it holds stays, so that the hand drifts as in a clean episode."""
+        """Tells the controller where the hand is, because it would steer the first step from where the hand was. The
+        turn that it holds is kept, so that the hand drifts as in a clean episode."""
         from la4vla.sim.start import move_hand
 
         move_hand(self._model, self._data, self._model.body(self.hand).id, distance, draws, lambda move_3: True)
-        self._seen = self._scene.set_init_state(self._scene.get_sim_state())
+        self._observation = self._scene.set_init_state(self._scene.get_sim_state())
         self._scene.robots[0].controller.update(force=True)
 
     def _advance(self, action: np.ndarray) -> bool:
-        self._seen, _, success, _ = self._scene.step(action.astype(np.float64))
+        self._observation, _, success, _ = self._scene.step(action.astype(np.float64))
         return bool(success)
 
     def _state(self) -> np.ndarray:
-        return _proprioception(self._seen)
+        return _proprioception(self._observation)
 
     @property
     def _model(self) -> Any:
@@ -200,18 +205,27 @@ def open_libero() -> Path:
     _quiet_robosuite()
     import libero.libero  # pyright: ignore[reportMissingImports]
 
-    wanted = os.environ.get(ASSETS_VARIABLE, "")
-    if wanted:
-        if not (Path(wanted) / "scenes").is_dir():
-            raise UserError(f"{ASSETS_VARIABLE}={wanted} holds no `scenes` folder; name LIBERO's assets folder.")
-        libero.libero._assets_path_cache = wanted
+    assets = os.environ.get(ASSETS_VARIABLE, "")
+    if assets:
+        if not (Path(assets) / "scenes").is_dir():
+            raise UserError(f"{ASSETS_VARIABLE}={assets} holds no `scenes` folder; name LIBERO's assets folder.")
+        libero.libero._assets_path_cache = assets
     elif not Path(libero.libero.get_assets_path()).is_dir():
         raise UserError(f"LIBERO's assets are not here and the hub was not reached; set {ASSETS_VARIABLE} to a copy.")
     return package
 
 
+def asset_folders() -> tuple[Path, Path]:
+    """The folder of LIBERO's assets, and the folder of its config, which is ours. Raises UserError as `open_libero`."""
+    open_libero()
+    import libero.libero  # pyright: ignore[reportMissingImports]
+
+    return Path(libero.libero.get_assets_path()), Path(os.environ["LIBERO_CONFIG_PATH"])
+
+
 def _write_config(package: Path) -> None:
-    """LIBERO reads its paths from a file, asks on stdin where it should be, and makes a folder in the user's home."""
+    """Writes the file that LIBERO reads its paths from. Without it LIBERO asks on stdin, and makes a folder in the
+    user's home."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "la4vla" / "libero"
     folders = {"benchmark_root": "", "bddl_files": "bddl_files", "init_states": "init_files", "assets": "assets"}
     lines = [f"{name}: {package / folder}" for name, folder in {**folders, "datasets": "../datasets"}.items()]
@@ -225,22 +239,24 @@ def _write_config(package: Path) -> None:
 
 
 def _quiet_robosuite() -> None:
-    """Without a module of private macros robosuite warns on import, in a log file in /tmp that fails for a second user.
-    An empty one is enough."""
+    """Gives robosuite an empty module of private macros. Without one it warns on import, in a log file in /tmp, which a
+    second user cannot write to."""
     sys.modules.setdefault("robosuite.macros_private", ModuleType("robosuite.macros_private"))
 
 
 @lru_cache(maxsize=8)
 def _init_states(package: Path, task: str) -> np.ndarray:
-    """float64 [50, D]: the benchmark's stored states. They are pickled, and trusted because the package ships them."""
+    """float64 [50, D]: the benchmark's stored states, which are pickled. They are trusted because the package ships
+    them."""
     import torch
 
     row = _rows()[task]
     return torch.load(package / "init_files" / row["suite"] / f"{row['name']}.pruned_init", weights_only=False)
 
 
-def _proprioception(seen: dict[str, np.ndarray]) -> np.ndarray:
+def _proprioception(observation: dict[str, np.ndarray]) -> np.ndarray:
     """float32 [7] of a robosuite observation; its quaternion is x, y, z, w."""
-    turn = rotation_vectors(Rotation.from_quat(seen["robot0_eef_quat"]), EMBODIMENT.state.rotation_near)
-    fingers = seen["robot0_gripper_qpos"]
-    return np.concatenate([seen["robot0_eef_pos"], turn, [(fingers[0] - fingers[1]) / FINGER_SPAN]]).astype(np.float32)
+    turn = rotation_vectors(Rotation.from_quat(observation["robot0_eef_quat"]), EMBODIMENT.state.rotation_near)
+    fingers = observation["robot0_gripper_qpos"]
+    opening = (fingers[0] - fingers[1]) / FINGER_SPAN
+    return np.concatenate([observation["robot0_eef_pos"], turn, [opening]]).astype(np.float32)

@@ -132,8 +132,8 @@ class LiberoExpert:
         return np.clip([*move_3, *turn_3, self._grip], -1.0, 1.0).astype(np.float32)
 
     def _turn_left(self, turn: Rotation) -> np.ndarray:
-        wanted = Rotation.from_euler("z", self._yaw) * Rotation.from_matrix(FINGERS_DOWN)
-        return (wanted * turn.inv()).as_rotvec()
+        target = Rotation.from_euler("z", self._yaw) * Rotation.from_matrix(FINGERS_DOWN)
+        return (target * turn.inv()).as_rotvec()
 
     def _hand(self) -> tuple[np.ndarray, Rotation]:
         return self._data.site_xpos[self._site], Rotation.from_matrix(self._data.site_xmat[self._site].reshape(3, 3))
@@ -162,7 +162,7 @@ class LiberoExpert:
 
     def _boxes(self, name: str) -> np.ndarray:
         """World corners [G, 8, 3] of the boxes around an object's collision geoms."""
-        root, found = self._domain.obj_body_id[name], []
+        root, corners = self._domain.obj_body_id[name], []
         for geom in np.flatnonzero(self._model.geom_group == 0):
             body = self._model.geom_bodyid[geom]
             while body > 0 and body != root:
@@ -170,8 +170,8 @@ class LiberoExpert:
             if body == root:
                 centre_3, half_3 = self._model.geom_aabb[geom, :3], self._model.geom_aabb[geom, 3:]
                 turn_33 = self._data.geom_xmat[geom].reshape(3, 3)
-                found.append((CORNERS * half_3 + centre_3) @ turn_33.T + self._data.geom_xpos[geom])
-        return np.array(found).reshape(-1, 8, 3)
+                corners.append((CORNERS * half_3 + centre_3) @ turn_33.T + self._data.geom_xpos[geom])
+        return np.array(corners).reshape(-1, 8, 3)
 
     def _grasp(self, name: str) -> Grasp:
         """The narrowest way to take the object, with little turning and room for the fingers."""

@@ -1,4 +1,4 @@
-"""MetaWorld (3.1.1, 50 Sawyer tasks) as an `Env`: pure initial states, 4-d proprioception, upright pictures.
+"""MetaWorld (3.1.1, 50 Sawyer tasks) as an `Env`: pure initial states, 4-d proprioception, upright images.
 
 What it refuses: object poses in the state (the benchmark's 39-d vector is privileged; only its first 4 numbers, hand
 position and gripper opening, leave this file), and initial states that depend on what ran before.
@@ -50,7 +50,7 @@ CAMERA_TURNS = {
     "behindGripper": 0,
     "gripperPOV": 0,
 }
-"""Camera -> quarter turns that make its picture upright (a rotation, never a mirror image)."""
+"""Camera -> quarter turns that make its image upright (a rotation, never a mirror image)."""
 
 LAYOUT_SEED = 4042
 BLOCK = 50  # layouts one MT1 construction samples
@@ -79,7 +79,9 @@ def buckets() -> dict[str, str]:
 class MetaWorldEnv(MujocoEnv):
     """One MetaWorld scene at a time, one such env per process.
 
-    views: keys of CAMERA_TURNS. horizon: at most 500 steps of 12.5 ms. fast: 3-4 times the speed, darker pictures.
+    views     keys of CAMERA_TURNS
+    horizon   at most 500 steps of 12.5 ms
+    fast      3-4 times the speed, darker images
     """
 
     embodiment = EMBODIMENT
@@ -99,7 +101,7 @@ class MetaWorldEnv(MujocoEnv):
         return self.expert_decision().action
 
     def expert_decision(self) -> Decision:
-        """expert_action with the phase that the policy is in. Call one of both, once a step."""
+        """expert_action with the phase that the policy is in. Call one of the two, once a step."""
         with warnings.catch_warnings():
             # The scripted policies warn on every step that their gains saturate; the clip below is what they rely on.
             warnings.filterwarnings("ignore", message="Constant.s. may be too high")
@@ -129,7 +131,7 @@ class MetaWorldEnv(MujocoEnv):
         self._refresh_poses()
 
     def _move_hand(self, distance: float, draws: np.random.Generator) -> None:
-        """The target that the hand is pulled to moves as well, and no further than actions could bring it."""
+        """Moves the target that pulls the hand as well, and no further than actions could move it."""
         from la4vla.sim.start import move_hand
 
         scene, data = self._scene, self._data
@@ -144,7 +146,8 @@ class MetaWorldEnv(MujocoEnv):
         self._full_observation[:36] = np.tile(scene._prev_obs, 2)
 
     def _refresh_poses(self) -> None:
-        """Poses from joint positions: some scenes move their goal marker last and would draw it where it was."""
+        """Computes poses from joint positions: some scenes move their goal marker last, and it would be drawn where it
+        was before."""
         import mujoco
 
         mujoco.mj_kinematics(self._model, self._data)  # pyright: ignore[reportAttributeAccessIssue]

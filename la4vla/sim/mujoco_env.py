@@ -1,8 +1,8 @@
-"""What MuJoCo asks of every env here, whatever the simulator: checked settings and actions, one renderer a scene,
-upright pictures that are never flat, and an orderly end. `MetaWorldEnv` and `LiberoEnv` add what differs.
+"""What every env on MuJoCo needs, whatever the simulator: checked settings and actions, one renderer a scene, upright
+images that are never flat, and an orderly end. `MetaWorldEnv` and `LiberoEnv` add what differs.
 
 A simulator's own way of rendering is not used: it never makes its GL context current, so a second env in the process
-draws wrong pictures, and a viewer collected late deletes what the next one draws with.
+draws wrong images, and a viewer collected late deletes what the next one draws with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from la4vla.sim.env import ROBOT_POSE, SceneChange, StepResult
+from la4vla.sim.env import ROBOT_POSE, EnvStep, SceneChange
 from la4vla.sim.render import check_frame, use_backend
 from la4vla.types import Embodiment, Observation, UserError
 
@@ -25,9 +25,13 @@ SHADOW_MAP = 1024  # pixels; 4096, the default, differs by 0.04 grey levels in M
 class MujocoEnv(ABC):
     """An `Env` over one MuJoCo scene at a time; one live env a process.
 
-    simulator: its name in sentences. turns: camera -> quarter turns that make its picture upright (a rotation, never a
-    mirror image). max_steps: what the simulator itself allows an episode. hand: the body that carries the gripper.
-    hidden_groups: kinds of geoms not drawn. task_file, example: where task names are listed, and one of them.
+    simulator       its name in sentences
+    turns           camera -> quarter turns that make its image upright (a rotation, never a mirror image)
+    max_steps       steps that the simulator itself allows an episode
+    hand            name of the body that carries the gripper
+    hidden_groups   groups of geoms that are not drawn
+    task_file       where task names are listed
+    example         a task name
     """
 
     embodiment: Embodiment
@@ -41,7 +45,7 @@ class MujocoEnv(ABC):
 
     def __init__(self, views: Sequence[str], image_size: int, horizon: int, fast: bool) -> None:
         """views: camera names. image_size: pixels, square. horizon: control steps after which an episode is truncated.
-        fast: no shadows, reflections or anti-aliasing; other pictures: train and evaluate with the same setting.
+        fast: no shadows, reflections or anti-aliasing; other images: train and evaluate with the same setting.
 
         Raises UserError for bad settings and where no GL backend renders.
         """
@@ -65,7 +69,7 @@ class MujocoEnv(ABC):
 
     def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
         """Episode number `episode` >= 0 of `task`. Cheap within a task; another task builds another scene. A change of
-        the robot's pose moves its hand only: it may meet the objects otherwise than it would have."""
+        the robot's pose moves its hand only, which may then touch the objects in another way."""
         assert episode >= 0
         if task not in self._prompts:
             raise UserError(
@@ -84,7 +88,7 @@ class MujocoEnv(ABC):
         self._steps = 0
         return self.observe()
 
-    def step(self, action: np.ndarray) -> StepResult:
+    def step(self, action: np.ndarray) -> EnvStep:
         """One control step. action: as `embodiment.action` says, clipped to [-1, 1]."""
         action = np.asarray(action, np.float32)
         size = len(self.embodiment.action.names)
@@ -96,15 +100,20 @@ class MujocoEnv(ABC):
             raise RuntimeError(f"{self._task}: step past the horizon of {self._horizon}; call reset first")
         success = self._advance(np.clip(action, -1.0, 1.0))
         self._steps += 1
-        return StepResult(self._state(), success, self._steps >= self._horizon)
+        return EnvStep(self._state(), success, self._steps >= self._horizon)
 
     def observe(self) -> Observation:
-        """The present state and pictures, rendered now."""
+        """The present state and images, rendered now."""
         views = {view: self._render(view) for view in self._views}
         return Observation(views, self._state(), self._prompts[self._task])
 
+    def body_positions(self) -> np.ndarray:
+        """float64 [N, 3]: where every body of the scene is now, m, world frame."""
+        return self._data.xpos.copy()
+
     def close(self) -> None:
-        """Free the renderer before the model, and collect both now: a late collection would black out the next env."""
+        """Free the renderer before the model, and collect both now: collected late, they would black out the next
+        env."""
         if self._renderer is not None:
             self._renderer.close()
             atexit.unregister(self.close)

@@ -40,7 +40,7 @@ data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 32, 32) as renderer:
     renderer.update_scene(data)
-    assert renderer.render().std() > 2, "the picture is flat"
+    assert renderer.render().std() > 2, "the image is flat"
 """
 
 _GPUS = """
@@ -67,29 +67,29 @@ def use_backend() -> str:
 
     Must run before `mujoco` is imported; later calls return the same name. Raises UserError where nothing renders.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if wanted and os.environ.get(_PROBED) == wanted:
-        return wanted
-    if "mujoco" in sys.modules and not wanted:
+    named = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if named and os.environ.get(_PROBED) == named:
+        return named
+    if "mujoco" in sys.modules and not named:
         raise UserError(
             "mujoco was imported before a GL backend was chosen; set MUJOCO_GL=egl (or osmesa) in the shell."
         )
     reasons = {}
-    for name in [wanted] if wanted else BACKENDS:
+    for name in [named] if named else BACKENDS:
         reason = why_not(name)
         if not reason:
             os.environ.update({"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, _PROBED: name})
-            if not wanted:
+            if not named:
                 print(f"rendering with {name} (set MUJOCO_GL to choose another backend)", file=sys.stderr)
             return name
         reasons[name] = reason
     tried = ", ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    cure = " or unset MUJOCO_GL to try egl and osmesa" if wanted else ""
+    cure = " or unset MUJOCO_GL to try egl and osmesa" if named else ""
     raise UserError(f"no GL backend renders here ({tried}); run `{APT_LINE}`{cure}.")
 
 
 def check_frame(image: np.ndarray, name: str) -> np.ndarray:
-    """`image` (uint8 [H, W, 3]) itself. Raises FlatFrameError where it is black or of one colour."""
+    """Returns `image` (uint8 [H, W, 3]). Raises FlatFrameError where it is black or of one colour."""
     if float(image.std()) < MIN_FRAME_STD:
         raise FlatFrameError(
             f"{name}: the rendered frame is flat (std {image.std():.2f}); keep one live env per process."
@@ -98,21 +98,21 @@ def check_frame(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def why_not(name: str) -> str:
-    """Empty if a subprocess can draw with this backend, else the last words of its error."""
+    """Why a subprocess cannot draw with this backend: the last line of its error. Empty if it can."""
     environment = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        return f"no picture within {_PROBE_TIMEOUT_S} s"
+        return f"no image within {_PROBE_TIMEOUT_S} s"
     if probe.returncode == 0:
         return ""
     return last_words(probe.stderr) or f"exit status {probe.returncode}"
 
 
 def last_words(stderr: str) -> str:
-    """The line that says what ended a process: the last one before what destructors complain about afterwards."""
+    """The line that says what ended a process: the last one before those that destructors print afterwards."""
     said = stderr.partition("Exception ignored in")[0]
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else ""
@@ -121,8 +121,8 @@ def last_words(stderr: str) -> str:
 def gpus() -> tuple[int, ...]:
     """EGL's numbers of the GPUs that `CUDA_VISIBLE_DEVICES` leaves to this process, in its order.
 
-    Empty where there is no choice to make: without EGL or a GPU, and where `MUJOCO_EGL_DEVICE_ID` is set. Empty, and
-    said so, where the GPUs cannot be told apart.
+    Empty where there is no choice to make: without EGL or a GPU, and where `MUJOCO_EGL_DEVICE_ID` is set. Empty too
+    where the GPUs cannot be told apart; then a line on stderr says so.
     """
     import torch
 
@@ -133,33 +133,33 @@ def gpus() -> tuple[int, ...]:
     asked = subprocess.run(
         [sys.executable, "-c", _GPUS], env=environment, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
     )
-    found = dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
-    chosen = visible_gpus(found, os.environ.get(_VISIBLE))
+    egl_numbers = dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
+    chosen = visible_gpus(egl_numbers, os.environ.get(_VISIBLE))
     if not chosen:
         print(f"all workers render on EGL's first device; set {_DEVICE} to choose another", file=sys.stderr)
     return chosen
 
 
-def visible_gpus(found: Mapping[int, int], visible: str | None) -> tuple[int, ...]:
-    """found: CUDA's number of a GPU -> EGL's (they differ), all GPUs. visible: `CUDA_VISIBLE_DEVICES`, None where it
-    is not set. Empty where that names a GPU by its UUID, or one that was not found."""
+def visible_gpus(egl_numbers: Mapping[int, int], visible: str | None) -> tuple[int, ...]:
+    """egl_numbers: CUDA's number of a GPU -> EGL's (they differ), all GPUs. visible: `CUDA_VISIBLE_DEVICES`, None where
+    it is not set. Empty where that names a GPU by its UUID, or one that is not in egl_numbers."""
     if visible is None:
-        return tuple(found[number] for number in sorted(found))
+        return tuple(egl_numbers[number] for number in sorted(egl_numbers))
     names = [name.strip() for name in visible.split(",")]
-    if not all(name.isdecimal() and int(name) in found for name in names):
+    if not all(name.isdecimal() and int(name) in egl_numbers for name in names):
         return ()
-    return tuple(found[int(name)] for name in names)
+    return tuple(egl_numbers[int(name)] for name in names)
 
 
 def gpu_of(worker: int, gpus: Sequence[int]) -> int | None:
-    """The one that worker number `worker` draws on; None where there is none to choose."""
+    """The GPU that worker number `worker` draws on; None where there is none to choose."""
     return gpus[worker % len(gpus)] if gpus else None
 
 
 def use_gpu(number: int) -> None:
     """This process, which has not drawn yet and uses no CUDA, draws on EGL's device `number`.
 
-    `CUDA_VISIBLE_DEVICES` goes, because `number` counts all GPUs; robosuite, too, refuses numbers that it lacks.
+    `CUDA_VISIBLE_DEVICES` is unset, because `number` counts all GPUs, and robosuite refuses a number that is not in it.
     """
     os.environ[_DEVICE] = str(number)
     os.environ.pop(_VISIBLE, None)

@@ -1,12 +1,12 @@
-"""Edits of a MuJoCo scene that a policy sees and physics does not: camera pose, light, background, colour of objects,
-distractors.
+"""Edits of a MuJoCo scene that change what a policy sees and leave physics alone: camera pose, light, background,
+colour of objects, distractors.
 
-One change at a time, made after an episode's initial state is set and taken back before the next one. What it refuses:
-anything that contacts, masses or joints depend on; only looks are written. Draws come from the change's seed, task and
-episode, not from its level: a stronger one is the same direction, further.
+One change at a time is made after an episode's initial state is set, and taken back before the next episode. Only looks
+are written, nothing that contacts, masses or joints depend on. Draws come from the change's seed, task and episode, not
+from its level: a stronger change goes the same way, further.
 
-Bright scenes clamp material times light before the texture is looked up, so surfaces are changed in their textures;
-those live in the GL context, and are uploaded again.
+In bright scenes the product of material and light is clamped before the texture is multiplied in, so surfaces are
+changed in their textures. Those live in the GL context, and are uploaded again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ PATTERN_PX = 256  # side of a drawn texture before it is fitted to the one it re
 
 @dataclass(frozen=True)
 class Stage:
-    """What an edit must know of a simulator. pivot: m, world frame, the point cameras orbit. reach: m along x and y,
-    how far from it distractors stand. surfaces: materials of tables, floors and walls (a scene may lack some). fixed:
-    starts of the names of bodies on the world that are no objects: robot, table, walls.
+    """What an edit must know of a simulator's scenes.
+
+    pivot      m, world frame: the point that cameras orbit
+    reach      m along x and y: how far from the pivot distractors stand
+    surfaces   materials of tables, floors and walls; a scene may lack some
+    fixed      beginnings of the names of the world's bodies that are no objects: robot, table, walls
     """
 
     pivot: tuple[float, float, float]
@@ -41,8 +44,14 @@ class Stage:
 
 @dataclass
 class Scene:
-    """A built scene, its mujoco.MjModel and MjData, under at most one change. `before` and `textures` hold what was
-    there, both empty: nothing changed; solids: what is drawn besides.
+    """A built scene under at most one change.
+
+    model      its mujoco.MjModel
+    data       its mujoco.MjData
+    stage      what edits must know of it
+    before     looks as they were before the change; empty: nothing is changed
+    textures   texture -> its pixels before the change
+    solids     distractors, which are drawn beside the model
     """
 
     model: Any
@@ -61,11 +70,11 @@ class Scene:
         self._show(renderer)
 
     def decorate(self, scene: Any) -> None:
-        """Adds what is only drawn to a mujoco.MjvScene; after each of its updates, which forget it."""
+        """Adds the distractors to a mujoco.MjvScene. Call it after each update of the scene, which removes them."""
         distractors.put_into(scene, self.solids)
 
     def restore(self, renderer: Any) -> None:
-        """Exactly as before `apply`; nothing where nothing was applied."""
+        """Makes the scene exactly what it was before `apply`. Does nothing where nothing was applied."""
         if not self.before:
             return
         for name, view in _looks(self.model).items():
@@ -86,9 +95,9 @@ class Scene:
 
 
 def camera(scene: Scene, level: tuple[float, float, float, float], draws: Draw) -> None:
-    """level: azimuth and elevation (degrees), distance (factor) and gaze (degrees) at most. Every camera that hangs on
-    the world orbits the pivot, all alike; those on the robot stay. A nearer one would cut the workspace off, so the
-    distance only grows."""
+    """Every camera that is fixed to the world orbits the pivot, all by the same angles; those on the robot stay. level:
+    azimuth and elevation (degrees), distance (factor) and gaze (degrees) at most. The distance only grows, since a
+    nearer camera would cut the workspace off."""
     model, pivot = scene.model, np.array(scene.stage.pivot)
     azimuth, elevation, pan, tilt = draws.choice([-1, 1], 4) * draws.uniform(0.75, 1, 4)
     further = 1 + (level[2] - 1) * draws.uniform(0.75, 1)
@@ -105,8 +114,8 @@ def camera(scene: Scene, level: tuple[float, float, float, float], draws: Draw) 
 
 
 def light(scene: Scene, level: tuple[float, float, float], draws: Draw) -> None:
-    """level: intensity and tint (shares) and move (m) at most. All lights, the headlight included, become brighter or
-    darker and tinted; those in the scene are moved as well."""
+    """All lights, the headlight included, become brighter or darker and are tinted; those in the scene are moved as
+    well. level: intensity and tint (shares) and move (m) at most."""
     gain_by, tint_by, move_by = level
     gain = 1 + gain_by * draws.choice([-1, 1]) * draws.uniform(0.8, 1)
     tint_3 = 1 + tint_by * draws.uniform(-1, 1, 3)
@@ -121,7 +130,7 @@ def light(scene: Scene, level: tuple[float, float, float], draws: Draw) -> None:
 
 
 def background(scene: Scene, share: float, draws: Draw) -> None:
-    """The textures of table, floor and walls give way to drawn ones by this share."""
+    """Blends the textures of table, floor and walls with random ones, of which `share` is seen."""
     model = scene.model
     for name in scene.stage.surfaces:
         material = mujoco.mj_name2id(  # pyright: ignore[reportAttributeAccessIssue]
@@ -145,7 +154,7 @@ def background(scene: Scene, share: float, draws: Draw) -> None:
 
 
 def object_colour(scene: Scene, share: float, draws: Draw) -> None:
-    """Every object's colour goes this share of the way to a vivid one, the same for all parts of an object; its
+    """Blends every object's colour with a vivid one, of which `share` is seen. All parts of an object get the same; its
     texture stays and is tinted."""
     model = scene.model
     colours: dict[int, np.ndarray] = {}
@@ -162,7 +171,7 @@ def object_colour(scene: Scene, share: float, draws: Draw) -> None:
 
 
 def distract(scene: Scene, count: int, draws: Draw) -> None:
-    """So many objects more, on the table and beside what is there."""
+    """Adds `count` objects on the free part of the table."""
     stage = scene.stage
     scene.solids = distractors.scatter(scene.model, scene.data, stage.pivot, stage.reach, count, draws)
 

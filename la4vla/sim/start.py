@@ -1,6 +1,7 @@
-"""Another start of the robot: its hand is moved and keeps its turn, every joint not of the robot stays to the bit.
+"""Another start of the robot: its hand is moved and keeps its turn; every joint that is not the robot's stays the same
+to the bit.
 
-The arm is put there by inverse kinematics, nothing is simulated: no object can be pushed on the way.
+Inverse kinematics puts the arm there. Nothing is simulated, so no object can be pushed on the way.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def move_hand(
     """Moves the body `hand` by `distance` (m) and returns the move [3] (m, world frame). Writes the robot's joint
     positions, sets its velocities to 0, and makes all else of `data` follow.
 
-    The direction is the first one drawn that is `allowed` (asked with the move), that the arm reaches within its
-    limits and in which the robot touches nothing new. Raises RuntimeError where none is.
+    The direction is the first random one whose move is `allowed`, which the arm reaches within its limits, and in which
+    the robot touches nothing new. Raises RuntimeError where there is none.
     """
     before, touched = data.qpos.copy(), _touched(model, data, hand)
     for _ in range(TRIES):
@@ -42,7 +43,8 @@ def move_hand(
 
 
 def _reach(model: Any, data: Any, hand: int, move_3: np.ndarray) -> bool:
-    """Damped least squares on the arm's joints. `data` holds the new poses and contacts if it succeeded."""
+    """Moves the arm's joints by damped least squares. Whether the hand got there; then `data` holds the new poses and
+    contacts."""
     positions, velocities, limits_J2 = _joints(model, hand)
     _poses(model, data)
     point_3 = data.xpos[hand] + move_3

@@ -34,7 +34,7 @@ from la4vla.train import disk, integrity
 from la4vla.train.dist import World, log0, on_main
 from la4vla.train.engine import Engine
 from la4vla.train.optim import MOMENTS
-from la4vla.types import UserError
+from la4vla.types import UserError, flat
 
 MAY_CHANGE = (
     "run.dir",
@@ -70,6 +70,7 @@ class Identity:
     transforms  the chain
     embodiment  of the data
     views       names in slot order
+    view_sizes  view -> [height, width] of its stored images, one for each size in the data
     sources     source -> fingerprint of its data
     tokenizer   file name -> content
     """
@@ -79,6 +80,7 @@ class Identity:
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
+    view_sizes: dict[str, list[list[int]]]
     sources: dict[str, str]
     tokenizer: dict[str, bytes]
 
@@ -160,7 +162,7 @@ def load_training(engine: Engine, folder: Path) -> None:
 def check_resumable(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raises UserError naming the first setting that differs from the run that wrote the checkpoint."""
     run_dir, written = checkpoint.folder.parent.parent, checkpoint.manifest.config
-    then, now = _flat(written), _flat(asdict(config))
+    then, now = flat(written), flat(asdict(config))
     for key in [*then, *(now.keys() - then.keys())]:
         if _may_change(key) or then.get(key) == now.get(key):
             continue
@@ -287,6 +289,7 @@ def _manifest(
         transforms=identity.transforms,
         embodiment=identity.embodiment,
         views=identity.views,
+        view_sizes=identity.view_sizes,
         sources=identity.sources,
         weights_sha256=sha256(folder / manifest.WEIGHTS),
         training_sha256=sha256(folder / manifest.TRAINING),
@@ -331,15 +334,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, name + ".") if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def _may_change(key: str) -> bool:

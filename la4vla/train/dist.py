@@ -37,7 +37,12 @@ GLOO = re.compile(r"/gloo/\S+\] (?P<said>.*?)(?:\. This is typically|$)", re.DOT
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. size: how many; rank: which one of 0..size-1; local_rank: which one on this machine."""
+    """The processes of a run.
+
+    rank        which one of 0..size-1 this is
+    local_rank  which one on this machine
+    size        how many there are
+    """
 
     rank: int
     local_rank: int

@@ -26,7 +26,10 @@ BUCKET_ELEMENTS = 8 * 2**20  # 32 MB of fp32, near the 25 MB that DDP uses
 
 @dataclass
 class Bucket:
-    """Gradients of neighbouring parameters in one tensor. missing: parameters still without one in this backward."""
+    """Gradients of neighbouring parameters in one tensor.
+
+    missing  parameters still without one in this backward
+    """
 
     flat: Tensor
     parameters: list[nn.Parameter]

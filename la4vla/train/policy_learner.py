@@ -11,7 +11,7 @@ from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
-from la4vla.data.setup import explain, fingerprints, prepare
+from la4vla.data.setup import explain, fingerprints, prepare, view_sizes
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model import flops
 from la4vla.model.freeze import set_trainable, summary_table
@@ -54,13 +54,13 @@ class PolicyLearner:
 
     def build(self, resume: Resume) -> Policy:
         """Load, then freeze."""
-        config, found = self._config, resume.checkpoint
-        if found is None:
+        config, source = self._config, resume.checkpoint
+        if source is None:
             policy = build_policy(config.model, config.run.seed)
         else:
             fresh = replace(config.model, weights="")  # their places are all that is needed of fresh weights
-            policy = rebuild(found.manifest.model) if resume.own else build_policy(fresh, config.run.seed)
-            checkpoint.load_weights(policy, found.folder, resume.own)
+            policy = rebuild(source.manifest.model) if resume.own else build_policy(fresh, config.run.seed)
+            checkpoint.load_weights(policy, source.folder, resume.own)
         policy.train()
         set_trainable(policy, config.stages[resume.position.stage].train)
         if config.engine.gradient_checkpointing:
@@ -74,6 +74,7 @@ class PolicyLearner:
             transforms=chain_to_dicts(self._setup.chain),
             embodiment=self._setup.embodiment.to_dict(),
             views=list(self._setup.chain.views),
+            view_sizes=view_sizes(self._setup),
             sources=fingerprints(self._setup),
             tokenizer=self._prompter.files(),
         )
@@ -128,20 +129,20 @@ class PolicyLearner:
     def _find_prompter(self, resume: Resume) -> Prompter:
         """The tokenizer, which belongs to the weights: that of the checkpoint a run starts from or goes on from,
         whatever became of its folder since. Raises UserError where the config asks for another."""
-        model, found = self._config.model, resume.checkpoint
-        if found is None:
+        model, source = self._config.model, resume.checkpoint
+        if source is None:
             return build_prompter(model)
-        now, then = asdict(model), found.manifest.config["model"]
+        now, then = asdict(model), source.manifest.config["model"]
         for key in () if resume.own else OF_WEIGHTS:
             if now[key] != then[key]:
                 raise UserError(
-                    f"{found.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
+                    f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
                     "with which it was trained."
                 )
-        prompter = Prompter.load(found.folder / manifest.TOKENIZER, self._spec)
+        prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
-                f"model.tokenizer is {model.tokenizer}, and {found.folder} was trained with another; leave it "
+                f"model.tokenizer is {model.tokenizer}, and {source.folder} was trained with another; leave it "
                 "empty, the checkpoint has its own."
             )
         return prompter

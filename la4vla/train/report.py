@@ -143,12 +143,12 @@ class Report:
 
 def _samples_before(config: TrainConfig, position: Position) -> Counter[str]:
     """source -> samples that the run took before a position."""
-    seen: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
     for draw in Schedule(config).draws(next(iter(config.stages)), 0):
         if draw.step >= position.step:
             break
-        seen.update({source: count for source, (_, count) in draw.takes.items()})
-    return seen
+        taken.update({source: count for source, (_, count) in draw.takes.items()})
+    return taken
 
 
 def _peak_flops(device: torch.device, precision: str) -> float:

@@ -133,17 +133,18 @@ def _provenance(config: TrainConfig, stands: Resume, source: Checkpoint, world: 
     return f"weights from {source.folder}; step and optimizer start fresh"
 
 
-def _likeness(found: Manifest, config: TrainConfig, world: World) -> str:
+def _likeness(written: Manifest, config: TrainConfig, world: World) -> str:
     """How like the run without an end the resumed one will be: what changes the order of sums changes rounding, and
     which values dropout leaves out."""
-    if found.world_size != world.size:
-        return f"the same samples on {world.size} instead of {found.world_size} ranks"
+    if written.world_size != world.size:
+        return f"the same samples on {world.size} instead of {written.world_size} ranks"
     now = asdict(config)
-    sizes = [{name: stage["micro_batch"] for name, stage in said["stages"].items()} for said in (found.config, now)]
-    engines_used = [{name: said["engine"][name] for name in ROUNDING} for said in (found.config, now)]
+    then_and_now = (written.config, now)
+    sizes = [{name: stage["micro_batch"] for name, stage in one["stages"].items()} for one in then_and_now]
+    engines_used = [{name: one["engine"][name] for name in ROUNDING} for one in then_and_now]
     if engines_used[0] != engines_used[1] or sizes[0] != sizes[1]:
         return "the same samples with another engine or micro-batch"
     here = checkpoint.device_name(world)
-    if found.versions.get("device", here) != here:
-        return f"the same samples on {here} instead of {found.versions['device']}"
+    if written.versions.get("device", here) != here:
+        return f"the same samples on {here} instead of {written.versions['device']}"
     return "exact" if here == "cpu" else "the same samples, which GPU kernels sum in an order of their own"

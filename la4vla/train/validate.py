@@ -20,7 +20,7 @@ from la4vla.data.setup import Setup
 from la4vla.data.shards.index import Index, read_stats
 from la4vla.data.values import Limits, bad_frames
 from la4vla.model.policy import Policy
-from la4vla.probe_cases.cases import Case, Footage, open_footage, read_cases
+from la4vla.probe_cases.cases import Case, CaseClips, open_case_clips, read_cases
 from la4vla.probe_cases.motion import alignment, check_translation, travel
 from la4vla.rng import RngUse, generator
 from la4vla.train.dist import World, log0
@@ -58,14 +58,14 @@ class Validation:
     def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
         self._config, self._setup, self._world = config, setup, world
         listed = read_cases(config.validate.cases)
-        footage = open_footage(listed, setup.chain.views, config.validate.shards)
-        if footage.index.embodiment != setup.embodiment:
+        case_clips = open_case_clips(listed, setup.chain.views, config.validate.shards)
+        if differs := case_clips.index.embodiment.difference(setup.embodiment):
             raise UserError(
-                f"validate.cases: the cases are of `{footage.index.embodiment.name}`, the run's data is of "
-                f"`{setup.embodiment.name}` or of another form of its numbers; draw cases from shards like the run's."
+                f"validate.cases: the cases are of `{case_clips.index.embodiment.name}`, whose {differs.field} is "
+                f"{differs.mine}, the run's data has {differs.other}; sample cases from shards like the run's."
             )
         check_translation(setup.embodiment)
-        asked = {(clip, len(footage.clips[clip])) for clip in {case.clip for case in listed.cases}}
+        asked = {(clip, len(case_clips.clips[clip])) for clip in {case.clip for case in listed.cases}}
         for name, source in setup.sources.items():
             if shared := asked & contents(source.index):
                 log0(
@@ -73,11 +73,11 @@ class Validation:
                     f"warning: {len(shared)} of the {len(asked)} clips of validate.cases are also in source {name} (by "
                     "key and length), so they are not held out",
                 )
-        _check_values(listed.cases, footage, setup)
+        _check_values(listed.cases, case_clips, setup)
         size = min(stage.micro_batch for stage in config.stages.values())
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
         self._questions = {
-            mode.name: [self._question(mode, part, first * size, footage) for first, part in enumerate(parts)]
+            mode.name: [self._question(mode, part, first * size, case_clips) for first, part in enumerate(parts)]
             for mode in modes(setup)
         }
 
@@ -113,9 +113,9 @@ class Validation:
             hits.append(alignment(np.array(ends), np.array([case.toward for case in question.cases])))
         return float(np.concatenate(hits).mean())
 
-    def _question(self, mode: Mode, cases: Sequence[Case], first: int, footage: Footage) -> ValidationBatch:
+    def _question(self, mode: Mode, cases: Sequence[Case], first: int, case_clips: CaseClips) -> ValidationBatch:
         processor = self._setup.processor
-        raw = [self._sample(mode, case, footage) for case in cases]
+        raw = [self._sample(mode, case, case_clips) for case in cases]
         prepared = [
             processor.prepare(sample, generator(self._config.run.seed, RngUse.VALIDATE, first + number))
             for number, sample in enumerate(raw)
@@ -124,23 +124,24 @@ class Validation:
         counted = tuple(int(sample.action_valid.sum()) for sample in raw)
         return ValidationBatch(tuple(cases), batch, tuple(sample.state for sample in raw), counted)
 
-    def _sample(self, mode: Mode, case: Case, footage: Footage) -> Sample:
-        sample = window(footage.clips[case.clip], case.frame, self._setup.processor.spec.horizon, mode.kind, "validate")
+    def _sample(self, mode: Mode, case: Case, case_clips: CaseClips) -> Sample:
+        horizon = self._setup.processor.spec.horizon
+        sample = window(case_clips.clips[case.clip], case.frame, horizon, mode.kind, "validate")
         if mode.kind != "la":
-            sample = sample.but(views=footage.pictures(case.clip, case.frame, self._setup.chain.views))
+            sample = sample.but(views=case_clips.images(case.clip, case.frame, self._setup.chain.views))
         return sample if mode.told else sample.but(instruction="")
 
 
-def _check_values(cases: Sequence[Case], footage: Footage, setup: Setup) -> None:
+def _check_values(cases: Sequence[Case], case_clips: CaseClips, setup: Setup) -> None:
     """Raises UserError for a case with a state or an action that cannot be."""
-    limits = Limits.of(read_stats(footage.index.location))
+    limits = Limits.of(read_stats(case_clips.index.location))
     for case in cases:
-        bad = bad_frames(footage.clips[case.clip], limits)
-        stop = min(case.frame + setup.processor.spec.horizon, len(footage.clips[case.clip]))
+        bad = bad_frames(case_clips.clips[case.clip], limits)
+        stop = min(case.frame + setup.processor.spec.horizon, len(case_clips.clips[case.clip]))
         if bad and (what := bad.within(case.frame, stop, setup.chain.delta)):
             raise UserError(
-                f"validate.cases: clip {case.clip} of {footage.index.location}: {what}; write the folder again without "
-                "it and draw cases from it (la4vla probe cases), or leave validate.cases out."
+                f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again "
+                "without it and sample cases from it (la4vla probe cases), or leave validate.cases out."
             )
 
 

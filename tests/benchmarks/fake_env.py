@@ -1,4 +1,4 @@
-"""A tiny deterministic suite for the runner's tests: a point that has to be pushed up to 1. Imported by spawned
+"""A tiny deterministic simulator for the runner's tests: a point that has to be pushed up to 1. Imported by spawned
 workers."""
 
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts.rollout import Suite
 from la4vla.rng import name_id
-from la4vla.sim.env import StepResult
+from la4vla.sim.env import EnvStep
+from la4vla.sim.registry import GoldenScenes, Setting, Simulator
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
 EMBODIMENT = Embodiment("point", 20.0, VectorSpec(("x",), "absolute"), VectorSpec(("x",), "delta"))
@@ -28,8 +28,8 @@ class PointEnv:
 
     embodiment = EMBODIMENT
 
-    def __init__(self, protocol: Protocol, views: tuple[str, ...]):
-        self.protocol, self.views = protocol, views
+    def __init__(self, views, image_size: int, horizon: int, fast: bool):
+        self.views, self.size, self.horizon = views, image_size, horizon
         self.x, self.steps, self.task = 0.0, 0, ""
 
     def reset(self, task: str, episode: int) -> Observation:
@@ -49,11 +49,11 @@ class PointEnv:
         self.x = np.random.Generator(np.random.Philox(name_id(task) + episode)).uniform(-0.5, 0.5)
         return self.observe()
 
-    def step(self, action: np.ndarray) -> StepResult:
+    def step(self, action: np.ndarray) -> EnvStep:
         assert action.shape == (1,)
         self.x += float(np.clip(action[0], -1, 1)) * 0.1
         self.steps += 1
-        return StepResult(self._state(), self.x >= 1.0, self.steps >= self.protocol.horizon + self.protocol.wait_steps)
+        return EnvStep(self._state(), self.x >= 1.0, self.steps >= self.horizon)
 
     def observe(self) -> Observation:
         image = np.full((16, 16, 3), self.steps, np.uint8)
@@ -66,15 +66,32 @@ class PointEnv:
         return np.array([self.x], np.float32)
 
 
-def expert(env) -> np.ndarray:
-    return np.ones(1, np.float32)
+def prompts() -> dict[str, str]:
+    return {task: f"push the point of {task}" for task in [*TASKS, "crash-x"]}
+
+
+def expert(env) -> tuple[np.ndarray, None]:
+    return np.ones(1, np.float32), None
+
+
+def held_out(episode: int) -> bool:
+    return False
+
+
+def no_folders() -> None:
+    return None
 
 
 def prepare() -> str:
     return "none"
 
 
-SUITE = Suite("point", prepare, PointEnv, expert, ("numpy",))
+POINT = Simulator(
+    name="point", embodiment=EMBODIMENT, prompts=prompts, cameras=("eye", "ear"), max_steps=100, views=("eye",),
+    make_env=PointEnv, prepare=prepare, asset_folders=no_folders, expert=expert, expert_steps=27, wait=(0.0,),
+    wait_steps=0, held_out=held_out, packages=("numpy",), pins=("numpy",),
+    scenes=GoldenScenes(("easy-a",), ("easy-a",), Setting(("eye",), 16, False), (), "easy-a"),
+)  # fmt: skip
 
 
 def protocol(**changes) -> Protocol:
@@ -90,10 +107,13 @@ class Pusher:
     """A policy whose chunk depends on the observation and the noise key only; remembers what it was asked."""
 
     def __init__(self, horizon: int = 8, seconds: float = 0.0):
-        self.horizon, self.seconds, self.batches = horizon, seconds, []
+        self.horizon, self.seconds, self.batches, self.opened = horizon, seconds, [], []
 
     def check(self, embodiment, views) -> None:
         assert embodiment == EMBODIMENT
+
+    def open(self, episode) -> None:
+        self.opened.append(episode)
 
     def infer(self, observations, noise_keys) -> list[np.ndarray]:
         self.batches.append(list(noise_keys))

@@ -1,4 +1,4 @@
-"""Small datasets of every layout that is read, written file by file as their own tools lay them out, with pictures that
+"""Small datasets of every layout that is read, written file by file as their own tools lay them out, with images that
 carry their frame's number as a grey level: 3 a frame, 20 more for every episode, 25 more for a camera at the wrist."""
 
 import json
@@ -24,7 +24,7 @@ def grey(episode, frame, wrist=False):
     return 3 * frame + 20 * episode + 25 * wrist
 
 
-def picture(level):
+def image(level):
     return np.full((HEIGHT, WIDTH, 3), level, np.uint8)
 
 
@@ -65,7 +65,7 @@ def config_of(root, format, robot, shards=2, **read):
 
 
 def write_video(path, levels, fps=FPS, codec="libx264"):
-    """Flat pictures; H.264 with B-frames and a key frame every 20, or AV1."""
+    """Flat images; H.264 with B-frames and a key frame every 20, or AV1."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         options = {"crf": "4"} if codec == "libx264" else {"crf": "10", "preset": "12"}
@@ -81,8 +81,8 @@ def write_video(path, levels, fps=FPS, codec="libx264"):
 
 def cell(value, store):
     if store == "jpeg":
-        return {"bytes": simplejpeg.encode_jpeg(picture(value), quality=90), "path": None}
-    return {"bytes": cv2.imencode(".png", picture(value))[1].tobytes(), "path": None}
+        return {"bytes": simplejpeg.encode_jpeg(image(value), quality=90), "path": None}
+    return {"bytes": cv2.imencode(".png", image(value))[1].tobytes(), "path": None}
 
 
 def table_of(episode, length, first_row, images=(), store="video"):
@@ -205,7 +205,7 @@ def write_libero(root, late, stem="KITCHEN_SCENE10_close_the_top_drawer_of_the_c
             observed["gripper_states"] = np.tile([0.03, -0.01], (length, 1))
             first = 1 if late else 0
             for name, wrist in (("agentview_rgb", False), ("eye_in_hand_rgb", True)):
-                stack = np.stack([picture(grey(demo, first + frame, wrist)) for frame in range(length)])
+                stack = np.stack([image(grey(demo, first + frame, wrist)) for frame in range(length)])
                 stack[:, : HEIGHT // 2] //= 2  # stored bottom-up: what is stored above is the lower half
                 stack[:, :, : WIDTH // 2] //= 2  # the left half
                 observed[name] = stack
@@ -224,7 +224,7 @@ def libero_actions(length):
 def write_npz(root, stride=3):
     root.mkdir(parents=True)
     for episode, length in enumerate(LENGTHS):
-        images = np.stack([picture(grey(episode, frame)) for frame in range(0, length, stride)])
+        images = np.stack([image(grey(episode, frame)) for frame in range(0, length, stride)])
         arrays = {"state": poses(length, episode), "action": commands(length, episode), "images_front": images}
         arrays |= {"instruction": SENTENCES[episode], "frame_stride": stride}
         np.savez(root / f"episode {episode}.npz", **arrays)

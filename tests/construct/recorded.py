@@ -1,4 +1,4 @@
-"""A small recorded dataset: four episodes of a made-up motion, pictures that carry their frame's number."""
+"""A small recorded dataset: four episodes of a made-up motion, images that carry their frame's number."""
 
 import numpy as np
 import simplejpeg

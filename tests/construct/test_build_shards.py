@@ -1,5 +1,5 @@
 """Why: la/ and vla/ must be the same clips under the same keys or the paradigms compare different data, and a clip's
-picture t must be the picture of frame start + t or vision is taught a lag that no loss shows. Pictures here carry their
+image t must be the image of frame start + t or vision is taught a lag that no loss shows. Images here carry their
 frame's number as a grey level. Also: a second run does nothing, a changed input is noticed."""
 
 import io
@@ -17,7 +17,7 @@ import simplejpeg
 from la4vla.construct.__main__ import run
 from la4vla.construct.propose.keyframes import detect
 from la4vla.construct.propose.kinematic import Kinematic
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
 from la4vla.construct.recording.store import episode_path, read_episode, write_episode
 from la4vla.construct.robots.robot import ROBOTS
 from la4vla.construct.steps import CANDIDATES, READ
@@ -71,14 +71,14 @@ def test_la_and_vla_are_the_same_clips(config):
 
 
 @pytest.mark.parametrize("folder", ["vla", "task"])
-def test_picture_t_of_a_clip_is_the_picture_of_its_frame(config, folder):
+def test_image_t_of_a_clip_is_the_image_of_its_frame(config, folder):
     construct(config)
     seen = 0
     for files in members(f"{config.out_dir}/{folder}").values():
         start, end = json.loads(files["json"])["span"]
-        pictures = {int(name.split(".")[1]): data for name, data in files.items() if name.startswith("corner4.")}
-        assert sorted(pictures) == list(range(0, end - start, STRIDE))
-        for t, data in pictures.items():
+        images = {int(name.split(".")[1]): data for name, data in files.items() if name.startswith("corner4.")}
+        assert sorted(images) == list(range(0, end - start, STRIDE))
+        for t, data in images.items():
             assert abs(simplejpeg.decode_jpeg(data).mean() - 2 * (start + t)) < 1
             seen += 1
     assert seen > 4 * 20
@@ -153,7 +153,7 @@ def test_missing_and_damaged_episodes_are_errors_and_leave_the_old_shards(config
     construct(config)
     config.record.episodes = 5
     with pytest.raises(UserError, match="4 of 5 episodes"):
-        open_source(config)
+        open_dataset(config)
     config.record.episodes = 4
     episode_path(Path(config.read.path), TASK, 1001).write_bytes(b"half")
     with pytest.raises(UserError, match="001001"):
@@ -179,7 +179,7 @@ def test_wording_depends_on_the_episode_not_on_its_neighbours(config):
     ]
 
 
-def test_a_picture_that_does_not_decode_is_named_and_then_left_out(tmp_path):
+def test_an_image_that_does_not_decode_is_named_and_then_left_out(tmp_path):
     write_lerobot_v2(tmp_path / "set", store="jpeg")
     path = tmp_path / "set/data/chunk-000/episode_000001.parquet"
     whole = pq.read_table(path)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from la4vla.config import ConstructConfig, FilterConfig, ProposeConfig, ReadConfig
-from la4vla.construct import filter, steps
+from la4vla.construct import steps
+from la4vla.construct.filter import by_people, fitting
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.types import UserError
 
 FRAMES, STRIDE, SHORTEST = 100, 4, 8
@@ -28,7 +29,7 @@ SECOND = (candidate(0, 40),)
 
 
 class Stub:
-    """A source that knows names and picture stride, which is all a filter needs."""
+    """A source that knows names and image stride, which is all a filter needs."""
 
     keys = ("one", "two")
 
@@ -49,7 +50,7 @@ class Place:
     def score(self, annotator, quality, episode, start, span=None, of=""):
         item = next(item for item in FIRST + SECOND if item.start == start)
         begin, end = span or (item.start, item.end)
-        with closing(Reviews.open(self.folder / REVIEWS, dataset_of(Ledger(self.folder / steps.READ)))) as reviews:
+        with closing(Reviews.open(self.folder / REVIEWS, episode_digests(Ledger(self.folder / steps.READ)))) as reviews:
             reviews.put(Score(candidate_key(episode, start), annotator, quality, 2, begin, end, "", of))
 
     def rows(self, by="human", min_quality=2.0, primitives=()):
@@ -111,11 +112,11 @@ def test_direction_clips_name_one_direction_and_go_along_it():
         said("move left", (0.0, -0.1, 0.0)),
         said("rotate the gripper clockwise", (0.0, 0.0, 0.0)),
     ]
-    assert filter.fitting([pure, lifted, *others], [], 0.9) == [pure, lifted]
-    assert filter.fitting([pure, lifted, *others], ["move"], 0.9) == [pure]
-    assert filter.fitting([pure, lifted, *others], ["lift"], 0.0) == [lifted]
+    assert fitting([pure, lifted, *others], [], 0.9) == [pure, lifted]
+    assert fitting([pure, lifted, *others], ["move"], 0.9) == [pure]
+    assert fitting([pure, lifted, *others], ["lift"], 0.0) == [lifted]
     with pytest.raises(UserError, match="`hop` does not exist"):
-        filter.fitting([pure], ["hop"], 0.0)
+        fitting([pure], ["hop"], 0.0)
 
 
 def test_the_filter_counts_what_it_was_not_for(place):
@@ -139,7 +140,7 @@ def test_a_new_score_makes_a_new_row_of_its_episode_only(place):
     ("wanted", "span"),
     [
         ([(20, 60)], (20, 60)),
-        ([(27, 61)], (28, 60)),  # to the nearest picture
+        ([(27, 61)], (28, 60)),  # to the nearest image
         ([(24, 60), (20, 60), (28, 60)], (24, 60)),  # the median, not the mean
         ([(20, 60), (28, 60)], (24, 60)),
         ([(44, 51)], (44, 52)),
@@ -181,7 +182,7 @@ def test_no_answers_whatever_make_clips_share_frames():
             start, end = sorted(int(edge) for edge in draws.integers(-10, FRAMES + 10, 2))
             key = candidate_key("one", item.start)
             scores[key] = [Score(key, "ann", 3, 2, start, end)]
-        kept = filter.by_people(items, scores, "one", FRAMES, STRIDE, 2.0, SHORTEST)["kept"]
+        kept = by_people(items, scores, "one", FRAMES, STRIDE, 2.0, SHORTEST)["kept"]
         frames = [frame for item in kept for frame in range(item["start"], item["end"])]
         assert frames == sorted(set(frames))
         assert all(item["start"] % STRIDE == 0 and item["end"] - item["start"] >= SHORTEST for item in kept)

@@ -17,7 +17,7 @@ def test_a_second_writer_is_refused_while_the_first_writes(tmp_path):
     path = tmp_path / "rows.jsonl"
     with Ledger(path) as first:
         first.put("a", "1", {"n": 1})
-        with pytest.raises(UserError, match="another process is writing here"), Ledger(path):
+        with pytest.raises(UserError, match="another process is writing to it"), Ledger(path):
             pass
         first.put("b", "1", {"n": 2})
     assert rows(path) == {"a": 1, "b": 2}

@@ -19,7 +19,7 @@ from la4vla.construct.review.assign import assigned, progress, queue, shares
 from la4vla.construct.scores import (
     Reviews,
     Score,
-    dataset_of,
+    episode_digests,
     proposal_digest,
     read_scores,
     standing,
@@ -100,7 +100,8 @@ def test_a_repaired_episode_loses_its_scores_and_no_other(reviews, path, capsys)
         assert again.scores() == [kept]
         again.put(lost)
         assert again.scores() == [kept, lost]
-    assert "1 episodes have another task or length than when they were scored (reach-000002)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 episodes have changed their task or length since they were scored (reach-000002)" in printed
 
 
 def test_episodes_may_be_added_and_left_out(reviews, path):
@@ -112,10 +113,10 @@ def test_episodes_may_be_added_and_left_out(reviews, path):
 
 def test_another_recording_under_the_same_name_is_another_episode():
     row = {"key": "reach-000001", "task": "reach", "frames": 80, "faults": [], "of": "1"}
-    assert dataset_of([row]) == dataset_of([{**row, "of": "2"}])
-    assert dataset_of([row]) != dataset_of([{**row, "frames": 81}])
-    assert dataset_of([{**row, "faults": ["torn"]}]) == {}
-    assert dataset_of([{**row, "task": "", "frames": 0, "faults": ["a file that cannot be read"]}]) == {}
+    assert episode_digests([row]) == episode_digests([{**row, "of": "2"}])
+    assert episode_digests([row]) != episode_digests([{**row, "frames": 81}])
+    assert episode_digests([{**row, "faults": ["torn"]}]) == {}
+    assert episode_digests([{**row, "task": "", "frames": 0, "faults": ["a file that cannot be read"]}]) == {}
 
 
 def test_files_of_somebody_else_are_not_touched(tmp_path):

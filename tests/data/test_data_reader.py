@@ -16,7 +16,7 @@ import torch
 from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.reader import Reader, StepData, window
-from la4vla.data.setup import explain, fingerprints, prepare, slot_order
+from la4vla.data.setup import explain, fingerprints, prepare, slot_order, view_sizes
 from la4vla.data.shards.writer import View, read_index
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.manifest import Checkpoint
@@ -318,7 +318,7 @@ def test_ranks_must_divide_streams(folders, world):
 
 def test_sources_of_different_robots_are_refused(folders, tmp_path):
     write_shards(tmp_path / "pose", 8, 4, embodiment=POSE)
-    with pytest.raises(UserError, match=r"test_arm.*test_pose.*different embodiments"):
+    with pytest.raises(UserError, match=r"different embodiments .name is `test_arm` and `test_pose`"):
         prepare(train_config({"a": (folders / "la", "la"), "b": (tmp_path / "pose", "la")}), SPEC, encode)
 
 
@@ -362,6 +362,15 @@ def test_a_folder_written_again_with_other_clips_has_another_fingerprint(folders
     assert written(20, 4)["vla"] == first["vla"]
 
 
+def test_every_size_of_a_view_is_known(tmp_path):
+    """The sources may have been recorded by different cameras; a server compares a client's images with all of them."""
+    write_shards(tmp_path / "small", views={"front": View(8, 8), "wrist": View(6, 8)})
+    write_shards(tmp_path / "large", views={"front": View(12, 16), "wrist": View(6, 8)})
+    sources = {name: (tmp_path / name, "vla") for name in ("small", "large")}
+    setup = prepare(train_config({**sources, "la": (tmp_path / "small", "la")}), SPEC, encode)
+    assert view_sizes(setup) == {"front": [[8, 8], [12, 16]], "wrist": [[6, 8]]}
+
+
 def write_manifest(folder: Path, config: TrainConfig) -> None:
     setup = prepare(config, SPEC, encode)
     folder.mkdir(parents=True)
@@ -377,6 +386,7 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         transforms=chain_to_dicts(setup.chain),
         embodiment=setup.embodiment.to_dict(),
         views=list(setup.chain.views),
+        view_sizes=view_sizes(setup),
         sources=fingerprints(setup),
         weights_sha256="",
         training_sha256="",

@@ -1,4 +1,4 @@
-"""A shard folder of straight motions in all six directions, whose pictures and states tell the direction too."""
+"""A shard folder of straight motions in all six directions, whose images and states tell the direction too."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ WAYS = {
 def straight(
     number: int, way: str, task: str, episode: str, start: int, said: str = "", wobble: float = 0.0, primitive="move"
 ) -> Clip:
-    """Moves `way` at full command. The picture's grey and the state's z are 20 and 0.02 times the direction's place."""
+    """Moves `way` at full command. The image's grey and the state's z are 20 and 0.02 times the direction's place."""
     place = list(WAYS).index(way)
     action = np.zeros((LENGTH, 4), np.float32)
     action[:, :3] = np.array(WAYS[way]) + wobble * np.random.Generator(np.random.Philox(number)).normal(size=(12, 3))
@@ -33,7 +33,7 @@ def straight(
     state[:, 0] = np.arange(start, start + LENGTH) / 100
     state[:, 2] = 0.02 * (1 + place)
     grey = np.full((SIZE, SIZE, 3), 20 * (1 + place), np.uint8)
-    picture = simplejpeg.encode_jpeg(grey, quality=95)
+    image = simplejpeg.encode_jpeg(grey, quality=95)
     return Clip(
         key=f"{task}-{episode}-{number:03d}",
         instruction=said or f"move the gripper {way}",
@@ -46,7 +46,7 @@ def straight(
         quality=3.0,
         state=state,
         action=action,
-        frames={VIEW: {t: picture for t in range(0, LENGTH, STRIDE)}},
+        frames={VIEW: {t: image for t in range(0, LENGTH, STRIDE)}},
     )
 
 

@@ -11,9 +11,9 @@ import pytest
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_shard
 from la4vla.data.shards.writer import View
-from la4vla.probe.build import Drawing, draw, quota
+from la4vla.probe.build import CaseSampling, quota, sample_cases
 from la4vla.probe.wording import only_direction, opposite, paraphrase
-from la4vla.probe_cases.cases import open_footage, read_cases
+from la4vla.probe_cases.cases import open_case_clips, read_cases
 from la4vla.probe_cases.motion import travel
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import UserError
@@ -23,7 +23,7 @@ from tests.probe.conftest import LENGTH, SIZE, STRIDE, VIEW, WAYS, clips, straig
 
 @pytest.fixture(scope="module")
 def listed(shards):
-    return draw(str(shards), Drawing(count=24))
+    return sample_cases(str(shards), CaseSampling(count=24))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_what_confuses_is_looked_for_near_and_names_neither_direction(tmp_path):
         straight(4, "down", "close", "one", 0),
     ]
     write_shards(tmp_path / "vla", made, 2, {VIEW: View(SIZE, SIZE)}, STRIDE, EMBODIMENT)
-    listed = draw(str(tmp_path / "vla"), Drawing())
+    listed = sample_cases(str(tmp_path / "vla"), CaseSampling())
     unaligned = {case.clip[-1]: case.unaligned for case in listed.cases}
     assert (unaligned["0"].clip[-1], unaligned["0"].nearness) == ("3", "task")
     assert (unaligned["1"].clip[-1], unaligned["1"].nearness) == ("2", "episode")
@@ -69,15 +69,16 @@ def test_what_confuses_is_looked_for_near_and_names_neither_direction(tmp_path):
 
 
 def test_later_frames_serve_where_clips_are_few_and_the_rest_is_said_to_be_missing(shards):
-    listed = draw(str(shards), Drawing(count=100))
+    listed = sample_cases(str(shards), CaseSampling(count=100))
     frames = Counter(case.frame for case in listed.cases)
     assert frames[0] == 24 and frames[3] > 0 and max(frames) < LENGTH // 2
     assert len({(case.clip, case.frame) for case in listed.cases}) == len(listed.cases) < 100
 
 
 def test_the_seed_alone_decides(shards, listed):
-    few = Drawing(count=12)
-    assert draw(str(shards), few) == draw(str(shards), few) != draw(str(shards), replace(few, seed=1))
+    few = CaseSampling(count=12)
+    first, again, other = (sample_cases(str(shards), one) for one in (few, few, replace(few, seed=1)))
+    assert first == again != other
 
 
 def test_a_list_is_read_back_as_it_was_written(listed, tmp_path):
@@ -89,16 +90,16 @@ def test_a_list_is_read_back_as_it_was_written(listed, tmp_path):
 def test_a_folder_that_has_changed_is_refused(shards, listed, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(shards, moved)
-    footage = open_footage(listed, (VIEW,), str(moved))
+    case_clips = open_case_clips(listed, (VIEW,), str(moved))
     case = next(case for case in listed.cases if case.direction == "right")
-    picture = footage.pictures(case.clip, case.frame, (VIEW,))[VIEW]
-    assert picture.shape == (16, 16, 3) and abs(int(picture.mean()) - 20 * 4) < 3
+    image = case_clips.images(case.clip, case.frame, (VIEW,))[VIEW]
+    assert image.shape == (16, 16, 3) and abs(int(image.mean()) - 20 * 4) < 3
     shutil.rmtree(moved)
     write_shards(moved, clips()[:-1], 2, read_index(shards).views, STRIDE, EMBODIMENT)
-    with pytest.raises(UserError, match="not those that the cases were drawn from"):
-        open_footage(listed, (VIEW,), str(moved))
+    with pytest.raises(UserError, match="not those that the cases were sampled from"):
+        open_case_clips(listed, (VIEW,), str(moved))
     with pytest.raises(UserError, match="has no view `wrist`"):
-        open_footage(listed, ("wrist",))
+        open_case_clips(listed, ("wrist",))
 
 
 def test_one_sided_folders_are_refused_unless_wanted(tmp_path):
@@ -107,8 +108,8 @@ def test_one_sided_folders_are_refused_unless_wanted(tmp_path):
     views = {VIEW: View(16, 16)}
     write_shards(folder, [*ups, straight(9, "left", "reach", "one", 99)], 1, views, STRIDE, EMBODIMENT)
     with pytest.raises(UserError, match=r"no axis has clips in both directions \(1 left, 3 up\)"):
-        draw(str(folder), Drawing())
-    listed = draw(str(folder), Drawing(count=3, one_sided=True))
+        sample_cases(str(folder), CaseSampling())
+    listed = sample_cases(str(folder), CaseSampling(count=3, one_sided=True))
     assert Counter(case.direction for case in listed.cases) == {"left": 2, "up": 1}
     assert {case.conflict for case in listed.cases} == {None}
 
@@ -116,10 +117,10 @@ def test_one_sided_folders_are_refused_unless_wanted(tmp_path):
 def test_folders_that_cannot_be_probed_are_refused(tmp_path):
     write_shards(tmp_path / "la")
     with pytest.raises(UserError, match="holds no images"):
-        draw(str(tmp_path / "la"), Drawing())
+        sample_cases(str(tmp_path / "la"), CaseSampling())
     write_shards(tmp_path / "strange", views=["front"])
     with pytest.raises(UserError, match=r"no robot file .*test_arm"):
-        draw(str(tmp_path / "strange"), Drawing())
+        sample_cases(str(tmp_path / "strange"), CaseSampling())
     for text in ("", "{}\n", '{"schema": 99}\n', "no json"):
         (tmp_path / "cases.jsonl").write_text(text)
         with pytest.raises(UserError, match=r"probe cases|upgrade"):
@@ -130,13 +131,13 @@ def test_folders_that_cannot_be_probed_are_refused(tmp_path):
 
 def test_quotas_share_evenly_what_there_is():
     many = {(axis, sign): 100 for axis in range(3) for sign in (1, -1)}
-    assert sorted(quota(many, Drawing(count=100)).values()) == [16, 16, 17, 17, 17, 17]
+    assert sorted(quota(many, CaseSampling(count=100)).values()) == [16, 16, 17, 17, 17, 17]
     scarce = {**many, (1, -1): 2}
-    assert quota(scarce, Drawing(count=100)) == {
+    assert quota(scarce, CaseSampling(count=100)) == {
         **dict.fromkeys([(0, 1), (0, -1), (2, 1), (2, -1)], 24),
         **dict.fromkeys([(1, 1), (1, -1)], 2),
     }
-    assert quota({(2, 1): 5}, Drawing()) == {}
+    assert quota({(2, 1): 5}, CaseSampling()) == {}
 
 
 @pytest.mark.parametrize(

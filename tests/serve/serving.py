@@ -28,6 +28,9 @@ ARM = Embodiment(
 
 VIEWS = ("agentview", "wrist")
 
+HANG_S = 200.0
+"""How long a test waits for what takes at most some seconds on two busy cores: only a hang gets there."""
+
 
 @contextmanager
 def serving(policy, **settings):
@@ -54,7 +57,7 @@ def serving(policy, **settings):
         finally:
             if not running.done():
                 box["loop"].call_soon_threadsafe(box["stop"].set)
-            running.result(20)
+            running.result(HANG_S)
 
 
 def recording(policy: ServedPolicy) -> tuple[ServedPolicy, list[Observation]]:
@@ -69,5 +72,5 @@ def recording(policy: ServedPolicy) -> tuple[ServedPolicy, list[Observation]]:
     return Recording(**vars(policy)), asked
 
 
-def picture(number: int, size: int = 64) -> np.ndarray:
+def random_image(number: int, size: int = 64) -> np.ndarray:
     return np.random.Generator(np.random.Philox(number)).integers(0, 256, (size, size, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Why: a policy that plays LIBERO well scores nothing behind a client that shows it mirrored pictures, a state of other
+"""Why: a policy that plays LIBERO well scores nothing behind a client that shows it mirrored images, a state of other
 numbers or a gripper the other way round. The clients here are written from the documentation of openpi and Evo-1 and
 play in LIBERO itself; what reaches the policy is compared with what our own env shows after the same actions."""
 
@@ -22,7 +22,7 @@ from la4vla.sim import libero as ours
 from la4vla.sim.render import use_backend
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, recording, serving
+from tests.serve.serving import ARM, HANG_S, VIEWS, recording, serving
 from tests.serve.test_server_dialects import OpenpiClient, evo1_answers, evo1_request, libero_observation
 
 torch.set_num_threads(1)
@@ -82,7 +82,7 @@ class Scene:
 
 
 def resized(image: np.ndarray, side: int = 224) -> np.ndarray:
-    """openpi's image_tools for a square picture, where there is nothing to pad."""
+    """openpi's image_tools for a square image, where there is nothing to pad."""
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -112,16 +112,16 @@ def evo1_episode(scene: Scene, url: str, queries: int, replan: int) -> list[list
     async def play() -> None:
         async with websockets.connect(url) as socket:
             for _ in range(queries):
-                pictures = [scene.turned("agentview_image"), scene.turned("robot0_eye_in_hand_image")]
+                images = [scene.turned("agentview_image"), scene.turned("robot0_eye_in_hand_image")]
                 request = {
-                    "image": [picture.tolist() for picture in [*pictures, np.zeros((SIZE, SIZE, 3), np.uint8)]],
+                    "image": [image.tolist() for image in [*images, np.zeros((SIZE, SIZE, 3), np.uint8)]],
                     "state": scene.state().tolist(),
                     "prompt": scene.prompt,
                     "image_mask": [1, 1, 0],
                     "action_mask": [1] * 7 + [0] * 17,
                 }
                 await socket.send(json.dumps(request))
-                for action in json.loads(await asyncio.wait_for(socket.recv(), 20))[:replan]:
+                for action in json.loads(await asyncio.wait_for(socket.recv(), HANG_S))[:replan]:
                     action[6] = -1 if action[6] > 0.5 else 1
                     scene.step(action[:7])
 
@@ -155,7 +155,7 @@ CLIENTS = {"openpi": (openpi_episode, 5), "evo1": (evo1_episode, 7)}
 @pytest.mark.sim
 @pytest.mark.slow
 def test_clients_play_libero_and_the_policy_sees_what_our_env_shows(policy, libero):
-    """First theirs, then ours: two live envs in one process draw wrong pictures."""
+    """First theirs, then ours: two live envs in one process draw wrong images."""
     ours.open_libero()
     use_backend()
     scene, played = Scene(), []
@@ -181,8 +181,8 @@ def test_clients_play_libero_and_the_policy_sees_what_our_env_shows(policy, libe
 def test_the_state_is_translated_to_ours():
     """By hand: -3 rad about x are 2 pi - 3, and 3.5 stay; fingers at 3 and -1 cm are 4 of 8 cm apart."""
     sent = np.array([0.1, 0.2, 0.3, -3.0, 0.0, 0.0, 0.03, -0.01], np.float32)
-    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    seen = libero_client.translated(Observation({"agentview": picture}, sent, "lift"))
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    seen = libero_client.translated(Observation({"agentview": image}, sent, "lift"))
     np.testing.assert_allclose(seen.state, [0.1, 0.2, 0.3, 2 * math.pi - 3, 0, 0, 0.5], atol=1e-6)
     sent[3] = 3.5
     np.testing.assert_allclose(libero_client.translated(Observation({}, sent, "lift")).state[3], 3.5, atol=1e-6)
@@ -215,16 +215,16 @@ def test_nothing_is_translated_unless_it_was_asked_for(policy):
 
 
 def test_the_libero_client_of_evo1_sets_its_other_options_unless_they_are_given(policy):
-    usual = build("evo1", policy, (), 16, True, {})
+    usual = build("evo1", policy, libero=True)
     assert (usual.channels, usual.gripper) == ("rgb", "opening")
-    mended = build("evo1", policy, (), 16, True, {"channels": "bgr"})
+    mended = build("evo1", policy, libero=True, evo1={"channels": "bgr"})
     assert (mended.channels, mended.gripper) == ("bgr", "opening")
-    assert build("evo1", policy, (), 16, False, {}).channels == "bgr"
+    assert build("evo1", policy).channels == "bgr"
 
 
 def test_a_policy_of_another_state_is_not_translated_for(policy, tmp_path):
     other = ServedPolicy.load(write_checkpoint(tmp_path / "arm", ARM, VIEWS))
     with pytest.raises(UserError, match="leave it out if the policy was trained on what the client sends"):
-        build("openpi", other, (), 16, True, {})
+        build("openpi", other, libero=True)
     with pytest.raises(UserError, match="for foreign clients"):
-        build("la4vla", policy, (), 16, True, {})
+        build("la4vla", policy, libero=True)

@@ -1,4 +1,4 @@
-"""Why: Evo-1's MetaWorld client shows pictures with swapped channels and tells the policy where the object is. It is
+"""Why: Evo-1's MetaWorld client shows images with swapped channels and tells the policy where the object is. It is
 written here from its documentation, plays in MetaWorld itself, and the policy must see what our own env shows, and no
 more."""
 
@@ -15,7 +15,7 @@ from la4vla.serve.policy import ServedPolicy
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv, prompts
 from la4vla.sim.render import use_backend
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import recording, serving
+from tests.serve.serving import HANG_S, recording, serving
 
 torch.set_num_threads(1)
 TASK, CAMERA = "reach-v3", "corner2"
@@ -53,7 +53,7 @@ def evo1_episode(url: str) -> list[np.ndarray]:
                     "action_mask": [1] * 4 + [0] * 20,
                 }
                 await socket.send(json.dumps(request))
-                actions = np.asarray(json.loads(await asyncio.wait_for(socket.recv(), 60)), np.float32)
+                actions = np.asarray(json.loads(await asyncio.wait_for(socket.recv(), HANG_S)), np.float32)
                 for action in actions[:REPLAN]:
                     clipped = np.clip(action[:4], env.action_space.low, env.action_space.high)
                     said.append(env.step(clipped)[0])

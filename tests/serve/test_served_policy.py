@@ -14,7 +14,8 @@ from la4vla import manifest
 from la4vla.model.policy import rebuild
 from la4vla.model.tokenizer import Prompter
 from la4vla.rng import RngUse, generator
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import KINDS, Batch, Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
@@ -116,20 +117,20 @@ def test_a_seeing_policy_sees_and_a_blind_one_does_not(served, blind):
     assert np.array_equal(blind.infer([unseen], KEYS[:1])[0], reference)
 
 
-def test_a_checkpoint_is_asked_as_it_was_trained_or_as_told(served, blind, tmp_path):
+def test_a_checkpoint_is_as_kind_it_was_trained_or_as_told(served, blind, tmp_path):
     """Trained on masked images alone it sees no more than that; and any policy that sees can be asked as all kinds."""
     leaky = ServedPolicy.load(write_checkpoint(tmp_path / "leaky", EMBODIMENT, (VIEW,), kind="la_leaky"))
     assert (served.kind, leaky.kind, blind.kind) == ("vla", "la_leaky", "la")
     assert leaky.views == (VIEW,)
     repainted = replace(SEEN[0], views={VIEW: 255 - SEEN[0].views[VIEW]})
-    chunks = {kind: served.asked_as(kind).infer([SEEN[0]], KEYS[:1])[0] for kind in KINDS}
-    moved = {kind: np.abs(served.asked_as(kind).infer([repainted], KEYS[:1])[0] - chunks[kind]).max() for kind in KINDS}
+    chunks = {kind: served.as_kind(kind).infer([SEEN[0]], KEYS[:1])[0] for kind in KINDS}
+    moved = {kind: np.abs(served.as_kind(kind).infer([repainted], KEYS[:1])[0] - chunks[kind]).max() for kind in KINDS}
     assert np.array_equal(leaky.infer([SEEN[0]], KEYS[:1])[0], chunks["la_leaky"])  # the same random weights
     assert np.array_equal(blind.infer([SEEN[0]], KEYS[:1])[0], chunks["la"])
     assert moved["la"] == 0 and moved["la_leaky"] > 1e-4 and moved["vla"] > 1e-4
     assert not np.array_equal(chunks["la_leaky"], chunks["vla"])
     with pytest.raises(UserError, match="without views cannot be asked as la_leaky"):
-        blind.asked_as("la_leaky")
+        blind.as_kind("la_leaky")
 
 
 def test_the_instruction_matters_but_not_its_spelling(served):

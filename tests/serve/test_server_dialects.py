@@ -13,16 +13,18 @@ import torch
 import websockets
 from websockets.sync.client import connect
 
+from la4vla.serve.dialect import Session
 from la4vla.serve.dialects import build
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import Observation, UserError
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, picture, serving
+from tests.serve.serving import ARM, HANG_S, VIEWS, random_image, serving
 
 torch.set_num_threads(1)
 STATE = np.linspace(-0.4, 0.4, 8)
-IMAGE, WRIST = picture(1), picture(2)
+IMAGE, WRIST = random_image(1), random_image(2)
 PROMPT = "put the bowl on the plate"
 
 
@@ -60,7 +62,7 @@ class OpenpiClient:
 
     def __enter__(self):
         self.socket.__enter__()
-        self.metadata = self.unpack(self.socket.recv(20))
+        self.metadata = self.unpack(self.socket.recv(HANG_S))
         return self
 
     def __exit__(self, *error):
@@ -68,7 +70,7 @@ class OpenpiClient:
 
     def infer(self, observation: dict) -> dict:
         self.socket.send(msgpack.packb(observation, default=self.spell))
-        answer = self.socket.recv(20)
+        answer = self.socket.recv(HANG_S)
         if isinstance(answer, str):
             raise RuntimeError(f"Error in inference server:\n{answer}")
         return self.unpack(answer)
@@ -118,13 +120,140 @@ def test_an_openpi_client_gets_the_policys_chunks(policy):
             (libero_observation(prompt=3), "`prompt` must be text"),
             ({key: value for key, value in libero_observation().items() if "wrist" not in key}, "wrist_image"),
             (libero_observation(**{"observation/third_image": IMAGE}), "third_image' shows a view"),
-            (libero_observation(**{"observation/image": IMAGE.transpose(2, 0, 1)}), "uint8 array [H, W, 3]"),
-            (libero_observation(**{"observation/state": STATE.astype(">f8")}), "dtype '>f8' are not read"),
+            (libero_observation(**{"observation/image": IMAGE[:, :, :2]}), "uint8 array [H, W, 3]"),
+            (libero_observation(**{"observation/image": IMAGE.transpose(1, 2, 0)}), "uint8 array [H, W, 3]"),
+            (
+                libero_observation(**{"observation/state": STATE.astype(">f8")}),
+                "`observation/state` is an array of dtype '>f8'",
+            ),
         ):
             with pytest.raises(RuntimeError) as error:
                 client.infer(observation)
             assert sentence in str(error.value)
         assert np.array_equal(client.infer(libero_observation())["actions"], expected(policy, 2))
+
+
+def droid_observation() -> dict:
+    """What openpi's DROID client sends."""
+    return {
+        "observation/exterior_image_1_left": IMAGE,
+        "observation/wrist_image_left": WRIST,
+        "observation/joint_position": STATE[:7],
+        "observation/gripper_position": STATE[7:],
+        "prompt": PROMPT,
+    }
+
+
+def ur5_observation() -> dict:
+    """What openpi's UR5 example sends: six joints, and a gripper that is a single number."""
+    return {"base_rgb": IMAGE, "wrist_rgb": WRIST, "joints": STATE[:6], "gripper": STATE[6], "prompt": PROMPT}
+
+
+def aloha_observation() -> dict:
+    """What openpi's ALOHA clients send: four cameras as [3, H, W], fourteen numbers, no instruction."""
+    cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+    images = {name: random_image(number).transpose(2, 0, 1) for number, name in enumerate(cameras)}
+    return {"state": np.linspace(-1, 1, 14), "images": images}
+
+
+@pytest.mark.parametrize(
+    ("message", "views", "options"),
+    [
+        (
+            droid_observation(),
+            ("observation/exterior_image_1_left=agentview", "observation/wrist_image_left=wrist"),
+            {"state": "observation/joint_position,observation/gripper_position"},
+        ),
+        (
+            {"observation": {"state": STATE, "image": IMAGE.transpose(2, 0, 1), "wrist_image": WRIST}},
+            (),
+            {"prompt": PROMPT},
+        ),
+    ],
+    ids=["droid", "nested"],
+)
+def test_openpis_other_robots_are_served(policy, message, views, options):
+    with serving(policy, dialect="openpi", views=views, openpi=options) as (url, _), OpenpiClient(url) as client:
+        assert np.array_equal(client.infer(message)["actions"], expected(policy))
+
+
+@pytest.mark.parametrize(
+    ("message", "views", "options", "state", "images"),
+    [
+        (
+            aloha_observation(),
+            ("images/cam_right_wrist=wrist", "images/cam_high=agentview"),
+            {"state": "state", "prompt": PROMPT},
+            np.linspace(-1, 1, 14),
+            (random_image(0), random_image(3)),
+        ),
+        (
+            ur5_observation(),
+            ("base_rgb=agentview", "wrist_rgb=wrist"),
+            {"state": "joints,gripper"},
+            STATE[:7],
+            (IMAGE, WRIST),
+        ),
+    ],
+    ids=["aloha", "ur5"],
+)
+def test_robots_of_other_sizes_are_read(policy, message, views, options, state, images):
+    """The tiny preset has no room for ALOHA's fourteen dimensions, so this ends where the policy would be asked."""
+    body = replace(ARM, state=replace(ARM.state, names=tuple(f"joint{number}" for number in range(len(state)))))
+    dialect = build("openpi", replace(policy, embodiment=body), views, openpi=options)
+    queries = dialect.read(msgpack.packb(message, default=OpenpiClient.spell), Session(0, "robot", 0))
+    (observation,) = queries.observations
+    assert observation.instruction == PROMPT and np.array_equal(observation.state, state.astype(np.float32))
+    assert np.array_equal(observation.views["agentview"], images[0])
+    assert np.array_equal(observation.views["wrist"], images[1])
+
+
+def test_a_key_that_is_missing_is_named_with_the_option_that_mends_it(policy):
+    with serving(policy, dialect="openpi") as (url, _), OpenpiClient(url) as client:
+        for message, sentence in (
+            (droid_observation(), "shows a view that this policy (agentview, wrist) was not trained with; serve with"),
+            ({"images": {"cam": IMAGE[:, :, 0]}}, "no `observation/image`; it has 'images/cam', and --view says which"),
+            ({"observation/image": IMAGE, "observation/wrist_image": WRIST, "joints": STATE}, "and --state says"),
+            ({key: libero_observation()[key] for key in libero_observation() if key != "prompt"}, "and --prompt says"),
+        ):
+            with pytest.raises(RuntimeError) as error:
+                client.infer(message)
+            assert sentence in str(error.value)
+
+
+def test_what_nobody_asked_for_may_hold_anything(policy):
+    """A depth image, a mask, a clock, a log and a table of a robot's own beside what the policy takes."""
+    others = {
+        "observation/depth": np.zeros((48, 64), "<u2"),
+        "mask": np.ones((48, 64), bool),
+        "empty": np.zeros((0, 4)),
+        "operator": np.str_("a name"),
+        "clock": msgpack.Timestamp(1),
+        "log": "x" * 20_000,
+        "timings": [0.1] * 100,
+        "table": {1: "a key of another type", "inner": np.zeros(2, "<f2")},
+    }
+    with serving(policy, dialect="openpi") as (url, _), OpenpiClient(url) as client:
+        assert np.array_equal(client.infer(libero_observation(**others))["actions"], expected(policy))
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (msgpack.packb({"prompt": PROMPT})[:-3], "damaged (Unpack failed: incomplete input)"),
+        (msgpack.packb({"prompt": PROMPT}) + b"x", "something follows its end"),
+        (b"\xc1", "a byte that means nothing in msgpack"),
+        (b"\x91" * 2000, "nested too deeply"),
+        (b"\x81\xa1\xff\x00", "text that is not UTF-8"),
+        (b"\x81\x90\x00", "a map with a list or a map for a key"),
+        ("{}", "this is a text message; send msgpack"),
+    ],
+)
+def test_what_cannot_be_read_says_why(policy, message, sentence):
+    with serving(policy, dialect="openpi") as (url, _), OpenpiClient(url) as client:
+        client.socket.send(message)
+        assert sentence in client.socket.recv(HANG_S)
+        assert len(client.infer(libero_observation())["actions"]) == 16
 
 
 def test_connections_are_told_apart_by_number_or_by_the_name_they_choose(policy):
@@ -172,7 +301,7 @@ def evo1_answers(url: str, *requests: dict) -> list:
             answers = []
             for request in requests:
                 await socket.send(json.dumps(request))
-                answers.append(json.loads(await asyncio.wait_for(socket.recv(), 20)))
+                answers.append(json.loads(await asyncio.wait_for(socket.recv(), HANG_S)))
             return answers
 
     return asyncio.run(talk())
@@ -219,7 +348,7 @@ def test_an_evo1_metaworld_client_shows_one_view_and_a_longer_state(sawyer):
     [
         ({"action_mask": [1] * 4 + [0] * 20}, "7 ones"),
         ({"action_mask": [1] * 7}, "7 ones"),
-        ({"image": [[]] * 2}, "list of 3 pictures"),
+        ({"image": [[]] * 2}, "list of 3 images"),
         ({"image_mask": [1, 0, 0]}, "hides slot 1"),
         ({"image_mask": [1, 1, 1]}, "shows a view"),
         ({"image": [[[[256, 0, 0]]], [[[0, 0, 0]]], []]}, "integers from 0 to 255"),
@@ -231,6 +360,7 @@ def test_an_evo1_metaworld_client_shows_one_view_and_a_longer_state(sawyer):
         ({"state": [float("nan")] * 8}, "NaN"),
         ({"prompt": "\ud800"}, "half a character"),
         ({"prompt": None}, "must be text"),
+        ({"prompt": "x" * 20_000}, "`prompt` has 20000 characters; at most 16384 are read"),
     ],
 )
 def test_what_an_evo1_client_gets_wrong_is_one_sentence(evo1_url, changes, sentence):
@@ -246,17 +376,24 @@ def test_what_an_evo1_client_gets_wrong_is_one_sentence(evo1_url, changes, sente
         ("evo1", ("0=wrist",), {}, "which has agentview, wrist"),
         ("openpi", ("agentview", "image=wrist"), {}, "KEY=VIEW"),
         ("openpi", ("image=wrist", "image=agentview"), {}, "KEY=VIEW"),
-        ("openpi", (), {"trim_state": True}, "only --dialect evo1"),
+        ("openpi", (), {"trim_state": True}, "--trim-state: only --dialect evo1 has"),
         ("la4vla", ("image=wrist",), {}, "foreign clients"),
     ],
 )
 def test_options_that_do_not_belong_together_are_refused(policy, dialect, views, evo1, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(dialect, policy, views, 16, False, evo1)
+        build(dialect, policy, views, evo1=evo1)
+
+
+def test_options_of_openpis_dialect_belong_to_it(policy):
+    with pytest.raises(UserError, match="--state, --prompt: only --dialect openpi has"):
+        build("evo1", policy, openpi={"state": "a", "prompt": "lift"})
+    with pytest.raises(UserError, match=r"--state takes .* as in a,b"):
+        build("openpi", policy, openpi={"state": "a,,b"})
 
 
 def test_no_opening_without_a_gripper(policy):
     names = tuple(name.replace("gripper", "finger") for name in ARM.action.names)
     fingered = replace(policy, embodiment=replace(ARM, action=replace(ARM.action, names=names)))
     with pytest.raises(UserError, match="no dimension named gripper"):
-        build("evo1", fingered, (), 16, False, {"gripper": "opening"})
+        build("evo1", fingered, evo1={"gripper": "opening"})

@@ -14,12 +14,12 @@ from websockets.sync.client import connect
 
 from la4vla.serve.policy import ServedPolicy
 from tests.hand_checkpoint import write_checkpoint
-from tests.serve.serving import ARM, VIEWS, picture, serving
+from tests.serve.serving import ARM, HANG_S, VIEWS, random_image, serving
 
 torch.set_num_threads(1)
 MESSAGES = 3400  # to each dialect
 AHEAD = 50  # messages on the way before the first answer is read
-PIXELS = picture(0, 8)
+PIXELS = random_image(0, 8)
 DTYPES = ("|O", "|V8", "<c16", ">f4", "<U4", "O", "object", "f4", "<f2", "", 3, None, b"|u1", "|u1" * 1000, "<f4,<f4")
 SHAPES = ([2**40] * 3, [2**62, 2**62], [0, 8, 3], [-1, 8, 3], [8, 8, True], [8.0, 8, 3], [1] * 40, "883", None, [[8]])
 ODD = (None, True, -1, 2**64 - 1, 1.5, float("nan"), float("inf"), "", "x" * 300, b"\xff" * 9, [], [[]], {}, [{}] * 3)
@@ -72,7 +72,7 @@ def places(value, path=()):
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         if key == 2 and path == ("image",):
-            continue  # Evo-1's third picture is never looked at
+            continue  # Evo-1's third image is never looked at
         yield (*path, key)
         yield from places(child, (*path, key))
 
@@ -100,6 +100,7 @@ def binary_messages(request: dict, draws: np.random.Generator):
     paths = [path for path in places(request) if b"data" not in path and b"__ndarray__" not in path]
     arrays = [path[:-1] for path in places(request) if path[-1] == b"dtype"]
     nested = b"\x91" * 100_000, b"\x81\xa1a" * 50_000, b"\xdd\xff\xff\xff\xff" * 400, b"\xdf\xff\xff\xff\xff" * 400
+    nested = *nested, b"\xdc\x10\x00" * 1000  # the longest lists that are read, each in the one before
     kinds = 8
     for number in range(MESSAGES):
         match number % kinds:
@@ -198,22 +199,22 @@ def test_every_malformed_message_is_answered_by_an_error(policy, dialect, reques
         def is_served() -> bool:
             with connect(url) as connection:
                 if dialect != "evo1":
-                    connection.recv(20)
+                    connection.recv(HANG_S)
                 connection.send(pack(request_))
-                return not is_error(connection.recv(20))
+                return not is_error(connection.recv(HANG_S))
 
         assert is_served()
         before = resident_kib()
         with connect(url) as connection:
             if dialect != "evo1":
-                connection.recv(20)
+                connection.recv(HANG_S)
             waiting = []
             for number, message in enumerate(messages(request_, draws)):
                 connection.send(message)
                 waiting.append(message)
                 if len(waiting) == AHEAD or number == MESSAGES - 1:
                     for sent in waiting:
-                        assert is_error(connection.recv(20)), sent[:300]
+                        assert is_error(connection.recv(HANG_S)), sent[:300]
                     waiting = []
             assert not waiting
         grown = resident_kib() - before

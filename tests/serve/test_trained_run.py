@@ -18,7 +18,8 @@ from la4vla.data.setup import prepare
 from la4vla.data.shards.writer import View
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model.tokenizer import build_prompter
-from la4vla.serve.policy import NoiseKey, ServedPolicy
+from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import NoiseKey
 from la4vla.types import Observation
 from tests.fixtures import ARM, make_clip, train_config, write_shards
 
@@ -66,6 +67,7 @@ def test_the_served_chain_is_the_trained_chain(fresh, served):
     trained = chain_to_dicts(prepare(fresh, served.spec, build_prompter(fresh.model).encode).chain)
     assert json.loads(json.dumps(chain_to_dicts(served.processor.chain))) == json.loads(json.dumps(trained))
     assert served.views == ("front", "wrist") and served.embodiment == ARM and served.step == 2
+    assert served.view_sizes == {"front": ((112, 112),), "wrist": ((112, 112),)}
 
 
 def test_a_training_row_and_the_same_moment_served_are_the_same_numbers(fresh, served, monkeypatch):

@@ -7,8 +7,9 @@ from benchmarks.perturb.perturb import PERTURBATIONS, SEVERITIES
 from la4vla.sim.env import ROBOT_POSE, SceneChange
 
 NAMES = [name for name, kind in PERTURBATIONS.items() if kind.kind == "scene"]
-RISING = {"camera", "background", "distractors"}
-"""Their distance from the clean picture rises with the severity; bright pictures clamp light and colours."""
+LEAST_STEP = 0.02
+"""Every severity is this much further from the clean image than the one before, as a share of the strongest's distance;
+the smallest step measured is 0.05 (light, LIBERO)."""
 
 
 def change(name, severity, seed=0):
@@ -16,24 +17,21 @@ def change(name, severity, seed=0):
 
 
 def conforms(env, task, view, name):
-    """Pictures change and nothing else does; back is the very clean picture."""
+    """Images change and nothing else does; back is the very clean image."""
     clean, path = _episode(env, task, None)
     assert _episode(env, task, None)[1] == path
-    pictures = []
+    images = []
     for severity in SEVERITIES:
         seen, changed_path = _episode(env, task, change(name, severity))
         assert changed_path == path, "physics, state or instruction changed"
-        pictures.append(seen.views[view].astype(int))
+        images.append(seen.views[view].astype(int))
     again = env.reset(task, 1, change(name, 5)).views[view]
-    assert np.array_equal(again, pictures[-1]), "the same draw gives another picture"
+    assert np.array_equal(again, images[-1]), "the same draw gives another image"
     other_seed = env.reset(task, 1, change(name, 5, seed=1)).views[view]
     assert not np.array_equal(other_seed, again)
     assert np.array_equal(env.reset(task, 1).views[view], clean.views[view]), "something of the change stayed"
-    distances = [np.abs(picture - clean.views[view]).mean() for picture in pictures]
-    assert min(distances) > 0 and distances[-1] > distances[0]
-    if name in RISING:
-        assert (np.diff(distances) > 0).all(), distances
-    return distances
+    distances = [np.abs(image - clean.views[view]).mean() for image in images]
+    assert (np.diff([0, *distances]) > LEAST_STEP * distances[-1]).all(), distances
 
 
 def starts_elsewhere(env, task):

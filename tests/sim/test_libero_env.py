@@ -1,4 +1,4 @@
-"""Why: LIBERO moves fixtures with every reset, keeps the gripper's last command, mirrors or flips pictures in every
+"""Why: LIBERO moves fixtures with every reset, keeps the gripper's last command, mirrors or flips images in every
 repository that uses it, and asks a question on its first import. Each would change a success rate without an error."""
 
 import os
@@ -19,7 +19,7 @@ ACTIONS = np.random.default_rng(0).uniform(-1, 1, (20, 7))
 
 
 def run(env, task, episode):
-    """Physics and pictures after 20 actions of an episode."""
+    """Physics and images after 20 actions of an episode."""
     env.reset(task, episode)
     for action in ACTIONS:
         env.step(action)
@@ -78,18 +78,18 @@ def test_instructions_are_those_of_published_evaluations():
         assert [row["task"] for row in rows] == [f"{suite}_{number:02d}" for number in range(len(tasks))]
 
 
-def test_pictures_are_upright_and_not_mirrored():
-    """agentview faces the robot from above: its left (+y) is at the picture's right, its front (+x) lower than its
+def test_images_are_upright_and_not_mirrored():
+    """agentview faces the robot from above: its left (+y) is at the image's right, its front (+x) lower than its
     back."""
     moves = {"still": (0, 0), "left": (0, 1), "right": (0, -1), "front": (1, 0), "back": (-1, 0)}
-    pictures, middle, lowest = {}, {}, {}
+    images, middle, lowest = {}, {}, {}
     with closing(LiberoEnv(("agentview",), 96, 200, True)) as env:
         for name, (x, y) in moves.items():
             env.reset("libero_object_00", 0)
             for _ in range(12):
                 env.step(np.array([x, y, 0, 0, 0, 0, 0]))
-            pictures[name] = env.observe().views["agentview"].astype(int)
-            changed = np.argwhere(np.abs(pictures[name] - pictures["still"]).sum(-1) > 60)
+            images[name] = env.observe().views["agentview"].astype(int)
+            changed = np.argwhere(np.abs(images[name] - images["still"]).sum(-1) > 60)
             if len(changed):
                 middle[name], lowest[name] = changed.mean(0), changed.max(0)
     assert middle["left"][1] > middle["right"][1] + 3
@@ -207,7 +207,7 @@ def test_it_asks_nothing_leaves_the_home_alone_and_ends_without_a_word(tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
 def test_every_task_constructs_resets_and_renders(suite):
-    """check_frame inside the env refuses a black or flat picture."""
+    """check_frame inside the env refuses a black or flat image."""
     tasks = [task for task in FORTY if task.startswith(suite)]
     assert len(tasks) == 10
     with closing(LiberoEnv(CAMERAS, 64, 100, True)) as env:

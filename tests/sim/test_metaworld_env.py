@@ -1,5 +1,5 @@
 """Why: an evaluation is worth what its episodes are worth. MetaWorld ignores reset(seed), leaks state between episodes,
-hands out object poses, and draws black or upside-down pictures without an error; each of these is pinned down here."""
+hands out object poses, and draws black or upside-down images without an error; each of these is pinned down here."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def test_an_initial_state_depends_on_task_and_episode_only(task):
     """push draws its goal mark last and keeps it in the wrong place unless poses are refreshed; it is here for that."""
     with make() as env:
         first = env.reset(task, 7)
-        alone, picture = env.physics_state(), first.views["corner4"]
+        alone, image = env.physics_state(), first.views["corner4"]
         path = drive(env, 20)
         for other, steps in ((BLOCK + 3, 60), (3, 10), (8, 0)):
             env.reset(task, other)
@@ -39,7 +39,7 @@ def test_an_initial_state_depends_on_task_and_episode_only(task):
         env.reset("drawer-open-v3", 1)
         again = env.reset(task, 7)
         np.testing.assert_array_equal(env.physics_state(), alone)
-        np.testing.assert_array_equal(again.views["corner4"], picture)
+        np.testing.assert_array_equal(again.views["corner4"], image)
         np.testing.assert_array_equal(drive(env, 20), path)
         env.reset(task, 8)
         assert np.abs(env.physics_state() - alone).max() > 1e-3
@@ -129,13 +129,13 @@ def test_bad_input_is_one_sentence():
 
 
 @pytest.mark.parametrize("camera", sorted(CAMERA_TURNS))
-def test_up_in_the_world_is_up_in_the_picture(camera):
+def test_up_in_the_world_is_up_in_the_image(camera):
     with make(views=(camera,)) as env:
         env.reset("button-press-v3", 0)
         scene = env._scene
         up_of_image = scene.data.camera(camera).xmat.reshape(3, 3)[:, 1] * (1 if CAMERA_TURNS[camera] == 0 else -1)
         if camera in ("topview", "gripperPOV"):
-            assert abs(up_of_image[2]) < 0.2, "looks straight down: no up in the picture to be right or wrong"
+            assert abs(up_of_image[2]) < 0.2, "looks straight down: no up in the image to be right or wrong"
         else:
             assert up_of_image[2] > 0.3
 
@@ -154,7 +154,7 @@ def test_scenes_in_sequence_are_drawn_into_their_own_context():
     assert first.dtype == np.uint8
 
 
-def test_fast_pictures_are_another_setting():
+def test_fast_images_are_another_setting():
     with make() as full, make(fast=True) as fast:
         bright = full.reset("button-press-v3", 0).views["corner4"]
         full.close()

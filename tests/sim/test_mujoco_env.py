@@ -1,5 +1,5 @@
 """Why: a GL context belongs to a thread, not to an env, and ends when Python collects it. The simulators' own renderers
-draw one env's picture with another's context, or black, without an error, and at every step whether asked or not."""
+draw one env's image with another's context, or black, without an error, and at every step whether asked or not."""
 
 import gc
 from contextlib import closing
@@ -18,8 +18,8 @@ def make():
     return closing(MetaWorldEnv(("corner4",), 64, 400, True))
 
 
-def test_two_live_envs_draw_their_own_pictures():
-    """One env a process is the rule of the house; where it is broken, pictures stay right all the same. A changed
+def test_two_live_envs_draw_their_own_images():
+    """One env a process is the rule of the house; where it is broken, images stay right all the same. A changed
     background is in textures of the context, not of the model."""
     with make() as first, make() as second:
         clean = first.reset("button-press-v3", 0).views["corner4"]
@@ -32,7 +32,7 @@ def test_two_live_envs_draw_their_own_pictures():
         assert np.array_equal(first.reset("button-press-v3", 0).views["corner4"], clean)
 
 
-def test_pictures_may_be_larger_than_mujocos_own_screen():
+def test_images_may_be_larger_than_mujocos_own_screen():
     with closing(MetaWorldEnv(("corner4",), 512, 400, True)) as env:
         assert env.reset("reach-v3", 0).views["corner4"].shape == (512, 512, 3)
 

@@ -146,7 +146,7 @@ def worst(values: Iterable[torch.Tensor]) -> float:
     return float(torch.tensor(dist.gathered(own)).max())
 
 
-IDENTITY = Identity({}, {}, [], {}, [], {}, {})
+IDENTITY = Identity({}, {}, [], {}, [], {}, {}, {})
 
 
 def all_engines(folder: Path, world: World) -> dict:

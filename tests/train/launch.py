@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,40 +79,46 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(ranks: int, *command: str) -> list[subprocess.Popen[str]]:
+class Rank(subprocess.Popen[str]):
+    """One process, whose output goes into files: into a pipe that nobody reads it would write for a while, and then it
+    and the ranks that need it would wait for ever."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        super().__init__(command, env=env, cwd=ROOT, stdout=self._files[0], stderr=self._files[1], text=True)
+
+    def output(self) -> list[str]:
+        """[stdout, stderr] of a process that has ended."""
+        texts = []
+        for file in self._files:
+            file.seek(0)
+            texts.append(file.read())
+        return texts
+
+
+def start(ranks: int, *command: str) -> list[Rank]:
     """`python COMMAND` once a rank."""
     port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=environment(rank, ranks, port),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+    return [Rank([sys.executable, *command], environment(rank, ranks, port)) for rank in range(ranks)]
 
 
-def wait(processes: list[subprocess.Popen[str]]) -> Ended:
+def wait(processes: list[Rank]) -> Ended:
     """Until they end by themselves."""
-    outputs = []
     try:
-        outputs = [process.communicate(timeout=LIMIT_S) for process in processes]
+        codes = tuple(process.wait(timeout=LIMIT_S) for process in processes)
     finally:
         for process in processes:
             process.kill()
-    codes = tuple(process.returncode for process in processes)
+    outputs = [process.output() for process in processes]
     return Ended(codes, "".join(out for out, _ in outputs), "".join(err for _, err in outputs))
 
 
-def until_logged(process: subprocess.Popen[str], config: Path, step: int) -> None:
+def until_logged(process: Rank, config: Path, step: int) -> None:
     """Until a run has logged so many steps, as long as it goes on logging."""
     path = Path(load(config).run.dir) / "metrics.jsonl"
     lines, deadline = 0, time.monotonic() + LIMIT_S
     while lines < step:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.output()
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.02)
         now = path.read_text().count("\n") if path.is_file() else 0
@@ -133,17 +140,11 @@ def train_killed_between(step: int, seconds: float, config: Path) -> Ended:
     return wait(start(1, str(HERE / "killed.py"), "between", str(step), str(seconds), str(config)))
 
 
-def start_torchrun(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+def start_torchrun(ranks: int, *arguments: str) -> Rank:
     """`torchrun -m la4vla.train ARGUMENTS` with its agent."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.Popen(
-        [*command, "-m", "la4vla.train", *arguments],
-        env={**environment(0, 1, 0), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"},  # as the launchers
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    shutdown = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}  # as the launchers
+    return Rank([*command, "-m", "la4vla.train", *arguments], {**environment(0, 1, 0), **shutdown})
 
 
 def write_config(folder: Path, data: Path, name: str) -> Path:

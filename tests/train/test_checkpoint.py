@@ -29,7 +29,9 @@ from la4vla.train.dist import World
 from la4vla.train.engine_plain import PlainEngine
 from la4vla.types import UserError
 
-IDENTITY = Identity({"size": 1}, {}, [], {}, ["front"], {"a": "1f", "b": "2e"}, {"tokenizer.json": b"{}"})
+IDENTITY = Identity(
+    {"size": 1}, {}, [], {}, ["front"], {"front": [[2, 3]]}, {"a": "1f", "b": "2e"}, {"tokenizer.json": b"{}"}
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

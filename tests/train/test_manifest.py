@@ -24,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
         transforms=[],
         embodiment={},
         views=["front"],
+        view_sizes={"front": [[480, 640]]},
         sources={"a": "1f"},
         weights_sha256="",
         training_sha256="",

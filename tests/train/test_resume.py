@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from la4vla import manifest
 from la4vla.config import TrainConfig, load
+from la4vla.files import sha256
 from la4vla.model.freeze import group_parameters
 from la4vla.model.policy import build_policy
 from tests.train.launch import (
@@ -262,9 +264,8 @@ def test_init_from_takes_the_tokenizer_too_and_refuses_another(alone, place, sha
     first, second = sorted(word for word in vocab if word.isalpha() and len(word) == 1)[:2]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     file.write_text(json.dumps(swapped))
-    about = json.loads((begun / manifest.MANIFEST).read_text())
-    about["tokenizer_sha256"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
-    (begun / manifest.MANIFEST).write_text(json.dumps(about))
+    written = manifest.read(begun)
+    replace(written, tokenizer_sha256={**written.tokenizer_sha256, file.name: sha256(file)}).write(begun)
     short = ["stages.pretrain.steps=1", "stages.finetune.steps=1", f"run.init_from={begun}"]
     config = write_config(place, shards, "own_words")
     other = in_process(str(config), *short, f"model.tokenizer={source / manifest.TOKENIZER}")

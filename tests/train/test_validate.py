@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused_before_training(shards, cases, in_process,
     )
     other.write(tmp_path / "pose.jsonl")
     assert "the cases are of `test_pose`" in in_process(str(config), f"validate.cases={tmp_path}/pose.jsonl").stderr
-    assert "not those that the cases were drawn from" in in_process(*on, f"validate.shards={shards}/vla").stderr
+    assert "not those that the cases were sampled from" in in_process(*on, f"validate.shards={shards}/vla").stderr
     write_clips(tmp_path / "spoiled" / "vla", [100])
     spoil(tmp_path / "spoiled" / "vla", "clip-00100", "action", 2, 0, float("nan"))
     bad = in_process(str(config), f"validate.cases={write_cases(tmp_path / 'spoiled' / 'vla')}")

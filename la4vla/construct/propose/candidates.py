@@ -1,7 +1,7 @@
-"""Candidates: labelled spans of an episode on their way to becoming clips, and what proposes them.
+"""Candidates: labelled spans of an episode that may become clips, and what proposes them.
 
-Owns the words `Proposal` (a span and what is said of it), `Proposer` (whatever makes them) and `Candidate` (a proposal
-that was judged by a machine, and perhaps by people).
+Owns the words `Proposal` (a labelled span), `Proposer` (makes proposals) and `Candidate` (a proposal with the judge's
+score).
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from la4vla.construct.vocabulary import ObjectStatus
 
 @dataclass(frozen=True)
 class Proposal:
-    """A labelled span [start, end) of an episode, in frames.
+    """A labelled span [start, end) of an episode.
 
-    primitive: a name of vocabulary.PRIMITIVES. status: the object's at the end of the span.
-    displacement: (forward, left, up) in metres, what the commands of the span brought about.
+    start, end     frames
+    primitive      a name of vocabulary.PRIMITIVES
+    status         of the object at the end of the span; empty if nothing tells
+    instruction    a sentence that says what to do
+    displacement   (forward, left, up) in metres, caused by the commands of the span
     """
 
     start: int
@@ -32,12 +35,14 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Proposed:
-    """What a proposer answered for one episode.
+class ProposerResult:
+    """What a proposer made of one episode.
 
-    rejected: what it said that could not be used, one sentence each. tokens_in, tokens_out: paid for, 0 from a cache.
-    calls: requests made, retries included. failed: why there is nothing usable; the next `propose` asks about
-    the episode again.
+    proposals               in the order of time
+    rejected                what could not be used, one sentence each
+    tokens_in, tokens_out   paid for; 0 if the answer came from a cache
+    calls                   requests made, retries included
+    failed                  why there are no proposals; the next `propose` asks about the episode again
     """
 
     proposals: tuple[Proposal, ...]
@@ -49,24 +54,28 @@ class Proposed:
 
 
 class Proposer(Protocol):
-    """Cuts an episode into labelled spans. May be called from several threads at once."""
+    """Cuts episodes into labelled spans. May be called from several threads at once."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def version(self) -> str:
-        """Changes whenever the same episode and keyframes may get other proposals: part of the row's `of`."""
+        """Changes whenever the same episode and keyframes may get other proposals. Part of the row's `of`."""
         ...
 
-    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
-        """Raises UserError if it cannot go on at all (endpoint down, out of quota); what was done so far is kept."""
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> ProposerResult:
+        """Raises UserError if the proposer cannot go on at all (endpoint down, out of quota)."""
         ...
 
 
 @dataclass(frozen=True)
 class Candidate(Proposal):
-    """A proposal with its automatic score 0 .. 3 on the annotators' scale (FACTS 1.3.5) and the reasons for it."""
+    """A judged proposal.
+
+    score      0 .. 3 on the annotators' scale (FACTS 1.3.5)
+    reasons    why it is not 3, one sentence each
+    """
 
     score: float
     reasons: tuple[str, ...]
@@ -75,10 +84,17 @@ class Candidate(Proposal):
         return asdict(self)
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any]) -> Candidate:
-        return Candidate(**{**raw, "displacement": tuple(raw["displacement"]), "reasons": tuple(raw["reasons"])})
+    def from_dict(values: Mapping[str, Any]) -> Candidate:
+        tuples = {name: tuple(values[name]) for name in ("displacement", "reasons")}
+        return Candidate(**{**values, **tuples})
 
 
 def candidate_key(episode: str, start: int) -> str:
-    """The name of a clip: unique in its folder, no dots."""
+    """The name of a clip: unique in its folder, without dots."""
     return f"{episode}-{start:05d}"
+
+
+def candidates_of(row: Mapping[str, Any]) -> dict[str, Candidate]:
+    """The candidates in a row of the ledger of `propose`, by candidate_key, in the order of time."""
+    candidates = [Candidate.from_dict(values) for values in row["candidates"]]
+    return {candidate_key(row["key"], item.start): item for item in candidates}

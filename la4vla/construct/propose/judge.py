@@ -1,33 +1,38 @@
 """The judge: an automatic score 0 .. 3 for every proposal on the annotators' scale, and why (FACTS 1.3.2, 1.3.5).
 
-Each finding is a sentence with the highest score it allows; the score is the lowest of them, and 3 if there is none.
+Each finding is a sentence with the highest score it allows. A proposal's score is the lowest of these, 3 without any
+finding.
 
-    0   the sentence cannot be used (lint), or the motion is the opposite of the label
-    1   direction, kind of motion or object status do not fit what was measured
-    2   acceptable: it fits loosely (crooked path, a boundary where nothing changes), or cannot be seen in states
+    0   the sentence cannot be used (lint), the motion is the opposite of the label, or a dim moves that no sentence
+        describes (a second arm)
+    1   direction, kind of motion or object status contradict what was measured
+    2   acceptable: it fits loosely (crooked path, a boundary where nothing changes), or states cannot tell
 
-It sees states and commands only, so it catches what is physically wrong; what an object is doing is for people.
+The judge sees states and commands only. It catches what is physically wrong; people judge what the object does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
 
 from la4vla.config import ConstructConfig, JudgeConfig, ProposeConfig
 from la4vla.construct.episodes import Episode
+from la4vla.construct.notes import UNDESCRIBED
 from la4vla.construct.propose.candidates import Candidate, Proposal
-from la4vla.construct.propose.track import Track, track_of, turn_of
+from la4vla.construct.propose.track import Track, track_of, turn_of, undescribed_motion
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
 from la4vla.types import TRANSLATION, UserError
 
-VERSION = 6
-"""Counts changes of what the same proposals and settings are scored."""
+VERSION = 7
+"""Raised when the same proposals and settings would be scored differently."""
 
 Finding = tuple[float, str]
-"""The highest score it allows, and why."""
+"""The highest score that it allows, and a sentence that says why."""
+
+MOVES, MOVES_SHARE = 0.01, 0.05  # of the dim's own unit, and of its range in the episode; more is a motion
 
 _VERTICAL = {"lift": 1.0, "lower": -1.0, "press": -1.0}
 """Primitive -> the sign of its motion along up."""
@@ -38,18 +43,19 @@ _GRIPPER = {"grasp": -1.0, "place": 1.0}
 
 
 def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConfig) -> list[Candidate]:
-    """The proposals of an episode with their scores, and their displacements as measured.
+    """Candidates: the proposals of an episode with their scores and measured displacements.
 
-    proposals: of spans.validate. config: `judge`, and of `propose` what counts as a motion and as a turn.
+    proposals: usable ones, as spans.validate returns them. config: uses `judge`, and from `propose` the limits from
+    which on something counts as a motion or a turn.
     """
-    specs = (episode.embodiment.state, episode.embodiment.action)
-    seen = len(specs[0].dims(*TRANSLATION)) == 3
-    track = track_of(episode.state, episode.action, episode.robot) if seen else None
-    gripper = all(spec.dims("gripper") for spec in specs)
+    has_position = len(episode.embodiment.state.dims(*TRANSLATION)) == 3
+    track = track_of(episode.state, episode.action, episode.robot) if has_position else None
+    others = undescribed_motion(episode)
     judged = []
     for proposal in proposals:
         item = proposal
         findings = [(0.0, f"{fault}.") for fault in lint(item.instruction)] + list(_label(item))
+        findings += _others(item, others)
         if track is None:
             findings.append((2.0, "The state has no position: the motion is not checked."))
         else:
@@ -58,13 +64,14 @@ def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConf
             if not any(score == 0.0 for score, _ in findings):
                 findings += _motion(item, track, moved_3, config.propose)
                 findings += _fit(item, track, moved_3, config.judge)
-                findings += _gripper(item, track, config.judge) if gripper else ()
+                findings += _gripper(item, track, config.judge) if track.gripper != "none" else ()
         score = min((score for score, _ in findings), default=3.0)
         judged.append(Candidate(**asdict(item), score=score, reasons=tuple(reason for _, reason in findings)))
     return judged
 
 
 def _label(proposal: Proposal) -> Iterator[Finding]:
+    """Whether the label exists and agrees with the object's status."""
     try:
         name = canonical(proposal.primitive, proposal.status)
     except UserError as error:
@@ -72,12 +79,20 @@ def _label(proposal: Proposal) -> Iterator[Finding]:
         return
     if name == "wait":
         yield 0.0, "A wait teaches no action."
-    if PRIMITIVES[name].status not in ("", proposal.status):
+    if proposal.status and PRIMITIVES[name].status not in ("", proposal.status):
         yield 1.0, f"`{name}` ends {PRIMITIVES[name].status}, not {proposal.status}."
 
 
+def _others(proposal: Proposal, others: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    """Whether dims move in the span that no instruction describes. others: of undescribed_motion."""
+    for name, path_T in others.items():
+        span_T = path_T[proposal.start : proposal.end + 1]
+        if np.ptp(span_T) > max(MOVES, MOVES_SHARE * float(np.ptp(path_T))):
+            yield 0.0, f"`{name}` {UNDESCRIBED}"
+
+
 def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: ProposeConfig) -> Iterator[Finding]:
-    """Whether the label and the direction words are what the hand did. moved_3: (forward, left, up), m."""
+    """Whether the hand did what the label and the direction words say. moved_3: (forward, left, up), m."""
     name, distance = proposal.primitive, float(np.linalg.norm(moved_3))
     for problem in contradictions(proposal.instruction, moved_3):
         yield 1.0, f"{problem}."
@@ -86,8 +101,8 @@ def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: Propo
             yield 2.0, "The state has no orientation: the turn is not checked."
             return
         turned, sense = turn_of(track, proposal.start, proposal.end)
-        said = {word == "clockwise" for word in words_of(proposal.instruction) if word.endswith("clockwise")}
-        if sense and said - {sense == "clockwise"}:
+        named = {word == "clockwise" for word in words_of(proposal.instruction) if word.endswith("clockwise")}
+        if sense and named - {sense == "clockwise"}:
             yield 1.0, f"Seen from above it turned {sense}."
         if turned < config.min_turn or turned * config.turn_arm < distance:
             yield 1.0, f"`{name}`, but it turned {np.degrees(turned):.0f} degrees and moved {distance * 100:.1f} cm."
@@ -113,7 +128,7 @@ def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: Propo
 
 
 def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[Finding]:
-    """Whether the gripper did what the label says and rests as the status says."""
+    """Whether the gripper moved as the label says and rests as the status says."""
     name, frame = proposal.primitive, track.frame
     first, last = proposal.start, track.seen(proposal.end)
     inside_T = track.open_T[first : last + 1]
@@ -125,6 +140,8 @@ def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[
         if _GRIPPER[name] * (track.open_T[later] - track.open_T[last]) > config.min_gripper_change:
             yield 2.0, f"The gripper is still on its way at the end, frame {proposal.end}."
         inside_T = inside_T[-1:]
+    if track.gripper == "commanded":
+        return  # a command does not tell whether something is in between
     rest, closed = float(np.median(inside_T)), frame.closed_on_nothing + frame.hold_margin
     commanded_T = track.command_T[first : proposal.end] < 0.5
     if proposal.status == "HOLDING" and rest >= frame.open_from:
@@ -136,7 +153,7 @@ def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[
 
 
 def _fit(proposal: Proposal, track: Track, moved_3: np.ndarray, config: JudgeConfig) -> Iterator[Finding]:
-    """How tightly words and boundaries fit; nothing here makes a clip unacceptable."""
+    """How tightly words and boundaries fit. No finding here makes a clip unacceptable."""
     first, last = track.seen(proposal.start), track.seen(proposal.end)
     distance = float(np.linalg.norm(moved_3))
     if proposal.primitive not in _ROTATIONS and proposal.primitive not in _GRIPPER and distance > 0:
@@ -154,7 +171,7 @@ def _fit(proposal: Proposal, track: Track, moved_3: np.ndarray, config: JudgeCon
 
 
 def _changes(track: Track, frame: int, config: JudgeConfig) -> bool:
-    """Whether hand or gripper move differently before and after a frame. Where the episode ends they do."""
+    """Whether hand or gripper move differently before and after a frame. True near the ends of the episode."""
     before, after = frame - config.edge_frames, frame + config.edge_frames
     if before < 0 or after >= len(track):
         return True

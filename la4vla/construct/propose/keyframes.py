@@ -1,7 +1,8 @@
 """Keyframes of an episode, from its states alone: moments of low arm motion and gripper transitions (FACTS 1.3.1).
 
-They are hints for whoever cuts the episode, never clips by themselves. Pure functions of one episode's state
-trajectory; every number is in config.KeyframeConfig (the paper's own were lost in print).
+Keyframes are hints for whatever cuts the episode; they are no clips themselves. If the states have no gripper, its
+commands stand for it. Pure functions of one episode; every number is in config.KeyframeConfig, because the paper's own
+numbers were lost in print.
 """
 
 from __future__ import annotations
@@ -19,38 +20,47 @@ from la4vla.config import KeyframeConfig
 from la4vla.types import ROTATION, TRANSLATION, VectorSpec
 
 KeyframeKind = Literal["static", "gripper_open", "gripper_close"]
-VERSION = 1
-"""Counts changes of what the same states and settings give."""
+VERSION = 2
+"""Raised when the same states and settings would give other keyframes."""
 
 
 @dataclass(frozen=True)
 class Keyframe:
-    """frame: index into the episode. kind: what happens there."""
+    """A moment of an episode.
+
+    frame    index into the episode
+    kind     what happens there
+    """
 
     frame: int
     kind: KeyframeKind
 
 
-def detect(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> list[Keyframe]:
+def detect(
+    state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig, commanded_T: np.ndarray | None = None
+) -> list[Keyframe]:
     """Static and gripper-transition keyframes, in the order of time.
 
-    state_TS: float [T, S], raw units, T >= 1 (an episode of one frame has no keyframes).
+    state_TS: float [T, S], units of `spec`, T >= 1. commanded_T: commanded opening, 1 open, 0 closed; it counts if the
+    state has no gripper. An episode of one frame has no keyframes.
     """
     statics = [Keyframe(frame, "static") for frame in static_frames(motion(state_TS, spec, config), config)]
-    return sorted(statics + gripper_events(state_TS, spec, config), key=lambda item: item.frame)
+    return sorted(statics + gripper_events(state_TS, spec, config, commanded_T), key=lambda item: item.frame)
 
 
 def prompt_lines(keyframes: Sequence[Keyframe], fps: float) -> list[str]:
-    """As the paper's prompt has them: `- 1.20s: static`. fps: frames a second."""
+    """Lines such as `- 1.20s: static`, as the paper's prompt has them. fps: frames a second."""
     return [f"- {item.frame / fps:.2f}s: {item.kind}" for item in keyframes]
 
 
 def motion(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> np.ndarray:
     """Scalar motion between adjacent frames, float64 [T - 1], each in [0, 1].
 
-    Differences without the gripper and a contact flag, wrap-safe for rotations; Savitzky-Golay; each dim divided by its
-    own largest magnitude (symmetric min-max), but by no less than `scale_floor` of the largest of its kind, so that a
-    dim that stands still does not become noise of full size; weighted mean of magnitudes. Constant dims count as 0.
+    1. Differences of all dims but the gripper and a contact flag, wrap-safe for rotations.
+    2. A Savitzky-Golay filter over time.
+    3. Each dim is divided by its own largest magnitude (symmetric min-max), but by no less than `scale_floor` of the
+       largest magnitude of its kind. Otherwise the noise of a dim that stands still would get full size.
+    4. The weighted mean of the magnitudes. Constant dims count as 0.
     """
     change_TD, weight_D, kind_D = _differences(state_TS, spec, config)
     steps, dims = change_TD.shape
@@ -67,7 +77,7 @@ def motion(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> np
 
 
 def threshold(motion_T: np.ndarray, config: KeyframeConfig) -> float:
-    """Motion below which a frame is at rest, of this episode: a fraction of the mean, or a quantile (FACTS 1.3.1)."""
+    """Motion below which a frame of this episode is at rest: a fraction of the mean, or a quantile (FACTS 1.3.1)."""
     if len(motion_T) == 0:
         return 0.0
     if config.rule == "quantile":
@@ -76,7 +86,7 @@ def threshold(motion_T: np.ndarray, config: KeyframeConfig) -> float:
 
 
 def static_runs(motion_T: np.ndarray, config: KeyframeConfig) -> list[tuple[int, int]]:
-    """First and last index of the runs of low motion: below the threshold, in a window mostly below it."""
+    """First and last index of each run of low motion: frames below the threshold whose window is mostly below it."""
     if len(motion_T) == 0:
         return []
     low_T = motion_T < threshold(motion_T, config)
@@ -85,13 +95,19 @@ def static_runs(motion_T: np.ndarray, config: KeyframeConfig) -> list[tuple[int,
 
 
 def static_frames(motion_T: np.ndarray, config: KeyframeConfig) -> list[int]:
-    """Midpoints of static_runs."""
+    """The midpoints of static_runs."""
     return [(first + last) // 2 for first, last in static_runs(motion_T, config)]
 
 
-def gripper_events(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> list[Keyframe]:
-    """Frames where the mean opening before and after straddle the threshold, at least `min_event_distance` apart."""
-    opening_T = spec.opening(state_TS)
+def gripper_events(
+    state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig, commanded_T: np.ndarray | None = None
+) -> list[Keyframe]:
+    """Frames where the mean opening crosses the threshold, at least `min_event_distance` apart.
+
+    An event is a frame with the mean opening before it on one side of the threshold and the mean after it on the other.
+    """
+    measured_T = spec.opening(state_TS)
+    opening_T = commanded_T if measured_T is None else measured_T
     if opening_T is None or len(opening_T) < 2 or np.ptp(opening_T) < config.gripper_min_range:
         return []
     level_T = (opening_T - opening_T.min()) / np.ptp(opening_T)
@@ -102,11 +118,11 @@ def gripper_events(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfi
         "gripper_close": (before_T >= tau) & (after_T < tau),
     }
     events = [Keyframe((first + last) // 2, kind) for kind, hit_T in hits.items() for first, last in runs(hit_T)]
-    kept: list[Keyframe] = []
+    apart: list[Keyframe] = []
     for event in sorted(events, key=lambda item: item.frame):
-        if not kept or event.frame - kept[-1].frame >= config.min_event_distance:
-            kept.append(event)
-    return kept
+        if not apart or event.frame - apart[-1].frame >= config.min_event_distance:
+            apart.append(event)
+    return apart
 
 
 def runs(flags_T: np.ndarray) -> list[tuple[int, int]]:
@@ -118,7 +134,7 @@ def runs(flags_T: np.ndarray) -> list[tuple[int, int]]:
 def _differences(
     state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Change [T - 1, D] of the arm dims, their weights [D] and kinds [D] (0 translation, 1 rotation, 2 other)."""
+    """Changes [T - 1, D] of the arm's dims, their weights [D], their kinds [D]: 0 translation, 1 rotation, 2 other."""
     rotation = spec.dims(*ROTATION)
     kinds = {"gripper": -1, "contact": -1, **dict.fromkeys(TRANSLATION, 0), **dict.fromkeys(ROTATION, 1)}
     kind_S = np.array([kinds.get(name, 2) for name in spec.names])
@@ -139,14 +155,14 @@ def _odd_at_most(number: int) -> int:
 
 
 def _window_mean(values_T: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over the frames of the window that exist."""
+    """Mean over a centred window; at the ends, over those of its frames that exist."""
     total = uniform_filter1d(values_T, window, mode="constant")
     count = uniform_filter1d(np.ones_like(values_T), window, mode="constant")
     return total / count + 1e-9  # 4 of 5 must reach a share of 0.8 in spite of rounding
 
 
 def _side_means(values_T: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of up to `window` frames before t, and from t on. At t = 0 nothing is before: its own value stands in."""
+    """Mean of up to `window` frames before t, and of as many from t on. At t = 0, its own value is the mean before."""
     frames = np.arange(len(values_T))
     total = np.concatenate([[0.0], np.cumsum(values_T)])
     first, last = np.maximum(frames - window, 0), np.minimum(frames + window, len(values_T))

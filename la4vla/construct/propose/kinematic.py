@@ -1,15 +1,21 @@
 """The kinematic labeller: cuts an episode into atomic actions and names each, from states and commands alone.
 
-It claims only what motion and gripper can tell. A closed gripper counts as HOLDING only where it came to rest on
-something (RobotFrame.closed_on_nothing). `push`, `pull` and `press` are claimed where the state has a `contact`
-dimension (above 0.5: something is touched); elsewhere they come out as `move`.
+It claims only what motion and gripper can tell. A closed gripper counts as HOLDING only if it came to rest on
+something (RobotFrame.closed_on_nothing). If the state has no gripper, the commanded opening stands for it, and a closed
+command alone gives no status. If the action has none either, no label has a status, and sentences say `arm`. `push`,
+`pull` and `press` are claimed only if the state has a `contact` dimension (above 0.5: something is touched); otherwise
+they are labelled `move`.
 
-Cuts: where the commands jump; where a gripper motion begins, and a grasp or release ends; where the path bends by
-more than `bend_angle`, turning included; where a held object is lost or contact changes; at static keyframes if the
-commands never jump (an arm that is sent from target to target rests because it has arrived). Then segments shorter than
-`min_clip_frames` join a neighbour, cuts snap to frames that have a picture, and each segment is labelled by its
-measured displacement as the robot sees it. Segments that neither move, turn nor grasp are waits and are left out.
-Bends, displacements and turns are shifted by the arm's lag behind its commands, so that words fit commands.
+It cuts an episode
+- where the commands jump,
+- where a gripper motion begins, and where a grasp or release ends,
+- where the path bends by more than `bend_angle`, turning included,
+- where a held object is lost or contact changes,
+- at static keyframes if the commands never jump (an arm that is sent from target to target rests when it arrives).
+
+Then segments shorter than `min_clip_frames` join a neighbour, cuts snap to frames with an image, and each segment is
+labelled by its displacement as the robot sees it. Segments that neither move, turn nor grasp are waits; they become no
+clip. Bends, displacements and turns are shifted by the arm's lag behind its commands, so that words fit commands.
 """
 
 from __future__ import annotations
@@ -24,15 +30,15 @@ import numpy as np
 from la4vla.config import ProposeConfig
 from la4vla.construct.episodes import Episode
 from la4vla.construct.ledger import digest
-from la4vla.construct.propose.candidates import Proposal, Proposed
+from la4vla.construct.propose.candidates import Proposal, ProposerResult
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.track import LEAD_FRAMES, Track, bends, command_jumps, track_of, turn_of
 from la4vla.construct.robots.robot import Robot
 from la4vla.construct.vocabulary import ObjectStatus, phrase, way
 from la4vla.rng import RngUse, generator
 
-VERSION = 9
-"""Counts changes of what the same episodes and settings are cut and labelled into."""
+VERSION = 10
+"""Raised when the same episodes and settings would be cut or labelled differently."""
 
 _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not started or has come to rest
 _REST_FRAMES = 10  # frames over which the resting opening is taken
@@ -52,7 +58,10 @@ class _Segment:
 
 @dataclass(frozen=True)
 class Kinematic:
-    """The labeller as a Proposer. seed: of the choice among phrasings."""
+    """The labeller as a Proposer.
+
+    seed  decides among phrasings
+    """
 
     config: ProposeConfig
     seed: int
@@ -62,10 +71,10 @@ class Kinematic:
     def version(self) -> str:
         return digest(self.name, VERSION, asdict(self.config), self.seed)
 
-    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> ProposerResult:
         draws = generator(self.seed, RngUse.WORDING, episode.key)
         stride = episode.frame_stride
-        return Proposed(
+        return ProposerResult(
             tuple(propose(episode.state, episode.action, episode.robot, keyframes, self.config, stride, draws))
         )
 
@@ -79,10 +88,10 @@ def propose(
     stride: int,
     generator: np.random.Generator,
 ) -> list[Proposal]:
-    """Labelled segments in the order of time; they do not overlap and starts are multiples of `stride`.
+    """Labelled segments in the order of time, without overlaps. Their starts are multiples of `stride`.
 
-    state_TS, action_TA: units of the embodiment. keyframes: of detect(). generator: chooses among phrasings only.
-    Raises UserError for an embodiment without a position in its state.
+    state_TS, action_TA: units of the embodiment. keyframes: as keyframes.detect() returns them. generator: chooses
+    among phrasings, nothing else. Raises UserError for an embodiment without a position in its state.
     """
     track = track_of(state_TS, action_TA, robot)
     gripper = [item for item in keyframes if item.kind != "static"]
@@ -100,10 +109,11 @@ def propose(
 def _gripper_phases(
     track: Track, events: Sequence[Keyframe], jumps: Sequence[int], config: ProposeConfig
 ) -> tuple[list[_Segment], np.ndarray, list[int]]:
-    """The grasps and releases among the gripper events, whether something is held, bool [T], and all events' starts.
+    """(grasps and releases among the gripper events, bool [T] whether something is held, starts of all events).
 
-    A closing that ends at rest on nothing and an opening of an empty gripper are no phases of their own. A phase has
-    min_clip_frames, if nothing happens to the gripper meanwhile: one that closes at once is seen in one frame.
+    A closing that comes to rest on nothing and an opening of an empty gripper are no phases of their own. A gripper
+    that closes at once shows its motion in one frame only; its phase is extended to min_clip_frames, unless something
+    else happens to the gripper before.
     """
     frames = len(track)
     holding_T = np.zeros(frames, bool)
@@ -128,10 +138,10 @@ def _gripper_phases(
 
 
 def _last_of(track: Track, start: int, end: int, until: int, jumps: Sequence[int], config: ProposeConfig) -> int:
-    """Where a grasp or release [start, end) is over: the hand goes elsewhere, or else the gripper is at rest.
+    """The frame at which a grasp or release [start, end) is over: the hand leaves, or else the gripper is at rest.
 
-    Commands that jump say when the hand goes, and waiting for the fingers until then belongs to the grasp. Without
-    them it goes from its slowest moment on, if it has gone far before the gripper is at rest.
+    Jumps of the commands show when the hand leaves; until then, waiting for the fingers belongs to the grasp. Without
+    jumps, the hand leaves at its slowest moment if it has gone far by the time the gripper is at rest.
     """
     sooner = [jump for jump in jumps if start + config.min_clip_frames <= jump <= end]
     if sooner:
@@ -144,7 +154,7 @@ def _last_of(track: Track, start: int, end: int, until: int, jumps: Sequence[int
 
 
 def _slowest(track: Track, start: int, end: int) -> int:
-    """The frame of [start, end] at whose command the hand moves least; end if there is none."""
+    """The frame of [start, end] at whose command the hand moves least; `end` if the range is empty."""
     path_N3 = track.path_T3[track.seen(start) : track.seen(end) + 1]
     return start + int(np.linalg.norm(np.diff(path_N3, axis=0), axis=1).argmin()) if len(path_N3) > 1 else end
 
@@ -179,7 +189,7 @@ def _rests_on_something(track: Track, start: int, until: int) -> bool:
 
 
 def _lost(track: Track, start: int, until: int) -> int:
-    """First frame from which on a held object is gone because the gripper has closed fully, or `until`."""
+    """The first frame at which a held object is gone because the gripper has closed fully; `until` if it is not."""
     empty_T = track.open_T[start:until] <= track.frame.closed_on_nothing + track.frame.hold_margin
     held = np.flatnonzero(~empty_T)
     last = start + int(held[-1]) + 1 if len(held) else start
@@ -189,7 +199,7 @@ def _lost(track: Track, start: int, until: int) -> int:
 def _cut(
     track: Track, phases: Sequence[_Segment], cuts: Sequence[int], hints: Sequence[int], config: ProposeConfig
 ) -> list[_Segment]:
-    """All of the episode in segments. cuts: always. hints: moments of rest, cut as bends are."""
+    """The whole episode as segments. cuts: frames that begin a segment. hints: moments of rest, used like bends."""
     segments: list[_Segment] = []
     position = 0
     path_T6 = np.hstack([track.path_T3, config.turn_arm * track.spin_T3])
@@ -208,9 +218,9 @@ def _cut(
 
 
 def _join_short(segments: list[_Segment], track: Track, min_frames: int) -> list[_Segment]:
-    """Shortest first, segments below `min_frames` join the neighbour whose motion is most like theirs.
+    """Joins segments below `min_frames`, shortest first, to the neighbour whose motion is most like theirs.
 
-    A grasp or release takes up a neighbour but is itself never taken up by a motion.
+    A grasp or release may absorb a neighbour. It is never absorbed itself.
     """
     segments = list(segments)
     while len(segments) > 1:
@@ -229,15 +239,16 @@ def _join_short(segments: list[_Segment], track: Track, min_frames: int) -> list
 
 
 def _likeness(one: _Segment, other: _Segment, track: Track) -> float:
-    """Cosine of two displacements."""
+    """Cosine between the displacements of two segments."""
     a, b = track.moved(one.start, one.end), track.moved(other.start, other.end)
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
 
 
 def _snap(segments: Sequence[_Segment], stride: int, min_frames: int) -> list[_Segment]:
-    """Cuts moved to the nearest multiple of `stride`, or the next where a segment would fall below `min_frames` by it.
+    """The segments with their cuts moved to the nearest multiple of `stride`.
 
-    The end of the episode stays.
+    A cut moves to the next multiple instead if its segment would become shorter than `min_frames`. The end of the
+    episode stays.
     """
     if not segments:
         return []
@@ -256,7 +267,7 @@ def _snap(segments: Sequence[_Segment], stride: int, min_frames: int) -> list[_S
 def _label(
     segment: _Segment, track: Track, holding_T: np.ndarray, config: ProposeConfig, generator: np.random.Generator
 ) -> Proposal | None:
-    """The proposal for one segment, or None for a wait. Draws twice from the generator, whatever comes out."""
+    """The proposal for one segment, None for a wait. Always draws twice from the generator."""
     draw, grip_draw = generator.random(2)
     moved_3 = track.moved(segment.start, segment.end)
     distance = float(np.linalg.norm(moved_3))
@@ -291,12 +302,17 @@ def _label(
     else:
         return None
     status: ObjectStatus = "HOLDING" if holding else "EMPTY"
+    if track.gripper == "none":
+        status, instruction = "", instruction.replace("gripper", "arm")
+    elif track.gripper == "commanded" and not holding and track.command_T[segment.end - 1] < 0.5:
+        status = ""  # a closed command does not tell whether something is in between
     displacement = (float(moved_3[0]), float(moved_3[1]), float(moved_3[2]))
     return Proposal(segment.start, segment.end, primitive, status, instruction, displacement)
 
 
 def _contact_name(moved_3: np.ndarray) -> str:
-    """Table 8 by the largest of (forward, left, up): downward presses, towards the base pulls, all else pushes."""
+    """The primitive of Table 8 by the largest of (forward, left, up): press if down, pull if towards the base, else
+    push."""
     axis = int(np.abs(moved_3).argmax())
     if moved_3[axis] < 0 and axis != 1:
         return "pull" if axis == 0 else "press"
@@ -304,7 +320,9 @@ def _contact_name(moved_3: np.ndarray) -> str:
 
 
 def _grip_words(track: Track, segment: _Segment, draw: float) -> tuple[str, str]:
-    """An adjective for the gripper where it does not change, else what it does meanwhile."""
+    """(an adjective for the gripper if its opening does not change, `closing` or `opening` if it does)."""
+    if track.gripper == "none":
+        return "", ""
     last = min(segment.end, len(track) - 1)
     first_open, last_open = float(track.open_T[segment.start]), float(track.open_T[last])
     if abs(last_open - first_open) > _TEXT_OPENING:

@@ -1,69 +1,42 @@
-"""Answers of a language model: from its text to proposals, and in words what is wrong with it.
+"""From a model's answer to proposals, and sentences that say what is wrong with the answer.
 
-Owns what a model may wrap its JSON in and how seconds become frames. Which spans can be used is decided by spans.
+Owns the fields of a segment and how seconds become frames. `spans` decides which spans can be used.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from la4vla.chat.json_answer import last_list
 from la4vla.construct.episodes import Episode
 from la4vla.construct.propose.candidates import Proposal
 from la4vla.construct.propose.spans import snap, validate
 from la4vla.construct.vocabulary import ALIASES, PRIMITIVES, ObjectStatus
 
-_THOUGHT = re.compile(r"^.*</think>", re.DOTALL)  # some servers cut the opening tag off
-_FOREVER_S = 1e6  # no demonstration is so long, and numbers that overflow are far beyond
+_FOREVER_S = 1e6  # s; longer than any demonstration, and far below the numbers that overflow
 _EITHER = ("reorient", "rotate")  # labels that mean another primitive when something is held
 
 
 def read_answer(text: str, episode: Episode, min_frames: int, slack: int) -> tuple[list[Proposal], list[str]]:
-    """The usable proposals of an answer in the order of time, and a sentence for everything that is not.
+    """The usable proposals of an answer in the order of time, and a sentence for everything unusable in it.
 
-    Displacements are 0: judge measures them, where the state has a position. Starts are multiples of the episode's
-    frame_stride. min_frames, slack: of spans.validate.
+    Displacements are 0; judge measures them if the state has a position. Starts are multiples of the episode's
+    frame_stride. min_frames, slack: as spans.validate takes them.
     """
-    items = segments(text)
+    items = last_list(text)
     if items is None:
         return [], ["it holds no complete JSON list of segments."]
-    found, problems = _proposals(items, episode)
-    kept, rejected = validate(found, len(episode), min_frames, slack)
+    proposals, problems = _proposals(items, episode)
+    usable, rejected = validate(proposals, len(episode), min_frames, slack)
     if not items:
         problems.append("the list is empty.")
-    return kept, problems + rejected
-
-
-def segments(text: str) -> list[dict[str, Any]] | None:
-    """The last complete list of objects in the text, bare or as a value of an object; None if there is none.
-
-    Whatever is around it is passed over: fences, talk, the thoughts before `</think>`. An empty list counts only where
-    there is no other.
-    """
-    text = _THOUGHT.sub("", text)
-    decoder, found, position = json.JSONDecoder(), None, 0
-    while bracket := re.compile(r"[\[{]").search(text, position):
-        position = bracket.start() + 1
-        try:
-            value, end = decoder.raw_decode(text, bracket.start())
-        except RecursionError:  # a model that went on writing brackets
-            break
-        except ValueError:
-            continue
-        values = [value] if isinstance(value, list) else list(value.values())
-        lists = [item for item in values if isinstance(item, list) and all(isinstance(entry, dict) for entry in item)]
-        if full := [item for item in lists if item]:
-            found, position = full[0], end
-        elif lists and found is None:
-            found = lists[0]
-    return found
+    return usable, problems + rejected
 
 
 def _proposals(items: Sequence[Mapping[str, Any]], episode: Episode) -> tuple[list[Proposal], list[str]]:
-    """Those segments whose fields can be read, with frames for seconds, and a sentence for each of the others."""
-    found: list[Proposal] = []
+    """The segments whose fields can be read, with frames for seconds, and a sentence for each other segment."""
+    proposals: list[Proposal] = []
     problems: list[str] = []
     held: ObjectStatus = "EMPTY"
     for number, item in enumerate(items, start=1):
@@ -83,18 +56,18 @@ def _proposals(items: Sequence[Mapping[str, Any]], episode: Episode) -> tuple[li
             held = status or _usual_status(label.strip().lower(), held)
             words = " ".join(instruction.split()).rstrip(".")
             span = _frames(start, end, episode)
-            found.append(Proposal(*span, label, held, words, (0.0, 0.0, 0.0)))
-    return found, problems
+            proposals.append(Proposal(*span, label, held, words, (0.0, 0.0, 0.0)))
+    return proposals, problems
 
 
 def _usual_status(label: str, held: ObjectStatus) -> ObjectStatus:
-    """What the gripper does with the object at the end of a segment that does not say. held: before it."""
+    """The status at the end of a segment that does not say its status. held: the status before the segment."""
     primitive = PRIMITIVES.get(ALIASES.get(label, label))
     return held if primitive is None or label in _EITHER else primitive.status or held
 
 
 def _seconds(value: Any) -> float | None:
-    """A finite number, also as text and with its unit."""
+    """A finite number of seconds, given as a number or as a text that may end in `s`; None for anything else."""
     if isinstance(value, str):
         try:
             value = float(value.strip().removesuffix("s"))
@@ -106,7 +79,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def _frames(start: float, end: float, episode: Episode) -> tuple[int, int]:
-    """Seconds as frames that have a picture; the end of the episode stays what it is."""
+    """Seconds as frames that have an image. An end close to the episode's end becomes the episode's end."""
     stride, last = episode.frame_stride, len(episode)
     first, stop = round(start * episode.fps), round(end * episode.fps)
     return snap(first, stride), last if abs(stop - last) < stride else snap(stop, stride)

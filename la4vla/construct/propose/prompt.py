@@ -1,11 +1,10 @@
 """The prompt of the VLM proposer: what a model is told and shown of one episode (FACTS 1.3.3, paper 7.3).
 
-Owns the sentences, the schema of the answer and the choice and size of the pictures. Pure functions; it sends nothing.
+Owns the sentences, the schema of the answer and the choice and size of the images. Pure functions; nothing is sent.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,14 +12,12 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from la4vla.chat.conversation import Message, Part, complaint, image_part, text_part, video_part
 from la4vla.config import VlmConfig
 from la4vla.construct.episodes import BadEpisode, Episode
 from la4vla.construct.propose.keyframes import Keyframe, prompt_lines
 from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, NEUTRAL, PRIMITIVES, VERBS
 from la4vla.types import UserError
-
-Message = dict[str, Any]
-"""role and content of the chat-completions protocol."""
 
 LABELS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("grasp", "place", "lift", "lower", "transport", "wrist_rotate")},
@@ -53,7 +50,7 @@ SCHEMA: Mapping[str, Any] = {
     "required": ["segments"],
     "additionalProperties": False,
 }
-"""Of the answer. The paper's list, in an object because strict endpoints want one, and with the object's status."""
+"""JSON schema of the answer: the paper's list, with the object's status, inside an object as strict endpoints want."""
 
 _ROLE = """\
 You cut a robot demonstration into short atomic actions. Watch all views together: they show the same moments from
@@ -97,25 +94,25 @@ _JPEG_QUALITY = 90
 
 
 def system_text() -> str:
-    """What does not depend on the episode."""
+    """The part of the prompt that is the same for every episode."""
     return "\n\n".join(
         (_ROLE, labels_text(), _ASSIGNMENT, _STATUS, _DIRECTIONS, _INSTRUCTION, words_text(), _GRANULARITY, _OUTPUT)
     )
 
 
 def words_text() -> str:
-    """All words that the lint lets pass, so that no segment is lost to a synonym."""
+    """All words that vocabulary.lint allows, so that no segment is lost because the model chose a synonym."""
     return "Use no words but these: " + " ".join(sorted(VERBS | NEUTRAL | DIRECTION_SPELLINGS.keys()))
 
 
 def labels_text() -> str:
-    """The labels with their definitions."""
+    """The labels, each with its definition."""
     lines = [f"- {label}: {' '.join(PRIMITIVES[name].definition for name in names)}" for label, names in LABELS.items()]
     return "\n".join(["Labels:", *lines])
 
 
 def episode_text(instruction: str, seconds: float, views: Sequence[str], hints: Sequence[str]) -> str:
-    """Task, length, views and keyframes of an episode. hints: of keyframes.prompt_lines."""
+    """Task, length, views and keyframes of an episode. hints: lines made by keyframes.prompt_lines."""
     lines = [
         f"Task of the whole demonstration: {instruction}",
         f"It takes {seconds:.2f} s and is shown in {len(views)} view{'s' * (len(views) > 1)}: {', '.join(views)}.",
@@ -126,9 +123,9 @@ def episode_text(instruction: str, seconds: float, views: Sequence[str], hints: 
 
 
 def shown_frames(frames: int, fps: float, stride: int, shown_fps: float) -> list[int]:
-    """Frames that are shown, ascending: `shown_fps` a second, at least 4, each a multiple of `stride`.
+    """The frames that the model sees, ascending: `shown_fps` a second, at least 4, each a multiple of `stride`.
 
-    frames, fps: of the episode. A short episode, or one with few pictures, shows what it has.
+    frames, fps: length and rate of the episode. An episode that has fewer than 4 images is shown with all it has.
     """
     count = max(int((frames - 1) / fps * shown_fps + 1e-6) + 1, _LEAST_FRAMES)
     step = min(fps / shown_fps, (frames - 1) / max(count - 1, 1))
@@ -137,30 +134,33 @@ def shown_frames(frames: int, fps: float, stride: int, shown_fps: float) -> list
 
 
 def fitted(height: int, width: int, config: VlmConfig) -> tuple[int, int]:
-    """Height and width of a shown picture, pixels: the largest within config's that keeps the proportions, no bars."""
+    """Height and width in pixels at which an image is shown.
+
+    The largest size within vlm.height and vlm.width that keeps the image's proportions; no bars are added.
+    """
     scale = min(config.height / height, config.width / width)
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def picture(jpeg: bytes, config: VlmConfig) -> bytes:
-    """A camera's JPEG at the size that is shown. Raises ValueError if it is none."""
-    image = simplejpeg.decode_jpeg(jpeg)
-    own_height, own_width, _ = image.shape
+def resized(jpeg: bytes, config: VlmConfig) -> bytes:
+    """A camera's JPEG at the size at which it is shown. Raises ValueError if it is no JPEG."""
+    image_HW3 = simplejpeg.decode_jpeg(jpeg)
+    own_height, own_width, _ = image_HW3.shape
     height, width = fitted(own_height, own_width, config)
-    smaller = height < own_height
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=_JPEG_QUALITY)
+    method = cv2.INTER_AREA if height < own_height else cv2.INTER_CUBIC
+    resized_HW3 = cv2.resize(image_HW3, (width, height), interpolation=method)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(resized_HW3), quality=_JPEG_QUALITY)
 
 
 def messages(episode: Episode, keyframes: Sequence[Keyframe], config: VlmConfig) -> list[Message]:
-    """The conversation's start: the system's message and the user's with text and pictures.
+    """The beginning of the conversation: the system's message, and the user's with text and images.
 
-    Raises UserError for an episode without views, BadEpisode for a picture that does not decode.
+    Raises UserError for an episode without views, BadEpisode for an image that does not decode.
     """
     check_views(episode)
     hints = prompt_lines(keyframes, episode.fps)
     text = episode_text(episode.instruction, len(episode) / episode.fps, episode.views, hints)
-    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    content = [text_part(text)]
     numbers = shown_frames(len(episode), episode.fps, episode.frame_stride, config.fps)
     for view in episode.views:
         content += _view_parts(view, episode, numbers, config)
@@ -168,45 +168,39 @@ def messages(episode: Episode, keyframes: Sequence[Keyframe], config: VlmConfig)
 
 
 def check_views(episode: Episode) -> None:
+    """Raises UserError for an episode without views."""
     if not episode.views:
         raise UserError(
-            f"{episode.key} has no pictures, and proposer=vlm looks at them; set read.pictures=true or "
-            "proposer=kinematic."
+            f"{episode.key} has no images, and proposer=vlm looks at them; set read.images=true or proposer=kinematic."
         )
 
 
 def again(answer: str, problems: Sequence[str], frames: int, fps: float) -> list[Message]:
-    """What is added to the conversation after an unusable answer. frames, fps: of the episode."""
-    complaint = "\n".join(
+    """The messages that follow an unusable answer. frames, fps: length and rate of the episode."""
+    text = "\n".join(
         [
             "That answer cannot be used:",
             *(f"- {problem}" for problem in problems),
             f"The demonstration has {frames} frames, {fps:g} a second. Answer again with the whole JSON, nothing else.",
         ]
     )
-    # Some endpoints refuse an empty message.
-    return [{"role": "assistant", "content": answer or "(nothing)"}, {"role": "user", "content": complaint}]
+    return complaint(answer, text)
 
 
-def _view_parts(view: str, episode: Episode, numbers: Sequence[int], config: VlmConfig) -> list[dict[str, Any]]:
-    """A view's label and its pictures with their times, as one video or as images."""
+def _view_parts(view: str, episode: Episode, numbers: Sequence[int], config: VlmConfig) -> list[Part]:
+    """A view's label and its images with their times, as one video or as single images."""
     frames = episode.frames(view, numbers)
     try:
-        urls = [_data_url(picture(frames[number], config)) for number in numbers]
+        images = [resized(frames[number], config) for number in numbers]
     except ValueError as error:
-        raise BadEpisode(f"{episode.key}: a picture of view {view} does not decode ({error}); read.decode=true "
-                         "finds such episodes.") from error  # fmt: skip
+        raise BadEpisode(
+            f"{episode.key}: an image of view {view} does not decode ({error}); read.decode=true finds such episodes."
+        ) from error
     if config.frames_as == "video":
-        # A camera's single picture has no rate; any will do.
+        # A single image has no rate of its own; any rate will do.
         shown = (len(numbers) - 1) / (numbers[-1] - numbers[0]) * episode.fps if len(numbers) > 1 else config.fps
-        label = f"View {view}, one frame every {1 / shown:.2f} s from 0.00 s on:"
-        return [{"type": "text", "text": label}, {"type": "video", "video": urls, "fps": round(shown, 3)}]
-    parts: list[dict[str, Any]] = [{"type": "text", "text": f"View {view}:"}]
-    for number, url in zip(numbers, urls, strict=True):
-        parts.append({"type": "text", "text": f"{number / episode.fps:.2f} s"})
-        parts.append({"type": "image_url", "image_url": {"url": url}})
+        return [text_part(f"View {view}, one frame every {1 / shown:.2f} s from 0.00 s on:"), video_part(images, shown)]
+    parts = [text_part(f"View {view}:")]
+    for number, image in zip(numbers, images, strict=True):
+        parts += [text_part(f"{number / episode.fps:.2f} s"), image_part(image)]
     return parts
-
-
-def _data_url(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

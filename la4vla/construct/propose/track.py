@@ -1,16 +1,18 @@
 """An episode as the labeller and the judge see it: path, turning, gripper and commands, in the robot's words.
 
-Owns `Track` and the two ways in which a motion shows that another has begun: its path bends, its commands jump.
+Owns `Track` and the two signs that a new motion has begun: the path bends, or the commands jump.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.ndimage import median_filter
 from scipy.spatial.transform import Rotation
 
+from la4vla.construct.episodes import Episode
 from la4vla.construct.robots.robot import Robot, RobotFrame
 from la4vla.types import ROTATION, TRANSLATION, UserError, VectorSpec
 
@@ -22,10 +24,18 @@ _OUTLIER = 4.0  # times the change that 3 of 4 frames stay below: restless comma
 
 @dataclass(frozen=True)
 class Track:
-    """path_T3: (forward, left, up), m. turn_T: orientation, if the state has one. spin_T3: turning added up frame by
-    frame, rad, zeros without orientation. open_T, command_T: gripper, 1 open, 0 closed. steer_T3: commanded motion of a
-    frame in the action's own unit and axes, None where actions are not positions. contact_T: bool, whether something is
-    touched, None where the state has no `contact`. lag: frames by which the arm follows its commands.
+    """An episode's motion.
+
+    path_T3      float64, (forward, left, up), m
+    turn_T       orientation; None if the state has none
+    spin_T3      rad, turns added up frame by frame; zeros without an orientation
+    open_T       measured opening of the gripper, 1 open, 0 closed; the commanded one if the state has none
+    command_T    commanded opening; if the action has none, 1 where the measured one counts as open
+    gripper      whether the opening is measured, only commanded, or in neither state nor action
+    steer_T3     commanded motion of each frame in the action's own unit and axes; None if actions are not positions
+    contact_T    bool, whether something is touched; None if the state has no `contact`
+    frame        axes and gripper limits of the robot
+    lag          frames by which the arm follows its commands
     """
 
     path_T3: np.ndarray
@@ -33,6 +43,7 @@ class Track:
     spin_T3: np.ndarray
     open_T: np.ndarray
     command_T: np.ndarray
+    gripper: Literal["measured", "commanded", "none"]
     steer_T3: np.ndarray | None
     contact_T: np.ndarray | None
     frame: RobotFrame
@@ -42,7 +53,7 @@ class Track:
         return len(self.path_T3)
 
     def moved(self, start: int, end: int) -> np.ndarray:
-        """Displacement [3] that the actions of [start, end) caused."""
+        """Displacement [3] in m that the actions of [start, end) caused."""
         return self.path_T3[self.seen(end)] - self.path_T3[self.seen(start)]
 
     def seen(self, frame: int) -> int:
@@ -51,26 +62,34 @@ class Track:
 
 
 def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track:
-    """state_TS, action_TA: units of the embodiment. Raises UserError without a position in the state."""
+    """The motion of an episode. state_TS, action_TA: units of the embodiment.
+
+    Raises UserError if the state has no position.
+    """
     embodiment, spec, frame = robot.embodiment, robot.embodiment.state, robot.frame
     position, contact = spec.dims(*TRANSLATION), spec.dims("contact")
     if len(position) < 3:
         raise UserError(
-            f"embodiment `{embodiment.name}` has no x, y, z in its state, and the kinematic proposer cuts by hand "
-            "position; add the hand's pose to the state (read.state and the robot's file), or set proposer=vlm, or "
-            "proposer=episode where episodes are clips already."
+            f"embodiment `{embodiment.name}` has no x, y, z in its state, which the kinematic proposer needs; add the "
+            "hand's pose to the state (read.state and the robot's file), set proposer=vlm, or set proposer=episode if "
+            "each episode is one clip already."
         )
     path_T3 = frame.from_base(state_TS[:, position].astype(np.float64))
     turn_T, spin_T3 = _turning(state_TS, spec)
-    open_T, command_T = spec.opening(state_TS), embodiment.action.opening(action_TA)
-    if open_T is None or command_T is None:
-        open_T = command_T = np.ones(len(state_TS))
+    measured_T, commanded_T = spec.opening(state_TS), embodiment.action.opening(action_TA)
+    gripper: Literal["measured", "commanded", "none"] = "measured"
+    if measured_T is None:
+        gripper = "none" if commanded_T is None else "commanded"
+        measured_T = np.ones(len(state_TS)) if commanded_T is None else commanded_T
+    if commanded_T is None:
+        commanded_T = (measured_T >= frame.open_from).astype(np.float64)
     return Track(
         path_T3=path_T3,
         turn_T=turn_T,
         spin_T3=spin_T3,
-        open_T=open_T,
-        command_T=command_T,
+        open_T=measured_T,
+        command_T=commanded_T,
+        gripper=gripper,
         steer_T3=_steer(action_TA, embodiment.action),
         contact_T=state_TS[:, contact[0]] > 0.5 if contact else None,
         frame=frame,
@@ -78,9 +97,27 @@ def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track
     )
 
 
+def undescribed_motion(episode: Episode) -> dict[str, np.ndarray]:
+    """Where each dim is that no instruction describes, float64 [T] in its own unit; commands that are deltas add up.
+
+    Keys are `state NAME` and `action NAME`.
+    """
+    robot, paths = episode.robot, {}
+    specs = (("state", episode.state, robot.embodiment.state), ("action", episode.action, robot.embodiment.action))
+    for what, values_TD, spec in specs:
+        names = robot.undescribed(spec)
+        path_TD = values_TD[:, spec.dims(*names)].astype(np.float64)
+        if spec.reference == "delta":
+            path_TD = np.cumsum(path_TD, axis=0)
+        paths |= {f"{what} {name}": path_T for name, path_T in zip(names, path_TD.T, strict=True)}
+    return paths
+
+
 def turn_of(track: Track, start: int, end: int) -> tuple[float, str]:
-    """Angle in rad that the actions of [start, end) caused, and (counter-)clockwise as seen from above if the axis is
-    within 45 degrees of vertical."""
+    """Angle in rad that the actions of [start, end) caused, and its sense as seen from above.
+
+    The sense is clockwise or counter-clockwise; it is empty if the axis is more than 45 degrees off the vertical.
+    """
     if track.turn_T is None:
         return 0.0, ""
     vector = (track.turn_T[track.seen(end)] * track.turn_T[track.seen(start)].inv()).as_rotvec()
@@ -94,8 +131,8 @@ def turn_of(track: Track, start: int, end: int) -> tuple[float, str]:
 def bends(path_ND: np.ndarray, tolerance: float, angle: float) -> list[int]:
     """Interior points, in order, where the path [N, D] turns by more than `angle` (rad).
 
-    Candidates are the corners of the polyline that follows the path within `tolerance` (unit of the path:
-    Ramer-Douglas-Peucker); the bluntest is given up until all that remain are sharp enough.
+    Starts from the corners of the polyline that follows the path within `tolerance`, in the path's unit
+    (Ramer-Douglas-Peucker). The bluntest corner is dropped until all that remain are sharp enough.
     """
     corners = [0, *_corners(path_ND, tolerance), len(path_ND) - 1]
     while len(corners) > 2:
@@ -110,10 +147,10 @@ def bends(path_ND: np.ndarray, tolerance: float, angle: float) -> list[int]:
 
 
 def command_jumps(steer_T3: np.ndarray, share: float) -> list[int]:
-    """Frames whose command differs from the one before, for longer than a glitch, by `share` of a usual command.
+    """Frames at which the command changes by more than `share` of a usual command, for longer than a glitch.
 
-    Who steers at a target in proportion to the distance, as scripts and planners do, changes the command at once where
-    the target changes, and slowly elsewhere. Hands change it slowly or all the time; their turns show as bends.
+    Scripts and planners steer in proportion to the distance from a target: their command changes suddenly where the
+    target changes, and slowly elsewhere. People change it slowly or all the time; their turns show as bends.
     """
     if len(steer_T3) < 2:
         return []
@@ -128,7 +165,8 @@ def command_jumps(steer_T3: np.ndarray, share: float) -> list[int]:
 
 
 def _corners(path_ND: np.ndarray, tolerance: float) -> list[int]:
-    found, open_spans = [], [(0, len(path_ND) - 1)]
+    """Interior corners of the polyline that follows the path within `tolerance`, ascending."""
+    corners, open_spans = [], [(0, len(path_ND) - 1)]
     while open_spans:
         first, last = open_spans.pop()
         if last - first < 2:
@@ -140,9 +178,9 @@ def _corners(path_ND: np.ndarray, tolerance: float) -> list[int]:
         distance_N = np.linalg.norm(offset_ND - along_N[:, None] * chord, axis=1)
         if distance_N.max() > tolerance:
             middle = first + 1 + int(distance_N.argmax())
-            found.append(middle)
+            corners.append(middle)
             open_spans += [(first, middle), (middle, last)]
-    return sorted(found)
+    return sorted(corners)
 
 
 def _turning(state_TS: np.ndarray, spec: VectorSpec) -> tuple[Rotation | None, np.ndarray]:
@@ -166,10 +204,10 @@ def _steer(action_TA: np.ndarray, spec: VectorSpec) -> np.ndarray | None:
 
 
 def _lag(path_T3: np.ndarray, action_TA: np.ndarray, spec: VectorSpec, frame: RobotFrame) -> int:
-    """Frames after which motion is most like the commands; 0 where commands are not translations in the base frame.
+    """Delay in frames at which the motion is most like the commands; 0 if commands are no translations in base axes.
 
-    A clip's words must fit its commands, and a compliant arm shows them late: cut by states alone, the last tenth of a
-    second of `forward` would be commands to go down.
+    A clip's words must fit its commands, and a compliant arm follows them late. Cut by states alone, the last tenth of
+    a second of a `forward` clip would hold commands to go down.
     """
     dims = spec.dims(*TRANSLATION)
     if len(dims) < 3 or spec.reference != "delta" or spec.frame != "base":

@@ -1,7 +1,7 @@
-"""The proposer of datasets that are cut already, as LA-33K is: every episode is one clip, its task's sentence the
-instruction.
+"""The proposer of datasets that are cut into clips already, such as LA-33K.
 
-The label is read off the sentence's first verb, for statistics and filters only; training sees the sentence as it is.
+Every episode is one clip, and its task's sentence is the instruction. The label comes from the sentence's first verb;
+it serves statistics and filters only, training sees the sentence unchanged.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from collections.abc import Sequence
 
 from la4vla.construct.episodes import Episode
 from la4vla.construct.ledger import digest
-from la4vla.construct.propose.candidates import Proposal, Proposed
+from la4vla.construct.propose.candidates import Proposal, ProposerResult
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.vocabulary import PRIMITIVES, VERB_LABELS, ObjectStatus, canonical, words_of
 
 VERSION = 1
-"""Counts changes of what the same sentence is labelled as."""
+"""Raised when the same sentence would get another label."""
 
 _HELD = {"held", "hold", "holding", "grasped", "gripped"}
 
 
-class Whole:
-    """A Proposer. A sentence without a verb of an atomic action is kept all the same, without a label."""
+class WholeEpisode:
+    """A Proposer. An episode whose sentence names no atomic action becomes a clip without a label."""
 
     name = "episode"
     version = digest("episode", VERSION)
 
-    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> Proposed:
+    def propose(self, episode: Episode, keyframes: Sequence[Keyframe]) -> ProposerResult:
         primitive, status = label(episode.instruction)
-        return Proposed((Proposal(0, len(episode), primitive, status, episode.instruction, (0.0, 0.0, 0.0)),))
+        return ProposerResult((Proposal(0, len(episode), primitive, status, episode.instruction, (0.0, 0.0, 0.0)),))
 
 
 def label(sentence: str) -> tuple[str, ObjectStatus]:
-    """(primitive, status at the end) that a sentence of one atomic action means; an empty primitive if it names none.
+    """(primitive, status at the end) of a sentence about one atomic action; an empty primitive if it names none.
 
     The first verb decides. A motion with something in the gripper is a transport.
     """

@@ -1,14 +1,17 @@
-"""Readers: one dataset format each, all of them a `Source` of episodes."""
+"""Readers: each reads one dataset format as a `Dataset` of episodes."""
 
 from __future__ import annotations
 
 from la4vla.config import ConstructConfig
-from la4vla.construct.episodes import Source
+from la4vla.construct.episodes import Dataset
 from la4vla.types import UserError
 
 
-def open_source(config: ConstructConfig) -> Source:
-    """The dataset that `read` names. Raises UserError if it is not there, not of that format, or needs a package."""
+def open_dataset(config: ConstructConfig) -> Dataset:
+    """The dataset that the config's `read` names.
+
+    Raises UserError if it does not exist, has another format, or needs a package that is not installed.
+    """
     try:
         if config.read.format == "lerobot":
             from la4vla.construct.readers.lerobot import LeRobot

@@ -1,11 +1,11 @@
 """LIBERO's HDF5 demonstrations: one file a task, `data/demo_i` each with actions and obs.
 
-The pictures in the files are bottom-up (robosuite's OpenGL convention): rows are reversed to make them upright. They
-are not mirrored, which the turn by 180 degrees of openvla, openpi and Evo-1 does.
+The images in the files are bottom-up (robosuite's OpenGL convention). Reversing their rows makes them upright. They are
+not mirrored as well, as the turn by 180 degrees in openvla, openpi and Evo-1 does.
 
-LIBERO's own files keep the observation after action t at t (its create_dataset.py steps, then stores); openvla's
-regenerated ones keep the one before. Ours is the one before: which a file has is measured against the simulator's
-states, and actions of LIBERO's own are moved by one frame.
+At frame t, LIBERO's own files keep the observation after action t (its create_dataset.py steps, then stores). The files
+that openvla regenerated keep the observation before action t, and so do our episodes. The simulator's states in a file
+show which of the two it keeps; in the first case, actions are moved by one frame.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode, Frames
 from la4vla.construct.ledger import digest
+from la4vla.construct.notes import Note
 from la4vla.construct.readers.checks import (
     chosen_views,
     encode,
@@ -35,21 +36,22 @@ from la4vla.construct.readers.checks import (
 )
 from la4vla.types import UserError
 
-ARM = slice(1, 8)  # of the simulator's states [time, joints, fingers, ...]
-ARM_TOLERANCE = 0.05  # rad; measured in the simulator: 0.0004 to the state of the same moment, 0.013 to one step away
+ARM = slice(1, 8)  # the arm's joints in the simulator's states [time, joints, fingers, ...]
+ARM_TOLERANCE = 0.05  # rad; measured distances to the joints: 0.0004 of the same moment, 0.013 of one step away
 POSE, GRIPPER = ("obs/ee_states", "obs/ee_pos", "obs/ee_ori"), "obs/gripper_states"
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}  # stored as -> the simulator's
 SCENE = re.compile(r"^[A-Z0-9_]*SCENE\d+_")
+CHANGES = re.compile(r"(_[a-z]+(_-?\d+)+)+$")  # what derived suites append: words, each with its numbers
 
 
 class Libero:
-    """A folder of `*.hdf5`, or folders of them (suites). Files are opened for as long as they are read."""
+    """A Dataset: a folder of `*.hdf5`, or of folders of them (suites). Files are open only while they are read."""
 
     def __init__(self, config: ConstructConfig) -> None:
         read = config.read
         root = existing(Path(read.path), "*.hdf5 file", "**/*.hdf5", "libero")
-        self._raw = robot_of(read)
-        self._robot = self._raw.robot
+        self._robot_file = robot_of(read)
+        self._robot = self._robot_file.robot
         self._stride, self._quality = read.frame_stride, config.jpeg_quality
         self._files = sorted(root.glob("**/*.hdf5"))
         self._demos: dict[str, tuple[Path, str]] = {}
@@ -69,9 +71,13 @@ class Libero:
     def keys(self) -> Sequence[str]:
         return self._keys
 
+    @property
+    def notes(self) -> Sequence[Note]:
+        return ()
+
     def stamp(self, key: str) -> str:
         path, demo = self._demos[key]
-        return digest(self._raw.text, demo, stat_of(path))
+        return digest(self._robot_file.text, demo, stat_of(path))
 
     def read(self, key: str) -> Episode:
         path, demo = self._demos[key]
@@ -81,6 +87,11 @@ class Libero:
                 state = self._named["state"] or _state(group)
                 names = (*state, *self._named["action"])
                 if missing := [name for name in names if name not in group]:
+                    if any(name.startswith("robot0_") for name in group.get("obs", ())):
+                        raise BadEpisode(
+                            f"{path}: {demo} has robomimic's obs/robot0_..., not LIBERO's {missing[0]}; write its "
+                            "episodes as npz (docs/construction.md, Reading) and set read.format=npz."
+                        )
                     raise BadEpisode(f"{path}: {demo} has no {missing[0]}; get the file anew or drop the episode.")
                 column = {name: group[name][()] for name in names}
                 late = _observed_late(group, f"{path}: {demo}")
@@ -88,8 +99,8 @@ class Libero:
                 text = _instruction(file, path)
         except (OSError, KeyError) as error:
             raise BadEpisode(f"{path}: {demo} cannot be read ({error}); get it anew or drop the episode.") from error
-        states = vectors(column, state, self._raw.state, "state")
-        actions = vectors(column, self._named["action"], self._raw.action, "action")
+        states, notes = vectors(column, state, self._robot_file.state, "state")
+        actions, more = vectors(column, self._named["action"], self._robot_file.action, "action")
         lengths = {"action": len(actions), **counts}
         if wrong := [name for name, count in lengths.items() if count != len(states)]:
             raise BadEpisode(
@@ -103,12 +114,13 @@ class Libero:
             number=_number(demo),
             instruction=sentence(text),
             robot=self._robot,
-            fps=self._raw.control_hz,
+            fps=self._robot_file.control_hz,
             state=states,
             action=actions,
             views=tuple(self._views),
             frame_stride=self._stride,
             frames=partial(self._frames, path, demo),
+            notes=(*notes, *more),
         )
 
     def video_faults(self, episode: Episode) -> list[str]:
@@ -122,6 +134,11 @@ class Libero:
                 if item.dtype != np.uint8 or item.ndim != 4 or item.shape[3] != 3
             ]
 
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        path, demo = self._demos[episode.key]
+        with _open(path) as file:
+            return {view: file[f"data/{demo}/obs/{name}"].shape[1:3] for view, name in self._views.items()}
+
     def _frames(self, path: Path, demo: str, view: str, numbers: Sequence[int]) -> Frames:
         try:
             with _open(path) as file:
@@ -134,14 +151,31 @@ class Libero:
 
 
 def language(stem: str) -> str:
-    """A task's sentence from its file's name, as LIBERO's own benchmark makes it."""
-    return SCENE.sub("", re.sub(r"_demo$", "", stem)).replace("_", " ")
+    """The task's sentence, made from its file's name as LIBERO's own benchmark makes it.
+
+    Suites derived from LIBERO's append what they change to the name of the task (`_view_0_0_100_0_0_initstate_3`,
+    `_table_2`); the sentence is then the task's own. Raises BadEpisode for a name that is no sentence.
+    """
+    from la4vla.sim.libero import prompts
+
+    name = SCENE.sub("", re.sub(r"_demo$", "", stem))
+    known, base = set(prompts().values()), CHANGES.sub("", name).replace("_", " ")
+    if base in known:
+        return base
+    sentence = name.replace("_", " ")
+    longer = [task for task in known if sentence.startswith(f"{task} ")]
+    if longer or not re.fullmatch(r"[^\W\d]+( [^\W\d]+)*", sentence):
+        raise BadEpisode(
+            f"the name {stem} spells no instruction; rename the file <task>_demo.hdf5 with the task's words, or take "
+            "the _demo off, and the instruction is read from the file's problem_info."
+        )
+    return sentence
 
 
 def _instruction(file: Any, path: Path) -> str:
-    """From a `*_demo.hdf5` the sentence its name spells, which is what evaluations say; else that of problem_info.
+    """The sentence of a file: the one that a name `*_demo.hdf5` spells, else the one in problem_info.
 
-    The two differ in 25 of 40 tasks: problem_info has the BDDL's words.
+    Evaluations use the names. problem_info has the BDDL's words, which differ in 25 of 40 tasks.
     """
     if path.stem.endswith("_demo"):
         return language(path.stem)
@@ -153,7 +187,7 @@ def _instruction(file: Any, path: Path) -> str:
 
 
 def _observed_late(group: Any, where: str) -> bool:
-    """Whether observation t was taken after action t: the arm is where the simulator's state t + 1 has it, not t."""
+    """Whether observation t was taken after action t: then the arm is where the simulator's state t + 1 has it."""
     if "states" not in group or "obs/joint_states" not in group:
         raise BadEpisode(
             f"{where} has no states and obs/joint_states, which tell whether observations are from before or after "
@@ -170,14 +204,16 @@ def _observed_late(group: Any, where: str) -> bool:
 
 
 def _state(group: Any) -> tuple[str, ...]:
-    whole, position, orientation = POSE
-    return (whole, GRIPPER) if whole in group else (position, orientation, GRIPPER)
+    """The columns of the state."""
+    pose, position, orientation = POSE
+    return (pose, GRIPPER) if pose in group else (position, orientation, GRIPPER)
 
 
 def _demos(file: Any, path: Path) -> list[str]:
+    """Names of the demonstrations in a file, in the order of their numbers. Raises UserError if there are none."""
     names = [name for name in file.get("data", {}) if re.fullmatch(r"demo_\d+", name)]
     if not names:
-        raise UserError(f"{path}: no data/demo_0; it is not one of LIBERO's files, remove it from read.path.")
+        raise UserError(f"{path} has no data/demo_0, so it is none of LIBERO's files; remove it from read.path.")
     return sorted(names, key=_number)
 
 
@@ -189,4 +225,4 @@ def _open(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({error}); get it anew or remove it.") from error
+        raise UserError(f"{path} is no readable HDF5 file ({error}); get it anew or remove it.") from error

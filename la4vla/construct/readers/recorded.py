@@ -1,4 +1,4 @@
-"""What `record` stored, as a Source. We wrote it whole, so its pictures cannot disagree with the table."""
+"""The episodes that `record` stored. Each file was written at once, so its images cannot disagree with its table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Episode
 from la4vla.construct.ledger import digest
-from la4vla.construct.readers.checks import stat_of
+from la4vla.construct.notes import Note
+from la4vla.construct.readers.checks import first_sizes, stat_of
 from la4vla.construct.recording.simulators import simulator
 from la4vla.construct.recording.store import check_store, episode_path, kept_episodes, read_episode
 from la4vla.construct.robots.robot import robot_frame
@@ -17,8 +18,11 @@ from la4vla.types import UserError
 
 
 class Recorded:
-    """The first `record.episodes` successes of each of `record.tasks`. Raises UserError if there are fewer, or if they
-    are of another embodiment than the simulator's, so that nothing trained on them could be evaluated."""
+    """A Dataset: the first `record.episodes` successes of each of `record.tasks`.
+
+    Raises UserError if there are fewer, or if they have another embodiment than the simulator: what is trained on them
+    could not be evaluated.
+    """
 
     def __init__(self, config: ConstructConfig) -> None:
         store, settings = Path(config.read.path), config.record
@@ -30,7 +34,7 @@ class Recorded:
             numbers = kept_episodes(store, task, settings)
             if len(numbers) < settings.episodes:
                 raise UserError(
-                    f"{store}: {len(numbers)} of {settings.episodes} episodes of {task}; record the rest first."
+                    f"{store} has {len(numbers)} of {settings.episodes} episodes of {task}; record the rest first."
                 )
             self._paths |= {f"{task}-{number:06d}": episode_path(store, task, number) for number in numbers}
         if not self._paths:
@@ -39,6 +43,10 @@ class Recorded:
     @property
     def keys(self) -> Sequence[str]:
         return list(self._paths)
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        return ()
 
     def stamp(self, key: str) -> str:
         return digest(self._frame, stat_of(self._paths[key]))
@@ -51,3 +59,6 @@ class Recorded:
 
     def video_faults(self, episode: Episode) -> list[str]:
         return []
+
+    def image_sizes(self, episode: Episode) -> dict[str, tuple[int, int]]:
+        return first_sizes(episode)

@@ -1,12 +1,12 @@
-"""Recording: a simulator's scripted experts in spawned workers fill an episode store with successful demonstrations.
+"""Recording: a simulator's scripted experts, in spawned workers, fill an episode store with successful demonstrations.
 
-Exploration noise goes into the executed translation command only; the stored training action is the expert's own answer
-to the state that the noise led to (DART, Laskey et al. 2017), so that the data shows how to come back. What was
-executed is stored beside it: replaying that repeats the episode exactly.
+Exploration noise is added to the executed translation command only. The stored training action is the expert's own
+answer to the state that the noise led to (DART, Laskey et al. 2017), so that the data shows how to come back. The
+executed actions are stored as well; replaying them repeats the episode exactly.
 
-Which episodes are kept depends on the config alone, not on timing or on interruptions: the first `episodes` successes
-from `first_episode` on. A failed attempt is remembered and not tried again. Initial states that evaluations use
-(Simulator.held_out) are left out unless `record.held_out` asks for them.
+The config alone decides which episodes are kept, timing and interruptions do not: they are the first `episodes`
+successes from `first_episode` on. A failed attempt is remembered and not tried again. Initial states that evaluations
+use (Simulator.held_out) are left out unless `record.held_out` asks for them.
 """
 
 from __future__ import annotations
@@ -47,15 +47,22 @@ if TYPE_CHECKING:
     from la4vla.sim.expert import Decision
 
 AFTER_SUCCESS = 5
-"""Steps recorded after the first success, so that a clip's last chunk does not end right at the edge of success."""
+"""Steps recorded after the first success, so that a clip's last chunk does not end at the very moment of success."""
 
 ATTEMPTS = 4
-"""A task gives up after this many attempts per wanted episode; the worst scripted expert succeeds in 7 of 10."""
+"""Attempts per wanted episode after which a task gives up; the worst scripted expert succeeds in 7 of 10."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One attempt. Travels to a worker, so it holds plain values only."""
+class RecordingJob:
+    """One attempt. It is sent to a worker, so it holds plain values only.
+
+    store           folder of the episodes
+    task            name of the task
+    number          initial state
+    record          settings
+    jpeg_quality    of the images
+    """
 
     store: str
     task: str
@@ -67,19 +74,23 @@ class Job:
 def record(config: ConstructConfig) -> dict[str, int]:
     """Fills `read.path` with `record.episodes` successes of each of `record.tasks`; returns task -> failed attempts.
 
-    Raises UserError for an unknown task or view, for a store of other settings, and if a task's expert fails too often;
-    where nothing renders only if an episode is missing, so that a recorded store can be cut anew on a machine without
-    GL. Prints kept and failed attempts a task.
+    Prints the number of kept and of failed attempts of each task. A renderer is needed only if an episode is missing,
+    so that a complete store can be cut anew on a machine without GL. Raises UserError for an unknown task or view, for
+    a store of other settings, without a renderer where one is needed, and if a task's expert fails too often.
     """
     from la4vla.sim.render import use_backend
 
     settings, store = config.record, Path(config.read.path)
     if not settings.tasks or settings.episodes < 1 or settings.processes < 1 or settings.frame_stride < 1:
-        raise UserError("`record` needs tasks, and episodes, processes and frame_stride of at least 1.")
+        raise UserError(
+            "`record` is incomplete; name record.tasks, and set episodes, processes and frame_stride to 1 or more."
+        )
     sim = simulator(settings.simulator)
     for task in settings.tasks:
-        if task not in sim.prompts:
-            raise UserError(f"record.tasks: `{task}` is not a task of {settings.simulator}; one is `{sim.example}`.")
+        if task not in sim.prompts():
+            raise UserError(
+                f"record.tasks: `{task}` is no task of {settings.simulator}; use names such as `{sim.scenes.figure}`."
+            )
     identity = _identity(config, sim.embodiment)
     check_store(store, identity)
     if _missing(store, settings):
@@ -94,19 +105,19 @@ def record(config: ConstructConfig) -> dict[str, int]:
     return failed
 
 
-def roll_out(env: Env, job: Job) -> Episode | None:
-    """One attempt of the scripted expert in `env`; None if it does not succeed within the simulator's horizon."""
+def roll_out(env: Env, job: RecordingJob) -> Episode | None:
+    """One attempt of the scripted expert in `env`; None if it does not succeed within the steps it gets."""
     settings, sim = job.record, simulator(job.record.simulator)
     noise = generator(settings.seed, RngUse.RECORD, job.task, job.number)
     observation = env.reset(job.task, job.number)
     for _ in range(sim.wait_steps):
-        env.step(sim.wait)
+        env.step(np.array(sim.wait, np.float32))
     if sim.wait_steps:
         observation = env.observe()
     instruction, state = observation.instruction, observation.state
     states, actions, decisions, executed = [], [], [], []
     frames: dict[str, dict[int, bytes]] = {view: {} for view in observation.views}
-    t, stop, succeeded = 0, sim.horizon, False
+    t, stop, succeeded = 0, sim.expert_steps, False
     while t < stop:
         if t % settings.frame_stride == 0:
             for view, image in (observation if t == 0 else env.observe()).views.items():
@@ -124,7 +135,7 @@ def roll_out(env: Env, job: Job) -> Episode | None:
         state = result.state
         t += 1
         if result.success and not succeeded:
-            succeeded, stop = True, min(t + AFTER_SUCCESS, sim.horizon)
+            succeeded, stop = True, min(t + AFTER_SUCCESS, sim.expert_steps)
     if not succeeded:
         return None
     return Episode(
@@ -152,8 +163,8 @@ def _script(decisions: Sequence[Decision]) -> Script:
     )
 
 
-def attempt(job: Job) -> bool:
-    """Runs in a worker: writes the episode or marks the failure. Returns whether it succeeded."""
+def attempt(job: RecordingJob) -> bool:
+    """Makes one attempt, in a worker process: writes the episode or marks the failure. Returns whether it succeeded."""
     settings, store = job.record, Path(job.store)
     episode = roll_out(_env(settings.simulator, tuple(settings.views), settings.image_size, settings.fast), job)
     if episode is None:
@@ -165,19 +176,19 @@ def attempt(job: Job) -> bool:
 
 @lru_cache(maxsize=1)
 def _env(name: str, views: tuple[str, ...], image_size: int, fast: bool) -> Env:
-    """The worker's only env, kept over its jobs."""
+    """The only env of a worker process, shared by its jobs."""
     sim = simulator(name)
-    return sim.make_env(views or sim.views, image_size, sim.horizon + sim.wait_steps, fast)
+    return sim.make_env(views or sim.views, image_size, sim.expert_steps + sim.wait_steps, fast)
 
 
 def _record_missing(config: ConstructConfig, store: Path, bar: tqdm) -> None:
-    """Rounds of attempts, each as many as are still missing, until every task is complete."""
+    """Runs rounds of attempts until every task is complete. A round has as many attempts as episodes are missing."""
     settings = config.record
     pool = ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn"))
     try:
         while missing := _missing(store, settings):
             jobs = [
-                Job(str(store), task, number, settings, config.jpeg_quality)
+                RecordingJob(str(store), task, number, settings, config.jpeg_quality)
                 for task, numbers in missing.items()
                 for number in numbers
             ]
@@ -188,7 +199,7 @@ def _record_missing(config: ConstructConfig, store: Path, bar: tqdm) -> None:
 
 
 def _missing(store: Path, settings: RecordConfig) -> dict[str, list[int]]:
-    """Task -> numbers to try next. Raises UserError for a task whose expert fails too often."""
+    """Task -> numbers of the initial states to try next. Raises UserError for a task whose expert fails too often."""
     missing, held_out = {}, simulator(settings.simulator).held_out
     for task in settings.tasks:
         kept, failed = kept_episodes(store, task, settings), numbers_from(list_failures(store, task), settings)
@@ -207,8 +218,10 @@ def _missing(store: Path, settings: RecordConfig) -> dict[str, list[int]]:
 
 
 def _identity(config: ConstructConfig, embodiment: Embodiment) -> dict[str, object]:
-    """What must not change within a store, with the GL backend. How many episodes, of which tasks, by how many
-    processes may."""
+    """The settings that all episodes of a store share, besides the GL backend.
+
+    The number of episodes, the tasks and the number of processes may differ.
+    """
     settings = asdict(config.record)
     for name in ("tasks", "episodes", "first_episode", "processes"):
         del settings[name]

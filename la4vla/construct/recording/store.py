@@ -1,8 +1,8 @@
 """The recorder's store of episodes on disk.
 
-A store is a folder: `store.json` (what all its episodes were recorded with), `{task}/{number:06d}.npz` per episode, and
-an empty `{task}/{number:06d}.failed` for a demonstration that was tried and did not succeed. Files are written under
-another name, fsynced and renamed, so what is there is complete and an interrupted recording goes on where it stopped.
+A store is a folder with `store.json` (the settings of all its episodes), `{task}/{number:06d}.npz` for each episode,
+and an empty `{task}/{number:06d}.failed` for each attempt that did not succeed. Files are written under another name,
+fsynced and renamed. So every file is complete, and an interrupted recording goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from la4vla.construct.episodes import Episode, Frames, Script
 from la4vla.construct.robots.robot import Robot, robot_frame
 from la4vla.data.npz import read_npz
 from la4vla.files import write_atomic
-from la4vla.types import Embodiment, UserError, VectorSpec
+from la4vla.types import Embodiment, UserError, VectorSpec, flat
 
 SCHEMA_VERSION = 1
 SETTINGS = "store.json"
 BEFORE_LIBERO = {"simulator": "metaworld", "held_out": False}
-"""What a store.json does not say that was written when there was one simulator; it had one `view`."""
+"""Settings that are missing in a store.json from the time of one simulator. Such a file has one `view`."""
 
 
 def episode_path(store: Path, task: str, number: int) -> Path:
@@ -43,22 +43,22 @@ def list_episodes(store: Path, task: str) -> list[int]:
 
 
 def list_failures(store: Path, task: str) -> list[int]:
-    """Numbers of the demonstrations that were tried and failed, ascending."""
+    """Numbers of the failed attempts of a task, ascending."""
     return sorted(int(path.stem) for path in (store / task).glob("*.failed"))
 
 
 def kept_episodes(store: Path, task: str, settings: RecordConfig) -> list[int]:
-    """Numbers of the demonstrations of a task that count: the first `episodes` successes, ascending."""
+    """Numbers of the demonstrations of a task that are used: the first `episodes` successes, ascending."""
     return numbers_from(list_episodes(store, task), settings)[: settings.episodes]
 
 
 def numbers_from(numbers: Iterable[int], settings: RecordConfig) -> list[int]:
-    """Those that count: `first_episode` and later."""
+    """The numbers from `first_episode` on."""
     return [number for number in numbers if number >= settings.first_episode]
 
 
 def write_episode(path: Path, episode: Episode) -> None:
-    """Writes `path` atomically. Bytes depend on the episode only."""
+    """Writes `path` atomically. Its bytes depend on the episode only."""
     about = {
         "schema": SCHEMA_VERSION,
         "task": episode.task,
@@ -87,18 +87,18 @@ def write_episode(path: Path, episode: Episode) -> None:
 
 
 def read_episode(path: Path) -> Episode:
-    """An episode of a store; its pictures are read when asked for. Raises UserError for a file that is not one."""
+    """An episode of a store; its images are read on demand. Raises UserError for a file that is no complete episode."""
     try:
         table = read_npz(path, ("about", "state", "action", "executed", "phase", "target", "object"))
         about: dict[str, Any] = json.loads(table["about"].tobytes())
         state, action, executed = (table[name] for name in ("state", "action", "executed"))
         script = None
-        if "phase" in table:  # not in stores of before it was recorded
+        if "phase" in table:  # old stores lack it
             script = Script(table["phase"], table["target"], table["object"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a complete episode ({error}); delete it and record again.") from error
+        raise UserError(f"{path} is no complete episode ({error}); delete it and record again.") from error
     if about["schema"] > SCHEMA_VERSION:
-        raise UserError(f"{path}: written by a newer la4vla (schema {about['schema']}); upgrade la4vla.")
+        raise UserError(f"{path} was written by a newer la4vla (schema {about['schema']}); upgrade la4vla.")
 
     def frames(view: str, wanted: Sequence[int]) -> Frames:
         numbers, sizes, data = read_npz(path, [f"{view}/{name}" for name in ("frame", "size", "jpeg")]).values()
@@ -125,7 +125,7 @@ def read_episode(path: Path) -> Episode:
 
 
 def open_store(store: Path, settings: Mapping[str, Any]) -> None:
-    """Creates a store, or checks that the one there was recorded with the same settings. Raises UserError if not."""
+    """Creates a store. If there is one already, raises UserError unless it was recorded with the same settings."""
     path = store / SETTINGS
     if path.is_file():
         check_store(store, settings)
@@ -135,28 +135,31 @@ def open_store(store: Path, settings: Mapping[str, Any]) -> None:
 
 
 def check_store(store: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError if a store is there and was recorded with other `settings`, which may be some of its own."""
+    """Raises UserError if there is a store that was recorded with other settings.
+
+    settings: all of a store's settings, or some of them.
+    """
     path = store / SETTINGS
     if not path.is_file():
         return
     there = json.loads(path.read_text())
     if "view" in there:
         there |= {**BEFORE_LIBERO, "views": [there["view"]]}
-    wanted = _flat({"schema": SCHEMA_VERSION, **settings})
-    found = _flat({**there, "embodiment": _embodiment(there.get("embodiment"), settings.get("embodiment"))})
+    wanted = flat({"schema": SCHEMA_VERSION, **settings})
+    found = flat({**there, "embodiment": _embodiment(there.get("embodiment"), settings.get("embodiment"))})
     for name, value in wanted.items():
         if found.get(name) != value:
             raise UserError(
-                f"{store}: its episodes were recorded with {name}={found.get(name)}, not {value}; "
-                "set another read.path or remove this one, and record anew."
+                f"{store}: its episodes were recorded with {name}={found.get(name)}, not {value}; set another "
+                "read.path or remove this folder, and record anew."
             )
 
 
 def _embodiment(there: Any, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a store.json says of its embodiment, in full.
+    """The embodiment of a store.json in full. wanted: the present one, or None.
 
-    A bare name is of a time when all rotations were on the side of the zeros (VectorSpec.rotation_near), and that robot
-    was otherwise as it is. wanted: the present one, or None.
+    Old files have the robot's name only. They date from a time when all rotations were on the side of the zeros
+    (VectorSpec.rotation_near); in all else their robots were as they are now.
     """
     if isinstance(there, Mapping):
         return Embodiment.from_dict(there).to_dict()
@@ -164,14 +167,3 @@ def _embodiment(there: Any, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"name": there}
     zeros = {"rotation_near": VectorSpec.rotation_near}
     return {**wanted, **{name: {**wanted[name], **zeros} for name in ("state", "action")}}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names, with lists for tuples as JSON has them."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat

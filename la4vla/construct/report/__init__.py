@@ -1,1 +1,1 @@
-"""Pages and numbers about a construction: its report, what a model would cost, accuracy against known phases."""
+"""Pages and numbers about a construction: the report, the cost of a model, the accuracy against known phases."""

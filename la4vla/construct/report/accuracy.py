@@ -2,12 +2,13 @@
 
     python -m la4vla.construct.report.accuracy CONFIG.yaml [key=value ...]
 
-brings keyframes and candidates of recorded episodes up to date, prints a table a task, and writes accuracy.json beside
-the ledgers. The truth is made of Episode.script and of commands alone, before any proposal is looked at:
+brings keyframes and candidates of recorded episodes up to date, prints a table with one row a task, and writes
+accuracy.json beside the ledgers. The truth comes from Episode.script and from commands alone; proposals play no part.
 
-A phase is a run of frames with one target branch of the expert's policy and one gripper command (closing or not). A
-phase of fewer than `min_frames` is no phase of its own: it joins the neighbour of the same gripper command, of two the
-one of the same branch, else the one that follows (an expert at the edge of a condition flickers between two branches).
+A phase is a run of frames with one target branch of the expert's policy and one gripper command (closing or not). A run
+of fewer than `min_frames` is no phase of its own, since an expert at the edge of a condition flickers between two
+branches. It joins the neighbour with the same gripper command. If both have it, it joins the one with the same branch;
+if neither or both have that, the one that follows.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ import numpy as np
 from la4vla.config import ConstructConfig, load
 from la4vla.construct import steps
 from la4vla.construct.episodes import Episode
-from la4vla.construct.propose.candidates import Candidate
-from la4vla.construct.readers import open_source
+from la4vla.construct.propose.candidates import Candidate, candidates_of
+from la4vla.construct.readers import open_dataset
 from la4vla.shell import exit_status
 from la4vla.types import TRANSLATION, UserError
 
 TOLERANCE = 3  # frames between a boundary and its match
 MIN_FRAMES = 8  # 0.1 s at 80 Hz; the gripper alone takes twice as long to close
 SETTLE = 10  # frames at the start of an episode in which objects drop into place by themselves
-STILL = 0.015  # m; a phase in which the hand moves less is a wait, unless the gripper is at work
+STILL = 0.015  # m; a phase in which the hand moves less is a wait, unless the gripper moves
 CONTACT = ("push", "pull", "press")
 
 REPORT = "accuracy.json"
@@ -40,8 +41,12 @@ REPORT = "accuracy.json"
 
 @dataclass(frozen=True)
 class Phase:
-    """Frames [start, end) with one intention. branch: which target. closing: the gripper command. primitive: its name;
-    empty before it has one, `wait` where nothing happens.
+    """Frames with one intention of the expert.
+
+    start, end    span [start, end) in frames
+    branch        number of the target
+    closing       whether the gripper is told to close
+    primitive     name of the action; `wait` if nothing happens, empty before it is named
     """
 
     start: int
@@ -53,7 +58,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Match:
-    """Boundaries matched one to one, of those found and those true. Adds up over episodes."""
+    """Boundaries that were matched one to one. Matches of several episodes can be added.
+
+    matched    number of pairs
+    found      number of proposed boundaries
+    true       number of true boundaries
+    """
 
     matched: int
     found: int
@@ -64,12 +74,12 @@ class Match:
 
     @property
     def f1(self) -> float:
-        """2 P R / (P + R); 1 where nothing was to be found and nothing was."""
+        """2 P R / (P + R) of precision and recall; 1 if there are neither true nor proposed boundaries."""
         return 2 * self.matched / (self.found + self.true) if self.found + self.true else 1.0
 
 
 def match(found: Sequence[int], true: Sequence[int], tolerance: int) -> Match:
-    """The most pairs at most `tolerance` frames apart; going through both in order finds them."""
+    """Matches as many pairs as possible that lie at most `tolerance` frames apart."""
     left, right, matched = sorted(found), sorted(true), 0
     i = j = 0
     while i < len(left) and j < len(right):
@@ -83,9 +93,9 @@ def match(found: Sequence[int], true: Sequence[int], tolerance: int) -> Match:
 
 
 def phases(episode: Episode, min_frames: int) -> list[Phase]:
-    """The true phases, named, in the order of time and without gaps. Raises UserError without a script."""
+    """The true phases with their names, in the order of time, without gaps. Raises UserError without a script."""
     if episode.script is None:
-        raise UserError(f"{episode.key}: recorded without the expert's phases; record it again.")
+        raise UserError(f"{episode.key} was recorded without the expert's phases; record it again.")
     branch_T = episode.script.phase
     closing_T = _closing(episode)
     change_T = (np.diff(branch_T) != 0) | (np.diff(closing_T.astype(np.int8)) != 0)
@@ -95,12 +105,12 @@ def phases(episode: Episode, min_frames: int) -> list[Phase]:
 
 
 def boundaries(spans: Sequence[Phase | Candidate], frames: int) -> list[int]:
-    """Starts and ends inside the episode, each once."""
+    """The starts and ends that lie inside the episode, each once, ascending."""
     return sorted({edge for span in spans for edge in (span.start, span.end) if 0 < edge < frames})
 
 
 def labels(spans: Sequence[Phase | Candidate], frames: int) -> np.ndarray:
-    """Primitive of every frame, str [T]; `` where there is none."""
+    """The primitive of every frame, str [T]; empty where there is none."""
     label_T = np.full(frames, "", dtype=object)
     for span in spans:
         label_T[span.start : span.end] = span.primitive
@@ -108,6 +118,7 @@ def labels(spans: Sequence[Phase | Candidate], frames: int) -> np.ndarray:
 
 
 def _closing(episode: Episode) -> np.ndarray:
+    """Whether the gripper is told to close, bool [T]."""
     spec = episode.embodiment.action
     (gripper,) = spec.dims("gripper")
     middle = (spec.gripper_open + spec.gripper_closed) / 2
@@ -115,7 +126,7 @@ def _closing(episode: Episode) -> np.ndarray:
 
 
 def _join_short(found: list[Phase], min_frames: int) -> list[Phase]:
-    """Shortest first; then neighbours of one intention become one."""
+    """Joins phases below `min_frames` to a neighbour, shortest first. Neighbours with one intention then become one."""
     found = list(found)
     while len(found) > 1:
         short = min(range(len(found)), key=lambda i: found[i].end - found[i].start)
@@ -125,8 +136,8 @@ def _join_short(found: list[Phase], min_frames: int) -> list[Phase]:
         beside = [i for i in (short + 1, short - 1) if 0 <= i < len(found)]
         target = max(beside, key=lambda i: (found[i].closing == item.closing, found[i].branch == item.branch))
         first, last = sorted((short, target))
-        kept = found[target]
-        found[first : last + 1] = [Phase(found[first].start, found[last].end, kept.branch, kept.closing)]
+        taker = found[target]
+        found[first : last + 1] = [Phase(found[first].start, found[last].end, taker.branch, taker.closing)]
         found = _merge_equal(found)
     return found
 
@@ -141,12 +152,16 @@ def _merge_equal(found: Sequence[Phase]) -> list[Phase]:
 
 
 def _name(found: Sequence[Phase], episode: Episode) -> list[Phase]:
-    """Names by what the expert was after and by what became of the object (Table 8, FACTS 1.3.2).
+    """The phases with names, by the expert's target and by what became of the object (Table 8, FACTS 1.3.2).
 
-    Held: the expert closed the gripper in the course of the episode, or from its first frame on around something, and
-    the object goes where the hand goes. Closing with a held phase to come before the gripper opens: grasp. Opening
-    after a held phase: place. Held: lift, lower or transport by the direction to the target. Not held, but the object
-    moves by a centimetre: press downward, pull towards the base, else push.
+    The object is held in a phase if the gripper is told to close and the object goes where the hand goes. The gripper
+    must have closed in the course of the episode, or have been closed around something from the first frame on.
+
+    - grasp: the gripper closes, and a held phase follows before it opens.
+    - place: the gripper opens after a held phase.
+    - lift, lower, transport: the object is held; the direction to the target decides.
+    - press, pull, push: the object is not held but moves by a centimetre, downward, towards the base or otherwise.
+    - move, wait: none of these; `wait` if the hand rests.
     """
     assert episode.script is not None
     position = episode.embodiment.state.dims(*TRANSLATION)
@@ -188,23 +203,30 @@ def _name(found: Sequence[Phase], episode: Episode) -> list[Phase]:
 
 
 def _closed_since(found: Sequence[Phase], number: int) -> int:
+    """The first phase of the run of closing phases that ends with phase `number`."""
     while number and found[number - 1].closing:
         number -= 1
     return number
 
 
 def _direction_name(vector_3: np.ndarray, up: str, down: str, level: str) -> str:
-    """By the largest of (forward, left, up)."""
+    """One of the three names, by the largest component of (forward, left, up)."""
     if int(np.abs(vector_3).argmax()) != 2:
         return level
     return up if vector_3[2] > 0 else down
 
 
 @dataclass(frozen=True)
-class Score:
-    """Of one episode. every: without joining short phases. moving: without waits. uniform: as many cuts, evenly spread.
-    keyframes: those instead of cuts. frames: labelled in both. agree: of these with the same primitive. agree_motion:
-    the same, contact counted as `move`.
+class EpisodeAccuracy:
+    """How well the proposals of one episode fit its true phases.
+
+    joined          proposed boundaries against the true ones
+    every           against the true ones before short phases are joined
+    uniform         as many boundaries, evenly spread, against the true ones
+    keyframes       keyframes against the true boundaries
+    frames          number of frames that both label, without waits
+    agree           number of these with the same primitive
+    agree_motion    the same, with push, pull and press counted as `move`
     """
 
     joined: Match
@@ -216,37 +238,37 @@ class Score:
     agree_motion: int
 
 
-def score(
+def episode_accuracy(
     episode: Episode, candidates: Sequence[Phase | Candidate], keyframes: Sequence[int], min_frames: int
-) -> Score:
+) -> EpisodeAccuracy:
     """One episode's proposals against its true phases."""
     frames = len(episode)
     named = phases(episode, min_frames)
     true, every = boundaries(named, frames), boundaries(phases(episode, 1), frames)
     found = boundaries(candidates, frames)
     evenly = [round(frames * (i + 1) / (len(found) + 1)) for i in range(len(found))]
-    told, said = labels(named, frames), labels(candidates, frames)
-    both = (told != "") & (told != "wait") & (said != "")
-    motion = np.where(np.isin(told, CONTACT), "move", told)
-    return Score(
+    true_T, proposed_T = labels(named, frames), labels(candidates, frames)
+    both_T = (true_T != "") & (true_T != "wait") & (proposed_T != "")
+    motion_T = np.where(np.isin(true_T, CONTACT), "move", true_T)
+    return EpisodeAccuracy(
         joined=match(found, true, TOLERANCE),
         every=match(found, every, TOLERANCE),
         uniform=match(evenly, true, TOLERANCE),
         keyframes=match(keyframes, true, TOLERANCE),
-        frames=int(both.sum()),
-        agree=int((both & (told == said)).sum()),
-        agree_motion=int((both & (motion == said)).sum()),
+        frames=int(both_T.sum()),
+        agree=int((both_T & (true_T == proposed_T)).sum()),
+        agree_motion=int((both_T & (motion_T == proposed_T)).sum()),
     )
 
 
-def table(scores: dict[str, list[Score]]) -> dict[str, dict[str, float]]:
-    """Task -> its numbers, boundaries and frames pooled over the task's episodes; `mean` is that of the tasks."""
+def summary_table(results: dict[str, list[EpisodeAccuracy]]) -> dict[str, dict[str, float]]:
+    """Task -> its numbers, with boundaries and frames pooled over its episodes. Row `mean` is the mean of the tasks."""
 
-    def pooled(items: Sequence[Score], field: Callable[[Score], Match]) -> Match:
+    def pooled(items: Sequence[EpisodeAccuracy], field: Callable[[EpisodeAccuracy], Match]) -> Match:
         return sum((field(item) for item in items), Match(0, 0, 0))
 
     rows = {}
-    for task, items in scores.items():
+    for task, items in results.items():
         joined, frames = pooled(items, lambda item: item.joined), max(sum(item.frames for item in items), 1)
         rows[task] = {
             "phases": joined.true / len(items) + 1,
@@ -264,21 +286,25 @@ def table(scores: dict[str, list[Score]]) -> dict[str, dict[str, float]]:
 
 
 def measure(config: ConstructConfig) -> dict[str, dict[str, float]]:
-    """The table of a config's recorded episodes. Raises UserError for others, and for episodes without a script."""
+    """The table of a config's recorded episodes.
+
+    Raises UserError for another format than `recorded`, and for episodes without a script.
+    """
     if config.read.format != "recorded":
         raise UserError("accuracy needs the phases of scripted experts; set read.format=recorded.")
-    source = open_source(config)
-    found = steps.detect_keyframes(config, source, steps.read(config, source))
-    hints = {row["key"]: [frame for frame, _ in row["keyframes"]] for row in steps.rows(found, source)}
-    scores: dict[str, list[Score]] = {}
-    for row in steps.rows(steps.propose(config, source, found), source):
-        episode = source.read(row["key"])
-        candidates = [Candidate.from_dict(raw) for raw in row["candidates"]]
-        scores.setdefault(episode.task, []).append(score(episode, candidates, hints[row["key"]], MIN_FRAMES))
-    return table(scores)
+    dataset = open_dataset(config)
+    hints = steps.detect_keyframes(config, dataset, steps.read(config, dataset))
+    frames_of = {row["key"]: [frame for frame, _ in row["keyframes"]] for row in steps.rows(hints, dataset)}
+    results: dict[str, list[EpisodeAccuracy]] = {}
+    for row in steps.rows(steps.propose(config, dataset, hints), dataset):
+        episode, candidates = dataset.read(row["key"]), [*candidates_of(row).values()]
+        accuracy = episode_accuracy(episode, candidates, frames_of[row["key"]], MIN_FRAMES)
+        results.setdefault(episode.task, []).append(accuracy)
+    return summary_table(results)
 
 
 def markdown(rows: dict[str, dict[str, float]]) -> str:
+    """The summary table as Markdown."""
     names = list(next(iter(rows.values())))
     lines = [f"| task | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {task} | {' | '.join(f'{row[name]:.2f}' for name in names)} |" for task, row in rows.items()]

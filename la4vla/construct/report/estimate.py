@@ -1,7 +1,7 @@
-"""Estimate: what the VLM proposer would cost, before anything is sent (`propose --dry-run`).
+"""Cost estimate of the VLM proposer, made before anything is sent (`propose --dry-run`).
 
-Tokens of pictures are counted as Qwen3-VL does (FACTS 1.3.4): patches of 32 pixels, and two frames of a video as one.
-Text is taken at 4 characters a token, answers at the paper's mean. Retries are not foreseen.
+Image tokens are counted as Qwen3-VL does (FACTS 1.3.4): patches of 32 pixels, and two frames of a video as one image.
+Text counts 4 characters a token, an answer counts the paper's mean. Retries are not included.
 """
 
 from __future__ import annotations
@@ -16,21 +16,27 @@ import simplejpeg
 
 from la4vla.config import ConstructConfig, VlmConfig
 from la4vla.construct import steps
-from la4vla.construct.episodes import Source
-from la4vla.construct.ledger import Ledger, Row
+from la4vla.construct.episodes import Dataset
+from la4vla.construct.ledger import Ledger, LedgerRow
 from la4vla.construct.propose import prompt
 from la4vla.construct.propose.keyframes import Keyframe, prompt_lines
 from la4vla.construct.propose.vlm import CACHE, version
 from la4vla.types import UserError
 
 PAPER_OUTPUT_TOKENS = 354  # an episode, mean of the paper's 9,560 (FACTS 1.3.4)
-_PATCH = 32  # pixels a side of what becomes one token (FACTS 1.3.4)
-_CHARACTERS = 4  # a token of English text
+_PATCH = 32  # pixels; side of the square that becomes one token (FACTS 1.3.4)
+_CHARACTERS = 4  # in a token of English text
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Of all episodes that are still to be asked about. frames: shown, of all views together."""
+class CostEstimate:
+    """The cost of all episodes without a finished row.
+
+    episodes     number of episodes to ask about
+    done         number of finished episodes
+    frames       number of frames shown, all views together
+    tokens_in    input tokens
+    """
 
     episodes: int
     done: int
@@ -42,7 +48,7 @@ class Estimate:
         return self.episodes * PAPER_OUTPUT_TOKENS
 
     def text(self, config: VlmConfig) -> str:
-        """A table for people."""
+        """The estimate as a text table."""
         each = max(self.episodes, 1)
         lines = [
             f"episodes       {self.episodes} to ask {config.model} about, {self.done} done",
@@ -57,7 +63,7 @@ class Estimate:
             )
         else:
             lines.append("price          unknown; set vlm.input_price and vlm.output_price, of a million tokens")
-        lines.append(f"cached         what {CACHE} has been answered before costs nothing, and is not deducted here")
+        lines.append(f"cached         questions answered in {CACHE} cost nothing, but are counted here")
         hours = self.episodes / config.requests_per_minute / 60
         pace = f"{config.requests_per_minute} requests a minute and {config.concurrency} at once"
         lines.append(f"time           {hours:.2f} h or more, at {pace}")
@@ -65,8 +71,11 @@ class Estimate:
 
 
 def input_tokens(text: str, shown: int, sizes: Sequence[tuple[int, int]], config: VlmConfig) -> int:
-    """Of one request. text: all that is said. shown: frames of each view. sizes: height and width of each view's own
-    pictures, pixels."""
+    """Input tokens of one request.
+
+    text: all text of the request. shown: frames of each view. sizes: (height, width) in pixels of each view's images
+    before they are resized.
+    """
     images = math.ceil(shown / 2) if config.frames_as == "video" else shown
     tokens = len(text) / _CHARACTERS
     for size in sizes:
@@ -75,34 +84,39 @@ def input_tokens(text: str, shown: int, sizes: Sequence[tuple[int, int]], config
     return round(tokens)
 
 
-def estimate(config: ConstructConfig, source: Source, found: Ledger) -> Estimate:
-    """What is left to ask. found: of steps.detect_keyframes. Raises UserError."""
+def estimate(config: ConstructConfig, dataset: Dataset, hints: Ledger) -> CostEstimate:
+    """The cost of the questions that are left. hints: ledger of steps.detect_keyframes. Raises UserError."""
     if config.proposer != "vlm":
-        raise UserError(f"--dry-run tells what proposer=vlm would cost; proposer={config.proposer} costs nothing.")
-    wanted = steps.wanted_candidates(config, source, found, version(config))
-    there = Ledger(Path(config.out_dir) / steps.CANDIDATES)
-    left = [key for key, of in wanted.items() if there.get(key, of) is None]
+        raise UserError(
+            f"--dry-run estimates the cost of proposer=vlm, and proposer={config.proposer} costs nothing; leave "
+            "--dry-run out."
+        )
+    digests = steps.candidate_digests(config, dataset, hints, version(config))
+    ledger = Ledger(Path(config.out_dir) / steps.CANDIDATES)
+    left = [key for key, of in digests.items() if ledger.get(key, of) is None]
     if not left:
-        return Estimate(0, len(wanted), 0, 0)
-    like = source.read(left[0])
+        return CostEstimate(0, len(digests), 0, 0)
+    like = dataset.read(left[0])
     prompt.check_views(like)
     sizes = [_size(like.frames(view, [0])[0]) for view in like.views]
     about = {row["key"]: row for row in Ledger(Path(config.out_dir) / steps.READ)}
-    hints = {row["key"]: row["keyframes"] for row in found}
+    keyframes_of = {row["key"]: row["keyframes"] for row in hints}
     frames = tokens = 0
     for key in left:
         row = about[key]
         shown = len(prompt.shown_frames(row["frames"], row["fps"], like.frame_stride, config.vlm.fps))
         frames += shown * len(sizes)
-        tokens += input_tokens(_text(row, like.views, hints[key]), shown, sizes, config.vlm)
-    return Estimate(len(left), len(wanted) - len(left), frames, tokens)
+        tokens += input_tokens(_text(row, like.views, keyframes_of[key]), shown, sizes, config.vlm)
+    return CostEstimate(len(left), len(digests) - len(left), frames, tokens)
 
 
 def _size(jpeg: bytes) -> tuple[int, int]:
+    """(height, width) in pixels."""
     height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
     return int(height), int(width)
 
 
-def _text(row: Row, views: Sequence[str], hints: Sequence[Any]) -> str:
-    lines = prompt_lines([Keyframe(frame, kind) for frame, kind in hints], row["fps"])
+def _text(row: LedgerRow, views: Sequence[str], keyframes: Sequence[Any]) -> str:
+    """All text of an episode's request. row: of steps.READ. keyframes: [[frame, kind] ...]."""
+    lines = prompt_lines([Keyframe(frame, kind) for frame, kind in keyframes], row["fps"])
     return prompt.system_text() + prompt.episode_text(row["instruction"], row["frames"] / row["fps"], views, lines)

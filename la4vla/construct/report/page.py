@@ -1,24 +1,27 @@
-"""`la4vla construct report CONFIG`: one HTML page and one JSON of what became of a dataset, from its ledgers.
+"""`la4vla construct report CONFIG`: an HTML page and a JSON file about what became of a dataset, from its ledgers.
 
-report.json holds every number of report.html (statistics.py); the page adds example clips as strips. Both depend on
-ledgers, reviews and episodes only: the same ones give the same bytes.
+report.json holds every number of report.html (statistics.py). The page adds example clips as strips of images. Both
+files depend on ledgers, reviews and episodes only; the same inputs give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from la4vla.chat.responses import Responses
 from la4vla.config import ConstructConfig
 from la4vla.construct import steps
-from la4vla.construct.episodes import Episode, Source
-from la4vla.construct.ledger import Ledger, Row
+from la4vla.construct.episodes import Dataset, Episode
+from la4vla.construct.ledger import Ledger, LedgerRow
+from la4vla.construct.notes import CountedNote, proposal_notes, reading_notes
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.construct.propose.vlm import CACHE
-from la4vla.construct.report.statistics import Rows, statistics
+from la4vla.construct.readers.checks import task_name
+from la4vla.construct.report.statistics import LedgerRows, statistics
 from la4vla.construct.scores import REVIEWS, read_scores
 from la4vla.page import page
 from la4vla.page.strips import Example, Plot, plot, strip
@@ -27,31 +30,32 @@ from la4vla.types import TRANSLATION, UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT, NUMBERS = "report.html", "report.json"
-EXAMPLES = 2  # a primitive
-LISTED = 100  # tasks and episodes on the page; report.json has all
+EXAMPLES = 2  # clips of each primitive
+LISTED = 100  # tasks and episodes on the page; report.json has all of them
 
 
-def write(config: ConstructConfig, source: Source) -> Path:
+def write(config: ConstructConfig, dataset: Dataset) -> Path:
     """Writes out_dir/report.html and report.json from what the steps have made so far; returns the page's path.
 
-    Raises UserError if no episode was read yet, the scores are of another dataset, or an example's pictures can no
-    longer be read.
+    Raises UserError if no episode was read yet, if the scores belong to another dataset, or if an example's images can
+    no longer be read.
     """
     out = Path(config.out_dir)
     names = (steps.READ, steps.KEYFRAMES, steps.CANDIDATES, steps.KEPT)
-    rows = Rows.of({name: steps.rows(Ledger(out / name), source) for name in names})
+    rows = LedgerRows.of({name: steps.rows(Ledger(out / name), dataset) for name in names})
     if not rows.episodes:
-        raise UserError(f"{out}: no episode without faults has been read; run `la4vla construct read` first.")
+        raise UserError(f"{out}: no episode without faults has been read yet; run `la4vla construct read` first.")
     scores = steps.reviewed(config, rows.proposed())
     outdated = len(read_scores(out / REVIEWS)) - len(scores)
     numbers = {
         "dataset": out.resolve().name,
         "proposer": config.proposer,
         "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
+        "notes": [asdict(note) for note in _notes(config, dataset, rows)],
         **statistics(rows, scores, outdated, Responses(out / CACHE).paid(), config.seed),
     }
-    shown = examples(config, source, rows)
-    told = ("faults", "notes", "failed", "rejected")
+    shown = examples(config, dataset, rows)
+    told = ("faults", "failed", "rejected")
     named = [item for item in numbers["episodes"] if any(item[what] for what in told)]
     about = {"numbers": numbers, "examples": shown, "named": named, "listed": LISTED}
     html = page.render(TEMPLATES, "report.html.j2", {"title": numbers["dataset"], **about})
@@ -60,50 +64,63 @@ def write(config: ConstructConfig, source: Source) -> Path:
     return out / REPORT
 
 
-def examples(config: ConstructConfig, source: Source, rows: Rows) -> list[Example]:
-    """Up to EXAMPLES clips of each primitive, the most frequent first, drawn by chance from the seed.
+def _notes(config: ConstructConfig, dataset: Dataset, rows: LedgerRows) -> list[CountedNote]:
+    """All notes that the steps have printed. Episodes with faults have none that count."""
+    reading = reading_notes(dataset.notes, rows.episodes.values())
+    return reading + proposal_notes(config.proposer, rows.keyframes.values(), rows.candidates.values())
 
-    Of the kept clips, or of the candidates while nothing is kept. Raises UserError for an episode that has changed.
+
+def examples(config: ConstructConfig, dataset: Dataset, rows: LedgerRows) -> list[Example]:
+    """Up to EXAMPLES clips of each primitive, drawn at random from the seed; the most frequent primitive first.
+
+    They come from the kept clips, or from the candidates while nothing is kept. Raises UserError for an episode that
+    has changed.
     """
     kept = [(key, item) for key, row in rows.kept.items() for item in row["kept"]]
     proposed = [(key, item) for key, row in rows.candidates.items() for item in row["candidates"]]
-    by_primitive: dict[str, list[tuple[str, Row]]] = {}
+    by_primitive: dict[str, list[tuple[str, LedgerRow]]] = {}
     for key, item in kept or proposed:
         by_primitive.setdefault(item["primitive"], []).append((key, item))
     shown = []
     for primitive, spans in sorted(by_primitive.items(), key=lambda entry: (-len(entry[1]), entry[0])):
         order = generator(config.seed, RngUse.EXAMPLES, primitive).permutation(len(spans))[:EXAMPLES]
         for key, item in (spans[number] for number in sorted(order)):
-            episode = source.read(key)
+            episode = dataset.read(key)
             if len(episode) != rows.episodes[key]["frames"]:
-                raise UserError(f"{key}: has other frames than when it was read; run the other steps again first.")
+                raise UserError(f"{key} has changed its length since it was read; run the other steps again first.")
             shown.append(_example(episode, item))
     return shown
 
 
 def _example(episode: Episode, item: Mapping[str, Any]) -> Example:
+    """A clip as it is shown. item: a candidate or a kept clip of a ledger."""
     start, end = item["start"], item["end"]
     first = -(-start // episode.frame_stride) * episode.frame_stride
     numbers = list(range(first, end, episode.frame_stride))
     strips = []
     for view in episode.views if numbers else ():
-        pictures = episode.frames(view, numbers)
-        strips.append(strip(view, {number - start: pictures[number] for number in numbers}))
+        images = episode.frames(view, numbers)
+        strips.append(strip(view, {number - start: images[number] for number in numbers}))
     score = f"quality {item['quality']:g}" if "quality" in item else f"automatic score {item['score']:g}"
     return Example(
         key=candidate_key(episode.key, start),
         title=item["primitive"],
         instruction=item["instruction"],
-        about=(item["status"], episode.task, f"{(end - start) / episode.fps:.2f} s", score),
+        about=(
+            item["status"],
+            task_name(episode.task, episode.instruction),
+            f"{(end - start) / episode.fps:.2f} s",
+            score,
+        ),
         strips=tuple(strips),
         plot=_plot(episode, start, end),
     )
 
 
 def _plot(episode: Episode, start: int, end: int) -> Plot:
-    """Of the position as the robot sees it, of all dimensions but the gripper where the state has none."""
+    """Curves of the position as the robot sees it; without a position, of all dimensions but the gripper."""
     spec, state_TS = episode.embodiment.state, episode.state[start:end]
-    opening_T = spec.opening(state_TS)
+    opening_T = None if episode.opening_T is None else episode.opening_T[start:end]
     dims = spec.dims(*TRANSLATION)
     if len(dims) == len(TRANSLATION):
         path_T3 = episode.robot.frame.from_base(state_TS[:, dims])

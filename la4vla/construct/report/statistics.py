@@ -1,6 +1,6 @@
-"""What became of a dataset: every number of the report, counted from the ledgers and the reviews as they are.
+"""Statistics: every number of the report, counted from the ledgers and the reviews as they are.
 
-Nothing is made here: a phase that has not run yet has no rows, so a report may be drawn at any time.
+Nothing is computed anew. A step that has not run yet has no rows, so a report may be drawn at any time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from la4vla.construct import steps
-from la4vla.construct.ledger import Row
-from la4vla.construct.propose.candidates import Candidate, candidate_key
+from la4vla.construct.ledger import LedgerRow
+from la4vla.construct.propose.candidates import Candidate, candidates_of
+from la4vla.construct.readers.checks import task_name
 from la4vla.construct.review import agreement
 from la4vla.construct.scores import QUALITIES, Score
 from la4vla.data.inspect.contents import Label, contents, sizes
@@ -27,54 +28,54 @@ PAPER = {
 }
 """Table 3 of the paper (FACTS 1.3.6)."""
 
-PAPER_FPS = 15.0  # of DROID (FACTS 1.3.6)
+PAPER_FPS = 15.0  # frames a second of DROID (FACTS 1.3.6)
 PAPER_TOKENS = {"in": 4633.0, "out": 354.0}
-"""An episode, Qwen3-VL-Plus (FACTS 1.3.4)."""
+"""Tokens of an episode, Qwen3-VL-Plus (FACTS 1.3.4)."""
 
-REASONS = 20  # that are listed
+REASONS = 20  # the most that are listed
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The ledgers' rows by episode key, in the source's order. episodes: those without faults. faulty: the others."""
+class LedgerRows:
+    """The rows of all ledgers by episode key, in the dataset's order.
 
-    episodes: Mapping[str, Row]
-    faulty: Mapping[str, Row]
-    keyframes: Mapping[str, Row]
-    candidates: Mapping[str, Row]
-    kept: Mapping[str, Row]
+    episodes      rows of `read` without faults
+    faulty        rows of `read` with faults
+    keyframes, candidates, kept    rows of the later steps, of episodes without faults
+    """
+
+    episodes: Mapping[str, LedgerRow]
+    faulty: Mapping[str, LedgerRow]
+    keyframes: Mapping[str, LedgerRow]
+    candidates: Mapping[str, LedgerRow]
+    kept: Mapping[str, LedgerRow]
 
     @staticmethod
-    def of(ledgers: Mapping[str, Sequence[Row]]) -> Rows:
+    def of(ledgers: Mapping[str, Sequence[LedgerRow]]) -> LedgerRows:
         """ledgers: name of steps (READ ...) -> steps.rows of it."""
         read = {row["key"]: row for row in ledgers[steps.READ]}
         good = {key: row for key, row in read.items() if not row["faults"]}
 
-        def later(name: str) -> dict[str, Row]:
+        def later(name: str) -> dict[str, LedgerRow]:
             return {row["key"]: row for row in ledgers[name] if row["key"] in good}
 
         faulty = {key: row for key, row in read.items() if row["faults"]}
-        return Rows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
+        return LedgerRows(good, faulty, later(steps.KEYFRAMES), later(steps.CANDIDATES), later(steps.KEPT))
 
     def proposed(self) -> dict[str, Candidate]:
-        """What is proposed now, by candidate_key."""
-        return {
-            candidate_key(key, item["start"]): Candidate.from_dict(item)
-            for key, row in self.candidates.items()
-            for item in row["candidates"]
-        }
+        """The present candidates, by candidate_key."""
+        return {key: item for row in self.candidates.values() for key, item in candidates_of(row).items()}
 
 
 def statistics(
-    rows: Rows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
+    rows: LedgerRows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
 ) -> dict[str, Any]:
-    """All numbers, JSON-able. scores: of steps.reviewed. outdated: how many others there are. paid: calls, input and
-    output tokens that the dataset has cost (responses.paid). seed: of the interval of alpha.
+    """All numbers of the report, JSON-able.
 
-    dropped: why candidates were not kept -> how many (keep.py).
-
-    Raises UserError if there are scores and the `krippendorff` library is not installed.
+    scores: those that count now (steps.reviewed). outdated: number of other scores. paid: calls, input tokens and
+    output tokens that the dataset has cost (Responses.paid). seed: for the interval of alpha. Raises UserError if there
+    are scores and the `krippendorff` library is not installed.
     """
     candidates, kept = _labels(rows, rows.candidates, "candidates"), _labels(rows, rows.kept, "kept")
     return {
@@ -94,8 +95,8 @@ def statistics(
     }
 
 
-def _labels(rows: Rows, ledger: Mapping[str, Row], name: str) -> list[Label]:
-    """The spans of all rows. A candidate's quality is its automatic score, a kept one's what it was kept for."""
+def _labels(rows: LedgerRows, ledger: Mapping[str, LedgerRow], name: str) -> list[Label]:
+    """The spans of all rows. name: `candidates` or `kept`. A candidate's quality is its automatic score."""
     return [
         Label(
             item["primitive"],
@@ -110,13 +111,14 @@ def _labels(rows: Rows, ledger: Mapping[str, Row], name: str) -> list[Label]:
     ]
 
 
-def _phases(rows: Rows, candidates: Sequence[Label], kept: Sequence[Label]) -> dict[str, Any]:
-    """Table 3 of the paper, and what follows from it."""
-    whole = [Label("", "", "", row["frames"], row["fps"], 0.0) for row in rows.episodes.values()]
-    return _ratios({"original": sizes(whole), "candidates": sizes(candidates), "kept": sizes(kept)})
+def _phases(rows: LedgerRows, candidates: Sequence[Label], kept: Sequence[Label]) -> dict[str, Any]:
+    """Table 3 of the paper for this dataset, with its ratios."""
+    demonstrations = [Label("", "", "", row["frames"], row["fps"], 0.0) for row in rows.episodes.values()]
+    return _ratios({"original": sizes(demonstrations), "candidates": sizes(candidates), "kept": sizes(kept)})
 
 
 def _paper() -> dict[str, Any]:
+    """Table 3 of the paper with the paper's own numbers."""
     phases = {}
     for name, row in PAPER.items():
         mean = row["frames"] / row["clips"]
@@ -138,8 +140,8 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _frames(rows: Rows) -> dict[str, int]:
-    """Every frame of the episodes once: kept, only in candidates that were not kept, or in none (waits and gaps)."""
+def _frames(rows: LedgerRows) -> dict[str, int]:
+    """Counts each frame once: kept, in dropped candidates only, or in no candidate (waits and gaps)."""
     total = kept = discarded = 0
     for key, episode in rows.episodes.items():
         state_T = np.zeros(episode["frames"], np.int8)
@@ -153,7 +155,7 @@ def _frames(rows: Rows) -> dict[str, int]:
     return {"all": total, "kept": kept, "discarded": discarded, "in_no_candidate": total - kept - discarded}
 
 
-def _keyframes(rows: Rows) -> dict[str, Any]:
+def _keyframes(rows: LedgerRows) -> dict[str, Any]:
     """Counts a kind, and the mean, least and most an episode."""
     kinds = Counter(kind for row in rows.keyframes.values() for _, kind in row["keyframes"])
     counts = [len(row["keyframes"]) for row in rows.keyframes.values()]
@@ -163,7 +165,7 @@ def _keyframes(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _automatic(rows: Rows) -> dict[str, Any]:
+def _automatic(rows: LedgerRows) -> dict[str, Any]:
     """reasons: with their numbers taken out, the most frequent first; a candidate may have several."""
     all_reasons = [
         [NUMBER.sub("#", reason) for reason in item["reasons"]]
@@ -175,25 +177,25 @@ def _automatic(rows: Rows) -> dict[str, Any]:
     return {"reasons": [{"reason": reason, "candidates": count} for reason, count in top]}
 
 
-def _unusable(rows: Rows) -> dict[str, int]:
-    """Answers of the proposer that could not be used, and the episodes that got no proposals."""
+def _unusable(rows: LedgerRows) -> dict[str, int]:
+    """Numbers of the proposer's unusable answers, and of the episodes without proposals."""
     return {
         "answers": sum(len(row["rejected"]) for row in rows.candidates.values()),
         "episodes": sum(bool(row["failed"]) for row in rows.candidates.values()),
     }
 
 
-def _review(rows: Rows, scores: Sequence[Score], outdated: int, seed: int) -> dict[str, Any] | None:
-    """None if there is no score. units: candidates with two scores or more."""
+def _review(rows: LedgerRows, scores: Sequence[Score], outdated: int, seed: int) -> dict[str, Any] | None:
+    """What people scored and how they agree; None if there is no score."""
     if not scores:
         return None
     proposed = rows.proposed()
-    found = agreement.measure(scores, proposed, seed)
+    agreed = agreement.measure(scores, proposed, seed)
     spans = {key: (item.start, item.end) for key, item in proposed.items()}
     names = sorted({score.annotator for score in scores})
     return {
-        **asdict(found),
-        "band": found.band,
+        **asdict(agreed),
+        "band": agreed.band,
         "outdated": outdated,
         "candidates": len(proposed),
         "nudged": len({score.candidate for score in scores if (score.start, score.end) != spans[score.candidate]}),
@@ -211,18 +213,20 @@ def _annotator(name: str, scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
-def _tokens(rows: Rows, paid: tuple[int, int, int]) -> dict[str, Any]:
-    """What the dataset has cost since it exists; the ledger's rows hold what their last making cost."""
+def _tokens(rows: LedgerRows, paid: tuple[int, int, int]) -> dict[str, Any]:
+    """What the dataset has cost since it exists. A ledger's row holds only what its last making cost."""
     made = list(rows.candidates.values())
     totals = dict(zip(("calls", "tokens_in", "tokens_out"), paid, strict=True))
     each = {f"{name}_per_episode": _share(total, len(made)) for name, total in totals.items()}
     return {"proposers": sorted({row["proposer"] for row in made}), "episodes": len(made), **totals, **each}
 
 
-def _tasks(rows: Rows) -> list[dict[str, Any]]:
+def _tasks(rows: LedgerRows) -> list[dict[str, Any]]:
     by_task: dict[str, list[dict[str, Any]]] = {}
+    sentences: dict[str, str] = {}
     for key, row in rows.episodes.items():
         by_task.setdefault(row["task"], []).append(_episode(rows, key))
+        sentences.setdefault(row["task"], row["instruction"])
     tasks = []
     for task, episodes in sorted(by_task.items()):
         totals = {
@@ -230,11 +234,12 @@ def _tasks(rows: Rows) -> list[dict[str, Any]]:
         }
         per_clip = _share(totals["kept_frames"], totals["kept"])
         ratios = {"retention": _share(totals["kept"], totals["candidates"]), "frames_per_clip": per_clip}
-        tasks.append({"task": task, "episodes": len(episodes), **totals, **ratios})
+        names = {"task": task, "name": task_name(task, sentences[task])}
+        tasks.append({**names, "episodes": len(episodes), **totals, **ratios})
     return tasks
 
 
-def _episode(rows: Rows, key: str) -> dict[str, Any]:
+def _episode(rows: LedgerRows, key: str) -> dict[str, Any]:
     read = rows.episodes[key] if key in rows.episodes else rows.faulty[key]
     candidates = rows.candidates[key]["candidates"] if key in rows.candidates else ()
     kept = rows.kept[key]["kept"] if key in rows.kept else ()
@@ -249,5 +254,5 @@ def _episode(rows: Rows, key: str) -> dict[str, Any]:
         "rejected": rows.candidates[key]["rejected"] if key in rows.candidates else [],
         "failed": rows.candidates[key]["failed"] if key in rows.candidates else "",
         "faults": read["faults"],
-        "notes": read["notes"],
+        "notes": sorted({note["kind"] for note in read["notes"]}),
     }

@@ -1,1 +1,1 @@
-"""The review: who looks at which candidate (assign), what they are shown (desk), and the page they see it on (app)."""
+"""The review: who looks at which candidate (assign), what they are shown (session), on which page (app)."""

@@ -1,7 +1,7 @@
-"""Agreement: how far several people's scores of the same candidates can be relied on (FACTS 1.3.5).
+"""Agreement: how reliable several people's scores of the same candidates are (FACTS 1.3.5).
 
-Owns Krippendorff's alpha of the quality (interval metric, the `krippendorff` library), its confidence interval and the
-monitors: confidence and moved boundaries. Nothing here decides what is kept; that is steps.filter_candidates.
+Owns Krippendorff's alpha of the quality (interval metric, the `krippendorff` library) with its confidence interval, and
+the means of confidence and moved boundaries. It only informs; steps.filter_candidates decides what is kept.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ from la4vla.rng import RngUse, generator
 from la4vla.types import UserError
 
 BANDS = ((0.8, "reliable"), (0.667, "tentative"), (float("-inf"), "unreliable"))
-"""From which alpha on, and its name: Krippendorff's own limits (FACTS 1.3.5)."""
+"""(least alpha, name of the band): Krippendorff's own limits (FACTS 1.3.5)."""
 
-_RESAMPLES = 1000  # of a bootstrap: the ends of a 95 % interval are then the 25th values from either side
-_FEWEST = 10  # units; drawn from fewer, resamples are too much alike to show what other candidates would have given
-_MOSTLY = 0.95  # share of resamples in which alpha must be defined for an interval to mean anything
+_RESAMPLES = 1000  # of the bootstrap; the ends of a 95 % interval are then the 25th values from either side
+_FEWEST = 10  # units; resamples of fewer are too much alike to stand for other candidates
+_MOSTLY = 0.95  # share of the resamples in which alpha must be defined, else there is no interval
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """alpha: None if undefined, `why` says so in a sentence, else `why` is empty. interval: of 95 %, or None if
-    there are too few units for one.
+    """How people's scores agree.
 
-    reviewed: candidates with a score. units: those with two or more, all that alpha counts. scores, annotators: how
-    many. confidence: mean, 0 .. 2. nudge: mean distance in frames by which a boundary was moved, unmoved ones count.
+    alpha         Krippendorff's alpha; None if it is undefined
+    why           a sentence that says why alpha is undefined; empty if it is defined
+    interval      95 % confidence interval of alpha; None if there are too few units
+    reviewed      number of candidates with a score
+    units         number of candidates with two or more scores; alpha counts only these
+    scores        number of scores
+    annotators    number of annotators
+    confidence    mean, 0 .. 2
+    nudge         mean distance in frames by which a boundary was moved; unmoved boundaries count as 0
     """
 
     alpha: float | None
@@ -52,7 +58,7 @@ class Agreement:
         return next(name for least, name in BANDS if self.alpha >= least)
 
     def text(self) -> str:
-        """In three lines, or one if nobody has scored anything."""
+        """The numbers in three lines; one line if nobody has scored anything."""
         if not self.scores:
             return "agreement: nobody has scored anything yet"
         value = self.why
@@ -64,14 +70,15 @@ class Agreement:
         return (
             f"agreement: {value}\n"
             f"{self.scores} scores of {self.reviewed} candidates by {self.annotators} annotators\n"
-            f"mean confidence {confidence}, boundaries moved by {nudge} on the mean"
+            f"mean confidence {confidence}, boundaries moved by {nudge} on average"
         )
 
 
 def measure(scores: Sequence[Score], candidates: Mapping[str, Proposal], seed: int) -> Agreement:
-    """scores: at most one of each (candidate, annotator). candidates: by candidate_key, at least those scored.
+    """The agreement of the scores.
 
-    seed: of the bootstrap. Raises UserError without the `krippendorff` library.
+    scores: at most one of each (candidate, annotator). candidates: by candidate_key, at least those with a score. seed:
+    for the bootstrap. Raises UserError without the `krippendorff` library.
     """
     by_candidate: defaultdict[str, list[int]] = defaultdict(list)
     for score in scores:
@@ -100,20 +107,23 @@ def measure(scores: Sequence[Score], candidates: Mapping[str, Proposal], seed: i
 
 
 def alpha(units: Sequence[Sequence[int]]) -> tuple[float | None, str]:
-    """Krippendorff's alpha of the units' qualities, 1 perfect, 0 as by chance; or None and why it is undefined.
+    """(Krippendorff's alpha of the units' qualities, empty text), or (None, why it is undefined).
 
-    Units with fewer than two qualities are left out.
+    An alpha of 1 is perfect agreement, 0 is chance. Units with fewer than two qualities are left out.
     """
     counts_UQ = _counts([unit for unit in units if len(unit) > 1])
     if not len(counts_UQ):
-        return None, "No candidate has been scored by two annotators; review.overlap says how many get two."
+        return (
+            None,
+            "No candidate has been scored by two annotators; review.overlap sets the share that two people get.",
+        )
     if not _varies(counts_UQ):
-        return None, "All scores are equal: alpha compares disagreement with chance, and chance has none either."
+        return None, "All scores are equal: alpha compares disagreement with chance, and here chance has none either."
     return _alpha(counts_UQ), ""
 
 
 def _counts(units: Sequence[Sequence[int]]) -> np.ndarray:
-    """How often each quality was given, int64 [U, Q]."""
+    """How often each unit got each quality, int64 [U, Q]."""
     rows = [np.bincount(unit, minlength=len(QUALITIES)) for unit in units]
     return np.array(rows, np.int64).reshape(len(rows), len(QUALITIES))
 
@@ -132,7 +142,8 @@ def _alpha(counts_UQ: np.ndarray) -> float:
 
 
 def _interval(units: Sequence[Sequence[int]], seed: int) -> tuple[float, float] | None:
-    """Of 95 %, by drawing units with replacement. None with few units, or where many draws have only equal scores."""
+    """The 95 % interval, by drawing units with replacement. None with too few units, or if many draws have equal scores
+    only."""
     if len(units) < _FEWEST:
         return None
     counts_UQ = _counts(units)

@@ -1,9 +1,9 @@
-"""The review page's server: routes over a Desk, and who may use them.
+"""The review page's server: routes over a ReviewSession, and who may use them.
 
-On a loopback address everyone on this machine is trusted; other sites open in the same browser are not, so requests
-under another host name or from another origin are refused. On any other address a token is asked for, new at every
-start: the printed address holds it, a cookie keeps it. There is no encryption; do not go over networks you do not trust
-without a tunnel. Errors are answered as {"detail": a sentence}.
+On a loopback address everyone on this machine is trusted. Other sites in the same browser are not: requests under
+another host name or from another origin are refused. On any other address the server asks for a token, which is new at
+every start; the printed address holds it and a cookie keeps it. There is no encryption: use a tunnel on networks that
+you do not trust. Errors are answered as {"detail": a sentence}.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from la4vla.construct.review.session import Desk
+from la4vla.construct.review.session import ReviewSession
 from la4vla.construct.scores import CONFIDENCES, QUALITIES, Score
 from la4vla.types import UserError
 
 STATIC = Path(__file__).parent / "static"
 COOKIE = "la4vla_review"
 LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-"""What a browser on this machine calls it; any other name may be someone's trick (DNS rebinding)."""
+"""The names that a browser on this machine uses for it. Any other name may be an attack (DNS rebinding)."""
 POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-"""Scripts, styles and requests of this server only; pictures come as data."""
+"""Allows scripts, styles and requests of this server only. Images come as data."""
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=r"^[^\x00-\x1f]+$")]
 
 
-class Answer(BaseModel):
+class ReviewAnswer(BaseModel):
     """An annotator's answer as the page sends it."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -56,13 +56,15 @@ class Answer(BaseModel):
 
 
 class Who(BaseModel):
+    """The annotator who takes an answer back."""
+
     model_config = ConfigDict(extra="forbid")
 
     annotator: Name
 
 
-def make_app(desk: Desk, token: str) -> FastAPI:
-    """The server. token: asked for if not empty; then any host name will do."""
+def make_app(session: ReviewSession, token: str) -> FastAPI:
+    """The server. token: if it is not empty, requests need it and may use any host name."""
     app = FastAPI(title="la4vla review", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.middleware("http")(_guard(token))
@@ -70,7 +72,7 @@ def make_app(desk: Desk, token: str) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _say_which)
 
     def progress(annotator: str) -> dict[str, Any]:
-        mine, everybody = desk.progress(annotator)
+        mine, everybody = session.progress(annotator)
         return {"mine": asdict(mine), "all": asdict(everybody)}
 
     @app.get("/")
@@ -79,36 +81,36 @@ def make_app(desk: Desk, token: str) -> FastAPI:
 
     @app.get("/api/annotators")
     def annotators() -> list[str]:
-        return list(desk.config.review.annotators)
+        return list(session.config.review.annotators)
 
     @app.get("/api/queue")
     def queue(annotator: Name) -> dict[str, Any]:
-        return {"queue": desk.queue(annotator), "progress": progress(annotator)}
+        return {"queue": session.queue(annotator), "progress": progress(annotator)}
 
     @app.get("/api/candidates/{key}")
     def candidate(key: str, annotator: Name) -> dict[str, Any]:
-        return desk.clip(key, annotator)
+        return session.clip(key, annotator)
 
-    @app.get("/api/candidates/{key}/pictures/{view}")
-    def pictures(key: str, view: str) -> dict[int, str]:
-        return {frame: base64.b64encode(data).decode() for frame, data in desk.pictures(key, view).items()}
+    @app.get("/api/candidates/{key}/images/{view}")
+    def images(key: str, view: str) -> dict[int, str]:
+        return {frame: base64.b64encode(data).decode() for frame, data in session.images(key, view).items()}
 
     @app.post("/api/scores")
-    def put(answer: Answer) -> dict[str, Any]:
-        desk.put(Score(**answer.model_dump()))
+    def put(answer: ReviewAnswer) -> dict[str, Any]:
+        session.put(Score(**answer.model_dump()))
         return {"progress": progress(answer.annotator)}
 
     @app.post("/api/undo")
     def undo(who: Who) -> dict[str, Any]:
-        score = desk.undo(who.annotator)
+        score = session.undo(who.annotator)
         return {"score": None if score is None else asdict(score), "progress": progress(who.annotator)}
 
     return app
 
 
-def serve(desk: Desk) -> None:
-    """Runs the page until interrupted. Raises UserError if the address cannot be had."""
-    review = desk.config.review
+def serve(session: ReviewSession) -> None:
+    """Serves the page until interrupted. Raises UserError if the address is not available."""
+    review = session.config.review
     local = is_loopback(review.host)
     token = "" if local else secrets.token_urlsafe(24)
     family = socket.AF_INET6 if ":" in review.host else socket.AF_INET
@@ -120,7 +122,7 @@ def serve(desk: Desk) -> None:
             "machine."
         ) from error
     print(f"review page: {address(review.host, listener.getsockname()[1], token)}   (Ctrl-C ends it)", flush=True)
-    server = uvicorn.Server(uvicorn.Config(make_app(desk, token), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="warning"))
     with suppress(KeyboardInterrupt):  # uvicorn passes it on after it has closed everything
         server.run(sockets=[listener])
 
@@ -134,14 +136,14 @@ def is_loopback(host: str) -> bool:
 
 
 def address(host: str, port: int, token: str) -> str:
-    """What to type into a browser."""
+    """The address to open in a browser."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
 
 
 def _guard(token: str) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Lets in who has the token or, without one, who asks for this machine by a local name; no other site's pages."""
+    """Refuses other sites' pages, and requests without the token. If there is no token, requests need a local name."""
 
     async def guard(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
@@ -149,7 +151,9 @@ def _guard(token: str) -> Callable[[Request, Callable[[Request], Awaitable[Respo
             return _refuse("another site may not use this page; open it at its own address.")
         if not token:
             if LOCAL_HOST.fullmatch(host) is None:
-                return _refuse("this page is for localhost or 127.0.0.1; set review.host to open it to others.")
+                return _refuse(
+                    "this page is open to localhost and 127.0.0.1 only; set review.host to open it to others."
+                )
         elif not _same(request.cookies.get(COOKIE, ""), token):
             if not _same(request.query_params.get("token", ""), token):
                 return _refuse("the token is missing or old; open the address that the server printed at its start.")

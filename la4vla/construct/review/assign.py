@@ -1,8 +1,8 @@
-"""Assignment: which candidate goes to whom, in which order, and how far everyone is. Pure functions.
+"""Assignment: which annotator gets which candidate, in which order, and how far everyone is. Pure functions.
 
-Each annotator draws a number for each candidate, from both names and the seed; the highest draw gets it, and the second
-highest too where the candidate is in the overlap. So everyone's share is even and a candidate's annotators depend on
-nothing but its name: more episodes change no assignment, one more annotator only takes over a share.
+Each annotator draws a number for each candidate, from both names and the seed. The highest draw gets the candidate; if
+the candidate is in the overlap, the second highest gets it as well. So shares are even, and a candidate's annotators
+depend on its name only: more episodes change no assignment, and one more annotator only takes over a share.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from la4vla.rng import RngUse, seed_sequence
 
 @dataclass(frozen=True)
 class Progress:
-    """done of total candidates; `name` is an annotator's, or empty for everybody: done by at least one person."""
+    """How far somebody is.
+
+    name     an annotator's; empty for everybody together
+    done     number of scored candidates; for everybody, by at least one person
+    total    number of candidates
+    """
 
     name: str
     done: int
@@ -32,7 +37,7 @@ class Progress:
 
 
 def assigned(candidate: str, config: ReviewConfig, seed: int) -> tuple[str, ...]:
-    """The annotators a candidate goes to: one or two of the configured ones, none if none are configured."""
+    """The annotators who get a candidate: one or two of the configured ones, none if none are configured."""
     draws = sorted(config.annotators, key=lambda name: _draw(seed, candidate, name), reverse=True)
     both = config.overlap > 0 and _draw(seed, candidate) < config.overlap
     return tuple(draws[: 2 if both else 1])
@@ -48,7 +53,10 @@ def shares(candidates: Iterable[str], config: ReviewConfig, seed: int) -> dict[s
 
 
 def queue(share: Sequence[str], scores: Iterable[Score], annotator: str) -> list[str]:
-    """A share in the order to look at it: what the annotator has not scored, what nobody has first; then the rest."""
+    """A share in the order in which to look at it.
+
+    First the candidates that the annotator has not scored, beginning with those that nobody has scored; then the rest.
+    """
     mine, others = set[str](), Counter[str]()
     for score in scores:
         if score.annotator == annotator:
@@ -59,11 +67,11 @@ def queue(share: Sequence[str], scores: Iterable[Score], annotator: str) -> list
 
 
 def progress(share: Collection[str], scores: Iterable[Score], annotator: str = "") -> Progress:
-    """How much of a share the annotator has scored; without one, how much of it anybody has."""
+    """How much of a share the annotator has scored; without an annotator, how much of it anybody has scored."""
     scored = {score.candidate for score in scores if not annotator or score.annotator == annotator}
     return Progress(annotator, len(scored & set(share)), len(share))
 
 
 def _draw(seed: int, *names: str) -> float:
-    """In [0, 1)."""
+    """A number in [0, 1) that depends on seed and names only."""
     return float(seed_sequence(seed, RngUse.REVIEW, *names).generate_state(1, np.uint32)[0]) / 2**32

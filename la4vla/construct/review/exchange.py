@@ -1,10 +1,10 @@
-"""Exchange: reviews to and from files, for people who score elsewhere (FACTS 1.3.5). The file's name says the format.
+"""Exchange: reviews to and from files, for people who score elsewhere (FACTS 1.3.5). The file's name sets the format.
 
-    .csv, .jsonl         one row a score: the fields of reviews.Score
-    .labelstudio.json    Label Studio's tasks, one a candidate, with the scores so far as annotations; its labelling
+    .csv, .jsonl         one row a score, with the fields of scores.Score
+    .labelstudio.json    Label Studio's tasks, one a candidate, with the scores so far as annotations; the labelling
                          config is written beside it as .labelstudio.xml
 
-A file is imported whole or not at all, and importing it again changes nothing.
+A file is imported completely or not at all. Importing it again changes nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from la4vla.config import ConstructConfig
 from la4vla.construct import steps
-from la4vla.construct.episodes import Source
+from la4vla.construct.episodes import Dataset
 from la4vla.construct.ledger import Ledger
-from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.scores import CONFIDENCES, QUALITIES, REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.propose.candidates import Candidate, candidates_of
+from la4vla.construct.scores import CONFIDENCES, QUALITIES, REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.files import write_atomic
 from la4vla.types import UserError
 
@@ -54,13 +54,13 @@ STUDIO_CONFIG = """<View>
 _SHOWN = 5  # faults of a file that its error lists
 
 Candidates = Mapping[str, Candidate]
-"""By candidate_key."""
-Said = dict[str, Any]
-"""A score as a file has it, by the names of COLUMNS; what is empty there is not in it."""
+"""candidate_key -> candidate."""
+ScoreFields = dict[str, Any]
+"""A score in a file, by the names of COLUMNS, without empty fields."""
 
 
-class _Row(BaseModel):
-    """What a score in a file must be."""
+class _ScoreRow(BaseModel):
+    """The fields and types of a score in a file."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -86,19 +86,19 @@ class _Annotation(BaseModel):
 
 
 class _Task(BaseModel):
-    """The part of Label Studio's task format that we read; it has much more."""
+    """The part of Label Studio's task format that is read; the format has much more."""
 
     data: dict[str, Any]
     annotations: list[_Annotation] = []
 
 
-def export_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
-    """Writes the scores that stand, for Label Studio with all candidates. Returns how many scores.
+def export_reviews(config: ConstructConfig, dataset: Dataset, path: Path) -> int:
+    """Writes the scores that count now; for Label Studio, all candidates too. Returns the number of scores.
 
-    Raises UserError for another suffix, or if the reviews are of another dataset.
+    Raises UserError for an unknown suffix, or if the reviews belong to another dataset.
     """
     write, _ = _format(path)
-    candidates = _candidates(config, source, Ledger(Path(config.out_dir) / steps.READ))
+    candidates = _candidates(config, dataset, Ledger(Path(config.out_dir) / steps.READ))
     scores = steps.reviewed(config, candidates)
     write_atomic(path, write(candidates, scores).encode())
     if path.name.endswith(STUDIO):
@@ -106,25 +106,28 @@ def export_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     return len(scores)
 
 
-def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
-    """Adds the file's scores that are not there yet. Returns how many.
+def import_reviews(config: ConstructConfig, dataset: Dataset, path: Path) -> int:
+    """Adds those scores of a file that are new. Returns their number.
 
-    A start or an end that is missing is as proposed; `of` that is missing is that of the present proposal. Raises
-    UserError, with the rows, if any row is of no present candidate, out of range, incomplete or there twice.
+    A missing start or end is the proposed one. A missing `of` is that of the present proposal. Raises UserError with
+    the rows if any row is incomplete, doubled, out of range, or of no present candidate.
     """
     _, read = _format(path)
     episodes = Ledger(Path(config.out_dir) / steps.READ)
-    candidates = _candidates(config, source, episodes)
+    candidates = _candidates(config, dataset, episodes)
     frames = {row["key"]: int(row["frames"]) for row in episodes}
     try:
-        said = list(read(path.read_text("utf-8-sig")))
+        rows = list(read(path.read_text("utf-8-sig")))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; --export writes one to start from.") from error
+        raise UserError(f"{path} does not exist; --export writes a file to start from.") from error
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, ValidationError) as error:
-        raise UserError(f"{path}: not what its suffix says ({_short(error)}); nothing was imported.") from error
+        raise UserError(
+            f"{path} is not in the format of its suffix ({_short(error)}); nothing was imported, export a file to see "
+            "the format."
+        ) from error
     scores: dict[tuple[str, str], Score] = {}
     faults = []
-    for where, values in said:
+    for where, values in rows:
         try:
             score = _score(values, candidates, frames)
         except (UserError, ValidationError) as error:
@@ -136,35 +139,41 @@ def import_reviews(config: ConstructConfig, source: Source, path: Path) -> int:
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UserError(f"{path}: nothing was imported; correct or remove {'; '.join(faults[:_SHOWN])}{more}.")
-    with closing(Reviews.open(Path(config.out_dir) / REVIEWS, dataset_of(episodes))) as reviews:
-        there = {(item.candidate, item.annotator): item for item in reviews.scores()}
-        new = [score for name, score in scores.items() if there.get(name) != score]
+    with closing(Reviews.open(Path(config.out_dir) / REVIEWS, episode_digests(episodes))) as reviews:
+        present = {(item.candidate, item.annotator): item for item in reviews.scores()}
+        new = [score for name, score in scores.items() if present.get(name) != score]
         reviews.put_all(new)
     return len(new)
 
 
-def _candidates(config: ConstructConfig, source: Source, episodes: Ledger) -> Candidates:
-    """What is proposed now, of the episodes without faults. episodes: of steps.read. Raises UserError if nothing is."""
+def _candidates(config: ConstructConfig, dataset: Dataset, episodes: Ledger) -> Candidates:
+    """The present candidates of the episodes without faults. episodes: ledger of steps.read.
+
+    Raises UserError if there are none.
+    """
     ledger = Ledger(Path(config.out_dir) / steps.CANDIDATES)
-    usable = dataset_of(episodes)
-    candidates = {}
-    for row in (row for row in steps.rows(ledger, source) if row["key"] in usable):
-        for item in map(Candidate.from_dict, row["candidates"]):
-            candidates[candidate_key(row["key"], item.start)] = item
+    usable = episode_digests(episodes)
+    candidates: dict[str, Candidate] = {}
+    for row in steps.rows(ledger, dataset):
+        if row["key"] in usable:
+            candidates |= candidates_of(row)
     if not candidates:
-        raise UserError(f"{ledger.path}: no candidates; run `la4vla construct propose` first.")
+        raise UserError(f"{ledger.path} has no candidates; run `la4vla construct propose` first.")
     return candidates
 
 
-def _score(said: Said, candidates: Candidates, frames: Mapping[str, int]) -> Score:
-    """Raises ValidationError for values that cannot be, UserError for ones that cannot be here."""
-    row = _Row(**said)
+def _score(values: ScoreFields, candidates: Candidates, frames: Mapping[str, int]) -> Score:
+    """A score of a file. frames: episode -> its length.
+
+    Raises ValidationError for values that are impossible, UserError for values that do not fit this dataset.
+    """
+    row = _ScoreRow(**values)
     item = candidates.get(row.candidate)
     if item is None:
         raise UserError(f"`{row.candidate}` is no candidate here")
     of = proposal_digest(item)
     if row.of not in ("", of):
-        raise UserError(f"{row.candidate} was proposed with another span, label or instruction when it was scored")
+        raise UserError(f"{row.candidate} had another span, label or instruction when it was scored")
     start, end = item.start if row.start is None else row.start, item.end if row.end is None else row.end
     score = Score(row.candidate, row.annotator, row.quality, row.confidence, start, end, row.comment, of)
     if not 0 <= start < end <= frames[score.episode]:
@@ -173,7 +182,7 @@ def _score(said: Said, candidates: Candidates, frames: Mapping[str, int]) -> Sco
 
 
 def _short(error: Exception) -> str:
-    """The first fault in few words."""
+    """The first fault of an error in few words."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -189,7 +198,7 @@ def _to_csv(candidates: Candidates, scores: Sequence[Score]) -> str:
     return out.getvalue()
 
 
-def _from_csv(text: str) -> Iterator[tuple[str, Said]]:
+def _from_csv(text: str) -> Iterator[tuple[str, ScoreFields]]:
     table = csv.DictReader(io.StringIO(text), restkey="more cells than columns", strict=True)
     for row in table:
         yield f"line {table.line_num}", {name: value for name, value in row.items() if value}
@@ -199,9 +208,9 @@ def _to_jsonl(candidates: Candidates, scores: Sequence[Score]) -> str:
     return "".join(json.dumps(asdict(score)) + "\n" for score in scores)
 
 
-def _from_jsonl(text: str) -> Iterator[tuple[str, Said]]:
-    row = TypeAdapter(Said)
-    for number, line in enumerate(text.split("\n"), 1):  # a text of JSON may hold every other line break
+def _from_jsonl(text: str) -> Iterator[tuple[str, ScoreFields]]:
+    row = TypeAdapter(ScoreFields)
+    for number, line in enumerate(text.split("\n"), 1):  # a JSON string may contain all other kinds of line break
         if line.strip():
             yield f"line {number}", row.validate_json(line)
 
@@ -219,6 +228,7 @@ def _to_studio(candidates: Candidates, scores: Sequence[Score]) -> str:
 
 
 def _answers(score: Score) -> list[dict[str, Any]]:
+    """A score as the results of an annotation."""
     values = {
         "annotator": ("textarea", {"text": [score.annotator]}),
         "quality": ("choices", {"choices": [str(score.quality)]}),
@@ -233,27 +243,28 @@ def _answers(score: Score) -> list[dict[str, Any]]:
     ]
 
 
-def _from_studio(text: str) -> Iterator[tuple[str, Said]]:
+def _from_studio(text: str) -> Iterator[tuple[str, ScoreFields]]:
     for number, task in enumerate(TypeAdapter(list[_Task]).validate_json(text), 1):
         about = {name: task.data[name] for name in ("candidate", "of") if name in task.data}
         for annotation in task.annotations:
             if not annotation.was_cancelled:
-                said: Said = {"annotator": _person(annotation.completed_by)}
+                values: ScoreFields = {"annotator": _person(annotation.completed_by)}
                 for result in annotation.result:
                     answer = next(iter(result.value.values()), None)
-                    said[result.from_name] = answer[0] if isinstance(answer, list) and answer else answer
-                yield f"task {number}", {**about, **{name: value for name, value in said.items() if value is not None}}
+                    values[result.from_name] = answer[0] if isinstance(answer, list) and answer else answer
+                given = {name: value for name, value in values.items() if value is not None}
+                yield f"task {number}", {**about, **given}
 
 
 def _person(completed_by: int | str | Mapping[str, Any] | None) -> str | None:
-    """Label Studio's own name of who answered; the field `annotator` comes first."""
+    """Label Studio's own name of the annotator, which counts if the field `annotator` is empty."""
     if isinstance(completed_by, Mapping):
         completed_by = completed_by.get("email") or completed_by.get("id")
     return None if completed_by is None else str(completed_by)
 
 
 Writer = Callable[[Candidates, Sequence[Score]], str]
-Reader = Callable[[str], Iterator[tuple[str, Said]]]
+Reader = Callable[[str], Iterator[tuple[str, ScoreFields]]]
 FORMATS: dict[str, tuple[Writer, Reader]] = {
     ".csv": (_to_csv, _from_csv),
     ".jsonl": (_to_jsonl, _from_jsonl),
@@ -262,7 +273,8 @@ FORMATS: dict[str, tuple[Writer, Reader]] = {
 
 
 def _format(path: Path) -> tuple[Writer, Reader]:
+    """Writer and reader of a file by its suffix. Raises UserError for an unknown one."""
     for suffix, both in FORMATS.items():
         if path.name.endswith(suffix):
             return both
-    raise UserError(f"{path}: its name says no format; end it in {', '.join(FORMATS)}.")
+    raise UserError(f"{path} has none of the known suffixes; let its name end in {', '.join(FORMATS)}.")

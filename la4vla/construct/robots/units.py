@@ -1,8 +1,8 @@
-"""Raw vectors: what the numbers of a dataset's state or action mean, and their conversion to ours.
+"""Units: what the numbers of a dataset's state or action mean, and their conversion to the project's own.
 
-Ours: metres, radians, rotations as Euler angles or rotation vectors without jumps at the working pose, no quaternions,
-one gripper number that is 1 open and 0 closed. Nothing is guessed: every unit, sign and order is said in the robot's
-file, and an unknown word is an error.
+The project's own are metres and radians, rotations as Euler angles or rotation vectors without jumps at the working
+pose, no quaternions, and one gripper number that is 1 open and 0 closed. Nothing is guessed: the robot's file says
+every unit, sign and order, and an unknown word in it is an error.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ DROPPED = "_"
 
 
 @dataclass(frozen=True)
-class RawVector:
+class VectorUnits:
     """The `state:` or `action:` block of a robot's file.
 
-    names: one per column, in the dataset's order. `x y z`, `rx ry rz` or `qx qy qz qw`, and `gripper` are understood,
-    others are handed on. `_` is dropped; a leading minus negates; columns of one name are averaged (`gripper` and
-    `-gripper` for two fingers that move apart). reference: absolute pose or delta command. frame: of translation and
-    rotation. rotation: none | euler_xyz (extrinsic) | axis_angle | quaternion. length_unit: metres that 1.0 is.
-    angle_unit: rad | deg, or the radians that 1.0 is. gripper_open, gripper_closed: raw values.
-    rotation_near: `rx ry rz` of the usual pose, rad: numbers do not jump up to half a turn from it (VectorSpec).
-    unit: for commands in a unit of their own (`1 cm of target motion`): all numbers stay as they are.
+    names            one per column, in the dataset's order; a leading minus negates a column, `_` drops it; `gripper`
+                     and `-gripper` side by side are two fingers that move apart, of which the mean is taken; `x y z`,
+                     `rx ry rz` or `qx qy qz qw`, and `gripper` are understood, other columns are handed on
+    reference        absolute pose or delta command
+    frame            axes of translation and rotation
+    rotation         none, euler_xyz (extrinsic), axis_angle or quaternion
+    length_unit      metres that a translation of 1.0 is
+    angle_unit       rad, deg, or the radians that an angle of 1.0 is
+    gripper_open     the dataset's value of an open gripper
+    gripper_closed   the dataset's value of a closed gripper
+    unit             for commands in a unit of their own (`1 cm of target motion`); all numbers then stay as they are
+    rotation_near    rx, ry, rz of the usual pose, rad; numbers do not jump within half a turn of it (VectorSpec)
     """
 
     names: tuple[str, ...]
@@ -50,7 +55,7 @@ class RawVector:
 
     @property
     def spec(self) -> VectorSpec:
-        """What convert() hands on."""
+        """The meaning of the vectors that convert() returns."""
         names: list[str] = []
         for name in _plain(self.names):
             if name not in QUATERNION:
@@ -63,38 +68,38 @@ class RawVector:
         return VectorSpec(tuple(names), self.reference, self.frame, rotation, opened, closed, unit, self.rotation_near)
 
 
-def convert(values_TD: np.ndarray, raw: RawVector) -> tuple[np.ndarray, VectorSpec]:
-    """A dataset's vectors [T, D], D = len(raw.names), as ours: float32 [T, S] and what they mean.
+def convert(values_TD: np.ndarray, units: VectorUnits) -> tuple[np.ndarray, VectorSpec]:
+    """A dataset's vectors in the project's units: float32 [T, S], and their meaning.
 
-    Raises ValueError with the frame of a quaternion that is zero.
+    values_TD: D = len(units.names) columns. Raises ValueError with the frame of a quaternion that is zero.
     """
-    assert values_TD.shape[1:] == (len(raw.names),), (values_TD.shape, raw.names)
-    column = {name: _column(values_TD.astype(np.float64), raw.names, name) for name in _plain(raw.names)}
-    spec = raw.spec
-    if not raw.unit:
-        column |= {name: column[name] * raw.length_unit for name in TRANSLATION if name in column}
-        column |= _turned(column, raw)
+    assert values_TD.shape[1:] == (len(units.names),), (values_TD.shape, units.names)
+    column = {name: _column(values_TD.astype(np.float64), units.names, name) for name in _plain(units.names)}
+    spec = units.spec
+    if not units.unit:
+        column |= {name: column[name] * units.length_unit for name in TRANSLATION if name in column}
+        column |= _turned(column, units)
         if "gripper" in column:
-            column["gripper"] = (column["gripper"] - raw.gripper_closed) / (raw.gripper_open - raw.gripper_closed)
+            column["gripper"] = (column["gripper"] - units.gripper_closed) / (units.gripper_open - units.gripper_closed)
     return np.stack([column[name] for name in spec.names], axis=1).astype(np.float32), spec
 
 
 def number(value: Any, name: str, where: str) -> float:
-    """A finite number of a robot's file. where: names it in messages. Raises UserError."""
+    """`value` as a float. where: the robot's file, for messages. Raises UserError unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{where}: `{name}` is {value}; it must be a number.")
     return float(value)
 
 
-def raw_vector(values: Any, where: str) -> RawVector:
-    """A block of a robot's file. where: names it in messages. Raises UserError for a word that is not understood."""
+def vector_units(values: Any, where: str) -> VectorUnits:
+    """A block of a robot's file. where: the file, for messages. Raises UserError for a word that is not understood."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}: holds {values}; it must hold `names`, `reference` and what else is not the usual.")
-    known = {item.name for item in fields(RawVector)}
+        raise UserError(f"{where} is {values}; it must hold `names`, `reference`, and every setting without a default.")
+    known = {item.name for item in fields(VectorUnits)}
     if wrong := set(values) - known:
-        raise UserError(f"{where}: `{min(wrong)}` is none of {', '.join(sorted(known))}.")
+        raise UserError(f"{where}: `{min(wrong)}` is no setting; use some of {', '.join(sorted(known))}.")
     if not isinstance(values.get("names"), list) or not values["names"]:
-        raise UserError(f"{where}: `names` is missing; name every column in order, and those to drop `{DROPPED}`.")
+        raise UserError(f"{where}: `names` is missing; name every column in order, `{DROPPED}` for one to drop.")
     if "reference" not in values:
         raise UserError(f"{where}: `reference` is missing; say absolute or delta.")
     numbers = ("length_unit", "gripper_open", "gripper_closed")
@@ -102,27 +107,55 @@ def raw_vector(values: Any, where: str) -> RawVector:
     if "rotation_near" in values:
         near = values["rotation_near"]
         if not isinstance(near, list) or len(near) != len(ROTATION):
-            raise UserError(f"{where}: rotation_near is {near}; give rx, ry and rz of the usual pose, rad.")
+            raise UserError(f"{where}: rotation_near is {near}; give rx, ry and rz of the usual pose in rad.")
         given["rotation_near"] = tuple(number(value, "rotation_near", where) for value in near)
-    raw = RawVector(**{**values, **given, "names": tuple(map(str, values["names"]))})
-    plain = _plain(raw.names)
-    needed = {"none": (), "quaternion": QUATERNION}.get(raw.rotation, ROTATION)
-    if raw.reference not in ("absolute", "delta") or raw.frame not in ("base", "tool") or raw.rotation not in ROTATIONS:
+    units = VectorUnits(**{**values, **given, "names": tuple(map(str, values["names"]))})
+    plain = _plain(units.names)
+    if twice := _repeated(units.names):
+        raise UserError(
+            f"{where}: `{twice}` is named twice, and the two columns would be averaged; give each column a name of its "
+            "own, or `_` to drop it. Only a gripper's two fingers, side by side, may share the name gripper; of two "
+            "arms, name the one that instructions describe x, y, z."
+        )
+    needed = {"none": (), "quaternion": QUATERNION}.get(units.rotation, ROTATION)
+    if (
+        units.reference not in ("absolute", "delta")
+        or units.frame not in ("base", "tool")
+        or units.rotation not in ROTATIONS
+    ):
         raise UserError(
             f"{where}: reference is absolute or delta, frame base or tool, rotation one of {', '.join(ROTATIONS)}."
         )
-    if "rotation_near" in values and (raw.unit or raw.reference == "delta" or raw.rotation == "none"):
-        raise UserError(f"{where}: rotation_near is for absolute rotations in rad; leave it out.")
-    if raw.unit and raw.rotation == "quaternion":
+    if "rotation_near" in values and (units.unit or units.reference == "delta" or units.rotation == "none"):
+        raise UserError(f"{where}: rotation_near goes with absolute rotations in rad only; leave it out.")
+    if units.unit and units.rotation == "quaternion":
         raise UserError(f"{where}: quaternions have no unit of their own; leave `unit` out.")
     if set(needed) - set(plain) or (set(plain) & {*ROTATION, *QUATERNION}) - set(needed):
         named = " ".join(needed) or "no rotation"
-        raise UserError(f"{where}: rotation {raw.rotation} goes with the names {named}, not {' '.join(plain)}.")
-    if not isinstance(raw.angle_unit, float | int) and raw.angle_unit not in ANGLES:
-        raise UserError(f"{where}: angle_unit is rad, deg or the radians that 1.0 is, not `{raw.angle_unit}`.")
-    if raw.gripper_open == raw.gripper_closed:
-        raise UserError(f"{where}: gripper_open and gripper_closed are both {raw.gripper_open}; say the two raw ends.")
-    return raw
+        raise UserError(f"{where}: rotation {units.rotation} goes with the names {named}, not {' '.join(plain)}.")
+    if not isinstance(units.angle_unit, float | int) and units.angle_unit not in ANGLES:
+        raise UserError(
+            f"{where}: angle_unit is `{units.angle_unit}`; write rad, deg or the radians that an angle of 1.0 is."
+        )
+    if units.gripper_open == units.gripper_closed:
+        raise UserError(
+            f"{where}: gripper_open and gripper_closed are both {units.gripper_open}; give the dataset's values of "
+            "both ends."
+        )
+    return units
+
+
+def _repeated(names: tuple[str, ...]) -> str:
+    """A name that stands for several columns and may not; empty if there is none."""
+    plain = [name.removeprefix("-") for name in names]
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(plain):
+        places.setdefault(name, []).append(place)
+    for name, where in places.items():
+        fingers = name == "gripper" and len(where) == 2 and where[1] - where[0] == 1
+        if name != DROPPED and len(where) > 1 and not fingers:
+            return name
+    return ""
 
 
 def _plain(names: tuple[str, ...]) -> list[str]:
@@ -130,25 +163,25 @@ def _plain(names: tuple[str, ...]) -> list[str]:
 
 
 def _column(values_TD: np.ndarray, names: tuple[str, ...], name: str) -> np.ndarray:
-    """The mean of the columns of a name, those with a minus negated."""
+    """The mean of all columns with that name; columns with a minus are negated."""
     signed = [(1.0 if item == name else -1.0, index) for index, item in enumerate(names) if item in (name, f"-{name}")]
     return np.mean([sign * values_TD[:, index] for sign, index in signed], axis=0)
 
 
-def _turned(column: Mapping[str, np.ndarray], raw: RawVector) -> dict[str, np.ndarray]:
-    """The rotation as `rx ry rz`, each turn with one set of numbers: that on the side of rotation_near."""
-    if raw.rotation == "none":
+def _turned(column: Mapping[str, np.ndarray], units: VectorUnits) -> dict[str, np.ndarray]:
+    """The rotation as `rx ry rz`. Of the sets of numbers that mean one turn, the one on the side of rotation_near."""
+    if units.rotation == "none":
         return {}
-    if raw.rotation == "quaternion":
+    if units.rotation == "quaternion":
         turns_T4 = np.stack([column[name] for name in QUATERNION], axis=1)
         if (zero := np.flatnonzero(np.linalg.norm(turns_T4, axis=1) < 1e-6)).size:
             raise ValueError(f"the quaternion of frame {zero[0]} is zero")
-        turns_T3 = rotation_vectors(Rotation.from_quat(turns_T4), raw.rotation_near)
+        turns_T3 = rotation_vectors(Rotation.from_quat(turns_T4), units.rotation_near)
         return dict(zip(ROTATION, turns_T3.T, strict=True))
-    unit = ANGLES[raw.angle_unit] if isinstance(raw.angle_unit, str) else raw.angle_unit
+    unit = ANGLES[units.angle_unit] if isinstance(units.angle_unit, str) else units.angle_unit
     angles_T3 = np.stack([column[name] for name in ROTATION], axis=1) * unit
-    if raw.rotation == "euler_xyz":
-        turns_T3 = wrapped(angles_T3, raw.rotation_near)
+    if units.rotation == "euler_xyz":
+        turns_T3 = wrapped(angles_T3, units.rotation_near)
     else:
-        turns_T3 = rotation_vectors(Rotation.from_rotvec(angles_T3), raw.rotation_near)
+        turns_T3 = rotation_vectors(Rotation.from_rotvec(angles_T3), units.rotation_near)
     return dict(zip(ROTATION, turns_T3.T, strict=True))

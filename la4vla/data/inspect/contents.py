@@ -20,7 +20,12 @@ WORD = re.compile(r"[\w-]+")
 
 @dataclass(frozen=True)
 class Label:
-    """A clip without its numbers. frames: its length. fps: frames a second. quality: 0 .. 3."""
+    """A clip without its numbers.
+
+    frames   its length
+    fps      frames a second
+    quality  0 .. 3
+    """
 
     primitive: str
     status: str

@@ -23,7 +23,11 @@ TextTokens = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Facts:
-    """frames_by_primitive, clips_by_primitive: label -> count. state_FS, actions: all frames of the folder, raw."""
+    """What a folder holds.
+
+    frames_by_primitive, clips_by_primitive  label -> count
+    state_FS, actions                        all frames of the folder, raw
+    """
 
     episodes: int
     clips_by_primitive: Counter[str]

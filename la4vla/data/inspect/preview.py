@@ -52,12 +52,12 @@ def preview(location: str, out: str = "") -> Path:
 
 def _read(index: Index) -> tuple[list[Label], int, list[Example]]:
     """Labels of all clips, the number of their episodes, and the examples."""
-    wanted = _drawn(index)
+    drawn = _drawn(index)
     labels: list[Label] = []
     episodes: set[str] = set()
     shown: list[Example] = []
     for number in tqdm(range(len(index.shards)), desc="reading", unit="shard", disable=None):
-        of_shard = wanted.get(number, set())
+        of_shard = drawn.get(number, set())
         for clip in read_shard(index, number, tuple(index.views) if of_shard else ()):
             labels.append(
                 Label(clip.primitive, clip.object_status, clip.instruction, len(clip), clip.fps, clip.quality)

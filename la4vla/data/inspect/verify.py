@@ -18,7 +18,10 @@ from la4vla.types import UserError
 
 @dataclass(frozen=True)
 class ShardReport:
-    """problems: one sentence each; empty when the shard is what the index says."""
+    """What is wrong with a shard.
+
+    problems  one sentence each; empty when the shard is what the index says
+    """
 
     name: str
     clips: int
@@ -27,8 +30,11 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """folder_problems: those of the index and statistics as a whole."""
+class Verification:
+    """What is wrong with a folder.
+
+    folder_problems  those of the index and statistics as a whole
+    """
 
     location: str
     shards: tuple[ShardReport, ...]
@@ -48,7 +54,7 @@ class Report:
         return "\n".join([*lines, *self.folder_problems, f"{self.location}: {verdict}"])
 
 
-def verify(path: str | Path) -> Report:
+def verify(path: str | Path) -> Verification:
     """Reads every tar of a folder whole. Raises UserError only if there is no index to compare with."""
     index = read_index(path)
     limits = _limits(index)
@@ -56,7 +62,7 @@ def verify(path: str | Path) -> Report:
         ShardReport(shard.name, len(shard.keys), shard.samples, tuple(_shard_problems(index, number, limits)))
         for number, shard in enumerate(index.shards)
     ]
-    return Report(index.location, tuple(reports), tuple(_folder_problems(index)))
+    return Verification(index.location, tuple(reports), tuple(_folder_problems(index)))
 
 
 def _limits(index: Index) -> Limits | None:
@@ -95,13 +101,13 @@ def _clip_problems(index: Index, clip: Clip, limits: Limits | None) -> list[str]
             )
         elif not np.isfinite(values).all():
             problems.append(f"{clip.key}: {what} is not finite")
+    due = list(range(0, len(clip), index.frame_stride))
     bad = bad_frames(clip, limits) if limits and not problems else None
     if bad is not None:
         problems.append(f"{clip.key}: {next(iter(bad.what.values()))}")
-    wanted = list(range(0, len(clip), index.frame_stride))
     for name, view in index.views.items():
-        if sorted(clip.frames[name]) != wanted:
-            problems.append(f"{clip.key}: view {name} has {len(clip.frames[name])} of {len(wanted)} frames")
+        if sorted(clip.frames[name]) != due:
+            problems.append(f"{clip.key}: view {name} has {len(clip.frames[name])} of {len(due)} frames")
         for t, image in clip.frames[name].items():
             try:
                 shape = simplejpeg.decode_jpeg(image).shape

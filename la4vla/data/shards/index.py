@@ -24,7 +24,11 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class View:
-    """height, width: pixels of the stored images. camera: what is known of it (mount, pose, field of view)."""
+    """A camera.
+
+    height, width  pixels of the stored images
+    camera         what is known of it (mount, pose, field of view)
+    """
 
     height: int
     width: int
@@ -33,7 +37,12 @@ class View:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. keys, lengths: its clips in order. samples: the sum of their starts. size: bytes of the tar."""
+    """One tar.
+
+    keys, lengths  its clips in order
+    samples        the sum of their starts
+    size           bytes of the tar
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -45,7 +54,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json says. location: the folder it was read from; views: empty when the shards hold no image."""
+    """What index.json says.
+
+    location  the folder it was read from
+    views     empty when the shards hold no image
+    """
 
     location: str
     embodiment: Embodiment

@@ -43,10 +43,13 @@ SPARE_FILES = 64  # beside the tars
 class Clip:
     """A labelled span of an episode.
 
-    key: unique in its folder, no dots. span: [start, end) frames of `episode`. fps: control steps a second.
-    quality: mean annotator score 0..3 (FACTS 1.3.5), or a labeller's own constant. state: float32 [T, S], action:
-    float32 [T, A], raw units of the embodiment; action t is what was commanded at state t.
-    frames: view -> {t: JPEG bytes}; empty for clips without images.
+    key      unique in its folder, no dots
+    span     [start, end) frames of `episode`
+    fps      control steps a second
+    quality  mean annotator score 0..3 (FACTS 1.3.5), or a labeller's own constant
+    state    float32 [T, S], raw units of the embodiment
+    action   float32 [T, A], raw units; action t is what was commanded at state t
+    frames   view -> {t: JPEG bytes}; empty for clips without images
     """
 
     key: str
@@ -185,11 +188,11 @@ class ShardWriter:
                 f"clip {clip.key}: views {sorted(clip.frames)} are not the folder's {sorted(self._views)}; "
                 "give all of them."
             )
-        wanted = list(range(0, len(clip), self._stride))
+        due = list(range(0, len(clip), self._stride))
         for name, images in clip.frames.items():
-            if sorted(images) != wanted:
+            if sorted(images) != due:
                 raise UserError(
-                    f"clip {clip.key}: view {name} has images at {len(images)} frames, not at the {len(wanted)} frames "
+                    f"clip {clip.key}: view {name} has images at {len(images)} frames, not at the {len(due)} frames "
                     f"0, {self._stride} ... below {len(clip)}; render exactly those."
                 )
             view = self._views[name]

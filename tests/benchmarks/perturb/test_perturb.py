@@ -13,11 +13,11 @@ from benchmarks import __main__ as command
 from benchmarks.perturb import perturb
 from benchmarks.perturb.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
 from benchmarks.report import perturbation_sheet
-from benchmarks.rollouts.rollout import Job, roll_out
+from benchmarks.rollouts.rollout import RolloutJob, make_env, roll_out
 from la4vla.shell import exit_status
 from la4vla.sim.env import SceneChange
 from la4vla.types import Observation, UserError
-from tests.benchmarks.fake_env import PointEnv, protocol
+from tests.benchmarks.fake_env import POINT, PointEnv, protocol
 
 NAMES = [name for name, change in PERTURBATIONS.items() if change.kind == "pixels"]
 LASTING = [name for name in NAMES if PERTURBATIONS[name].lasts == "episode"]
@@ -160,7 +160,8 @@ def test_the_policy_is_asked_with_perturbed_images_and_the_same_words(name):
             return np.full((8, 1), 0.01, np.float32)
 
         rules = protocol(horizon=24, replan_every=8, image_size=16)
-        roll_out(Striped(rules, ("eye",)), Job("easy-a", 0, variant=variant), rules, ask)
+        env = make_env(replace(POINT, make_env=Striped), rules, ("eye",))
+        roll_out(env, RolloutJob("easy-a", 0, variant=variant), rules, ask)
     clean, changed = asked.values()
     assert len(clean) == len(changed) == 3
     for before, after in zip(clean, changed, strict=True):
@@ -182,14 +183,14 @@ def test_the_env_is_told_of_its_changes_and_the_policy_of_none(kind):
     """The instruction is the clean one unless it is what changes, and then nothing else is."""
     for name in (name for name, change in PERTURBATIONS.items() if change.kind == kind):
         rules, asked = protocol(horizon=8, image_size=16), []
-        env = Told(rules, ("eye",))
+        env = make_env(replace(POINT, make_env=Told), rules, ("eye",))
 
         def ask(observation, number, log=asked):
             log.append(observation)
             return np.full((8, 1), 0.01, np.float32)
 
-        roll_out(env, Job("easy-a", 0), rules, ask)
-        roll_out(env, Job("easy-a", 0, variant=Variant(name, 5)), rules, ask)
+        roll_out(env, RolloutJob("easy-a", 0), rules, ask)
+        roll_out(env, RolloutJob("easy-a", 0, variant=Variant(name, 5)), rules, ask)
         expected = SceneChange(name, PERTURBATIONS[name].levels[4], rules.seed)
         assert env.told == [None, None if kind == "language" else expected]
         clean, changed = asked[0], asked[len(asked) // 2]
@@ -275,11 +276,8 @@ def test_the_command_takes_it_as_often_as_given_and_refuses_in_one_sentence(text
 
 def test_the_sheet_has_a_row_for_every_perturbation(tmp_path, monkeypatch, capsys):
     """It is what users look at: a kind that is missing there, or shown unchanged, would go unnoticed."""
-    rules = protocol(horizon=8, image_size=16)
     monkeypatch.setattr(perturbation_sheet, "SIDE", 16)
-    monkeypatch.setattr(
-        perturbation_sheet, "SCENES", (("point", lambda views, *settings: Told(rules, views), "eye", "easy-a"),)
-    )
+    monkeypatch.setattr(perturbation_sheet, "SIMULATORS", {"point": replace(POINT, make_env=Told)})
     assert exit_status(command.main, ["perturbations", "--out", str(tmp_path / "new" / "sheet.png")]) == 0
     written = cv2.imread(str(tmp_path / "new" / "sheet.png"))
     rows = written[:, perturbation_sheet.MARGIN :].reshape(1 + len(PERTURBATIONS), 16, 3, 16, 3)

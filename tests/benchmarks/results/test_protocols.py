@@ -1,11 +1,14 @@
 """Why: a protocol is what makes two success rates comparable; a silently changed number makes them lie."""
 
+import importlib
+import importlib.util
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.__main__ import parsed
 from benchmarks.results import protocols
+from la4vla.sim.render import use_backend
 from la4vla.types import UserError
 
 PUBLISHED = {
@@ -44,7 +47,10 @@ def test_mt50_is_the_papers_protocol():
 
 @pytest.mark.sim
 def test_mt50_tasks_are_metaworlds():
-    metaworld = pytest.importorskip("metaworld")
+    if importlib.util.find_spec("metaworld") is None:
+        pytest.skip('needs pip install "la4vla[metaworld]"')
+    use_backend()  # before mujoco comes along with it
+    metaworld = importlib.import_module("metaworld")
     assert set(protocols.load("metaworld/mt50-v1").tasks) == set(metaworld.ALL_V3_ENVIRONMENTS)
 
 
@@ -108,6 +114,18 @@ def test_a_file_of_ones_own_is_custom(tmp_path):
     (tmp_path / "mine.yaml").write_text(source.read_text().replace("horizon: 400", ""))
     with pytest.raises(UserError, match="`horizon` has no value"):
         protocols.load(str(tmp_path / "mine.yaml"))
+
+
+def test_a_base_is_a_shipped_title_or_a_path(tmp_path):
+    mine, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    mine.write_text("base: metaworld/quickstart-v1\nreplan_every: 4\n")
+    other.write_text("base: mine.yaml\nepisodes: 2\n")
+    loaded = protocols.load(str(other))
+    shipped = protocols.load("metaworld/quickstart-v1", ["replan_every=4", "episodes=2"])
+    assert loaded == shipped and loaded.title == "custom"
+    mine.write_text("base: metaworld/quickstart-v9\n")
+    with pytest.raises(UserError, match=r"`base: metaworld/quickstart-v9` is none that ships; use one of libero/"):
+        protocols.load(str(mine))
 
 
 @pytest.mark.parametrize(

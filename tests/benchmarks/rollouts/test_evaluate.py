@@ -12,14 +12,16 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks.perturb import perturb
 from benchmarks.perturb.perturb import CLEAN, Variant
 from benchmarks.report import report
 from benchmarks.results import results
 from benchmarks.rollouts import evaluate, runner, video
-from benchmarks.rollouts.evaluate import Request
+from benchmarks.rollouts.evaluate import EvaluationRequest
+from la4vla.shell import exit_status
 from la4vla.types import UserError
-from tests.benchmarks.fake_env import EMBODIMENT, SUITE, protocol
+from tests.benchmarks.fake_env import EMBODIMENT, POINT, protocol
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -35,9 +37,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def request_(place):
     checkpoint = write_checkpoint(place / "run" / "checkpoints" / "step_00000007", EMBODIMENT, ("eye",))
-    return Request(
-        suite=SUITE, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained", workers=2,
-        tasks=(), episodes=None, videos=1, device="cpu", command="la4vla eval point", variants=(),
+    return EvaluationRequest(
+        simulator=POINT, protocol=RULES, checkpoint=checkpoint, untrained=False, out=place / "eval" / "trained",
+        workers=2, tasks=(), episodes=None, videos=1, device="cpu", command="la4vla eval point", variants=(),
     )  # fmt: skip
 
 
@@ -169,27 +171,29 @@ def test_a_policy_without_views_renders_nothing(request_, place):
 
 @pytest.fixture(scope="module")
 def perturbed(finished, request_, place):
-    """The same policy clean and under three arms, into a folder of their own."""
+    """The same policy clean and under three perturbations, into a folder of their own."""
     variants = perturb.parse(["gaussian_noise:5,1", "view_dropout:5"])
     asked = replace(request_, out=place / "perturbed", variants=variants, videos=0)
     return asked, evaluate.evaluate(asked)
 
 
-def test_perturbed_arms_come_with_their_clean_one_on_the_same_states(perturbed, request_):
+def test_perturbed_conditions_come_with_their_clean_one_on_the_same_states(perturbed, request_):
     asked, summaries = perturbed
-    arms = ["clean", "gaussian_noise_5", "gaussian_noise_1", "view_dropout_5"]
-    assert [variant.folder for variant in summaries] == arms
-    states = {arm: sorted(keyed(asked.out / arm)) for arm in arms}
+    names = ["clean", "gaussian_noise_5", "gaussian_noise_1", "view_dropout_5"]
+    assert [variant.folder for variant in summaries] == names
+    states = {name: sorted(keyed(asked.out / name)) for name in names}
     assert set(map(tuple, states.values())) == {tuple(sorted(keyed(request_.out)))}
-    assert stable(keyed(asked.out / "clean")) == stable(keyed(request_.out)), "the clean arm is the plain evaluation"
+    assert stable(keyed(asked.out / "clean")) == stable(keyed(request_.out)), (
+        "the clean condition is the plain evaluation"
+    )
     for variant in summaries:
         assert {row.perturbation for row in results.read_rows(asked.out / variant.folder)} == {variant.identity}
         assert results.read_run(asked.out / variant.folder)["perturbation"]["name"] == variant.name
-    ends = [[row.final_state for _, row in sorted(keyed(asked.out / arm).items())] for arm in arms]
+    ends = [[row.final_state for _, row in sorted(keyed(asked.out / name).items())] for name in names]
     assert all(end != ends[0] for end in ends[1:]), "the policy never saw the perturbation"
 
 
-def test_perturbed_arms_resume_and_take_others_in(perturbed, monkeypatch, capsys):
+def test_perturbed_conditions_resume_and_take_others_in(perturbed, monkeypatch, capsys):
     asked, _ = perturbed
     monkeypatch.delattr(runner.Runner, "_start")
     assert list(evaluate.evaluate(replace(asked, variants=asked.variants[:1]))) == [CLEAN, asked.variants[0]]
@@ -202,7 +206,9 @@ def test_a_folder_of_one_evaluation_takes_no_perturbation(request_, perturbed, f
         evaluate.evaluate(replace(request_, variants=(Variant("fog", 1),)))
     with pytest.raises(UserError, match=r"gaussian_noise:5=50; give this evaluation another --out"):
         evaluate.evaluate(replace(request_, out=perturbed[0].out / "gaussian_noise_5"))
-    with pytest.raises(UserError, match=r"holds the arms of a perturbed evaluation; --out .*perturbed/clean goes on"):
+    with pytest.raises(
+        UserError, match=r"holds the conditions of a perturbed evaluation; --out .*perturbed/clean goes on"
+    ):
         evaluate.evaluate(replace(request_, out=perturbed[0].out))
 
 
@@ -211,7 +217,7 @@ def test_the_page_shows_success_by_severity(perturbed, tmp_path):
     page = report.write([folder], tmp_path / "page.html", tmp_path / "curves.svg").read_text()
     for text in ("Under perturbation", "gaussian_noise:1", "view_dropout:5", "minus clean", "action latency", "p99"):
         assert text in page
-    assert page.count('class="tile"') == 1, "only the clean arm has a tile"
+    assert page.count('class="tile"') == 1, "only the clean condition has a tile"
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page), "the page fetches something"
     assert b"<svg" in (tmp_path / "curves.svg").read_bytes()
     report.write([folder], tmp_path / "page.html", tmp_path / "curves.png")
@@ -275,15 +281,53 @@ def test_untrained_and_videos_in_turn(finished, request_, tmp_path):
     [
         ({"protocol": protocol(suite="metaworld")}, r"is for `metaworld`, not for `point`"),
         ({"workers": 0}, r"--workers must be at least 1"),
+        ({"protocol": protocol(views=["nose"])}, r"view `nose` is not a camera of point; use eye, ear"),
+        ({"protocol": protocol(groups={"easy": ["hard-c", "hard-d"]})}, r"`hard-d` is not a task of point; names"),
+        (
+            {"protocol": protocol(horizon=95, wait_steps=6)},
+            r"horizon is 95 and wait_steps is 6; lower .* 100 ",
+        ),
+        ({"protocol": protocol(wait_action=[0.0, 1.0])}, r"wait_action has 2 numbers; give 1, or none"),
         ({"device": "gpu"}, r"--device gpu: torch has no such device here; choose cpu"),
         ({"device": "cuda:99"}, r"--device cuda:99: torch has no such device here; choose cpu"),
         ({"protocol": protocol(views=["ear"])}, r"trained with the view `eye`, the env shows ear"),
-        ({"protocol": protocol(replan_every=17)}, r"executes 17 actions of a chunk, but the policy gives 16"),
     ],
 )
-def test_requests_that_cannot_be_run_say_the_cure(request_, tmp_path, changes, message):
+def test_requests_that_cannot_be_run_say_the_cure_before_any_worker_starts(
+    request_, tmp_path, changes, message, monkeypatch
+):
+    monkeypatch.delattr(runner.Runner, "_start")
     with pytest.raises(UserError, match=message):
         evaluate.evaluate(replace(request_, out=tmp_path, tasks=("hard-c",), episodes=1, **{"workers": 1, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("horizon=501", "horizon is 501 and wait_steps is 0; lower them, metaworld allows 500 steps"),
+        ("views=[corner4,agentview]", "view `agentview` is not a camera of metaworld; use corner, corner2"),
+        ("groups={easy: [reach-v9]}", "`reach-v9` is not a task of metaworld; names look like `drawer-open-v3`"),
+    ],
+)
+def test_the_command_refuses_what_no_worker_can_serve(tmp_path, monkeypatch, capsys, change, message):
+    """Before anything is made: no GL backend is probed and no folder written."""
+    monkeypatch.setattr("la4vla.sim.render.why_not", lambda name: pytest.fail("a GL backend was probed"))
+    words = ["metaworld", "--expert", "--protocol", "metaworld/quickstart-v1", "--out", str(tmp_path / "out"), change]
+    assert exit_status(command.main, words) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_policy_whose_chunks_are_shorter_than_replan_every_is_evaluated_and_it_is_said(request_, tmp_path, capsys):
+    """Its chunks have 16 actions: both protocols execute all of them, and query it equally often."""
+    ends = {}
+    for replan_every in (16, 17):
+        rules, out = protocol(replan_every=replan_every, horizon=40), tmp_path / str(replan_every)
+        asked = replace(request_, protocol=rules, out=out, tasks=("hard-c",), episodes=1, workers=1, videos=0)
+        evaluate.evaluate(asked)
+        ends[replan_every] = [(row.steps, row.queries, row.final_state) for row in results.read_rows(out)]
+        shorter = "chunks were shorter than replan_every and executed whole"
+        assert (shorter in capsys.readouterr().out) is (shorter in results.read_run(out)["time"]) is (replan_every > 16)
+    assert ends[16] == ends[17]
 
 
 def test_an_empty_folder_makes_no_page(tmp_path):

@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.results import protocols
-from benchmarks.rollouts.libero import SUITE
-from benchmarks.rollouts.rollout import Job
+from benchmarks.rollouts.rollout import RolloutJob
 from benchmarks.rollouts.runner import Runner
 from la4vla.sim.libero import CAMERAS, task_table
+from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
 
 SMOKE = protocols.load("libero/smoke-v1")
 
 
 def final_states(out, workers, jobs):
-    with Runner(SUITE, replace(SMOKE, horizon=30), None, (), workers, out) as runner:
+    with Runner(SIMULATORS["libero"], replace(SMOKE, horizon=30), None, (), workers, out) as runner:
         ends = list(runner.run(jobs))
     assert all(end.outcome for end in ends), [end.error for end in ends]
     return {(end.job.task, end.job.episode): end.outcome.final_state for end in ends}
@@ -26,7 +26,7 @@ def final_states(out, workers, jobs):
 @pytest.mark.thorough
 def test_an_episode_is_the_same_alone_and_at_any_parallelism(tmp_path, libero):
     """Two tasks, two states each; the expert, so that all that differs is the simulator's."""
-    jobs = [Job(task, episode) for task, episode in protocols.select(SMOKE, [], None)]
+    jobs = [RolloutJob(task, episode) for task, episode in protocols.select(SMOKE, [], None)]
     both = final_states(tmp_path / "two", 2, jobs)
     assert both == final_states(tmp_path / "one", 1, jobs[::-1])
     assert len(set(both.values())) == 4

@@ -13,11 +13,11 @@ import pytest
 from benchmarks.perturb.perturb import CLEAN
 from benchmarks.results import protocols, results
 from benchmarks.rollouts import evaluate, runner
-from benchmarks.rollouts.evaluate import Request
-from benchmarks.rollouts.metaworld import SUITE
-from benchmarks.rollouts.rollout import Job
+from benchmarks.rollouts.evaluate import EvaluationRequest
+from benchmarks.rollouts.rollout import RolloutJob
 from benchmarks.rollouts.runner import Runner
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv, buckets
+from la4vla.sim.registry import SIMULATORS
 from tests.hand_checkpoint import write_checkpoint
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
@@ -49,11 +49,11 @@ assert sys.stdin is None, "standard input is open after all"
 CALL_OUT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
 
 
-def request_(out, **changes) -> Request:
+def request_(out, **changes) -> EvaluationRequest:
     protocol = protocols.load("metaworld/quickstart-v1", ["groups={easy: [reach-v3, window-open-v3]}", "horizon=100"])
-    base = Request(
-        suite=SUITE, protocol=protocol, checkpoint=None, untrained=False, out=out, workers=2, tasks=(), episodes=2,
-        videos=0, device="cpu", command="", variants=(),
+    base = EvaluationRequest(
+        simulator=SIMULATORS["metaworld"], protocol=protocol, checkpoint=None, untrained=False,
+        out=out, workers=2, tasks=(), episodes=2, videos=0, device="cpu", command="", variants=(),
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -78,8 +78,8 @@ def test_a_groups_longer_horizon_is_run_to_its_end(tmp_path):
         "episodes=1",
     ]
     rules = protocols.load("metaworld/quickstart-v1", longer)
-    with Runner(SUITE, rules, None, (), 1, tmp_path) as running:
-        (end,) = running.run([Job("reach-v3", rules.first_episode)])
+    with Runner(SIMULATORS["metaworld"], rules, None, (), 1, tmp_path) as running:
+        (end,) = running.run([RolloutJob("reach-v3", rules.first_episode)])
     assert end.outcome is not None and end.outcome.steps == 9
 
 
@@ -104,8 +104,8 @@ def test_a_worker_draws_after_its_parent_did(tmp_path, monkeypatch):
     with closing(MetaWorldEnv(("corner4",), 64, 10, True)) as env:
         env.reset("reach-v3", 0)
         rules = protocols.load("metaworld/quickstart-v1", ["horizon=4", "fast=true"])
-        with Runner(SUITE, rules, None, ("corner4",), 1, tmp_path) as running:
-            (end,) = running.run([Job("reach-v3", 0)])
+        with Runner(SIMULATORS["metaworld"], rules, None, ("corner4",), 1, tmp_path) as running:
+            (end,) = running.run([RolloutJob("reach-v3", 0)])
     assert end.outcome is not None, end.error
 
 
@@ -133,6 +133,19 @@ def test_import_and_an_episode_without_stdin_display_and_network(tmp_path):
     (row,) = results.read_rows(out)
     assert (row.task, row.episode, row.steps, row.queries, row.error) == ("window-open-v3", 0, 16, 2, "")
     assert not calls.exists(), calls.read_text()
+
+
+def test_a_protocol_file_with_a_shipped_base_runs_by_the_command(tmp_path):
+    """As docs/comparison.md says. The same values through a path and through the command line give the same hash."""
+    mine, out = tmp_path / "my.yaml", tmp_path / "out"
+    mine.write_text("base: metaworld/quickstart-v1\nhorizon: 3\nfast: true\n")
+    words = ["--expert", "--protocol", mine, "--out", out, "--tasks", "door-unlock-v3", "--episodes", "1"]
+    command = [sys.executable, "-m", "la4vla.cli", "eval", "metaworld", *map(str, words), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = results.read_rows(out)
+    same = protocols.load("metaworld/quickstart-v1", ["horizon=3", "fast=true"])
+    assert (row.steps, row.protocol, row.protocol_hash) == (3, "custom", same.hash)
 
 
 def test_groups_are_the_simulators_buckets():

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.perturb.perturb import CLEAN, Variant
 from benchmarks.rollouts import video
-from benchmarks.rollouts.rollout import Job, roll_out
-from tests.benchmarks.fake_env import PointEnv, protocol
+from benchmarks.rollouts.rollout import RolloutJob, make_env, roll_out
+from tests.benchmarks.fake_env import POINT, protocol
 
 
 class Script:
@@ -24,8 +24,8 @@ class Script:
 
 
 def run(ask, video="", variant=CLEAN, **changes):
-    job = Job("easy-a", 0, video, variant)
-    env = PointEnv(protocol(**changes), ("eye",))
+    job = RolloutJob("easy-a", 0, video, variant)
+    env = make_env(POINT, protocol(**changes), ("eye",))
     return roll_out(env, job, protocol(**changes), ask)
 
 
@@ -47,12 +47,12 @@ def test_success_ends_the_episode_inside_a_chunk():
 
 def test_no_action_outlives_its_episode():
     """The same env, an episode cut inside a chunk, then another: the second one equals its run alone."""
-    shared, alone = PointEnv(protocol(horizon=6), ("eye",)), PointEnv(protocol(horizon=6), ("eye",))
+    shared, alone = make_env(POINT, protocol(horizon=6), ("eye",)), make_env(POINT, protocol(horizon=6), ("eye",))
     rules = protocol(horizon=6, replan_every=4)
     first, second, reference = Script(0.7), Script(-0.2), Script(-0.2)
-    roll_out(shared, Job("easy-a", 0), rules, first)
-    roll_out(shared, Job("easy-b", 1), rules, second)
-    roll_out(alone, Job("easy-b", 1), rules, reference)
+    roll_out(shared, RolloutJob("easy-a", 0), rules, first)
+    roll_out(shared, RolloutJob("easy-b", 1), rules, second)
+    roll_out(alone, RolloutJob("easy-b", 1), rules, reference)
     assert second.asked == reference.asked
 
 

@@ -1,12 +1,15 @@
-"""Why: the throughput table is a claim against the release; the layouts it compares must be what they are called."""
+"""Why: the throughput table is a claim against the release. The layouts it compares must be what they are called, and
+what is timed must do the operations that the layout needs and no others. Operations are counted, since seconds vary."""
 
 import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import layouts, throughput
 from la4vla.config import MODULE_GROUPS, ModelConfig
+from la4vla.model import flops
 from la4vla.model.policy import build_policy
 from la4vla.model.presets import LA4VLA_1B, TINY
 from la4vla.shell import exit_status
@@ -32,6 +35,53 @@ def test_batches_are_what_the_layout_says(layout):
     policy.backbone.internvl.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     total, count = policy(batch)
     assert torch.isfinite(total) and count > 0 and len(calls) == int(layout.images > 0)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Whatever a Bench times is run once; the operations that it did are listed here in order."""
+    operations = []
+
+    def count(self, call):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        operations.append(counter.get_total_flops())
+        return 1.0, 1
+
+    monkeypatch.setattr(throughput.Bench, "time", count)
+    return operations
+
+
+def bench():
+    """With eager attention and dropout, whose operations torch counts in full."""
+    policy = build_policy(ModelConfig(attention="eager"), seed=0)
+    return throughput.Bench(policy, "cpu", "fp32", seconds=0.0, clock="wall")
+
+
+@pytest.mark.parametrize("layout", layouts.layouts(TINY, instruction_tokens=20, views=1), ids=lambda x: x.name)
+def test_what_is_timed_does_the_operations_of_its_layout_and_no_others(counted, layout):
+    """An `la` row that is padded, or sent through the vision tower, would be slower and still be called `la`."""
+    rows, measured = 2, bench()
+    timing = measured.train(layout, rows, checkpointing=False, peak=0.0)
+    step, forward = counted
+    cost = flops.forward(TINY, measured.readout, layout.images, layout.positions)
+    assert forward == pytest.approx(rows * cost.total, rel=0.002)
+    assert step == pytest.approx(rows * flops.training(cost, layout.trained), rel=0.02)
+    assert step == pytest.approx(rows * timing.train_operations, rel=0.02)
+
+
+@pytest.mark.parametrize("views", [0, 1], ids=["la", "vla"])
+def test_a_timed_chunk_does_the_operations_of_its_parts(counted, views):
+    layout, steps, measured = layouts.layouts(TINY, 20, 1)[2 * views], 4, bench()
+    measured.sampler(layout, steps)
+    cost = flops.forward(TINY, measured.readout, layout.images, layout.positions)
+    sizes = (TINY, measured.readout, layout.images, layout.positions, steps)
+    context = cost.total - cost.head
+    assert counted[0] == pytest.approx(context, rel=0.002)
+    flows = [flops.chunk(*sizes, cached=cached) - context for cached in (True, False)]
+    assert counted[1:] == pytest.approx(flows, rel=0.06)  # torch does not count the head's attention here
+    saved = (steps - 1) * flops.head_memory(TINY, layout.positions)
+    assert counted[2] - counted[1] == pytest.approx(saved, rel=0.002)
 
 
 @pytest.mark.slow  # the loader starts its process twice

@@ -3,6 +3,7 @@ rows must belong to exactly what made them, budgets must match, and a difference
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.results import protocols, results, stats
-from benchmarks.study import measure, plan, rows, run, scores, tables
+from benchmarks.study import hours, measure, plan, rows, run, scores, tables
 from la4vla import config
 from la4vla.types import UserError
 
@@ -43,8 +44,6 @@ def test_the_shipped_study_is_what_the_paper_asks_at_a_small_scale():
     assert held_out.read.path != config.load(study.construct["direction"]).read.path
     names = jobs_of(study)
     assert {f"evaluate/{arm}/{seed}" for arm in PARADIGMS for seed in range(3)} <= names.keys()
-    assert max(part.hours for part in study.parts.values()) <= 2
-    assert sum(part.hours for part in study.parts.values()) <= 8
 
 
 def test_budgets_match():
@@ -125,6 +124,63 @@ def test_data_that_no_job_writes_is_refused():
     study = plan.load(STUDY, ["pretrainings.la.changes=[data.sources.la.path=elsewhere/la]"])
     with pytest.raises(UserError, match="elsewhere, which no config of `construct` writes"):
         plan.expand(study, ["paradigms_0"])
+
+
+# Hours: what the committed rows say.
+
+
+def committed():
+    """Lines of docs/study/rows, file by file, read without the study's code."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (ROOT / "docs/study/rows").glob("*.jsonl")
+    }
+
+
+def test_the_committed_tables_are_what_the_committed_rows_give(tmp_path):
+    """And every row's digest is still a job's: a change of digests would empty the tables. Made anew by
+    `la4vla eval study configs/study/study.yaml --tables`."""
+    study = plan.load(STUDY)
+    found = rows.StudyRows(Path(study.rows))
+    assert len(found.newest(plan.everything(plan.expand(study)))) == sum(len(lines) for lines in committed().values())
+    path = tables.write(study, tmp_path)
+    assert path.read_text() == (ROOT / "docs/study/tables.md").read_text()
+
+
+def test_hours_are_summed_from_the_rows_and_each_row_counts_once():
+    study = plan.load(STUDY)
+    parts = hours.by_part(study, rows.StudyRows(Path(study.rows)))
+    every = [row for lines in committed().values() for row in lines]
+    assert sum(part.measured for part in parts) * 3600 == pytest.approx(sum(row["seconds"] for row in every))
+    seed = [row for row in every if row["job"] in {f"evaluate/{name}/1" for name in PARADIGMS}]
+    trained = [row for row in every if re.fullmatch(rf"(pretrain|finetune)/({'|'.join(PARADIGMS)})/1", row["job"])]
+    (second,) = [part for part in parts if part.part == "paradigms_1"]
+    assert second.measured * 3600 == pytest.approx(sum(row["seconds"] for row in [*seed, *trained]))
+    assert len(seed) == 5 and len(trained) == 9 and second.left == 0
+
+
+def test_what_the_plan_and_its_header_say_of_hours_is_what_the_rows_give():
+    """The header's hours are rounded; the expected minutes of a kind are the mean of its rows, near enough."""
+    study = plan.load(STUDY)
+    parts = hours.by_part(study, rows.StudyRows(Path(study.rows)))
+    total = sum(part.measured + part.left for part in parts)
+    (said,) = re.findall(r"^# Cost: ([\d.]+) hours", STUDY.read_text(), re.MULTILINE)
+    assert float(said) == pytest.approx(total, abs=0.06)
+    means = {kind: sum(row["seconds"] for row in lines) / 60 / len(lines) for kind, lines in committed().items()}
+    assert study.minutes == pytest.approx(means, rel=0.1, abs=0.06)
+
+
+def test_a_job_without_a_row_is_expected_to_take_what_its_like_took(tmp_path):
+    study, (job, _) = toy(tmp_path)
+    study.minutes = {"train": 9.0}
+    found = rows.StudyRows(tmp_path)
+    assert hours.expected_minutes(study, found, job) == 9.0
+    line = {"study": "toy", "file": "train.jsonl", "job": "first", "cores": 2}
+    found.all += [line | {"seconds": 60 * minutes} for minutes in (1, 3, 8)]
+    found.all += [line | {"seconds": 60, "study": "other"}, line | {"seconds": 60, "job": "second"}]
+    found.all += [line | {"seconds": 6000, "cores": 16}]
+    assert hours.expected_minutes(study, found, job, cores=2) == 3.0
+    assert hours.expected_minutes(study, found, job) == 5.5
 
 
 # Running: jobs whose commands are small scripts that note their runs in a file.

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from la4vla.chat.json_answer import last_list
 from la4vla.config import ConstructConfig, ReadConfig
 from la4vla.construct.propose.judge import judge
-from la4vla.construct.propose.parse_answer import read_answer, segments
+from la4vla.construct.propose.parse_answer import read_answer
 from la4vla.types import VectorSpec
 from tests.construct.recorded import FRAMES, STRIDE, episode
 
@@ -56,7 +57,7 @@ def test_json_is_found_in_whatever_is_around_it(text):
     "text", ["", "I cannot see a robot.", LIST[:-1], LIST[:60], "[1, 2]", '{"start": 0}', "[" * 5000]
 )
 def test_no_complete_list_is_said_so_and_never_completed(text):
-    assert segments(text) is None
+    assert last_list(text) is None
     proposals, problems = read(text)
     assert proposals == []
     assert "no complete JSON" in problems[0]
@@ -101,7 +102,7 @@ def test_seconds_may_be_text_with_a_unit():
     assert read([{**MOVES[0], "start": "0.00s", "end": " 0.3 "}]) == read(MOVES[:1])
 
 
-def test_starts_have_a_picture_and_the_last_end_is_the_episodes():
+def test_starts_have_a_image_and_the_last_end_is_the_episodes():
     proposals, _ = read([{**MOVES[0], "start": 0.02, "end": 0.31}, {**MOVES[2], "start": 0.33, "end": 1.03}])
     assert [(item.start % STRIDE, item.end) for item in proposals] == [(0, 24), (0, FRAMES)]
 

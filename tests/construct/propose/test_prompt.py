@@ -1,4 +1,4 @@
-"""Why: the prompt is what the labels come from. A label that it lacks is never proposed, a picture with the wrong time
+"""Why: the prompt is what the labels come from. A label that it lacks is never proposed, an image with the wrong time
 shifts every boundary, and an example that breaks the prompt's own rules teaches to break them."""
 
 import base64
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from la4vla.chat.json_answer import last_list
 from la4vla.config import VlmConfig
 from la4vla.construct.episodes import BadEpisode
 from la4vla.construct.propose import prompt
 from la4vla.construct.propose.keyframes import Keyframe
-from la4vla.construct.propose.parse_answer import segments
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, lint
 from la4vla.types import UserError
 from tests.construct.recorded import episode
@@ -27,7 +27,7 @@ def wide(level):
 
 
 def two_views():
-    """10 s at 15 Hz; the grey level of a picture is its frame's number."""
+    """10 s at 15 Hz; the grey level of an image is its frame's number."""
     one = episode(1000)
     return replace(
         one, fps=15.0, state=np.repeat(one.state, 2, 0)[:150], action=np.repeat(one.action, 2, 0)[:150], frame_stride=1,
@@ -60,7 +60,7 @@ def test_every_label_of_the_paper_is_defined_and_offered():
 
 
 def test_the_prompts_own_example_obeys_its_rules():
-    example = segments(prompt.system_text().split("times in seconds:")[1])
+    example = last_list(prompt.system_text().split("times in seconds:")[1])
     assert example is not None
     fields = prompt.SCHEMA["properties"]["segments"]["items"]["required"]
     assert list(example[0]) == fields
@@ -103,7 +103,7 @@ def test_as_images_each_frame_has_its_time():
         (31, 15.0, 1, 2.0, [0, 8, 15, 22, 30]),
         (83, 80.0, 3, 2.0, [0, 27, 54, 81]),  # a second: 4 frames are shown nevertheless
         (60, 10.0, 2, 1.0, [0, 10, 20, 30, 40, 50]),
-        (7, 10.0, 3, 2.0, [0, 3, 6]),  # as many as there are pictures
+        (7, 10.0, 3, 2.0, [0, 3, 6]),  # as many as there are images
         (21, 10.0, 1, 30.0, list(range(21))),
         (1, 10.0, 1, 2.0, [0]),
     ],
@@ -112,14 +112,14 @@ def test_shown_frames(frames, fps, stride, shown_fps, expected):
     assert prompt.shown_frames(frames, fps, stride, shown_fps) == expected
 
 
-def test_a_picture_that_does_not_decode_names_episode_and_view():
+def test_an_image_that_does_not_decode_names_episode_and_view():
     broken = replace(two_views(), frames=lambda view, numbers: dict.fromkeys(numbers, b"no jpeg"))
     with pytest.raises(BadEpisode, match=r"001000.*front"):
         prompt.messages(broken, [], VlmConfig())
 
 
-def test_without_pictures_there_is_nothing_to_look_at():
-    with pytest.raises(UserError, match=r"read.pictures=true"):
+def test_without_images_there_is_nothing_to_look_at():
+    with pytest.raises(UserError, match=r"read.images=true"):
         prompt.messages(replace(two_views(), views=()), [], VlmConfig())
 
 

@@ -143,7 +143,7 @@ def test_a_wait_is_left_out():
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
-def test_starts_have_a_picture_and_spans_do_not_overlap(stride):
+def test_starts_have_a_image_and_spans_do_not_overlap(stride):
     state, action = episode(*PICK)
     clips = label(state, action, stride=stride)
     assert all(clip.start % stride == 0 for clip in clips)

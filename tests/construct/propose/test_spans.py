@@ -57,5 +57,5 @@ def test_random_answers_come_out_usable_and_none_is_lost():
 
 
 @pytest.mark.parametrize(("frame", "stride", "nearest"), [(7, 1, 7), (7, 4, 8), (5, 4, 4), (0, 3, 0)])
-def test_starts_have_a_picture(frame, stride, nearest):
+def test_starts_have_a_image(frame, stride, nearest):
     assert snap(frame, stride) == nearest

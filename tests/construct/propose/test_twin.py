@@ -1,4 +1,4 @@
-"""Why: the paradigms are compared on one dataset with and without pictures. If review moved a boundary in one of the
+"""Why: the paradigms are compared on one dataset with and without images. If review moved a boundary in one of the
 two, or one run normalised or sampled other clips than the next, the comparison would measure that instead of vision.
 The boundaries here are moved by annotators, and the runs are those of configs/tiny."""
 
@@ -13,7 +13,7 @@ from la4vla.construct import steps
 from la4vla.construct.__main__ import run
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.data.inspect.verify import verify
 from la4vla.data.mixture import Schedule
 from la4vla.data.setup import prepare
@@ -31,7 +31,7 @@ def built(tmp_path_factory):
     config = recorded(tmp_path_factory.mktemp("twin"))
     run(config, "propose")
     out = Path(config.out_dir)
-    reviews = Reviews.open(out / REVIEWS, dataset_of(Ledger(out / steps.READ)))
+    reviews = Reviews.open(out / REVIEWS, episode_digests(Ledger(out / steps.READ)))
     for row in Ledger(out / steps.CANDIDATES):
         for number, raw in enumerate(row["candidates"]):
             item = Candidate.from_dict(raw)
@@ -71,8 +71,8 @@ def test_la_and_vla_are_twins_after_a_review(built):
         ):
             assert ours.tobytes() == theirs.tobytes() == true[start:end].tobytes()
         assert start % STRIDE == 0 and not clip.frames
-        for t, picture in twin.frames["corner4"].items():
-            assert abs(simplejpeg.decode_jpeg(picture).mean() - 2 * (start + t)) < 1
+        for t, image in twin.frames["corner4"].items():
+            assert abs(simplejpeg.decode_jpeg(image).mean() - 2 * (start + t)) < 1
 
 
 @pytest.mark.parametrize("folder", ["la", "vla", "task"])
@@ -120,8 +120,8 @@ def test_every_paradigm_normalises_alike(built, name):
         assert all(np.array_equal(vars(one)[field], vars(other)[field]) for field in vars(one))
 
 
-def test_the_twin_read_as_la_starts_exactly_where_it_does_with_pictures(built):
-    """For a comparison in which even the starts are the same: the folder with pictures, used as kind `la`."""
+def test_the_twin_read_as_la_starts_exactly_where_it_does_with_images(built):
+    """For a comparison in which even the starts are the same: the folder with images, used as kind `la`."""
     _, setup = paradigm(built, "vla")
     config = load("configs/tiny/la.yaml", [f"data.sources.la.path={built / 'vla'}", "data.streams=2"])
     blind = prepare(config, SPEC, encode).sources["la"]

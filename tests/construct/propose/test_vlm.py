@@ -327,7 +327,7 @@ def test_steps_after_the_proposals_neither_ask_nor_need_a_key(config, monkeypatc
         config.vlm.base_url = model.url
         run(config, step)
         config.vlm.max_failed_episodes = 0
-        with pytest.raises(UserError, match=r"1 of 4 episodes.*construct propose` asks about these again"):
+        with pytest.raises(UserError, match=r"1 of 4 episodes.*construct propose` asks about these episodes again"):
             run(config, step)
         for asks in ("propose", ""):
             with pytest.raises(UserError, match="TEST_KEY is empty"):

@@ -1,5 +1,5 @@
 """Why: LeRobot changed its layout twice, and a reader that is one frame late in a shared video, or takes a neighbour's
-rows from a shared table, gives clips that look right. Pictures here carry frame and episode as a grey level. Faults of
+rows from a shared table, gives clips that look right. Images here carry frame and episode as a grey level. Faults of
 every kind must be found while reading, leave out that one episode and say the cure."""
 
 import io
@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,9 @@ from la4vla.config import load
 from la4vla.construct import steps
 from la4vla.construct.__main__ import run
 from la4vla.construct.episodes import BadEpisode
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
+from la4vla.construct.readers.checks import sentence
+from la4vla.construct.report import page
 from la4vla.construct.robots.robot import ROBOTS
 from la4vla.data.shards.writer import read_index
 from la4vla.types import UserError
@@ -80,16 +83,16 @@ def droid(root, **read):
 def faults(config):
     """Key -> faults, of a reading that lets all pass."""
     config.read.max_bad_episodes = 9
-    source = open_source(config)
-    return {row["key"]: row["faults"] for row in steps.rows(steps.read(config, source), source)}
+    dataset = open_dataset(config)
+    return {row["key"]: row["faults"] for row in steps.rows(steps.read(config, dataset), dataset)}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_every_layout_gives_the_same_episodes(golden, name):
-    source = open_source(droid(golden(name)))
-    assert list(source.keys) == KEYS
+    dataset = open_dataset(droid(golden(name)))
+    assert list(dataset.keys) == KEYS
     for number, key in reversed(list(enumerate(KEYS))):
-        episode = source.read(key)
+        episode = dataset.read(key)
         assert (episode.instruction, episode.number, episode.fps) == (SENTENCES[number], number, FPS)
         length = LENGTHS[number]
         np.testing.assert_allclose(episode.state, handed_on(poses(length, number)), atol=1e-5)
@@ -99,12 +102,12 @@ def test_every_layout_gives_the_same_episodes(golden, name):
             shown = [level(frames[frame]) for frame in range(length)]
             levels = [grey(number, frame, view == "wrist") for frame in range(length)]
             np.testing.assert_allclose(shown, levels, atol=1.4)
-        assert source.video_faults(episode) == []
+        assert dataset.video_faults(episode) == []
 
 
 def test_views_are_named_by_the_user_or_by_their_last_word(golden):
-    assert open_source(droid(golden("v2.1"))).read(KEYS[0]).views == ("front", "wrist")
-    named = open_source(droid(golden("v2.1"), views={"hand": WRIST})).read(KEYS[0])
+    assert open_dataset(droid(golden("v2.1"))).read(KEYS[0]).views == ("front", "wrist")
+    named = open_dataset(droid(golden("v2.1"), views={"hand": WRIST})).read(KEYS[0])
     assert named.views == ("hand",)
     assert level(named.frames("hand", [7])[7]) == pytest.approx(grey(0, 7, wrist=True), abs=1.4)
 
@@ -116,21 +119,21 @@ def test_line_breaks_of_unicode_inside_a_text_end_no_line(copy, end):
     for name in ("tasks", "episodes"):
         path = root / f"meta/{name}.jsonl"
         path.write_bytes(path.read_text().replace("open the ", "open\u2028the\u0085").replace("\n", end).encode())
-    assert [open_source(droid(root)).read(key).instruction for key in KEYS] == list(SENTENCES)
+    assert [open_dataset(droid(root)).read(key).instruction for key in KEYS] == list(SENTENCES)
 
 
 @pytest.mark.parametrize("numbers", [[0], [37], [38], [39], [44], [3, 41], [40, 41, 44], [0, 22, 44]])
 @pytest.mark.parametrize("name", ["v2.0", "v3.0", "v3.0-av1"])
 def test_single_frames_of_a_long_file_are_found(golden, name, numbers):
-    episode = open_source(droid(golden(name))).read(KEYS[1])
+    episode = open_dataset(droid(golden(name))).read(KEYS[1])
     frames = episode.frames("front", numbers)
     assert list(frames) == numbers
     np.testing.assert_allclose([level(frames[n]) for n in numbers], [grey(1, n) for n in numbers], atol=1.4)
 
 
 @pytest.mark.parametrize("name", ["v2.1-jpeg", "v3.0-jpeg"])
-def test_pictures_that_are_jpeg_are_passed_on_untouched(golden, name):
-    episode = open_source(droid(golden(name))).read(KEYS[2])
+def test_images_that_are_jpeg_are_passed_on_untouched(golden, name):
+    episode = open_dataset(droid(golden(name))).read(KEYS[2])
     stored = table_of(2, LENGTHS[2], 0, [FRONT], "jpeg")[FRONT][9].as_py()["bytes"]
     assert episode.frames("front", [9])[9] == stored
 
@@ -159,15 +162,15 @@ def shift_stamps(table):
 
 
 FAULTS = {
-    "one picture too few": (
+    "one image too few": (
         lambda root: write_video(v2_video(root, 1), range(44)),
-        "has 44 frames, the table 45",
+        "has 44 frames of the episode, but the table has 45",
     ),
     "video at another rate": (
         lambda root: write_video(v2_video(root, 1), range(45), fps=14),
         "drifts: frame 8 of the episode",
     ),
-    "no video": (lambda root: v2_video(root, 1).unlink(), "is missing; get it, or read without pictures"),
+    "no video": (lambda root: v2_video(root, 1).unlink(), "is missing; get it, or read without images"),
     "no video inside": (lambda root: v2_video(root, 1).write_bytes(b"nothing" * 99), "cannot be opened"),
     "no column": (
         lambda root: rewrite(v2_data(root, 1), lambda table: table.drop_columns(["action"])),
@@ -179,7 +182,7 @@ FAULTS = {
     ),
     "another width": (
         lambda root: rewrite(v2_data(root, 1), put("action", lambda table: [[0.0] * 6] * 45)),
-        "action has 6 numbers a frame, the robot file names 7 for the action",
+        "action has 6 numbers a frame, but the robot file names 7 for the action",
     ),
     "rows of different widths": (
         lambda root: rewrite(v2_data(root, 1), put("action", lambda table: [[0.0] * 7] * 44 + [[0.0]])),
@@ -189,7 +192,7 @@ FAULTS = {
     "infinity": (lambda root: rewrite(v2_data(root, 1), spoil("observation.state", 3, np.inf)), "at frame 3, dim 1"),
     "fewer rows": (
         lambda root: rewrite(v2_data(root, 1), lambda table: table.slice(0, 40)),
-        "has 40 frames of episode 1, meta/ says 45",
+        "has 40 frames of episode 1, but meta/ says 45",
     ),
     "a frame left out": (
         lambda root: rewrite(v2_data(root, 1), put("frame_index", lambda table: [*range(9), *range(10, 46)])),
@@ -224,12 +227,12 @@ def test_a_fault_leaves_out_its_episode_and_says_the_cure(copy, name):
 def test_an_image_column_that_is_listed_but_absent_is_a_fault(copy):
     root = copy("v2.1-jpeg")
     rewrite(v2_data(root, 1), lambda table: table.drop_columns([FRONT]))
-    assert "read.pictures=false" in faults(droid(root))[KEYS[1]][0]
+    assert "read.images=false" in faults(droid(root))[KEYS[1]][0]
 
 
 def test_an_episode_of_one_frame_is_too_short(tmp_path):
     root = write_lerobot_v2(tmp_path / "set", lengths=(60, 1, 52))
-    assert "too short: 1 frame" in faults(droid(root))[KEYS[1]][0]
+    assert "has 1 frame and needs at least 2" in faults(droid(root))[KEYS[1]][0]
 
 
 def test_a_shared_video_that_ends_early_is_the_last_episodes_fault(copy):
@@ -238,10 +241,10 @@ def test_a_shared_video_that_ends_early_is_the_last_episodes_fault(copy):
     write_video(video, range(sum(LENGTHS) - 1))
     found = faults(droid(root))
     assert [bool(found[key]) for key in KEYS] == [False, False, True]
-    assert "has 51 frames, the table 52" in found[KEYS[2]][0]
+    assert "has 51 frames of the episode, but the table has 52" in found[KEYS[2]][0]
 
 
-def test_a_video_with_rotten_pictures_is_found_when_they_are_decoded(copy):
+def test_a_video_with_rotten_images_is_found_when_they_are_decoded(copy):
     root = copy("v2.0")
     path = v2_video(root, 1)
     data = bytearray(path.read_bytes())
@@ -253,7 +256,7 @@ def test_a_video_with_rotten_pictures_is_found_when_they_are_decoded(copy):
     assert [bool(found[key]) for key in KEYS] == [False, True, False]
     assert "does not decode" in found[KEYS[1]][0]
     with pytest.raises(BadEpisode, match="does not decode"):
-        open_source(droid(root)).read(KEYS[1]).frames("front", range(45))
+        open_dataset(droid(root)).read(KEYS[1]).frames("front", range(45))
 
 
 def test_faults_beyond_the_bound_stop_the_reading_and_are_all_listed(copy):
@@ -261,11 +264,11 @@ def test_faults_beyond_the_bound_stop_the_reading_and_are_all_listed(copy):
     v2_data(root, 0).unlink()
     v2_data(root, 2).unlink()
     config = droid(root, max_bad_episodes=1)
-    source = open_source(config)
+    dataset = open_dataset(config)
     with pytest.raises(UserError, match=r"2 of 3 episodes have faults.*max_bad_episodes=2"):
-        steps.read(config, source)
+        steps.read(config, dataset)
     config.read.max_bad_episodes = 2
-    assert len(steps.read(config, source)) == 3
+    assert len(steps.read(config, dataset)) == 3
 
 
 def test_notes_tell_of_still_columns_frozen_or_equal_cameras_and_another_rate(copy, tmp_path):
@@ -273,34 +276,35 @@ def test_notes_tell_of_still_columns_frozen_or_equal_cameras_and_another_rate(co
     write_video(v2_video(root, 1), [90] * 45)
     arm = tmp_path / "arm.yaml"
     config = droid(root, decode=True, views={"front": FRONT, "again": FRONT})
-    source = open_source(config)
-    ledger = {row["key"]: row["notes"] for row in steps.read(config, source)}
+    dataset = open_dataset(config)
+    ledger = {row["key"]: [note["text"] for note in row["notes"]] for row in steps.read(config, dataset)}
     assert "state never changes in ry, rz, gripper" in ledger[KEYS[0]]
     assert "again shows the same as front" in ledger[KEYS[0]]
     assert not any("frozen" in note for note in ledger[KEYS[0]])
     assert any("front is frozen: 44 of its 45" in note for note in ledger[KEYS[1]])
     arm.write_text((ROBOTS / "droid_franka.yaml").read_text().replace("control_hz: 15", "control_hz: 30"))
     config.read.robot = str(arm)
-    ledger = steps.read(config, open_source(config))
-    assert all("15 frames a second, but the robot file says control_hz 30" in row["notes"] for row in ledger)
+    ledger = steps.read(config, open_dataset(config))
+    slow = {"kind": "rate", "text": "15 frames a second, but the robot file says control_hz 30"}
+    assert all(slow in row["notes"] for row in ledger)
 
 
 @pytest.mark.parametrize(("part", "again"), [("data", [KEYS[1]]), ("video", [KEYS[1]]), ("tasks", KEYS), ("", [])])
 def test_only_what_depends_on_a_changed_file_is_read_again(copy, monkeypatch, part, again):
     root = copy("v2.0")
-    steps.read(droid(root), open_source(droid(root)))
+    steps.read(droid(root), open_dataset(droid(root)))
     if part == "data":
         rewrite(v2_data(root, 1), spoil("action", 3, 0.125))
     elif part == "video":
         write_video(v2_video(root, 1), range(45))
     elif part == "tasks":
         (root / "meta/tasks.jsonl").write_text((root / "meta/tasks.jsonl").read_text().replace("drawer", "box"))
-    source = open_source(droid(root))
-    read, seen = source.read, []
-    monkeypatch.setattr(source, "read", lambda key: seen.append(key) or read(key))
-    ledger = steps.read(droid(root), source)
+    dataset = open_dataset(droid(root))
+    read, seen = dataset.read, []
+    monkeypatch.setattr(dataset, "read", lambda key: seen.append(key) or read(key))
+    ledger = steps.read(droid(root), dataset)
     assert seen == again
-    assert [row["instruction"] for row in steps.rows(ledger, source)][1].endswith(
+    assert [row["instruction"] for row in steps.rows(ledger, dataset)][1].endswith(
         "box" if part == "tasks" else "drawer"
     )
 
@@ -317,7 +321,7 @@ def members(folder):
 
 
 @pytest.mark.parametrize("name", ["v2.1", "v3.0-av1"])
-def test_a_dataset_becomes_matched_clips_with_the_pictures_of_their_frames(golden, tmp_path, name):
+def test_a_dataset_becomes_matched_clips_with_the_images_of_their_frames(golden, tmp_path, name):
     config = droid(golden(name), frame_stride=2)
     config.out_dir = str(tmp_path / "out")
     run(config, "shards")
@@ -328,9 +332,9 @@ def test_a_dataset_becomes_matched_clips_with_the_pictures_of_their_frames(golde
         episode, (start, end) = int(about["episode"][-1]), about["span"]
         assert about["views"] == (["front", "wrist"] if name == "v2.1" else ["front"])
         for view in about["views"]:
-            pictures = [int(suffix.split(".")[1]) for suffix in files if suffix.startswith(f"{view}.")]
-            assert pictures == list(range(0, end - start, 2))
-            for frame in pictures:
+            images = [int(suffix.split(".")[1]) for suffix in files if suffix.startswith(f"{view}.")]
+            assert images == list(range(0, end - start, 2))
+            for frame in images:
                 shown = level(files[f"{view}.{frame:05d}.jpg"])
                 assert shown == pytest.approx(grey(episode, start + frame, view == "wrist"), abs=1.6)
         with np.load(io.BytesIO(files["npz"])) as arrays:
@@ -340,13 +344,13 @@ def test_a_dataset_becomes_matched_clips_with_the_pictures_of_their_frames(golde
 
 
 @pytest.mark.parametrize("absent", ["never there", "left alone"])
-def test_a_dataset_without_pictures_gives_la_only_and_says_so(copy, tmp_path, capsys, absent):
+def test_a_dataset_without_images_gives_la_only_and_says_so(copy, tmp_path, capsys, absent):
     if absent == "never there":
         config = droid(write_lerobot_v2(tmp_path / "set", views=()))
     else:
         root = copy("v2.1")
         shutil.rmtree(root / "videos")
-        config = droid(root, pictures=False)
+        config = droid(root, images=False)
     run(config, "shards")
     assert "vla/ and task/ are not written" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["la"]
@@ -364,12 +368,14 @@ def version(root, text):
     ("change", "read", "said"),
     [
         (lambda root: shutil.rmtree(root), {}, "no folder"),
-        (lambda root: (shutil.rmtree(root), write_npz(root)), {}, "has no meta/info.json; set read.format"),
-        (lambda root: version(root, "v1.6"), {}, "version v1.6 is none of v2.0, v2.1, v3.0"),
+        (lambda root: (shutil.rmtree(root), write_npz(root)), {}, "has no meta/info.json; correct read.format"),
+        (lambda root: version(root, "v1.6"), {}, "version v1.6 is none of v2.0, v2.1, v3.0; convert it to v3.0"),
+        (lambda root: version(root, "v3.1"), {}, "version v3.1 is none of v2.0, v2.1, v3.0; upgrade la4vla"),
+        (lambda root: version(root, "v4.0"), {}, "version v4.0 .*; upgrade la4vla"),
         (lambda root: version(root, "v3.0"), {}, "tasks.parquet: cannot be read"),
         (lambda root: (root / "meta/episodes.jsonl").write_text("{}\n"), {}, "'episode_index'"),
         (lambda root: (root / "meta/episodes.jsonl").write_text(""), {}, "no episodes, or one of them twice"),
-        (lambda root: None, {"state": ["pose"]}, "no column pose for the state; name its columns with read.state"),
+        (lambda root: None, {"state": ["pose"]}, "no column pose for the state; name its columns in read.state"),
         (lambda root: None, {"views": {"hand": "top"}}, f"no view `top` in .*; it has {FRONT}"),
         (lambda root: None, {"robot": ""}, "read.robot is empty"),
     ],
@@ -378,7 +384,35 @@ def test_what_cannot_be_read_at_all_is_said_with_what_was_looked_for(copy, chang
     root = copy("v2.0")
     change(root)
     with pytest.raises(UserError, match=said):
-        open_source(config_of(root, "lerobot", **{"robot": "droid_franka", **read}))
+        open_dataset(config_of(root, "lerobot", **{"robot": "droid_franka", **read}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('press the button "start"', 'press the button "start"'),
+        ('"open the drawer"', "open the drawer"),
+        (' "open  the drawer" ', "open the drawer"),
+        ('"start" and then "stop"', '"start" and then "stop"'),
+        ('"', '"'),
+    ],
+)
+def test_quotes_are_taken_off_a_sentence_only_around_all_of_it(text, words):
+    assert sentence(text) == words
+
+
+def test_a_report_shows_tasks_in_their_own_script(copy):
+    root = copy("v2.0")
+    lines = [{"task_index": 0, "task": "把杯子放到架子上"}, {"task_index": 1, "task": "open the drawer"}]
+    (root / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = droid(root)
+    run(config, "filter")
+    page.write(config, open_dataset(config))
+    html = Path(config.out_dir, page.REPORT).read_text()
+    tasks = json.loads(Path(config.out_dir, page.NUMBERS).read_text())["tasks"]
+    assert {row["name"] for row in tasks} == {"把杯子放到架子上", "open the drawer"}
+    assert '<td class="text">把杯子放到架子上</td>' in html and '<td class="text">open the drawer</td>' in html
+    assert all(row["task"].isascii() for row in tasks)
 
 
 def test_a_package_that_is_not_installed_is_named_with_its_extra(golden, monkeypatch):
@@ -387,7 +421,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(golden, monkeyp
     for name in ("video", "lerobot"):
         monkeypatch.delitem(sys.modules, f"la4vla.construct.readers.{name}", raising=False)
     with pytest.raises(UserError, match=r'needs the package av; pip install "la4vla\[construct\]"'):
-        open_source(config)
+        open_dataset(config)
 
 
 def test_columns_are_joined_and_only_the_first_episodes_read(golden, tmp_path):
@@ -409,7 +443,7 @@ def test_columns_are_joined_and_only_the_first_episodes_read(golden, tmp_path):
         f"schema: construct\nout_dir: {tmp_path / 'out'}\nread: {{format: lerobot, path: {root}, robot: droid_franka, "
         "state: [pose, gripper], max_episodes: 2}\n"
     )
-    source = open_source(load(path))
-    assert list(source.keys) == KEYS[:2]
-    whole = open_source(droid(golden("v2.0")))
-    np.testing.assert_array_equal(source.read(KEYS[1]).state, whole.read(KEYS[1]).state)
+    dataset = open_dataset(load(path))
+    assert list(dataset.keys) == KEYS[:2]
+    whole = open_dataset(droid(golden("v2.0")))
+    np.testing.assert_array_equal(dataset.read(KEYS[1]).state, whole.read(KEYS[1]).state)

@@ -1,5 +1,5 @@
 """Why: recording takes minutes and machines die. What is kept must not depend on timing, processes or interruptions,
-files must be whole, replay must succeed, and the stored picture must be the rendered one, the right way up."""
+files must be whole, replay must succeed, and the stored image must be the rendered one, the right way up."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import simplejpeg
 from la4vla.config import ConstructConfig, ReadConfig, RecordConfig
 from la4vla.construct import __main__ as construct
 from la4vla.construct.episodes import Episode
-from la4vla.construct.recording.record import Job, _identity, _missing, record, roll_out
+from la4vla.construct.recording.record import RecordingJob, _identity, _missing, record, roll_out
 from la4vla.construct.recording.store import (
     episode_path,
     failure_path,
@@ -45,7 +45,7 @@ def config(folder, **changes):
 
 
 def job(task=TASK, number=1000, **changes):
-    return Job("", task, number, RecordConfig(**{**asdict(SETTINGS), **changes}), 95)
+    return RecordingJob("", task, number, RecordConfig(**{**asdict(SETTINGS), **changes}), 95)
 
 
 def touch(store, task, succeeded=(), failed=()):
@@ -146,16 +146,16 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     write_episode(path, made_up())
     data = path.read_bytes()
     path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "text": b"not a zip at all"}[damage])
-    with pytest.raises(UserError, match=r"000005\.npz: not a complete episode .* record again"):
+    with pytest.raises(UserError, match=r"000005\.npz is no complete episode .* record again"):
         read_episode(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": ["reach"]}, "reach-v3"),
-        ({"tasks": []}, "needs tasks"),
-        ({"episodes": 0}, "at least 1"),
+        ({"tasks": ["reach"]}, "drawer-open-v3"),
+        ({"tasks": []}, "name record.tasks"),
+        ({"episodes": 0}, "1 or more"),
     ],
 )
 def test_bad_settings(tmp_path, changes, message):
@@ -183,7 +183,7 @@ def test_replaying_what_was_executed_repeats_the_episode(task, noise):
             result = env.step(action)
             state = result.state
             successes.append(result.success)
-    assert len(set(stored.values())) > len(stored) / 2, "a picture of the beginning is not one of what follows"
+    assert len(set(stored.values())) > len(stored) / 2, "an image of the beginning is not one of what follows"
     assert any(successes)
     assert successes.index(True) == len(episode) - 6
     assert np.array_equal(episode.action, episode.executed) == (noise == 0)

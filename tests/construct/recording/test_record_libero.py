@@ -11,8 +11,8 @@ import pytest
 from benchmarks.results import protocols
 from la4vla.config import ConstructConfig, ReadConfig, RecordConfig
 from la4vla.construct.__main__ import run
-from la4vla.construct.readers import open_source
-from la4vla.construct.recording.record import Job, _identity, _missing, record, roll_out
+from la4vla.construct.readers import open_dataset
+from la4vla.construct.recording.record import RecordingJob, _identity, _missing, record, roll_out
 from la4vla.construct.recording.simulators import simulator
 from la4vla.construct.recording.store import check_store, episode_path, open_store
 from la4vla.sim.libero import BLOCK, CAMERAS, LiberoEnv
@@ -50,10 +50,10 @@ def test_a_store_of_before_libero_is_metaworlds(tmp_path):
 
 def store_of(folder, name, embodiment):
     """A config, and its store as store.json tells of it."""
-    settings = RecordConfig(simulator=name, tasks=[simulator(name).example], episodes=1)
+    settings = RecordConfig(simulator=name, tasks=[simulator(name).scenes.figure], episodes=1)
     config = ConstructConfig(read=ReadConfig(path=str(folder)), out_dir=str(folder / "out"), record=settings)
     open_store(folder, {**_identity(config, simulator(name).embodiment), "embodiment": embodiment, "gl_backend": "egl"})
-    path = episode_path(folder, simulator(name).example, 1020)
+    path = episode_path(folder, simulator(name).scenes.figure, 1020)
     path.parent.mkdir()
     path.touch()
     return config
@@ -62,14 +62,14 @@ def store_of(folder, name, embodiment):
 @pytest.mark.parametrize("name", ["libero", "metaworld"])
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_store_whose_rotations_are_written_otherwise_is_refused(tmp_path, name, bare):
-    """A bare name is of before rotation_near, which says which of two numbers a turn of a hand that points down has."""
+    """A store with a bare name has no rotation_near: nobody knows how it wrote the turn of a hand that points down."""
     embodiment = simulator(name).embodiment
     config = store_of(tmp_path, name, embodiment.name if bare else embodiment.to_dict())
     if name == "metaworld" or not bare:
         record(config)
-        assert list(open_source(config).keys) == [f"{simulator(name).example}-001020"]
+        assert list(open_dataset(config).keys) == [f"{simulator(name).scenes.figure}-001020"]
         return
-    for use in (record, open_source, lambda config: run(config, "shards")):
+    for use in (record, open_dataset, lambda config: run(config, "shards")):
         with pytest.raises(UserError, match=r"state\.rotation_near=\[0.*, not \[3\.1416.*record anew"):
             use(config)
 
@@ -78,7 +78,7 @@ def test_a_store_of_another_robot_is_refused(tmp_path):
     config = store_of(tmp_path, "libero", "libero_panda")
     config.record.simulator, config.record.tasks = "metaworld", ["reach-v3"]
     with pytest.raises(UserError, match=r"embodiment\.name=libero_panda, not metaworld_sawyer"):
-        open_source(config)
+        open_dataset(config)
     faster = replace(simulator("libero").embodiment, control_hz=10.0)
     config = store_of(tmp_path / "faster", "libero", faster.to_dict())
     with pytest.raises(UserError, match=r"embodiment\.control_hz=10\.0, not 20\.0"):
@@ -89,7 +89,7 @@ def test_a_store_of_another_robot_is_refused(tmp_path):
 def test_an_episode_holds_both_views_and_replays(libero):
     number = 1020
     with closing(LiberoEnv(CAMERAS, 32, 410, True)) as env:
-        episode = roll_out(env, Job("", TASK, number, SETTINGS, 90))
+        episode = roll_out(env, RecordingJob("", TASK, number, SETTINGS, 90))
         assert episode is not None and episode.views == CAMERAS and episode.script is None
         assert [len(episode.frames(view, range(0, len(episode), 20))) for view in CAMERAS] == [
             -(-len(episode) // 20)

@@ -13,10 +13,19 @@ import pytest
 
 from la4vla.config import ConstructConfig, ReadConfig, RecordConfig
 from la4vla.construct.episodes import Episode, Script
-from la4vla.construct.recording.record import Job, roll_out
+from la4vla.construct.recording.record import RecordingJob, roll_out
 from la4vla.construct.recording.store import read_episode, write_episode
 from la4vla.construct.report import accuracy
-from la4vla.construct.report.accuracy import Match, Phase, boundaries, labels, match, phases, score, table
+from la4vla.construct.report.accuracy import (
+    Match,
+    Phase,
+    boundaries,
+    episode_accuracy,
+    labels,
+    match,
+    phases,
+    summary_table,
+)
 from la4vla.construct.robots.robot import Robot, robot_frame
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv
 from la4vla.types import UserError
@@ -127,12 +136,12 @@ def test_short_phases_join_the_neighbour_with_the_same_gripper_and_branch():
 def test_scores_do_not_count_what_is_not_labelled_by_both():
     episode = scripted((20, 1, False, 0.2 * FORWARD), (20, 2, False, 0 * UP), (20, 3, False, 0.1 * UP))
     found = [Phase(0, 21, 0, False, "move"), Phase(41, 60, 0, False, "lift")]
-    result = score(episode, found, [30], 8)
+    result = episode_accuracy(episode, found, [30], 8)
     assert result.joined == Match(2, 2, 2)
     assert (result.frames, result.agree) == (20 + 19, 20)
     assert result.uniform == Match(2, 2, 2)
     assert result.keyframes == Match(0, 1, 2)
-    rows = table({"one": [result, result], "two": [result]})
+    rows = summary_table({"one": [result, result], "two": [result]})
     assert rows["mean"]["f1"] == 1.0
     assert rows["one"]["labels"] == pytest.approx(20 / 39)
 
@@ -175,7 +184,7 @@ def test_real_phases_are_found(tmp_path: Path, capsys, jump):
     tasks = ("assembly-v3", "drawer-open-v3", "sweep-v3")
     with closing(MetaWorldEnv((), 32, 500, True)) as env:
         for task in tasks:
-            made = roll_out(env, Job("", task, 5001, RecordConfig(frame_stride=3), 95))
+            made = roll_out(env, RecordingJob("", task, 5001, RecordConfig(frame_stride=3), 95))
             assert made is not None
             write_episode(tmp_path / "episodes" / task / "005001.npz", made)
     (tmp_path / "construct.yaml").write_text(
@@ -196,7 +205,7 @@ def test_real_phases_are_found(tmp_path: Path, capsys, jump):
 @pytest.mark.sim
 def test_the_script_is_stored_and_stores_without_one_are_read(tmp_path: Path):
     with closing(MetaWorldEnv((), 32, 500, True)) as env:
-        episode = roll_out(env, Job("", "door-open-v3", 1000, RecordConfig(), 95))
+        episode = roll_out(env, RecordingJob("", "door-open-v3", 1000, RecordConfig(), 95))
     assert episode is not None and episode.script is not None
     write_episode(tmp_path / "000000.npz", episode)
     write_episode(tmp_path / "000001.npz", replace(episode, script=None))

@@ -1,5 +1,5 @@
 """Why: the report is what a lab publishes of its dataset, so each number must be the ledgers', nobody's review must be
-claimed, and a page must open anywhere. Pictures here carry their frame's number as a grey level."""
+claimed, and a page must open anywhere. Images here carry their frame's number as a grey level."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ from la4vla.construct import steps
 from la4vla.construct.__main__ import main, run
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
-from la4vla.construct.readers import open_source
+from la4vla.construct.readers import open_dataset
 from la4vla.construct.recording.store import episode_path, write_episode
 from la4vla.construct.report import page
-from la4vla.construct.report.statistics import Rows, statistics
-from la4vla.construct.scores import REVIEWS, Reviews, Score, dataset_of, proposal_digest
+from la4vla.construct.report.statistics import LedgerRows, statistics
+from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.construct.vocabulary import PRIMITIVES
-from la4vla.page.strips import PICTURES, strip
+from la4vla.page.strips import IMAGES, strip
 from la4vla.types import UserError
 from tests.construct.recorded import FRAMES, TASK, episode, recorded
 
@@ -44,7 +44,7 @@ def config(tmp_path):
 
 def written(config):
     """(page, numbers) of a report."""
-    path = page.write(config, open_source(config))
+    path = page.write(config, open_dataset(config))
     return path.read_text(), json.loads(path.with_name(page.NUMBERS).read_text())
 
 
@@ -62,14 +62,16 @@ def kept(candidate, start=None):
 def hand_made():
     """Two good episodes of 100 and 60 frames, one with a fault; three candidates, two kept, one of them moved."""
 
+    notes = [{"kind": "state_still", "text": "state never changes in joint_3"}]
+
     def read(key, frames, faults=()):
         about = {"task": "pour" if key == "a" else "wipe", "instruction": "", "frames": frames, "fps": 10.0}
-        return {"key": key, **about, "faults": list(faults), "notes": ["joint 3 is constant"] if key == "b" else []}
+        return {"key": key, **about, "faults": list(faults), "notes": notes if key == "b" else []}
 
     paid = {"tokens_in": 4000, "tokens_out": 300, "calls": 2, "proposer": "vlm", "failed": ""}
     why = ["`left`, but the motion along it is -1.2 cm", "`left`, but the motion along it is 3 cm", "no verb"]
     first, second, third = span(0, 40), span(50, 70, "lift", 1.0, why), span(10, 30, "lift", 2.0)
-    return Rows.of(
+    return LedgerRows.of(
         {
             steps.READ: [read("a", 100), read("b", 60), read("c", 7, ["video has 6 frames."])],
             steps.KEYFRAMES: [
@@ -113,7 +115,7 @@ def test_the_numbers_by_hand():
     ]  # fmt: skip
     a, b, c = found["episodes"]
     assert (a["rejected"], b["notes"], c["faults"]) == (
-        ["`wave` is no action"], ["joint 3 is constant"], ["video has 6 frames."],
+        ["`wave` is no action"], ["state_still"], ["video has 6 frames."],
     )  # fmt: skip
     assert found["review"] is None
 
@@ -150,9 +152,9 @@ def test_strips_show_the_frames_of_their_clip(config):
         [(uri, frames)] = PICTURE.findall(part)
         joined = simplejpeg.decode_jpeg(base64.b64decode(uri.partition(",")[2]))
         numbers = [int(number) for number in frames.split(",")]
-        assert len(numbers) == PICTURES
-        for number, picture in zip(numbers, np.split(joined, PICTURES, axis=1), strict=True):
-            assert abs(picture.mean() - 2 * (int(match[1]) + number)) < 2
+        assert len(numbers) == IMAGES
+        for number, image in zip(numbers, np.split(joined, IMAGES, axis=1), strict=True):
+            assert abs(image.mean() - 2 * (int(match[1]) + number)) < 2
 
 
 def test_the_same_ledgers_give_the_same_report_and_the_seed_draws_the_examples(config):
@@ -203,7 +205,7 @@ def test_reviews_are_counted_while_they_stand(config):
     run(config, "propose")
     proposed = proposals(config)
     names = list(proposed)[:4]
-    dataset = dataset_of(Ledger(Path(config.out_dir, steps.READ)))
+    dataset = episode_digests(Ledger(Path(config.out_dir, steps.READ)))
     reviews = Reviews.open(Path(config.out_dir, REVIEWS), dataset)
     said = [("ann", 0, 3, 2), ("bob", 0, 3, 1), ("ann", 1, 0, 2), ("bob", 1, 0, 1), ("ann", 2, 2, 0)]
     for annotator, number, quality, confidence in said:
@@ -232,7 +234,7 @@ def test_scores_of_an_episode_that_was_repaired_since_are_outdated(config):
     """As filter and review have it: what is proposed is as it was, but nobody has seen this episode."""
     run(config, "propose")
     proposed = proposals(config)
-    dataset = dataset_of(Ledger(Path(config.out_dir, steps.READ)))
+    dataset = episode_digests(Ledger(Path(config.out_dir, steps.READ)))
     repaired = min(dataset)
     before = {**dataset, repaired: "of another length then"}
     with closing(Reviews.open(Path(config.out_dir, REVIEWS), before)) as reviews:
@@ -259,8 +261,8 @@ def test_episodes_without_views_show_signals(config):
 
 def test_a_page_of_noise_in_three_views_stays_below_8_megabytes():
     draw = np.random.Generator(np.random.Philox(0))
-    pictures = {t: simplejpeg.encode_jpeg(draw.integers(0, 256, (480, 640, 3), np.uint8)) for t in range(PICTURES)}
-    assert 3 * page.EXAMPLES * len(PRIMITIVES) * len(strip("front", pictures).uri) < 8e6
+    images = {t: simplejpeg.encode_jpeg(draw.integers(0, 256, (480, 640, 3), np.uint8)) for t in range(IMAGES)}
+    assert 3 * page.EXAMPLES * len(PRIMITIVES) * len(strip("front", images).uri) < 8e6
 
 
 def test_the_command_ends_with_a_report_and_may_make_nothing_else(config, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 from la4vla.config import VlmConfig
 from la4vla.construct.__main__ import main
 from la4vla.construct.propose.prompt import episode_text, shown_frames, system_text
-from la4vla.construct.report.estimate import PAPER_OUTPUT_TOKENS, Estimate, input_tokens
+from la4vla.construct.report.estimate import PAPER_OUTPUT_TOKENS, CostEstimate, input_tokens
 from tests.construct.recorded import recorded
 
 PAPER_INPUT_TOKENS = 4633  # an episode of 287.83 frames at 15 Hz (FACTS 1.3.4, 1.3.6)
@@ -29,7 +29,7 @@ def test_other_settings_would_not_have(change):
 
 
 def test_money_and_hours():
-    text = Estimate(9560, 440, 9560 * 78, 9560 * 4633).text(
+    text = CostEstimate(9560, 440, 9560 * 78, 9560 * 4633).text(
         VlmConfig(input_price=0.2, output_price=1.6, requests_per_minute=300)
     )
     assert "9560 to ask" in text

@@ -141,15 +141,15 @@ def test_two_answers_of_one_person_in_a_file_are_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("in.txt", "", "no format"),
-        ("missing.csv", None, "no such file"),
-        ("in.jsonl", "{", "not what its suffix says"),
-        ("in.jsonl", "[1]", "not what its suffix says"),
-        ("in.labelstudio.json", "{}", "not what its suffix says"),
-        ("in.labelstudio.json", '[{"data": {}, "annotations": [{"result": [{}]}]}]', "not what its suffix says"),
+        ("in.txt", "", "none of the known suffixes"),
+        ("missing.csv", None, "does not exist"),
+        ("in.jsonl", "{", "not in the format of its suffix"),
+        ("in.jsonl", "[1]", "not in the format of its suffix"),
+        ("in.labelstudio.json", "{}", "not in the format of its suffix"),
+        ("in.labelstudio.json", '[{"data": {}, "annotations": [{"result": [{}]}]}]', "not in the format of its suffix"),
         ("in.labelstudio.json", '[{"data": {}, "annotations": [{"result": []}]}]', "task 1: candidate"),
         ("in.csv", "candidate,quality\n,1,2\n", "line 2"),
-        ("in.csv", b"\xff\xfe\x00", "not what its suffix says"),
+        ("in.csv", b"\xff\xfe\x00", "not in the format of its suffix"),
     ],
 )
 def test_a_file_that_is_something_else_says_so(config, tmp_path, name, content, why):

@@ -1,6 +1,6 @@
 """Why: the page is where people spend their hours, with the keyboard, and where what they saw must be what is stored.
-The server's answers are tested as requests, the page in a real headless Chromium: pictures move, keys score, text from
-data stays text. Pictures carry their frame's number as a grey level."""
+The server's answers are tested as requests, the page in a real headless Chromium: images move, keys score, text from
+data stays text. Images carry their frame's number as a grey level."""
 
 import base64
 import multiprocessing
@@ -27,7 +27,7 @@ from la4vla.construct.episodes import Episode
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidate_key
 from la4vla.construct.review.app import COOKIE, address, is_loopback, make_app, serve
-from la4vla.construct.review.session import Desk
+from la4vla.construct.review.session import ReviewSession
 from la4vla.construct.robots.robot import Robot, robot_frame
 from la4vla.construct.scores import REVIEWS, Score, proposal_digest, read_scores
 from la4vla.construct.steps import CANDIDATES, KEYFRAMES, READ
@@ -41,12 +41,12 @@ EVIL = "<img src=x onerror=\"document.title='owned'\"><b>lift</b> & more"
 LOCAL = "http://127.0.0.1"
 
 
-def picture(frame):
+def image(frame):
     return simplejpeg.encode_jpeg(np.full((24, 32, 3), 3 * frame, np.uint8), quality=95)
 
 
 class TwoEpisodes:
-    """A Source with two cameras."""
+    """A Dataset with two cameras."""
 
     keys = KEYS
 
@@ -60,7 +60,7 @@ class TwoEpisodes:
             key=key, task="reach", number=1, instruction="Reach <i>it</i>",
             robot=Robot(EMBODIMENT, robot_frame(EMBODIMENT.name)), fps=FPS, state=state, action=state,
             views=("front", "wrist"), frame_stride=STRIDE,
-            frames=lambda view, numbers: {t: picture(t if view == "front" else 82 - t) for t in numbers},
+            frames=lambda view, numbers: {t: image(t if view == "front" else 82 - t) for t in numbers},
         )  # fmt: skip
 
     def video_faults(self, episode, decode):
@@ -83,19 +83,19 @@ def make_desk(folder, **review):
             episodes.put(key, "1", {"task": "reach", "frames": FRAMES, "faults": []})
             marks.put(key, "1", {"keyframes": [[2, "static"], [30, "gripper_close"]]})
             spans.put(key, "1", {"candidates": [candidate(*span).to_dict() for span in SPANS]})
-    return Desk(config, TwoEpisodes())
+    return ReviewSession(config, TwoEpisodes())
 
 
 @pytest.fixture
-def desk(tmp_path):
+def session(tmp_path):
     opened = make_desk(tmp_path)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def client(desk):
-    return TestClient(make_app(desk, ""), base_url=LOCAL)
+def client(session):
+    return TestClient(make_app(session, ""), base_url=LOCAL)
 
 
 def answer(**changes):
@@ -107,7 +107,7 @@ def answer(**changes):
 
 def test_a_clip_is_shown_with_its_context(client):
     clip = client.get(f"/api/candidates/{KEY}", params={"annotator": "ada"}).json()
-    assert (clip["first"], clip["last"], clip["start"], clip["end"]) == (3, 64, 21, 48)  # 16 frames, from a picture on
+    assert (clip["first"], clip["last"], clip["start"], clip["end"]) == (3, 64, 21, 48)  # 16 frames, from an image on
     assert clip["keyframes"] == [[30, "gripper_close"]]
     position, gripper = clip["signals"]
     assert [line["name"] for line in position["lines"]] == ["x", "y", "z"]
@@ -119,9 +119,9 @@ def test_a_clip_is_shown_with_its_context(client):
     assert clip["answer"] is None
 
 
-def test_pictures_are_those_of_their_frames(client):
+def test_images_are_those_of_their_frames(client):
     for view, grey in (("front", lambda t: 3 * t), ("wrist", lambda t: 3 * (82 - t))):
-        shown = client.get(f"/api/candidates/{KEY}/pictures/{view}").json()
+        shown = client.get(f"/api/candidates/{KEY}/images/{view}").json()
         assert [int(frame) for frame in shown] == list(range(3, 64, STRIDE))
         for frame, data in shown.items():
             pixels = simplejpeg.decode_jpeg(base64.b64decode(data))
@@ -147,13 +147,13 @@ def test_an_answer_is_stored_with_what_was_judged(client, tmp_path):
         ({"quality": 2.5}, "quality"),
         ({"quality": None}, "quality"),
         ({"confidence": -1}, "confidence"),
-        ({"candidate": "reach-000001-00020"}, "no such candidate"),
+        ({"candidate": "reach-000001-00020"}, "is no candidate"),
         ({"annotator": ""}, "annotator"),
         ({"start": 22}, "multiple of 3"),
         ({"start": -3}, "no span"),
         ({"start": 48}, "no span"),
         ({"end": 84}, "no span"),
-        ({"start": 42, "end": 46}, "span of 5 or more"),
+        ({"start": 42, "end": 46}, "choose 5 or more"),
         ({"extra": 1}, "extra"),
         ({"comment": "x" * 2001}, "comment"),
     ],
@@ -165,7 +165,7 @@ def test_an_answer_that_cannot_be_is_refused_in_a_sentence(client, tmp_path, wro
     assert read_scores(tmp_path / REVIEWS) == []
 
 
-@pytest.mark.parametrize("path", ["nothing", f"{KEY}/pictures/nose", "..%2Fsecrets"])
+@pytest.mark.parametrize("path", ["nothing", f"{KEY}/images/nose", "..%2Fsecrets"])
 def test_what_is_not_there_is_said(client, path):
     reply = client.get(f"/api/candidates/{path}", params={"annotator": "ada"})
     assert reply.status_code in (404, 422) and isinstance(reply.json()["detail"], str)
@@ -196,8 +196,8 @@ def test_pages_of_other_sites_are_refused(client, tmp_path):
     assert client.post("/api/scores", json=answer(), headers={"Origin": LOCAL}).status_code == 200
 
 
-def test_a_token_is_asked_for_once(desk):
-    app = make_app(desk, "s3cret")
+def test_a_token_is_asked_for_once(session):
+    app = make_app(session, "s3cret")
     client = TestClient(app, base_url="http://lab:8321", follow_redirects=False)
     for path in ("/", "/api/annotators", "/static/review.js", "/?token=wrong", "/?token="):
         assert client.get(path).status_code == 403
@@ -225,16 +225,16 @@ def test_the_address_printed_can_be_opened():
 
 def test_a_port_in_use_is_said(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        desk = make_desk(tmp_path, port=taken.getsockname()[1])
+        session = make_desk(tmp_path, port=taken.getsockname()[1])
         with pytest.raises(UserError, match=r"set review\.port"):
-            serve(desk)
+            serve(session)
 
 
 def test_the_page_is_served_until_interrupted(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    desk = make_desk(tmp_path, port=port)
-    process = multiprocessing.get_context("fork").Process(target=serve, args=(desk,))
+    session = make_desk(tmp_path, port=port)
+    process = multiprocessing.get_context("fork").Process(target=serve, args=(session,))
     process.start()
     for _ in range(200):
         try:
@@ -250,15 +250,15 @@ def test_the_page_is_served_until_interrupted(tmp_path):
 def test_nothing_to_review_is_said(tmp_path):
     config = ConstructConfig(out_dir=str(tmp_path), read=ReadConfig(path="unused"))
     with pytest.raises(UserError, match="construct propose"):
-        Desk(config, TwoEpisodes())
+        ReviewSession(config, TwoEpisodes())
 
 
 def test_the_command_prints_how_far_everyone_is(tmp_path, monkeypatch, capsys):
-    desk = make_desk(tmp_path, annotators=["ada", "ben"])
-    desk.config.review.overlap = 1.0
-    Desk(desk.config, TwoEpisodes()).put(Score(**answer()))
-    monkeypatch.setattr(construct, "open_source", lambda config: TwoEpisodes())
-    construct.review(desk.config, serve=False)
+    session = make_desk(tmp_path, annotators=["ada", "ben"])
+    session.config.review.overlap = 1.0
+    ReviewSession(session.config, TwoEpisodes()).put(Score(**answer()))
+    monkeypatch.setattr(construct, "open_dataset", lambda config: TwoEpisodes())
+    construct.review(session.config, serve=False)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [(line[0], line[1], line[3]) for line in lines[:3]] == [
         ("ada", "1", "6"), ("ben", "0", "6"), ("everybody", "1", "6"),
@@ -267,7 +267,7 @@ def test_the_command_prints_how_far_everyone_is(tmp_path, monkeypatch, capsys):
 
 def test_only_the_page_needs_a_web_server(tmp_path, monkeypatch, capsys):
     config = make_desk(tmp_path).config
-    monkeypatch.setattr(construct, "open_source", lambda config: TwoEpisodes())
+    monkeypatch.setattr(construct, "open_dataset", lambda config: TwoEpisodes())
     monkeypatch.delitem(sys.modules, "la4vla.construct.review.app")
     monkeypatch.delattr("la4vla.construct.review.app")
     monkeypatch.setitem(sys.modules, "fastapi", None)
@@ -283,10 +283,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture
-def server(desk):
+def server(session):
     """Where the page is, on a real socket."""
     listener = socket.create_server(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(make_app(desk, ""), log_level="warning"))
+    running = uvicorn.Server(uvicorn.Config(make_app(session, ""), log_level="warning"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
@@ -334,12 +334,12 @@ def greys(page):
     return tuple(page.evaluate(f"() => [...document.querySelectorAll('#views canvas')].map({drawn})"))
 
 
-def stored(desk, annotator="ada"):
-    return [item for item in read_scores(Path(desk.config.out_dir) / REVIEWS) if item.annotator == annotator]
+def stored(session, annotator="ada"):
+    return [item for item in read_scores(Path(session.config.out_dir) / REVIEWS) if item.annotator == annotator]
 
 
 @pytest.mark.slow
-def test_an_annotator_works_by_keyboard(desk, server, browser):
+def test_an_annotator_works_by_keyboard(session, server, browser):
     page, errors = sign_in(browser, server, "ada")
     place, message = page.locator("#place"), page.locator("#message")
     expect(place).to_have_text("1 of 6")
@@ -349,7 +349,7 @@ def test_an_annotator_works_by_keyboard(desk, server, browser):
     for _ in range(60):
         seen.add(greys(page))
         page.wait_for_timeout(15)
-    assert len(seen) > 5, "the pictures move"
+    assert len(seen) > 5, "the images move"
     assert all(abs(front + wrist - 246) < 5 for front, wrist in seen), "all views show the same moment"
 
     expect(page.locator("#instruction")).to_have_text(EVIL)
@@ -365,7 +365,7 @@ def test_an_annotator_works_by_keyboard(desk, server, browser):
     press(page, "2 e Enter 1 q ] ] . , , Enter")  # faster than the server answers: nothing typed is lost
     expect(place).to_have_text("3 of 6")
     expect(page.locator("#mine-text")).to_have_text("mine 2 / 6")
-    first, second = stored(desk)
+    first, second = stored(session)
     assert (first.candidate, first.quality, first.confidence, first.start, first.end) == (
         candidate_key(KEYS[0], 0), 2, 2, 0, 21,
     )  # fmt: skip
@@ -375,12 +375,12 @@ def test_an_annotator_works_by_keyboard(desk, server, browser):
     expect(place).to_have_text("2 of 6")
     expect(page.locator("#start")).to_have_text("27 (+6)")
     expect(page.locator("#quality [aria-pressed=true]")).to_contain_text("low")
-    assert stored(desk) == [first]
+    assert stored(session) == [first]
     press(page, "0 m")
     page.keyboard.type("3 e, too late")  # into the comment, not into the answer
     press(page, "Escape Space")
     expect(place).to_have_text("3 of 6")
-    assert (stored(desk)[1].quality, stored(desk)[1].comment) == (0, "3 e, too late")
+    assert (stored(session)[1].quality, stored(session)[1].comment) == (0, "3 e, too late")
 
     press(page, "k ArrowRight ArrowRight ? Escape")
     expect(place).to_have_text("4 of 6")
@@ -392,7 +392,7 @@ def test_an_annotator_works_by_keyboard(desk, server, browser):
 
 
 @pytest.mark.slow
-def test_two_annotators_at_once_by_mouse_and_a_server_that_goes_away(desk, server, browser):
+def test_two_annotators_at_once_by_mouse_and_a_server_that_goes_away(session, server, browser):
     (ada, errors_ada), (ben, errors_ben) = sign_in(browser, server, "ada"), sign_in(browser, server, "ben")
     for page, quality in ((ada, "3 high"), (ben, "0 unusable")):
         page.locator("#quality").get_by_role("button", name=quality).click()
@@ -400,7 +400,7 @@ def test_two_annotators_at_once_by_mouse_and_a_server_that_goes_away(desk, serve
         page.get_by_role("button", name="end earlier").click()
         press(page, "Enter")
         expect(page.locator("#place")).to_have_text("2 of 6")
-    assert [(item.quality, item.end) for item in stored(desk) + stored(desk, "ben")] == [(3, 18), (0, 18)]
+    assert [(item.quality, item.end) for item in stored(session) + stored(session, "ben")] == [(3, 18), (0, 18)]
     expect(ben.locator("#all-text")).to_have_text("all 1 / 6")
     ben.route("**/api/scores", lambda route: route.abort())
     press(ben, "3 e Enter")
@@ -409,5 +409,5 @@ def test_two_annotators_at_once_by_mouse_and_a_server_that_goes_away(desk, serve
     ben.unroute("**/api/scores")
     press(ben, "Enter")
     expect(ben.locator("#place")).to_have_text("3 of 6")
-    assert len(stored(desk, "ben")) == 2
+    assert len(stored(session, "ben")) == 2
     assert not errors_ada + errors_ben

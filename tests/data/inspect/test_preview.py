@@ -12,7 +12,7 @@ import simplejpeg
 from la4vla import cli
 from la4vla.data.inspect.contents import BINS, Label, contents
 from la4vla.data.inspect.preview import CLIPS, preview
-from la4vla.page.strips import PICTURES, evenly, plot, strip
+from la4vla.page.strips import IMAGES, evenly, plot, strip
 from la4vla.types import UserError
 from tests.fixtures import make_clip, write_shards
 
@@ -64,16 +64,16 @@ def test_nothing_is_counted_as_nothing():
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (3, [0, 1, 2]), (11, [0, 2, 4, 6, 8, 10])])
-def test_pictures_are_evenly_spaced(count, expected):
-    assert evenly(count, PICTURES) == expected
+def test_images_are_evenly_spaced(count, expected):
+    assert evenly(count, IMAGES) == expected
 
 
 def test_a_strip_shows_the_frames_it_names():
-    pictures = {t: simplejpeg.encode_jpeg(np.full((60, 80, 3), 8 * t, np.uint8)) for t in range(0, 30, 3)}
-    made = strip("front", pictures)
+    images = {t: simplejpeg.encode_jpeg(np.full((60, 80, 3), 8 * t, np.uint8)) for t in range(0, 30, 3)}
+    made = strip("front", images)
     joined = simplejpeg.decode_jpeg(base64.b64decode(made.uri.partition(",")[2]))
     parts = np.split(joined, len(made.frames), axis=1)
-    assert [made.frames[0], made.frames[-1], len(made.frames)] == [0, 27, PICTURES]
+    assert [made.frames[0], made.frames[-1], len(made.frames)] == [0, 27, IMAGES]
     assert [round(part.mean() / 8) for part in parts] == list(made.frames)
 
 
@@ -145,6 +145,6 @@ def test_the_command_reaches_it(tmp_path, capsys):
     assert cli.main(["data", "verify", str(tmp_path / "la")]) == 0
 
 
-def test_a_picture_that_does_not_decode_is_named():
-    with pytest.raises(UserError, match=r"front: the picture of the clip's frame 3 .*read\.decode"):
+def test_an_image_that_does_not_decode_is_named():
+    with pytest.raises(UserError, match=r"front: the image of the clip's frame 3 .*read\.decode"):
         strip("front", {3: b"\xff\xd8\xff\xe0"})

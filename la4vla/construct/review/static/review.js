@@ -11,11 +11,11 @@ const AT_HAND = 6; // clips kept in memory: the next one is fetched while this o
 const $ = (id) => document.getElementById(id);
 
 const state = {
-  annotator: "", queue: [], at: 0, clip: null, pictures: new Map(), answer: null,
+  annotator: "", queue: [], at: 0, clip: null, images: new Map(), answer: null,
   frame: 0, speed: 0, paused: false, context: true, busy: false,
 };
 const waiting = []; // keys pressed while the server was at work
-const loaded = new Map(); // candidate -> promise of {clip, pictures}
+const loaded = new Map(); // candidate -> promise of {clip, images}
 const signals = new Signals($("signals"), (frame) => { pause(true); state.frame = frame; });
 
 // -- talking to the server
@@ -42,7 +42,7 @@ async function fetch_clip(key) {
   const path = `/api/candidates/${encodeURIComponent(key)}`;
   const clip = await call(`${path}?annotator=${encodeURIComponent(state.annotator)}`);
   const views = await Promise.all(clip.views.map(async (view) => {
-    const encoded = await call(`${path}/pictures/${encodeURIComponent(view)}`);
+    const encoded = await call(`${path}/images/${encodeURIComponent(view)}`);
     const images = await Promise.all(Object.entries(encoded).map(async ([frame, data]) => {
       const image = new Image();
       image.src = `data:image/jpeg;base64,${data}`;
@@ -51,7 +51,7 @@ async function fetch_clip(key) {
     }));
     return [view, new Map(images)];
   }));
-  return { clip, pictures: new Map(views) };
+  return { clip, images: new Map(views) };
 }
 
 // -- showing
@@ -83,9 +83,9 @@ async function show(at, answer) {
   $("work").classList.add("loading");
   $("place").textContent = `${at + 1} of ${state.queue.length}`;
   $("key").textContent = state.queue[at];
-  const { clip, pictures } = await load(state.queue[at]);
+  const { clip, images } = await load(state.queue[at]);
   const before = answer ?? clip.answer ?? { quality: null, confidence: null, start: clip.start, end: clip.end, comment: "" };
-  Object.assign(state, { clip, pictures, frame: clip.first, answer: { ...before } });
+  Object.assign(state, { clip, images, frame: clip.first, answer: { ...before } });
   $("work").classList.remove("loading");
   describe(clip);
   show_views();
@@ -108,8 +108,8 @@ function show_views() {
   $("views").replaceChildren(...state.clip.views.map((view) => {
     const figure = document.createElement("figure");
     const canvas = document.createElement("canvas");
-    const [picture] = state.pictures.get(view).values();
-    Object.assign(canvas, { width: picture.naturalWidth, height: picture.naturalHeight });
+    const [image] = state.images.get(view).values();
+    Object.assign(canvas, { width: image.naturalWidth, height: image.naturalHeight });
     canvas.dataset.view = view;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `the clip seen by ${view}`);
@@ -157,12 +157,12 @@ function tick(now) {
 }
 
 function draw_frame(frame) {
-  const { clip, answer, pictures } = state;
+  const { clip, answer, images } = state;
   const shown = frame - (frame % clip.stride);
   for (const canvas of $("views").querySelectorAll("canvas")) {
     canvas.classList.toggle("outside", frame < answer.start || frame >= answer.end);
     if (canvas.dataset.frame === String(shown)) continue;
-    canvas.getContext("2d").drawImage(pictures.get(canvas.dataset.view).get(shown), 0, 0);
+    canvas.getContext("2d").drawImage(images.get(canvas.dataset.view).get(shown), 0, 0);
     canvas.dataset.frame = shown;
   }
   $("clock").textContent = `frame ${frame}, ${(frame / clip.fps).toFixed(2)} s`;
@@ -179,7 +179,7 @@ function choose(name, value) {
 }
 
 function nudge(name, direction) {
-  // By whole pictures: a clip starts where one is. Never out of what is shown, never past the other end.
+  // By whole images: a clip starts where one is. Never out of what is shown, never past the other end.
   const { clip, answer } = state;
   if (!clip) return;
   const step = clip.stride;

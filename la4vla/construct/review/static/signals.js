@@ -1,4 +1,4 @@
-// The curves under the pictures: signals over the frames shown, keyframes, the span's two ends and the play head.
+// The curves under the images: signals over the frames shown, keyframes, the span's two ends and the play head.
 // Pure drawing; it knows nothing of answers or servers.
 
 const SVG = "http://www.w3.org/2000/svg";
