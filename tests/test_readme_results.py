@@ -72,7 +72,6 @@ def test_the_table_is_the_one_that_is_made():
     assert page.split("\n")[MAKE["lines_of_table"](page)] == MAKE["table"](RESULTS)
 
 
-@pytest.mark.xfail(strict=True, reason="docs/report.png is of an older run; docs/results/make.py draws it anew")
 def test_the_image_of_the_report_is_of_the_same_run():
     """The image holds the hash of the JSON that was written with it."""
     assert MAKE["hash_in"](ROOT / "docs/report.png") == MAKE["hash_of"](ROOT / "docs/results/quickstart.json")
