@@ -10,9 +10,9 @@ Shape letters
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,15 @@ KINDS: tuple[Kind, ...] = ("la", "la_leaky", "vla")
 """In the order a step runs them: blind micro-batches first, those with images last (the engine's reduction hooks need
 it). `la_leaky` is an ablation: the language model's attention skips the images, the action head does not
 (model/backbone.py)."""
+
+SOURCE_KINDS = ("la", "la_leaky", "text", "vla")
+"""Of sources and of micro-batches, in the order a step runs them: those with actions, and `text`, conversations whose
+answers are learned."""
+
+Role = Literal["system", "user", "assistant"]
+
+NOT_COUNTED = -100
+"""The label of a token that is given, not learned; what torch's cross-entropy skips."""
 
 
 class UserError(ValueError):
@@ -249,3 +258,103 @@ class Batch:
             item.name: function(value) for item in fields(self) if isinstance(value := self.__dict__[item.name], Tensor)
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side of a conversation says.
+
+    images  numbers of the row's images that are shown before the text
+    """
+
+    role: Role
+    text: str
+    images: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One conversation of a text source. Every assistant turn is an answer that is learned; the last turn is one.
+
+    key          `source/row`, names the row in error messages
+    turns        alternate between user and assistant, behind at most one system turn
+    images       uint8 RGB [H, W, 3] each
+    question     type of its last question (`subtasks`, `next`, ... or what its file calls it)
+    task         of the demonstration, or empty
+    episode      that it was made from, or empty
+    span         first frame and the one past the last, or None
+    instruction  of the clip, or empty
+    """
+
+    key: str
+    turns: tuple[Turn, ...]
+    images: tuple[np.ndarray, ...]
+    question: str
+    task: str = ""
+    episode: str = ""
+    span: tuple[int, int] | None = None
+    instruction: str = ""
+
+    @property
+    def answer(self) -> str:
+        return self.turns[-1].text
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """One micro-batch of conversations, ready for a model that writes.
+
+    kind          `text`
+    input_ids_BL  int64, right-padded to the longest row
+    text_mask_BL  bool, True at real tokens (text and image positions)
+    labels_BL     int64, the token itself where it belongs to an answer or ends one, else NOT_COUNTED. Not shifted: the
+                  model predicts labels_BL[:, l] from the tokens before l.
+    images        what the model takes beside the tokens, by the name of its argument; empty without images
+    keys          one name per row, for error messages
+    """
+
+    kind: Literal["text"]
+    input_ids_BL: Tensor
+    text_mask_BL: Tensor
+    labels_BL: Tensor
+    images: Mapping[str, Tensor]
+    keys: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.input_ids_BL.shape[0]
+
+    @property
+    def counted(self) -> int:
+        """Answer tokens. Waits for the device where the batch is on one."""
+        return int((self.labels_BL != NOT_COUNTED).sum())
+
+    def to(self, device: torch.device | str) -> TextBatch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> TextBatch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> TextBatch:
+        return replace(
+            self,
+            input_ids_BL=function(self.input_ids_BL),
+            text_mask_BL=function(self.text_mask_BL),
+            labels_BL=function(self.labels_BL),
+            images={name: function(tensor) for name, tensor in self.images.items()},
+        )
+
+
+class TextEncoder(Protocol):
+    """Conversations -> micro-batches. Belongs to a model's tokenizer and chat template; pickles."""
+
+    def prepare(self, row: TextRow) -> Any:
+        """One row as tokens, labels and images; on a thread of the loader's pool.
+
+        Raises UserError for a row that is longer than the model takes, or in which nothing would be learned.
+        """
+        ...
+
+    def batch(self, prepared: Sequence[Any]) -> TextBatch:
+        """Rows that `prepare` gave, right-padded."""
+        ...

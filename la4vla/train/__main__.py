@@ -56,6 +56,7 @@ def _run(config: TrainConfig) -> int:
         train(config, world)
     except UserError as error:
         _say_once(error, world)
+        dist.leave(world)
         return 2
     except RuntimeError as error:
         how = dist.lost_peer(error)
@@ -63,6 +64,7 @@ def _run(config: TrainConfig) -> int:
             raise
         # If the peer said why it ended, this rank has nothing to add.
         _say_once(UserError(f"rank {world.rank} lost its peer ({how}){_CURE}"), world)
+        dist.leave(world)
         return 2
     dist.stop()
     return 0
