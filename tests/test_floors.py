@@ -62,7 +62,8 @@ SHELVES = {
         "order": {"shards"},
         "processor": {"collate", "transforms"},
         "setup": {"values", "order", "mixture", "normalize", "transforms", "collate", "processor", "shards"},
-        "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards"},
+        "text_rows": {"setup", "shards"},
+        "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards", "text_rows"},
         "loader": {"setup", "reader"},
     },
     "benchmarks": {
