@@ -9,9 +9,10 @@ from typing import Any
 
 from la4vla import manifest
 from la4vla.config import TrainConfig
+from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
-from la4vla.data.setup import explain, fingerprints, prepare, view_sizes
+from la4vla.data.setup import fingerprints, prepare, view_sizes
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model import flops
 from la4vla.model.freeze import set_trainable, summary_table

@@ -11,9 +11,10 @@ import torch
 
 from la4vla.config import TrainConfig
 from la4vla.config.train import validate
+from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import Reader, StepData
-from la4vla.data.setup import Setup, explain, fingerprints, prepare, prepare_texts
+from la4vla.data.setup import Setup, fingerprints, prepare, prepare_texts
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.texts import StoredImage
 from la4vla.types import NOT_COUNTED, SOURCE_KINDS, Batch, TextBatch, UserError
