@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 
 F0 = {"types", "config", "rng", "manifest", "files", "shell", "device"}
-LEAVES = {"page", "chat"}
+LEAVES = {"page", "chat", "action_text"}
 F1 = {"data", "model"}
 ROOMS = {
     **dict.fromkeys(LEAVES, F0),
@@ -24,11 +24,11 @@ ROOMS = {
     "model": F0,
     "probe_cases": F0 | {"data", "page"},
     "train": F0 | F1 | {"page", "probe_cases"},
-    "serve": F0 | F1,
+    "serve": F0 | F1 | {"action_text", "chat"},
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
-    "benchmarks": F0 | F1 | {"page", "probe_cases", "serve", "sim", "probe", "construct"},
+    "benchmarks": F0 | F1 | {"page", "action_text", "probe_cases", "serve", "sim", "probe", "construct"},
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
     "doctor": F0 | F1 | {"serve", "sim"},
 }
