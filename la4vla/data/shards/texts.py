@@ -7,7 +7,8 @@ A record is one row, a run of adjacent tar members: `{key}.json` and `{key}.{vie
     question     type of the last question
     task, episode, span, instruction   where it comes from; empty or null for conversations of no robot
     scores       {name: number} or null, of what the answer says
-Index and order are those of every folder: a row is a record of length 1. There are no statistics.
+Index and order are those of every folder: a row is a record of length 1. There are no statistics; `about.json` says
+what the rows were made with.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any
 
 import simplejpeg
 
-from la4vla.data.shards.index import Index, Shard, View
+from la4vla.data.shards.index import Index, Shard, View, read_small
 from la4vla.data.shards.tars import Files, FolderWriter, check_view
 from la4vla.types import Embodiment, Role, Turn, UserError
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+ABOUT = "about.json"
 MAX_FRAME = 99999  # what the five digits of an image's name hold
 
 
@@ -66,6 +68,10 @@ class TextRecord:
     span: tuple[int, int] | None = None
     instruction: str = ""
     scores: Mapping[str, float] | None = None
+
+    @property
+    def answer(self) -> str:
+        return self.turns[-1].text
 
     def to_dict(self) -> dict[str, Any]:
         """What the record's JSON says."""
@@ -119,13 +125,21 @@ def fault(record: TextRecord) -> str:
 
 
 class TextWriter(FolderWriter):
-    """Writes conversations into exactly `shards` tars. Rows and images are not kept in memory."""
+    """Writes conversations into exactly `shards` tars. Rows and images are not kept in memory.
+
+    about: what the rows were made with, JSON-able, for `read_about`.
+    """
 
     def __init__(
-        self, folder: str | Path, shards: int, robot: Embodiment | None = None, overwrite: bool = False
+        self,
+        folder: str | Path,
+        shards: int,
+        robot: Embodiment | None = None,
+        overwrite: bool = False,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(folder, shards, 1, overwrite)
-        self._robot = robot
+        self._robot, self._about = robot, dict(about or {})
         self._sizes: dict[str, set[tuple[int, int]]] = {}
 
     def add(self, record: TextRecord) -> None:
@@ -146,7 +160,16 @@ class TextWriter(FolderWriter):
         return Index(str(self.folder), "texts", self._robot, views, 1, shards)
 
     def _companions(self) -> Mapping[str, str]:
-        return {}
+        return {ABOUT: json.dumps(self._about, indent=1)}
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What a folder's rows were made with, as its writer was told. Raises UserError if that cannot be read."""
+    location = str(folder)
+    try:
+        return json.loads(read_small(location, ABOUT))
+    except ValueError as error:
+        raise UserError(f"{location}: {ABOUT} is damaged ({error}); write the folder again.") from error
 
 
 def _files(record: TextRecord) -> Files:
