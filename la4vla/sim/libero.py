@@ -121,6 +121,7 @@ class LiberoEnv(MujocoEnv):
     turns = dict.fromkeys(CAMERAS, 0)
     max_steps = MAX_STEPS
     hand = "robot0_right_hand"
+    base = "robot0_base"
     hidden_groups = (0,)  # collision meshes
     task_file = "la4vla/sim/data/libero.json"
     example = "libero_object_03"
