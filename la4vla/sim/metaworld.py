@@ -23,7 +23,7 @@ import numpy as np
 
 from la4vla.sim.expert import Decision, decide
 from la4vla.sim.mujoco_env import MujocoEnv
-from la4vla.sim.things import JointPart, Thing, joint_part
+from la4vla.sim.things import JointPart, Thing, joint_parts
 from la4vla.types import Embodiment, VectorSpec
 
 EMBODIMENT = Embodiment(
@@ -65,7 +65,7 @@ MAX_STEPS = 500  # MetaWorld itself raises at the 501st step
 WORKSPACE = (0.0, 0.6, 0.1)  # m, about the middle of the layouts
 REACH = (0.4, 0.3)  # m along x and y: the layouts, and what the cameras see of the table around them
 SURFACES = ("table_wood", "basic_floor", "wall_metal")
-PARTS = {  # how far their joints go with the experts of all tasks: 0.2 and less, 0.6 and more of their range
+PARTS = {  # the experts leave these joints at 0.25 and less, or 0.5 and more, of their range
     "button": JointPart("button", "pressed", "released"),
     "door_link": JointPart("door", "open", "closed"),
     "lock_link": JointPart("lock", "unlocked", "locked"),
@@ -130,8 +130,7 @@ class MetaWorldEnv(MujocoEnv):
         return np.concatenate([data.qpos, data.qvel, data.mocap_pos.ravel(), data.xpos.ravel(), data.site_xpos.ravel()])
 
     def _parts(self) -> list[Thing]:
-        parts = (joint_part(self._model, self._data, body, part) for body, part in PARTS.items())
-        return [part for part in parts if part is not None]
+        return joint_parts(self._model, self._data, PARTS)
 
     def _read_prompts(self) -> dict[str, str]:
         return prompts()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-UNCLEAR = (0.3, 0.6)
+UNCLEAR = (0.35, 0.5)
 """Shares of a joint's range between which a part is neither the one nor the other."""
 
 
@@ -71,6 +72,12 @@ def joint_part(model: Any, data: Any, body: str, part: JointPart) -> Thing | Non
     words = {True: part.low, False: part.high}
     state = "" if UNCLEAR[0] < share < UNCLEAR[1] else words[share <= UNCLEAR[0]]
     return Thing(part.name, "", _place(data.xpos[number]), state, (part.low, part.high))
+
+
+def joint_parts(model: Any, data: Any, parts: Mapping[str, JointPart]) -> list[Thing]:
+    """Those of the parts that the scene has. parts: by the name of the body that the joint moves."""
+    there = (joint_part(model, data, body, part) for body, part in parts.items())
+    return [part for part in there if part is not None]
 
 
 def _place(place_3: np.ndarray) -> tuple[float, float, float]:
