@@ -60,6 +60,9 @@ SHELVES = {
         "train_tokenizer": set(),
         "tiny": {"rows", "model", "train_tokenizer"},
         "load": {"rows", "model", "tiny"},
+        "generate": {"rows", "model"},
+        "scores": {"rows", "model"},
+        "rare_tokens": {"rows"},
     },
     "la4vla.data": {
         **{leaf: set() for leaf in ("rotation", "normalize", "npz", "augment", "collate", "mixture")},

@@ -63,6 +63,10 @@ class VlmModel(nn.Module):
         """Whether the language head is the embedding table."""
         return self._language_head().weight is self._language_model().embed_tokens.weight
 
+    @property
+    def device(self) -> torch.device:
+        return self._language_model().embed_tokens.weight.device
+
     def forward(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
         log_probs = self.log_probs(batch)
         return -log_probs.sum(), torch.full((), float(batch.counted), device=log_probs.device)

@@ -99,6 +99,12 @@ class ChatEncoder:
         return tuple(dict.fromkeys(number for number in ids if number is not None))
 
     @property
+    def never_written(self) -> tuple[int, ...]:
+        """Special tokens that no answer holds, such as those of images: all but the ends of a turn."""
+        special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return tuple(sorted((special | {self._image_token_id}) - set(self.end_token_ids)))
+
+    @property
     def pad_token_id(self) -> int:
         number = self.tokenizer.pad_token_id
         return self.end_token_ids[0] if number is None else number
@@ -292,6 +298,12 @@ class ChatEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def _image_token_id(self) -> int:
+        number = self.tokenizer.convert_tokens_to_ids(self._image_token)
+        assert isinstance(number, int)
+        return number
 
     @property
     def _image_token(self) -> str:
