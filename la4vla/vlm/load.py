@@ -55,7 +55,7 @@ def load_vlm(
         raise UserError(f"{where}: its config.json cannot be read ({_first_line(error)}).") from error
     check_family(config)
     try:
-        network, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             str(folder),
             config=config,
             local_files_only=True,
@@ -66,6 +66,7 @@ def load_vlm(
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"{where}: its weights cannot be loaded ({_first_line(error)}); fetch them again.") from error
+    network, report = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[what])):
             raise UserError(f"{where}: its weights have {what.replace('_', ' ')} ({names[0]}); fetch them again.")

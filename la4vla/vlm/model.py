@@ -79,14 +79,7 @@ class VlmModel(nn.Module):
 
     def answer_logits(self, batch: TextBatch) -> Tensor:
         """[counted, V] fp32: what the model expects where batch.answer_index counts a token."""
-        states_BLE = self.network.model(
-            input_ids=batch.input_ids_BL,
-            attention_mask=batch.text_mask_BL.long(),
-            use_cache=False,
-            **batch.images,
-        ).last_hidden_state
-        # Token l is predicted from the state at l - 1. A row begins with what is given, so l is never 0.
-        states_ME = rearrange(states_BLE, "b l e -> (b l) e").index_select(0, batch.answer_index - 1)
+        states_ME = answer_states(self.network.model, batch)
         if "pixel_values" not in batch.images and torch.is_grad_enabled():
             states_ME = states_ME + self._idle_vision().to(states_ME.dtype)
         return self._language_head()(states_ME).float()
@@ -136,6 +129,16 @@ class VlmModel(nn.Module):
 
     def _language_head(self) -> Any:
         return self.network.lm_head
+
+
+def answer_states(inner: nn.Module, batch: TextBatch) -> Tensor:
+    """[counted, E] hidden states from which the tokens of batch.answer_index are predicted. inner: a model of FAMILIES
+    without its language head."""
+    states_BLE = inner(
+        input_ids=batch.input_ids_BL, attention_mask=batch.text_mask_BL.long(), use_cache=False, **batch.images
+    ).last_hidden_state
+    # Token l is predicted from the state at l - 1. A row begins with what is given, so l is never 0.
+    return rearrange(states_BLE, "b l e -> (b l) e").index_select(0, batch.answer_index - 1)
 
 
 def rebuild(model: Mapping[str, Any]) -> VlmModel:

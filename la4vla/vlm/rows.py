@@ -96,7 +96,7 @@ class ChatEncoder:
     def end_token_ids(self) -> tuple[int, ...]:
         """Tokens at which the model has finished its turn, that of the template first."""
         ids = [*self._ids(self._end), self.tokenizer.eos_token_id]
-        return tuple(dict.fromkeys(number for number in ids if number is not None))
+        return tuple(dict.fromkeys(number for number in ids if isinstance(number, int)))
 
     @property
     def never_written(self) -> tuple[int, ...]:
@@ -107,7 +107,7 @@ class ChatEncoder:
     @property
     def pad_token_id(self) -> int:
         number = self.tokenizer.pad_token_id
-        return self.end_token_ids[0] if number is None else number
+        return number if isinstance(number, int) else self.end_token_ids[0]
 
     def prepare(self, row: TextRow, answers: Literal["all", "last"] = "all") -> PreparedText:
         """answers: which are learned, every assistant turn or the last one only. Raises UserError as the file says."""
@@ -247,8 +247,10 @@ class ChatEncoder:
                 "template shows images."
             )
         shown = [Image.fromarray(images[number]) for number in numbers] or None
-        encoded: BatchFeature = self.processor(
-            images=shown, text=[text], add_special_tokens=False, return_tensors="pt", **(self._options if shown else {})
+        options = self._options if shown else {}
+        processor: Any = self.processor  # its arguments are those of its class
+        encoded: BatchFeature = processor(
+            images=shown, text=[text], add_special_tokens=False, return_tensors="pt", **options
         )
         ids_L = encoded["input_ids"][0]
         inputs = {

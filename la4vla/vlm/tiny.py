@@ -8,6 +8,7 @@ a matrix of its own, as InternVL3-1B has it. Text is lower-cased by its tokenize
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import (
@@ -35,8 +36,8 @@ def build_tiny(seed: int, attention: str = "sdpa") -> VlmModel:
     config = internvl_config(TINY, attention)
     tokenizer = Tokenizer.from_file(str(ASSETS / FILE))
     end, pad = tokenizer.token_to_id(TURN_END), TINY.pad_token_id
-    config.text_config.use_cache = True
-    config.text_config.eos_token_id, config.text_config.pad_token_id = end, pad
+    text: Any = config.text_config
+    text.use_cache, text.eos_token_id, text.pad_token_id = True, end, pad
     vlm = VlmModel(empty_network(config, attention), MAX_TOKENS)
     vlm.network.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
     init.init_weights(vlm.network.model, "backbone.internvl", seed)

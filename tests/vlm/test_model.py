@@ -7,13 +7,14 @@ import pytest
 import torch
 from conftest import FAMILIES, MAKERS, row, small
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig
 
 from la4vla.config import MODULE_GROUPS, ModelConfig
 from la4vla.model.policy import build_policy
-from la4vla.model.tokenizer import TINY_TOKENIZER, Tokenizer, build_prompter
+from la4vla.model.tokenizer import TINY_TOKENIZER, build_prompter
 from la4vla.types import NOT_COUNTED, UserError
 from la4vla.vlm import train_tokenizer
 from la4vla.vlm.load import build_vlm, load_encoder, load_vlm, save_vlm
