@@ -226,11 +226,20 @@ def test_a_folder_without_a_processor_is_one_sentence(tmp_path):
         ChatEncoder.load(tmp_path, MAX_TOKENS)
 
 
-def test_the_loader_process_loads_no_model():
-    """It imports rows to unpickle the encoder; models would cost it seconds and hundreds of MB."""
-    script = "import sys, la4vla.vlm.rows; print([m for m in sys.modules if 'internvl' in m or m == 'la4vla.model'])"
-    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert printed.strip() == "[]"
+def test_a_fresh_process_takes_an_encoder_and_loads_no_model():
+    """As the loader's does. Models would cost it seconds and hundreds of MB."""
+    script = (
+        "import pickle, sys\n"
+        "encoder, row = pickle.load(sys.stdin.buffer)\n"
+        "print(encoder.prepare(row).ids_L.tolist())\n"
+        "print([name for name in sys.modules if 'modeling_internvl' in name or name == 'la4vla.model'])"
+    )
+    encoder, item = small("internvl")[1], row(images=2)
+    sent = pickle.dumps((encoder, item))
+    printed = subprocess.run(
+        [sys.executable, "-c", script], input=sent, check=True, capture_output=True
+    ).stdout.decode()
+    assert printed.splitlines() == [str(encoder.prepare(item).ids_L.tolist()), "[]"]
 
 
 @pytest.mark.skipif(
