@@ -32,7 +32,7 @@ from la4vla.files import sha256
 from la4vla.manifest import Checkpoint, Manifest
 from la4vla.train import disk, integrity
 from la4vla.train.dist import World, log0, on_main
-from la4vla.train.engine import Engine
+from la4vla.train.engines.engine import Engine
 from la4vla.train.optim import MOMENTS
 from la4vla.types import UserError, flat
 

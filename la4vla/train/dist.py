@@ -102,7 +102,7 @@ def stop() -> None:
 
 def leave(world: World) -> None:
     """`stop` after an error. A process that ends with a group of gloo is now and then aborted in its teardown, and its
-    exit status is lost; with NCCL it may end as it is, while taking the group down could wait for ranks that are gone."""
+    exit status is lost; with NCCL it may end as it is: taking the group down could wait for ranks that are gone."""
     if world.device.type == "cpu":
         stop()
 

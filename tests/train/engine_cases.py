@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from la4vla.config import EngineConfig, RunConfig, StageConfig, TrainConfig
-from la4vla.train import checkpoint, dist, engine_deepspeed, engine_plain, engines
+from la4vla.train import checkpoint, dist
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
-from la4vla.train.engine import Engine
+from la4vla.train.engines import build, deepspeed, plain
+from la4vla.train.engines.engine import Engine
 from la4vla.types import Batch, Kind
 
 STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
@@ -27,7 +28,7 @@ PATTERNS: tuple[tuple[Kind, ...], ...] = (("la", "la", "vla"), ("la",), ("la_lea
 """Micro-batches of a step, in turn: vision last, vision not at all, only vision, both. The second and third put the
 engines' reductions to the test: what an earlier micro-batch or step left in a buffer must not come back."""
 SMALL_BUCKET = 256  # elements; the largest parameter has 512, all together 1,979
-BUCKETS = (engine_deepspeed.BUCKET_ELEMENTS, engine_plain.BUCKET_ELEMENTS)
+BUCKETS = (deepspeed.BUCKET_ELEMENTS, plain.BUCKET_ELEMENTS)
 UNITS = 4  # parts a micro-batch is cut into over the ranks; sums over them must not depend on who had which
 
 
@@ -156,7 +157,7 @@ def all_engines(folder: Path, world: World) -> dict:
         saved = []
         for name, stage in ENGINES:
             config = config_of(folder, name, stage, precision)
-            built = engines.build(Toy(), config, DECAY, world)
+            built = build.build(Toy(), config, DECAY, world)
             norms = advance(built, world, 0, HALF)
             checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), 0, world)
             saved.append(Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}")
@@ -173,11 +174,11 @@ def all_engines(folder: Path, world: World) -> dict:
             built.close()
         # Each engine goes on from what its neighbour in the list saved, with buckets that are full several times a step
         # and smaller than the largest parameter, as at full size.
-        engine_deepspeed.BUCKET_ELEMENTS = engine_plain.BUCKET_ELEMENTS = SMALL_BUCKET
+        deepspeed.BUCKET_ELEMENTS = plain.BUCKET_ELEMENTS = SMALL_BUCKET
         for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
             toy = Toy()
             checkpoint.load_weights(toy, source, own=True)
-            built = engines.build(toy, config_of(folder, name, stage, precision), DECAY, world)
+            built = build.build(toy, config_of(folder, name, stage, precision), DECAY, world)
             checkpoint.load_training(built, source)
             advance(built, world, HALF, STEPS)
             report[f"{name}-{stage}-{precision} from {source.parent.parent.name}"] = {
@@ -185,7 +186,7 @@ def all_engines(folder: Path, world: World) -> dict:
                 "updates": built.updates(),
             }
             built.close()
-        engine_deepspeed.BUCKET_ELEMENTS, engine_plain.BUCKET_ELEMENTS = BUCKETS
+        deepspeed.BUCKET_ELEMENTS, plain.BUCKET_ELEMENTS = BUCKETS
     from deepspeed.utils import groups  # its import waits for the environment that the engine has made
 
     report["timeouts"] = [timeout_s(group) for group in (None, groups._get_data_parallel_group())]
@@ -206,7 +207,7 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
         source = Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}"
         toy = Toy()
         checkpoint.load_weights(toy, source, own=True)
-        built = engines.build(toy, config, DECAY, world)
+        built = build.build(toy, config, DECAY, world)
         checkpoint.load_training(built, source)
         advance(built, world, HALF, STEPS)
         report[f"{name}-{stage}"] = differences(outcome(built), (weights, moments))

@@ -26,7 +26,7 @@ from la4vla.manifest import Checkpoint
 from la4vla.train import checkpoint, disk, metrics, resume, run_folder
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
-from la4vla.train.engine_plain import PlainEngine
+from la4vla.train.engines.plain import PlainEngine
 from la4vla.types import UserError
 
 IDENTITY = Identity(

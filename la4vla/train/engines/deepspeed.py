@@ -30,7 +30,7 @@ from torch.nn import functional
 from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
-from la4vla.train.engine import ReadMoments
+from la4vla.train.engines.engine import ReadMoments
 from la4vla.types import UserError
 
 OLDEST = Version("0.19.8")

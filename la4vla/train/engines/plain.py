@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
-from la4vla.train.engine import ReadMoments
+from la4vla.train.engines.engine import ReadMoments
 
 BUCKET_ELEMENTS = 8 * 2**20  # 32 MB of fp32, near the 25 MB that DDP uses
 

@@ -24,7 +24,7 @@ from la4vla.probe_cases.cases import Case, CaseClips, open_case_clips, read_case
 from la4vla.probe_cases.motion import alignment, check_translation, travel
 from la4vla.rng import RngUse, generator
 from la4vla.train.dist import World, log0
-from la4vla.train.engine import Engine
+from la4vla.train.engines.engine import Engine
 from la4vla.train.metrics import Record
 from la4vla.types import KINDS, Batch, Kind, Sample, UserError
 

@@ -21,11 +21,11 @@ from la4vla.model.tokenizer import Prompter, build_prompter
 from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
 from la4vla.train.dist import World
-from la4vla.train.engine import Engine
+from la4vla.train.engines.engine import Engine
+from la4vla.train.learners.validate import Validation
 from la4vla.train.metrics import Record
 from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_first_batch
-from la4vla.train.validate import Validation
 from la4vla.types import KINDS, UserError
 
 OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere

@@ -1,4 +1,4 @@
-"""The seam between the loop and whatever moves gradients between processes. `engines.build` makes one.
+"""The seam between the loop and whatever moves gradients between processes. `build.build` makes one.
 
 Order: the module has its weights and its frozen parts already (load -> freeze), then comes the optimizer, then the
 wrapping. A new stage is a new engine; nobody flips `requires_grad` below a living one.
