@@ -68,7 +68,8 @@ class StageConfig:
     micro_batch: int = 16  # samples at once on one rank: memory, not results (but for which values dropout leaves out)
     train: list[str] = field(default_factory=lambda: ["llm", "head"])  # module groups; all others are frozen
     lr: float = 1e-5
-    warmup_steps: int = 1000  # linear from 0, then cosine to 0 at `steps`
+    warmup_steps: int = 1000  # linear from 0, then down to 0 at `steps` as `schedule` says
+    schedule: str = "cosine"  # cosine | linear
     weight_decay: float = 1e-3  # not on biases, norms and other 1-d tensors
     loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in KINDS})
 
@@ -185,6 +186,7 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
         choice(f"stages.{name}.train", group, MODULE_GROUPS)
     for kind in stage.loss_weights:
         choice(f"stages.{name}.loss_weights", kind, KINDS)
+    choice(f"stages.{name}.schedule", stage.schedule, ("cosine", "linear"))
     within(f"stages.{name}.", asdict(stage), INTERVALS)
     within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
     within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(KINDS, "[0, inf)"))
