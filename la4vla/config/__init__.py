@@ -18,12 +18,17 @@ from la4vla.config.construct import (
 )
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.train import (
+    LANGUAGE_HEAD,
+    LORA,
+    LORA_TARGETS,
     MODULE_GROUPS,
+    TRAIN_GROUPS,
     CheckpointConfig,
     DataConfig,
     EngineConfig,
     FlowConfig,
     LogConfig,
+    LoraConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -34,7 +39,11 @@ from la4vla.config.train import (
 )
 
 __all__ = [
+    "LANGUAGE_HEAD",
+    "LORA",
+    "LORA_TARGETS",
     "MODULE_GROUPS",
+    "TRAIN_GROUPS",
     "CheckpointConfig",
     "ConstructConfig",
     "DataConfig",
@@ -44,6 +53,7 @@ __all__ = [
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimConfig",
     "ProposeConfig",

@@ -122,7 +122,7 @@ def advance(built: Engine, world: World, first: int, last: int) -> list[float]:
 
 
 def outcome(built: Engine) -> tuple[dict, dict]:
-    weights = {name: value.detach().clone() for name, value in built.weights()}
+    weights = {name: value.detach().clone() for name, value in built.weights(NAMES)}
     return weights, {name: [value.clone() for value in values] for name, *values in built.moments()}
 
 
@@ -147,7 +147,8 @@ def worst(values: Iterable[torch.Tensor]) -> float:
     return float(torch.tensor(dist.gathered(own)).max())
 
 
-IDENTITY = Identity({}, {}, [], {}, [], {}, {}, {})
+NAMES = tuple(Toy().state_dict())
+IDENTITY = Identity("policy", {}, {}, NAMES, {}, [], {}, [], {}, {}, {}, {})
 
 
 def all_engines(folder: Path, world: World) -> dict:

@@ -22,5 +22,7 @@ def build(module: nn.Module, config: TrainConfig, weight_decay: float, world: Wo
         engine = PlainEngine(module, config, weight_decay, world)
     masters = engine.masters()
     assert masters, "no trainable parameter"
-    assert all(tensor.dtype == torch.float32 for tensor in masters), "the optimizer must hold fp32 masters"
+    assert all(tensor.dtype == torch.float32 for tensor in masters), (
+        "what trains must be fp32, its masters too; only frozen weights may be held in bf16"
+    )
     return engine

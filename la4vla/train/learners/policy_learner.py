@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from la4vla import manifest
-from la4vla.config import TrainConfig
+from la4vla.config import SourceConfig, TrainConfig
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
 from la4vla.data.setup import explain, fingerprints, prepare, view_sizes
 from la4vla.data.transforms import chain_to_dicts
-from la4vla.model import flops
+from la4vla.model import flops, lora, weights
 from la4vla.model.freeze import set_trainable, summary_table
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import preset
@@ -22,6 +22,7 @@ from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
 from la4vla.train.dist import World
 from la4vla.train.engines.engine import Engine
+from la4vla.train.learners import adapting
 from la4vla.train.learners.validate import Validation
 from la4vla.train.metrics import Record
 from la4vla.train.resume import Resume
@@ -38,6 +39,8 @@ class PolicyLearner:
 
     def __init__(self, config: TrainConfig, resume: Resume, world: World) -> None:
         self._config, self._world = config, world
+        self._writes = any(source.kind == "text" for source in _mixed(config))
+        self._adapted = adapting.find_base(config, resume, world)
         self._spec = preset(config.model.preset).spec
         self._prompter = self._find_prompter(resume)
         self._setup = prepare(config, self._spec, self._prompter.encode, resume.checkpoint, resume.own)
@@ -54,27 +57,59 @@ class PolicyLearner:
 
     def build(self, resume: Resume) -> Policy:
         """Load, then freeze."""
-        config, source = self._config, resume.checkpoint
-        if source is None:
-            policy = build_policy(config.model, config.run.seed)
-        else:
-            fresh = replace(config.model, weights="")  # their places are all that is needed of fresh weights
-            policy = rebuild(source.manifest.model) if resume.own else build_policy(fresh, config.run.seed)
-            checkpoint.load_weights(policy, source.folder, resume.own)
-        policy.train()
-        set_trainable(policy, config.stages[resume.position.stage].train)
+        config, stage = self._config, self._config.stages[resume.position.stage]
+        policy = self._loaded(resume).train()
+        set_trainable(policy, stage.train)
+        policy.insulated = stage.insulate
+        if config.engine.compute == "frozen_bf16":
+            adapting.hold_frozen_in_bf16(policy, adapting.held(policy, config, self._adapted))
         if config.engine.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
         return policy
 
+    def _loaded(self, resume: Resume) -> Policy:
+        model, seed, source = self._config.model, self._config.run.seed, resume.checkpoint
+        if self._adapted is not None:
+            described = source.manifest.model if resume.own and source else self._description()
+            policy = rebuild(described, self._adapted.folder, seed)
+            if source is not None and source.manifest.base:
+                checkpoint.load_weights(policy, source.folder, resume.own, policy.from_base)
+            return policy
+        if source is None:
+            return build_policy(model, seed, self._writes)
+        if resume.own:
+            policy = rebuild(source.manifest.model)
+            checkpoint.load_weights(policy, source.folder, own=True)
+            return policy
+        # What the checkpoint does not hold stays fresh: the language head, or the flow head of a model that writes.
+        policy = build_policy(replace(model, weights=""), seed, self._writes)
+        weights.load(policy, str(source.folder))
+        return policy
+
+    def _description(self) -> dict[str, Any]:
+        """Of a policy that begins with fresh adapters, or with those of another run."""
+        model = self._config.model
+        return {
+            "size": preset(model.preset).to_dict(),
+            "readout": model.readout,
+            "attention": model.attention,
+            "dropout": model.dropout,
+            "writes": self._writes,
+            "lora": lora.description(model.lora),
+        }
+
     def identity(self, module: Policy) -> Identity:
         return Identity(
+            learner="policy",
             model=module.description,
+            base=self._adapted.base.to_dict() if self._adapted else {},
+            held=adapting.held(module, self._config, self._adapted),
             input_spec=asdict(self._spec),
             transforms=chain_to_dicts(self._setup.chain),
             embodiment=self._setup.embodiment.to_dict(),
             views=list(self._setup.chain.views),
             view_sizes=view_sizes(self._setup),
+            text={},
             sources=fingerprints(self._setup),
             tokenizer=self._prompter.files(),
         )
@@ -146,3 +181,9 @@ class PolicyLearner:
                 "empty, the checkpoint has its own."
             )
         return prompter
+
+
+def _mixed(config: TrainConfig) -> list[SourceConfig]:
+    """The sources that some stage mixes."""
+    names = {name for stage in config.stages.values() for name in stage.mixture}
+    return [source for name, source in config.data.sources.items() if name in names]
