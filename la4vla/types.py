@@ -69,6 +69,8 @@ class VectorSpec:
                                   The zeros: angles of at most pi.
     gripper_open, gripper_closed  raw values of the `gripper` dim at the two ends
     unit                          what 1.0 of a translation dim is, in words ("m", "1 cm of target motion")
+    metres_per_unit               the same as a number; None: unknown, or no `x y z`
+    radians_per_unit              what 1.0 of an `r*` dim is; None: unknown, or none of them
     """
 
     names: tuple[str, ...]
@@ -79,6 +81,8 @@ class VectorSpec:
     gripper_closed: float = 0.0
     unit: str = "m"
     rotation_near: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    metres_per_unit: float | None = None
+    radians_per_unit: float | None = None
 
     def dims(self, *names: str) -> list[int]:
         """Indices of the named dimensions that exist, in the order asked."""
@@ -90,6 +94,10 @@ class VectorSpec:
         if not index:
             return None
         return (values_TD[:, index[0]] - self.gripper_closed) / (self.gripper_open - self.gripper_closed)
+
+
+NUMERIC_UNITS = ("metres_per_unit", "radians_per_unit")
+"""Fields of a VectorSpec that may be unknown."""
 
 
 class FieldDifference(NamedTuple):
@@ -118,12 +126,14 @@ class Embodiment:
         return asdict(self)
 
     def difference(self, other: Embodiment) -> FieldDifference | None:
-        """The first field in which the other one differs; None where none does."""
+        """The first field in which the other one differs; None where none does. What one of them does not know
+        (NUMERIC_UNITS) is no difference."""
         theirs = flat(other.to_dict())
         differing = (
             FieldDifference(name, value, theirs[name])
             for name, value in flat(self.to_dict()).items()
             if value != theirs[name]
+            and not (name.rpartition(".")[2] in NUMERIC_UNITS and None in (value, theirs[name]))
         )
         return next(differing, None)
 

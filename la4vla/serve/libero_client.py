@@ -16,7 +16,12 @@ from la4vla.serve import wire
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
 STATE = VectorSpec(
-    ("x", "y", "z", "rx", "ry", "rz", "gripper"), "absolute", rotation="axis_angle", rotation_near=(3.1416, 0.0, 0.0)
+    ("x", "y", "z", "rx", "ry", "rz", "gripper"),
+    "absolute",
+    rotation="axis_angle",
+    rotation_near=(3.1416, 0.0, 0.0),
+    metres_per_unit=1.0,
+    radians_per_unit=1.0,
 )
 """Of our LIBERO env: metres, radians, 1 = open."""
 

@@ -44,6 +44,8 @@ EMBODIMENT = Embodiment(
         gripper_closed=0.0,
         unit="m",
         rotation_near=(3.1416, 0.0, 0.0),
+        metres_per_unit=1.0,
+        radians_per_unit=1.0,
     ),
     action=VectorSpec(
         names=("x", "y", "z", "rx", "ry", "rz", "gripper"),
@@ -52,6 +54,8 @@ EMBODIMENT = Embodiment(
         gripper_open=-1.0,
         gripper_closed=1.0,
         unit="5 cm and 0.5 rad of target motion",
+        metres_per_unit=0.05,
+        radians_per_unit=0.5,
     ),
 )
 """State: hand position, its rotation vector (about half a turn, since the hand points down: robosuite's numbers there),

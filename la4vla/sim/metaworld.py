@@ -29,7 +29,12 @@ EMBODIMENT = Embodiment(
     name="metaworld_sawyer",
     control_hz=80.0,  # 5 physics steps of 2.5 ms
     state=VectorSpec(
-        names=("x", "y", "z", "gripper"), reference="absolute", gripper_open=1.0, gripper_closed=0.0, unit="m"
+        names=("x", "y", "z", "gripper"),
+        reference="absolute",
+        gripper_open=1.0,
+        gripper_closed=0.0,
+        unit="m",
+        metres_per_unit=1.0,
     ),
     action=VectorSpec(
         names=("x", "y", "z", "gripper"),
@@ -37,6 +42,7 @@ EMBODIMENT = Embodiment(
         gripper_open=-1.0,
         gripper_closed=1.0,
         unit="1 cm of target motion",
+        metres_per_unit=0.01,
     ),
 )
 """State: `hand` body (4.5 cm above the fingertips) and finger distance / 0.1 m in [0, 1]. Action: in [-1, 1]."""

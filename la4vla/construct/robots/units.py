@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from la4vla.data.rotation import rotation_vectors, wrapped
-from la4vla.types import ROTATION, TRANSLATION, UserError, VectorSpec
+from la4vla.types import NUMERIC_UNITS, ROTATION, TRANSLATION, UserError, VectorSpec
 
 QUATERNION = ("qx", "qy", "qz", "qw")
 ROTATIONS = ("none", "euler_xyz", "axis_angle", "quaternion")
@@ -39,6 +39,8 @@ class VectorUnits:
     gripper_open     the dataset's value of an open gripper
     gripper_closed   the dataset's value of a closed gripper
     unit             for commands in a unit of their own (`1 cm of target motion`); all numbers then stay as they are
+    metres_per_unit  with `unit`: metres that a translation of 1.0 is; left out: unknown
+    radians_per_unit with `unit`: radians that a rotation of 1.0 is; left out: unknown
     rotation_near    rx, ry, rz of the usual pose, rad; numbers do not jump within half a turn of it (VectorSpec)
     """
 
@@ -52,6 +54,8 @@ class VectorUnits:
     gripper_closed: float = 0.0
     unit: str = ""
     rotation_near: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    metres_per_unit: float | None = None
+    radians_per_unit: float | None = None
 
     @property
     def spec(self) -> VectorSpec:
@@ -64,8 +68,19 @@ class VectorUnits:
                 names += ROTATION
         rotation = "axis_angle" if self.rotation == "quaternion" else self.rotation
         opened, closed = (self.gripper_open, self.gripper_closed) if self.unit else (1.0, 0.0)
-        unit = self.unit or "m"
-        return VectorSpec(tuple(names), self.reference, self.frame, rotation, opened, closed, unit, self.rotation_near)
+        moves, turns = bool(set(names) & set(TRANSLATION)), bool(set(names) & set(ROTATION))
+        return VectorSpec(
+            tuple(names),
+            self.reference,
+            self.frame,
+            rotation,
+            opened,
+            closed,
+            self.unit or "m",
+            self.rotation_near,
+            metres_per_unit=self.metres_per_unit if self.unit else 1.0 if moves else None,
+            radians_per_unit=self.radians_per_unit if self.unit else 1.0 if turns else None,
+        )
 
 
 def convert(values_TD: np.ndarray, units: VectorUnits) -> tuple[np.ndarray, VectorSpec]:
@@ -102,7 +117,7 @@ def vector_units(values: Any, where: str) -> VectorUnits:
         raise UserError(f"{where}: `names` is missing; name every column in order, `{DROPPED}` for one to drop.")
     if "reference" not in values:
         raise UserError(f"{where}: `reference` is missing; say absolute or delta.")
-    numbers = ("length_unit", "gripper_open", "gripper_closed")
+    numbers = ("length_unit", "gripper_open", "gripper_closed", *NUMERIC_UNITS)
     given: dict[str, Any] = {name: number(values[name], name, where) for name in numbers if name in values}
     if "rotation_near" in values:
         near = values["rotation_near"]
@@ -128,6 +143,12 @@ def vector_units(values: Any, where: str) -> VectorUnits:
         )
     if "rotation_near" in values and (units.unit or units.reference == "delta" or units.rotation == "none"):
         raise UserError(f"{where}: rotation_near goes with absolute rotations in rad only; leave it out.")
+    for name in NUMERIC_UNITS:
+        if name in given and (not units.unit or given[name] <= 0):
+            raise UserError(
+                f"{where}: `{name}` is a number above 0 and goes with `unit`; without `unit` leave it out, since "
+                "length_unit and angle_unit convert all numbers to metres and radians."
+            )
     if units.unit and units.rotation == "quaternion":
         raise UserError(f"{where}: quaternions have no unit of their own; leave `unit` out.")
     if set(needed) - set(plain) or (set(plain) & {*ROTATION, *QUATERNION}) - set(needed):

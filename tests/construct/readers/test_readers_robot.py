@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from la4vla.construct.robots.robot import robot_file
 from la4vla.construct.robots.units import VectorUnits, convert
 from la4vla.sim import libero, metaworld
-from la4vla.types import UserError
+from la4vla.types import NUMERIC_UNITS, Embodiment, UserError
 
 
 def test_droid_and_la_33k_open_at_zero_and_ours_opens_at_one():
@@ -78,8 +78,29 @@ def test_units_signs_and_columns_to_drop():
     again, _ = convert(values, replace(units, names=spec.names, length_unit=1.0, angle_unit=0.5))
     np.testing.assert_allclose(again[0, 2], math.pi / 4, rtol=1e-6)
     assert (spec.names, spec.frame, spec.unit) == (("x", "y", "rz", "rx", "ry"), "tool", "m")
+    assert (spec.metres_per_unit, spec.radians_per_unit) == (1.0, 1.0)
     np.testing.assert_allclose(values[0], [-1.0, 0.5, math.pi / 2, 0.0, math.pi], rtol=1e-6)
     assert values.dtype == np.float32
+
+
+def test_a_unit_of_its_own_has_a_number_only_where_the_file_gives_one():
+    units = VectorUnits(("x", "rx", "ry", "rz"), "delta", rotation="axis_angle", unit="5 cm and 0.5 rad")
+    assert (units.spec.metres_per_unit, units.spec.radians_per_unit) == (None, None)
+    known = replace(units, metres_per_unit=0.05, radians_per_unit=0.5).spec
+    assert (known.metres_per_unit, known.radians_per_unit) == (0.05, 0.5)
+
+
+def test_unknown_numbers_are_no_difference_and_known_ones_are():
+    known = metaworld.EMBODIMENT
+    stored = known.to_dict()
+    for block in ("state", "action"):  # as in a folder that was written before the numbers existed
+        for name in NUMERIC_UNITS:
+            del stored[block][name]
+    unknown = Embodiment.from_dict(stored)
+    assert unknown.action.metres_per_unit is None
+    assert known.difference(unknown) is None and unknown.difference(known) is None
+    doubled = replace(known, action=replace(known.action, metres_per_unit=0.02))
+    assert known.difference(doubled) == ("action.metres_per_unit", 0.01, 0.02)
 
 
 GOOD = """
@@ -109,6 +130,7 @@ action: {names: [x, y, z, gripper], reference: delta}
         (("up: +z, ", ""), "`frame` must hold exactly"),
         (("control_hz: 10", "control_hz: 10 Hz"), "`control_hz` is 10 Hz; it must be a number"),
         (("reference: delta", "reference: delta, length_unit: mm"), "`length_unit` is mm"),
+        (("reference: delta", "reference: delta, metres_per_unit: 0.01"), "`metres_per_unit` is .* goes with `unit`"),
         (("reference: delta", "reference: delta, gripper_open: open"), "`gripper_open` is open"),
         (("hold_margin: 0.1", "hold_margin: some"), "`hold_margin` is some"),
         (("{names: [x, y, z, gripper], reference: absolute}", ""), "state is None"),
