@@ -5,6 +5,7 @@ Owns every name inside a run's folder, RUN_DIR/
     config.yaml                  the resolved config
     metrics.jsonl                one line a log interval
     first_batch.png              the first images that were trained on
+    first_batch.txt              the first conversations, and what of them is learned
     lock                         held while the run is at work
 
 A checkpoint folder holds
@@ -35,7 +36,8 @@ MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
 )
 CHECKPOINTS = "checkpoints"
 STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
-CONFIG, METRICS, FIRST_BATCH, LOCK = "config.yaml", "metrics.jsonl", "first_batch.png", "lock"
+CONFIG, METRICS, LOCK = "config.yaml", "metrics.jsonl", "lock"
+FIRST_BATCH, FIRST_TEXTS = "first_batch.png", "first_batch.txt"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Manifest:
     embodiment        of the data; empty where no source says one
     views             names in slot order; empty for a vlm
     view_sizes        view -> [height, width] of its stored images in pixels, one for each size in the data
-    text              what it was taught to write: question -> rows in its text sources, and the codec of their
-                      actions; empty without text sources
+    text              how it writes: the codec of its actions (empty where no source has one) and the longest row in
+                      tokens; empty without text sources
     sources           source that the run mixes -> sha256 hex of what its data is
     weights_sha256    of model.safetensors; the model's identity in result files
     training_sha256   of training.safetensors

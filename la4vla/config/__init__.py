@@ -36,6 +36,7 @@ from la4vla.config.train import (
     SourceConfig,
     StageConfig,
     TrainConfig,
+    ValidateConfig,
     validate,
 )
 
@@ -66,6 +67,7 @@ __all__ = [
     "StageConfig",
     "TextsConfig",
     "TrainConfig",
+    "ValidateConfig",
     "VlmConfig",
     "load",
     "overrides",

@@ -122,6 +122,8 @@ class CheckpointConfig:
 class ValidateConfig:
     cases: str = ""  # held-out cases, made by `la4vla probe cases`; empty: off
     shards: str = ""  # where the cases' shard folder lies; empty: where they were drawn
+    texts: str = ""  # held-out conversations, a folder of kind text; empty: off
+    text_rows: int = 128  # of them, the first ones
     every_steps: int = 500  # a multiple of log.every_steps
 
 
@@ -134,6 +136,7 @@ class LogConfig:
 
 @dataclass
 class TrainConfig:
+    learner: str = "policy"  # policy | vlm (a model that writes: text sources alone)
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -152,7 +155,7 @@ INTERVALS = {
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
-    **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
+    **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps", "text_rows"), "[1, inf)"),
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
@@ -160,6 +163,7 @@ INTERVALS = {
 
 def validate(config: TrainConfig) -> None:
     """The checks that need more than one field, but not the data or the world size. Raises UserError."""
+    choice("learner", config.learner, ("policy", "vlm"))
     choice("run.resume", config.run.resume, ("auto", "never"))
     choice("model.readout", config.model.readout, ("per_token", "flatten"))
     choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
@@ -172,7 +176,8 @@ def validate(config: TrainConfig) -> None:
     for group in ("run", "model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate"):
         within(f"{group}.", asdict(config)[group], INTERVALS)
     _validate_lora(config)
-    if config.validate.cases and config.validate.every_steps % config.log.every_steps:
+    checked = config.validate.cases or config.validate.texts
+    if checked and config.validate.every_steps % config.log.every_steps:
         raise UserError(
             f"validate.every_steps is {config.validate.every_steps}; it must be a multiple of log.every_steps "
             f"({config.log.every_steps}), where its numbers are written."
@@ -245,13 +250,48 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
             f"({config.data.streams}), the unit of exact mixing."
         )
     kinds = {config.data.sources[source].kind for source in used}
+    if config.learner == "vlm":
+        _validate_texts(name, stage, kinds)
+    else:
+        _validate_kinds(name, stage, kinds, config)
+
+
+def _validate_texts(name: str, stage: StageConfig, kinds: set[str]) -> None:
+    """Of a model that writes."""
+    if kinds != {"text"}:
+        raise UserError(
+            f"stages.{name} mixes {', '.join(sorted(kinds - {'text'}))} sources, and learner vlm learns conversations "
+            "alone; take them out, or set learner=policy."
+        )
+    if LANGUAGE_HEAD in stage.train or stage.insulate:
+        raise UserError(
+            f"stages.{name}: language_head and insulate are the policy's; with learner=vlm its language head is `head`."
+        )
+
+
+def _validate_kinds(name: str, stage: StageConfig, kinds: set[str], config: TrainConfig) -> None:
+    """Of a policy: what a micro-batch reaches must train, or its loss has no gradient at all."""
     adapted = set(config.model.lora.targets) if LORA in stage.train else set()
-    if kinds == {"la"} and {"vision", "projector"} & set(stage.train):
+    trained = {*stage.train, *adapted}
+    if kinds == {"la"} and {"vision", "projector"} & trained:
         raise UserError(f"stages.{name} trains vision without a vla source; take vision and projector out of `train`.")
-    if "la" in kinds and not {"embeddings", "llm", "head"} & {*stage.train, *adapted}:
+    behind = {"head"} if stage.insulate else {"embeddings", "llm", "head"}
+    if "la" in kinds and not behind & trained:
         raise UserError(
             f"stages.{name} trains {' and '.join(stage.train)}, which la rows never reach; take the la source out of "
             "the mixture or add head to `train`."
+        )
+    if kinds & {"vla", "la_leaky"} and stage.insulate and "head" not in trained:
+        raise UserError(f"stages.{name} is insulated and does not train head, so its actions teach nothing; add head.")
+    if "text" in kinds and trained == {"head"}:
+        raise UserError(
+            f"stages.{name} trains head, which conversations never reach; take the text source out of the mixture or "
+            "add language_head to `train`."
+        )
+    if "text" not in kinds and stage.insulate and trained - {"head"}:
+        raise UserError(
+            f"stages.{name} is insulated and mixes no text source, so nothing teaches {', '.join(sorted(trained))} but "
+            "head; add one, or train head alone."
         )
     if "la_leaky" in kinds and config.model.attention == "flash_attention_2":
         raise UserError(

@@ -80,16 +80,15 @@ class ConversationEncoder:
             ids.extend(tokens)
             labels.extend(tokens if learned else [NOT_COUNTED] * len(tokens))
 
-        for turn in row.turns:
+        for number, turn in enumerate(row.turns):
             answers = turn.role == "assistant"
-            add([self._start])
+            add([*(self._text("\n") if number else ()), self._start])
             text = f"{turn.role}\n"
-            for number in turn.images:
-                add([*self._text(text), *self._image_at(row, number)])
+            for image in turn.images:
+                add([*self._text(text), *self._image_at(row, image)])
                 text = "\n"
             add(self._text(text if answers else text + turn.text.strip()))
             add([*(self._text(turn.text.strip()) if answers else ()), self._end], learned=answers)
-            add(self._text("\n"))
         shown = [number for turn in row.turns for number in turn.images]
         self._check(row, len(ids), labels, shown)
         images = tuple(rearrange(torch.from_numpy(self._resize(row.images[n])), "h w c -> c h w") for n in shown)
@@ -107,17 +106,14 @@ class ConversationEncoder:
             labels_BL[number, : len(row.ids)] = torch.tensor(row.labels)
             mask_BL[number, : len(row.ids)] = True
         images = [image for row in prepared for image in row.images]
-        pixels = {
-            IMAGES: torch.stack(images),
-            IMAGE_INDEX: (ids_BL.flatten() == self.spec.image_token_id).nonzero().flatten(),
-        }
+        places = (ids_BL.flatten() == self.spec.image_token_id).nonzero().flatten()
         return TextBatch(
             kind="text",
             input_ids_BL=ids_BL,
             text_mask_BL=mask_BL,
             labels_BL=labels_BL,
             answer_index=(labels_BL.flatten() != NOT_COUNTED).nonzero().flatten(),
-            images=pixels if images else {},
+            images={IMAGES: torch.stack(images), IMAGE_INDEX: places} if images else {},
             keys=tuple(row.key for row in prepared),
         )
 
