@@ -49,7 +49,7 @@ SHELVES = {
         "filter": {"vocabulary", "propose", "scores"},
         "readers": {"ledger", "notes", "robots", "episodes", "recording"},
         "build": {"ledger", "episodes", "propose", "readers"},
-        "texts": {"vocabulary", "ledger", "episodes", "propose", "steps"},
+        "texts": {"vocabulary", "ledger", "episodes", "propose", "recording", "steps"},
         "steps": {"ledger", "notes", "episodes", "propose", "scores", "filter", "readers"},
         "review": {"ledger", "episodes", "propose", "scores", "steps"},
         "report": {"ledger", "notes", "episodes", "propose", "scores", "steps", "readers", "review", "texts"},

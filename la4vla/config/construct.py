@@ -159,6 +159,7 @@ class TextsConfig:
     plan: bool = True  # actions: the plan stands in the question (D.4); false: they are asked for directly (B.2)
     hand: bool = False  # plan and actions: the question says where the hand is
     codec: dict[str, Any] = field(default_factory=lambda: {"codec": "decimals"})  # of actions: see docs/texts.md
+    scenes: int = 2  # scene: images with toys on the table that are drawn of each episode's beginning
     held_out_scenes: float = 0.1  # share of the episodes whose questions go into FOLDER_held_out_scenes
     held_out_wordings: float = 0.1  # share of the others that are also asked in held-out words, in ..._wordings
 
@@ -204,7 +205,7 @@ INTERVALS = {
     **dict.fromkeys(
         ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
     ),
-    **dict.fromkeys(("every", "negatives"), "[0, inf)"),
+    **dict.fromkeys(("every", "negatives", "scenes"), "[0, inf)"),
     **dict.fromkeys(("held_out_scenes", "held_out_wordings"), "[0, 1)"),
     **{
         "direction_cosine": "[-1, 1]",

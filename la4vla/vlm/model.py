@@ -37,6 +37,10 @@ PROJECTORS = ("merger", "deepstack_merger_list")
 """Modules of Qwen's vision tower that turn patches into tokens of the language model."""
 
 
+OF_ITS_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype")
+"""What a config says of the folder it was read from; a model is described alike wherever it lay."""
+
+
 class VlmModel(nn.Module):
     def __init__(self, network: PreTrainedModel, max_tokens: int) -> None:
         """network: an image-text-to-text model of FAMILIES. max_tokens: the longest row, for its encoder.
@@ -52,8 +56,9 @@ class VlmModel(nn.Module):
     @property
     def description(self) -> dict[str, Any]:
         """What `rebuild` takes; the `model` entry of a checkpoint's manifest."""
+        network = json.loads(self.network.config.to_json_string(use_diff=False))
         return {
-            "network": json.loads(self.network.config.to_json_string(use_diff=False)),
+            "network": {name: value for name, value in network.items() if name not in OF_ITS_FILE},
             "attention": self.network.config._attn_implementation,
             "max_tokens": self.max_tokens,
         }

@@ -140,6 +140,7 @@ def test_a_folder_is_what_from_pretrained_takes(pair, rows, tmp_path):
     batch = batch_of(encoder, rows)
     again, reader = load_vlm(str(tmp_path), encoder.max_tokens)
     assert torch.equal(again.eval().log_probs(batch_of(reader, rows)), vlm.log_probs(batch))
+    assert again.description == vlm.description, "whatever folder it came from"
     assert torch.equal(load_encoder(str(tmp_path)).prepare(rows[0]).ids_L, encoder.prepare(rows[0]).ids_L)
     network = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert type(network) is type(vlm.network)

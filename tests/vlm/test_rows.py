@@ -1,19 +1,26 @@
 """Why: a label on a prompt teaches the model to ask, a prompt that is tokenized otherwise than in training is out of
 distribution, and both go unseen. All on the real processors of every family."""
 
+import os
 import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import MAKERS, MAX_TOKENS, internvl, picture, row, small
+from transformers import AutoTokenizer, InternVLProcessor
 
 from la4vla.types import NOT_COUNTED, TextRow, Turn, UserError
+from la4vla.vlm.rare_tokens import with_tokens
 from la4vla.vlm.rows import ChatEncoder, without_images
+
+BESIDE = Path(__file__).parents[3] / "shared" / "qwen2.5-tokenizer"  # a folder beside the checkout
+FULL_SIZE = Path(os.environ.get("LA4VLA_QWEN_TOKENIZER") or BESIDE)
 
 
 def learned(encoder, prepared):
@@ -219,8 +226,40 @@ def test_a_folder_without_a_processor_is_one_sentence(tmp_path):
         ChatEncoder.load(tmp_path, MAX_TOKENS)
 
 
-def test_the_loader_process_loads_no_model():
-    """It imports rows to unpickle the encoder; models would cost it seconds and hundreds of MB."""
-    script = "import sys, la4vla.vlm.rows; print([m for m in sys.modules if 'internvl' in m or m == 'la4vla.model'])"
-    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert printed.strip() == "[]"
+def test_a_fresh_process_takes_an_encoder_and_loads_no_model():
+    """As the loader's does. Models would cost it seconds and hundreds of MB."""
+    script = (
+        "import pickle, sys\n"
+        "encoder, row = pickle.load(sys.stdin.buffer)\n"
+        "print(encoder.prepare(row).ids_L.tolist())\n"
+        "print([name for name in sys.modules if 'modeling_internvl' in name or name == 'la4vla.model'])"
+    )
+    encoder, item = small("internvl")[1], row(images=2)
+    sent = pickle.dumps((encoder, item))
+    printed = subprocess.run(
+        [sys.executable, "-c", script], input=sent, check=True, capture_output=True
+    ).stdout.decode()
+    assert printed.splitlines() == [str(encoder.prepare(item).ids_L.tolist()), "[]"]
+
+
+@pytest.mark.skipif(
+    not FULL_SIZE.is_dir(), reason="needs the Qwen2.5 tokenizer; set LA4VLA_QWEN_TOKENIZER to its folder"
+)
+def test_the_full_size_tokenizer_of_internvl():
+    """Ids of the public model, a prompt that is the beginning of its row, and digits as its rarest tokens."""
+    processor = internvl()[1]
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    words = AutoTokenizer.from_pretrained(FULL_SIZE, extra_special_tokens={**named, "video_token": "<video>"})
+    full = InternVLProcessor(
+        processor.image_processor, words, processor.video_processor, 256, chat_template=processor.chat_template
+    )
+    encoder = ChatEncoder(full, 1024)
+    assert (encoder.end_token_ids, encoder.pad_token_id) == ((151_645,), 151_643)
+    item = row(answer="\n\n[[0.01, -0.02]]", images=2)
+    prompt, whole = encoder.question(item), encoder.prepare(item)
+    assert torch.equal(prompt.ids_L, whole.ids_L[: prompt.tokens])
+    assert int((whole.ids_L == 151_667).sum()) == 512
+    assert learned(encoder, whole) == "[[0.01, -0.02]]<|im_end|>"
+    digits = [f"<digit_{digit}>" for digit in range(10)]
+    renamed = with_tokens(encoder, digits)
+    assert renamed.tokenizer.convert_tokens_to_ids(digits) == list(range(151_633, 151_643))

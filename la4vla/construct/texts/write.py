@@ -27,7 +27,8 @@ from la4vla.config import ConstructConfig
 from la4vla.construct import steps
 from la4vla.construct.episodes import Dataset, Episode, named
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
-from la4vla.construct.texts import rows
+from la4vla.construct.recording import scenes
+from la4vla.construct.texts import rows, scene
 from la4vla.construct.texts.annotate import Annotator, EpisodeMotion, KinematicAnnotator
 from la4vla.data.shards.texts import TextRecord, TextWriter
 from la4vla.files import write_atomic
@@ -53,6 +54,8 @@ def texts(config: ConstructConfig, dataset: Dataset, kept: Ledger) -> Ledger:
     views = _views(config, like)
     actions = _action_text(config, dataset, chosen) if "actions" in settings.questions else None
     annotator = annotator_of(config)
+    seen = scene.facts(config, dataset, list(chosen)) if "scene" in settings.questions else None
+    facts = {row["key"]: row for row in seen or ()}
     made_by = digest(
         rows.VERSION,
         {name: value for name, value in asdict(settings).items() if name not in ("folder", "codec")},
@@ -64,9 +67,9 @@ def texts(config: ConstructConfig, dataset: Dataset, kept: Ledger) -> Ledger:
     )
 
     def row(key: str) -> dict[str, Any]:
-        return _row(config, dataset.read(key), chosen[key]["kept"], annotator, views, actions)
+        return _row(config, dataset.read(key), chosen[key]["kept"], annotator, views, actions, facts.get(key))
 
-    wanted = {key: digest(made_by, item["of"]) for key, item in chosen.items()}
+    wanted = {key: digest(made_by, item["of"], facts[key]["of"] if seen else "") for key, item in chosen.items()}
     at_once = config.vlm.concurrency if settings.annotator == "endpoint" else 1
     ledger = steps.fill("writing texts", ledger_path(config), wanted, row, at_once)
     _refuse_failed(config, ledger, wanted)
@@ -145,22 +148,31 @@ def _row(
     annotator: Annotator,
     views: Sequence[str],
     actions: ActionText | None,
+    seen: LedgerRow | None,
 ) -> dict[str, Any]:
-    """The ledger's row of an episode: its annotation and its questions and answers."""
+    """The ledger's row of an episode: its annotation and its questions and answers. seen: what the simulator says of
+    its scenes."""
     settings, seed = config.texts, config.seed
     annotation = annotator.annotate(episode, kept)
     maker = rows.Rows(episode, annotation.subtasks, EpisodeMotion.of(episode), settings, views, actions, seed)
     held_out = rows.split_of(episode.key, settings.held_out_scenes, seed)
+
+    def drafted(question: str, in_held_out_words: bool) -> list[rows.Draft]:
+        if question == "scene":
+            assert seen is not None, "scenes are looked at where they are asked about"
+            return scene.drafts(seen, episode, views, seed, in_held_out_words)
+        return maker.drafts(question, in_held_out_words)
+
     made = []
     for question in settings.questions:
-        drafts = maker.drafts(question, held_out=False)
+        drafts = drafted(question, False)
         split = "_held_out_scenes" if held_out else ""
         made += [
             {**rows.to_dict(draft, f"{episode.key}-{question}-{number:03d}", episode), "split": split}
             for number, draft in enumerate(drafts)
         ]
         dropped = dict(maker.dropped)
-        for number, draft in enumerate([] if held_out else maker.drafts(question, held_out=True)):
+        for number, draft in enumerate([] if held_out else drafted(question, True)):
             if rows.asked_again(episode.key, question, number, settings.held_out_wordings, seed):
                 row = rows.to_dict(draft, f"{episode.key}-{question}-{number:03d}", episode)
                 made.append({**row, "split": "_held_out_wordings"})
@@ -181,7 +193,7 @@ def _refuse_failed(config: ConstructConfig, ledger: Ledger, wanted: Mapping[str,
 def _write(config: ConstructConfig, dataset: Dataset, ledger: Ledger, about: Mapping[str, Any]) -> None:
     """Writes the folders, unless they are what the ledger says already."""
     out, name = Path(config.out_dir), config.texts.folder
-    ordered = steps.rows(ledger, dataset)
+    ordered = _balanced(steps.rows(ledger, dataset), config.seed)
     folders = [out / f"{name}{split}" for split in rows.SPLITS if any(_of(row, split) for row in ordered)]
     fingerprint = digest(VERSION, config.shards, [row["of"] for row in ordered], dict(about))
     path = out / f"{name}{NUMBERS}"
@@ -193,6 +205,17 @@ def _write(config: ConstructConfig, dataset: Dataset, ledger: Ledger, about: Map
             _write_split(config, dataset, ordered, split, about)
         write_atomic(path, json.dumps({"fingerprint": fingerprint, **numbers(ordered)}, indent=1).encode())
     print(summary_table(ordered))
+
+
+def _balanced(ledger: Sequence[LedgerRow], seed: int) -> list[LedgerRow]:
+    """The ledger's rows without the questions about scenes that would tip the balance of their answers."""
+    keep = scene.balanced([item for row in ledger for item in row["rows"]], seed)
+    left, first = [], 0
+    for row in ledger:
+        stays = [item for number, item in enumerate(row["rows"], first) if number in keep]
+        first += len(row["rows"])
+        left.append({**row, "rows": stays})
+    return left
 
 
 def _write_split(
@@ -216,21 +239,25 @@ def _write_split(
                 writer = writer or stack.enter_context(
                     TextWriter(folder, shards, episode.embodiment, overwrite=True, about=about)
                 )
-                for record in _records(episode, _of(row, split)):
+                for record in _records(episode, _of(row, split), Path(config.out_dir)):
                     writer.add(record)
 
 
-def _records(episode: Episode, drafts: Sequence[Mapping[str, Any]]) -> list[TextRecord]:
-    """With the images that they show, each of which is read once."""
+def _records(episode: Episode, drafts: Sequence[Mapping[str, Any]], out: Path) -> list[TextRecord]:
+    """With the images that they show, each of which is read once: the episode's own, and those drawn with toys."""
     wanted: dict[str, set[int]] = {}
     for draft in drafts:
         for view, frame in draft["images"]:
             wanted.setdefault(view, set()).add(frame)
+    toys = [view for view in wanted if view not in episode.views]
+    drawn = scenes.toy_images(out / scenes.IMAGES / f"{episode.key}.npz") if toys else {}
     jpegs = {
         (view, frame): jpeg
         for view, frames in wanted.items()
+        if view in episode.views
         for frame, jpeg in episode.frames(view, sorted(frames)).items()
     }
+    jpegs |= {(f"{view}{scene.TOYS}", number): jpeg for (view, number), jpeg in drawn.items()}
     return [TextRecord.from_dict(draft["key"], draft, jpegs) for draft in drafts]
 
 
