@@ -50,6 +50,7 @@ setup(
         "la4vla.construct.robots": ["*.yaml"],
         "la4vla.data.inspect": ["templates/*"],
         "la4vla.page": ["templates/*"],
+        "la4vla.questions": ["*.yaml"],
         "la4vla.probe": ["templates/*"],
         "benchmarks": ["data/*", "protocols/*/*.yaml"],
         "benchmarks.report": ["templates/*"],

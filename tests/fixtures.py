@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
+import torch
 
 from la4vla.config import DataConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.texts import StoredImage, TextRecord, TextWriter
 from la4vla.data.shards.writer import Clip, Index, ShardWriter, View, read_index
-from la4vla.types import Embodiment, InputSpec, VectorSpec
+from la4vla.types import NOT_COUNTED, Embodiment, InputSpec, TextBatch, TextRow, Turn, UserError, VectorSpec
 
 ARM = Embodiment(
     "test_arm",
@@ -91,6 +93,68 @@ def write_shards(
         for clip in clips:
             writer.add(clip)
         return writer.close()
+
+
+def make_text(number: int, images: int | None = None, image_size: int = 16) -> TextRecord:
+    """Row `number`: a question about 0 to 2 images (unless told how many), with answers of different lengths."""
+    count = number % 3 if images is None else images
+    shown = tuple(
+        StoredImage("front", t, simplejpeg.encode_jpeg(image(number + t, image_size, image_size), quality=90))
+        for t in range(count)
+    )
+    answer = " ".join([f"answer {number}", *["again"] * (number % 4)])
+    return TextRecord(
+        key=f"row-{number:05d}",
+        turns=(Turn("user", f"What is {number}?", tuple(range(count))), Turn("assistant", answer)),
+        images=shown,
+        question="next" if number % 2 else "scene",
+        task="test",
+        episode=f"episode-{number // 3}",
+        span=(0, 5) if number % 2 else None,
+        instruction="Move the gripper left." if number % 2 else "",
+    )
+
+
+def write_texts(
+    folder: Path, rows: int | Sequence[TextRecord] = 16, shards: int = 4, robot: Embodiment | None = ARM
+) -> Index:
+    """A folder of `rows` conversations (a number: made by make_text, or the rows themselves)."""
+    with TextWriter(folder, shards, robot) as writer:
+        for row in map(make_text, range(rows)) if isinstance(rows, int) else rows:
+            writer.add(row)
+        return writer.close()
+
+
+class WordEncoder:
+    """A stand-in for a model's TextEncoder: a token a word, 4 of id 1 an image; images as they are, pixels first."""
+
+    LONGEST = 64
+
+    def prepare(self, row: TextRow) -> tuple[str, list[int], list[int], list[np.ndarray]]:
+        ids: list[int] = []
+        labels: list[int] = []
+        for turn in row.turns:
+            said = [1] * 4 * len(turn.images) + [100 + sum(word.encode()) % 900 for word in turn.text.split()]
+            ids += said
+            labels += said if turn.role == "assistant" else [NOT_COUNTED] * len(said)
+        if len(ids) > self.LONGEST:
+            raise UserError(f"{row.key}: {len(ids)} tokens, and the model takes {self.LONGEST}; shorten the row.")
+        return row.key, ids, labels, list(row.images)
+
+    def batch(self, prepared: Sequence[tuple[str, list[int], list[int], list[np.ndarray]]]) -> TextBatch:
+        length = max(len(ids) for _, ids, _, _ in prepared)
+        rows = [[*ids, *[0] * (length - len(ids))] for _, ids, _, _ in prepared]
+        labels = [[*given, *[NOT_COUNTED] * (length - len(given))] for _, _, given, _ in prepared]
+        images = [torch.from_numpy(image).permute(2, 0, 1) for _, _, _, shown in prepared for image in shown]
+        counts = torch.tensor([len(shown) for _, _, _, shown in prepared])
+        return TextBatch(
+            kind="text",
+            input_ids_BL=torch.tensor(rows),
+            text_mask_BL=torch.tensor(rows) != 0,
+            labels_BL=torch.tensor(labels),
+            images={"pixel_values": torch.stack(images), "image_counts": counts} if images else {},
+            keys=tuple(key for key, _, _, _ in prepared),
+        )
 
 
 def spoil(folder: Path, key: str, what: str, frame: int, dim: int, value: float) -> None:

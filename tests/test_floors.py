@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 
 F0 = {"types", "config", "rng", "manifest", "files", "shell", "device"}
-LEAVES = {"page", "chat", "action_text"}
+LEAVES = {"page", "chat", "action_text", "questions"}
 F1 = {"data", "model"}
 ROOMS = {
     **dict.fromkeys(LEAVES, F0),
@@ -24,7 +24,7 @@ ROOMS = {
     "model": F0,
     "probe_cases": F0 | {"data", "page"},
     "train": F0 | F1 | {"page", "probe_cases"},
-    "serve": F0 | F1 | {"action_text", "chat"},
+    "serve": F0 | F1 | {"action_text", "chat", "questions"},
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
@@ -48,10 +48,11 @@ SHELVES = {
         "filter": {"vocabulary", "propose", "scores"},
         "readers": {"ledger", "notes", "robots", "episodes", "recording"},
         "build": {"ledger", "episodes", "propose", "readers"},
+        "texts": {"vocabulary", "ledger", "episodes", "propose", "recording", "steps"},
         "steps": {"ledger", "notes", "episodes", "propose", "scores", "filter", "readers"},
         "review": {"ledger", "episodes", "propose", "scores", "steps"},
-        "report": {"ledger", "notes", "episodes", "propose", "scores", "steps", "readers", "review"},
-        "__main__": {"recording", "readers", "steps", "build", "review", "report"},
+        "report": {"ledger", "notes", "episodes", "propose", "scores", "steps", "readers", "review", "texts"},
+        "__main__": {"recording", "readers", "steps", "build", "texts", "review", "report"},
     },
     "la4vla.data": {
         **{leaf: set() for leaf in ("rotation", "normalize", "npz", "augment", "collate", "mixture")},
@@ -61,8 +62,10 @@ SHELVES = {
         "inspect": {"normalize", "transforms", "shards", "values"},
         "order": {"shards"},
         "processor": {"collate", "transforms"},
-        "setup": {"values", "order", "mixture", "normalize", "transforms", "collate", "processor", "shards"},
-        "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards"},
+        "setup": {"order", "normalize", "transforms", "collate", "processor", "shards"},
+        "explain": {"setup", "mixture", "normalize", "values"},
+        "text_rows": {"setup", "shards"},
+        "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards", "text_rows"},
         "loader": {"setup", "reader"},
     },
     "benchmarks": {

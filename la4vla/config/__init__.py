@@ -14,6 +14,7 @@ from la4vla.config.construct import (
     ReadConfig,
     RecordConfig,
     ReviewConfig,
+    TextsConfig,
     VlmConfig,
 )
 from la4vla.config.load import load, overrides, to_yaml
@@ -53,6 +54,7 @@ __all__ = [
     "RunConfig",
     "SourceConfig",
     "StageConfig",
+    "TextsConfig",
     "TrainConfig",
     "VlmConfig",
     "load",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
+from la4vla.types import UserError
+
+QUESTIONS = ("subtasks", "next", "plan", "actions", "completion", "direction", "scene")
+"""Types of questions about demonstrations (docs/texts.md)."""
 
 
 @dataclass
@@ -139,6 +144,27 @@ class FilterConfig:
 
 
 @dataclass
+class TextsConfig:
+    """`la4vla construct texts`: conversations about the demonstrations (docs/texts.md)."""
+
+    folder: str = "texts"  # in out_dir; other questions or another codec go into a folder of another name
+    annotator: str = "kinematic"  # kinematic: sub-tasks are the kept clips | endpoint: a VLM writes them (`vlm`)
+    questions: list[str] = field(default_factory=lambda: [name for name in QUESTIONS if name != "scene"])
+    views: list[str] = field(default_factory=list)  # cameras that are shown, in order; empty: all
+    every: int = (
+        0  # frames after which a sub-task is asked about again (plan, actions, direction); 0: at its start only
+    )
+    threshold: float = 0.025  # m along one axis from which a direction is named (FACTS 2.2)
+    negatives: int = 1  # completion: questions answered `no` for each one answered `yes`
+    plan: bool = True  # actions: the plan stands in the question (D.4); false: they are asked for directly (B.2)
+    hand: bool = False  # plan and actions: the question says where the hand is
+    codec: dict[str, Any] = field(default_factory=lambda: {"codec": "decimals"})  # of actions: see docs/texts.md
+    scenes: int = 2  # scene: images with toys on the table that are drawn of each episode's beginning
+    held_out_scenes: float = 0.1  # share of the episodes whose questions go into FOLDER_held_out_scenes
+    held_out_wordings: float = 0.1  # share of the others that are also asked in held-out words, in ..._wordings
+
+
+@dataclass
 class ConstructConfig:
     """`la4vla construct`: demonstrations -> LA clips, their twin with images, and whole-task clips."""
 
@@ -152,6 +178,7 @@ class ConstructConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
+    texts: TextsConfig = field(default_factory=TextsConfig)
     shards: int = 32  # tars a folder: at least data.streams
     jpeg_quality: int = 95  # of images that were not JPEG already
     seed: int = 0  # of the wording of instructions and the assignment of reviews
@@ -178,6 +205,8 @@ INTERVALS = {
     **dict.fromkeys(
         ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
     ),
+    **dict.fromkeys(("every", "negatives", "scenes"), "[0, inf)"),
+    **dict.fromkeys(("held_out_scenes", "held_out_wordings"), "[0, 1)"),
     **{
         "direction_cosine": "[-1, 1]",
         "bend_angle": "[0, 3.1416]",
@@ -197,7 +226,14 @@ def validate_construct(config: ConstructConfig) -> None:
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
     choice("filter.by", config.filter.by, ("automatic", "human"))
+    choice("texts.annotator", config.texts.annotator, ("kinematic", "endpoint"))
+    for question in config.texts.questions:
+        choice("texts.questions", question, QUESTIONS)
+    if not config.texts.questions or not config.texts.folder or {"/", "."} & set(config.texts.folder):
+        raise UserError(
+            "texts.questions must name some questions, and texts.folder a folder of out_dir, without dots or slashes."
+        )
     values = asdict(config)
     within("", values, INTERVALS)
-    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter"):
+    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter", "texts"):
         within(f"{group}.", values[group], INTERVALS)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
-from la4vla.types import KINDS, UserError
+from la4vla.types import SOURCE_KINDS, UserError
 
 MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 """What a stage can train; together they hold every parameter of the policy (model/freeze.py maps names to them)."""
@@ -42,7 +42,7 @@ class FlowConfig:
 @dataclass
 class SourceConfig:
     path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
-    kind: str = MISSING  # la | vla | la_leaky (docs/choices.md); la reads no image, though the folder may hold some
+    kind: str = MISSING  # la | vla | la_leaky (docs/choices.md) | text (docs/texts.md); la reads no image
     views: list[str] = field(default_factory=list)  # views a vla or la_leaky source shows, in slot order; empty: all
 
 
@@ -70,7 +70,7 @@ class StageConfig:
     lr: float = 1e-5
     warmup_steps: int = 1000  # linear from 0, then cosine to 0 at `steps`
     weight_decay: float = 1e-3  # not on biases, norms and other 1-d tensors
-    loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in KINDS})
+    loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in SOURCE_KINDS})
 
 
 @dataclass
@@ -171,7 +171,7 @@ def validate(config: TrainConfig) -> None:
     if config.data.stats_source:
         choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():
-        choice(f"data.sources.{name}.kind", source.kind, KINDS)
+        choice(f"data.sources.{name}.kind", source.kind, SOURCE_KINDS)
     if not config.stages:
         raise UserError("`stages` is empty; a run needs at least one stage with a mixture and steps.")
     for name, stage in config.stages.items():
@@ -184,10 +184,10 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
     for group in stage.train:
         choice(f"stages.{name}.train", group, MODULE_GROUPS)
     for kind in stage.loss_weights:
-        choice(f"stages.{name}.loss_weights", kind, KINDS)
+        choice(f"stages.{name}.loss_weights", kind, SOURCE_KINDS)
     within(f"stages.{name}.", asdict(stage), INTERVALS)
     within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
-    within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(KINDS, "[0, inf)"))
+    within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(SOURCE_KINDS, "[0, inf)"))
     used = [source for source, share in stage.mixture.items() if share]
     if not used or not stage.train:
         raise UserError(f"stages.{name} needs a mixture with a share above 0 and module groups to `train`.")

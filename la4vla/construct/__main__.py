@@ -8,6 +8,7 @@ review       prints how far the annotators are and how they agree; --serve opens
              and --import FILE write and read their scores as .csv, .jsonl or .labelstudio.json
 filter       chooses the candidates that become clips
 shards       writes la/, vla/ and task/
+texts        writes texts/, conversations about the kept clips; not one of the steps that run without a name
 report       writes report.html and report.json of what the steps have made so far; runs at the end of all steps, too
 """
 
@@ -27,9 +28,11 @@ from la4vla.construct.report import page
 from la4vla.construct.report.estimate import estimate
 from la4vla.construct.review.agreement import measure
 from la4vla.construct.review.session import ReviewSession
+from la4vla.construct.texts.write import texts
 from la4vla.shell import exit_status
 from la4vla.types import UserError
 
+TEXTS = "texts"
 STEPS = ("record", "read", "keyframes", "propose", "review", "filter", "shards")
 DRY_RUN = "--dry-run"
 
@@ -40,7 +43,8 @@ def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
     dry_run: print what `propose` would cost instead of running it. Requests cost money, so an episode for which the
     proposer failed is tried again only if `step` is `propose` or empty. Raises UserError.
     """
-    wanted = STEPS[: STEPS.index(step) + 1] if step else STEPS
+    last = "filter" if step == TEXTS else step
+    wanted = STEPS[: STEPS.index(last) + 1] if last else STEPS
     if config.read.format == "recorded":
         record(config)
     dataset = open_dataset(config)
@@ -57,6 +61,8 @@ def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
         ledger = steps.filter_candidates(config, dataset, ledger)
     if "shards" in wanted:
         build(config, dataset, ledger)
+    if step == TEXTS:
+        texts(config, dataset, ledger)
 
 
 def review(config: ConstructConfig, serve: bool, incoming: str = "", outgoing: str = "") -> None:
@@ -108,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 done, 2 called without a config. Raises UserError."""
     words = [word for word in arguments if word != DRY_RUN]
     dry_run = DRY_RUN in arguments
-    word = words.pop(0) if words and words[0] in (*STEPS, "report") else ""
+    word = words.pop(0) if words and words[0] in (*STEPS, TEXTS, "report") else ""
     serve = word == "review" and "--serve" in words
     if serve:
         words.remove("--serve")

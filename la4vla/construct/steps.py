@@ -74,7 +74,7 @@ def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
     for name in ("max_episodes", "max_bad_episodes"):
         del settings[name]
     wanted = {key: digest(READ_VERSION, settings, dataset.stamp(key)) for key in dataset.keys}
-    ledger = _fill("reading", Path(config.out_dir) / READ, wanted, row)
+    ledger = fill("reading", Path(config.out_dir) / READ, wanted, row)
     _refuse_odd_sizes(ledger, rows(ledger, dataset))
     bad = [item for item in rows(ledger, dataset) if item["faults"]]
     for note in reading_notes(dataset.notes, (item for item in rows(ledger, dataset) if not item["faults"])):
@@ -139,7 +139,7 @@ def detect_keyframes(config: ConstructConfig, dataset: Dataset, episodes: Ledger
     }
     for key in list(wanted)[: config.keyframes.plots]:
         keyframe_plot.draw(dataset.read(key), config.keyframes, Path(config.out_dir) / "plots" / f"{key}.png")
-    return _fill("finding keyframes", Path(config.out_dir) / KEYFRAMES, wanted, row)
+    return fill("finding keyframes", Path(config.out_dir) / KEYFRAMES, wanted, row)
 
 
 def proposer(config: ConstructConfig) -> Proposer:
@@ -180,7 +180,7 @@ def propose(config: ConstructConfig, dataset: Dataset, hints: Ledger, again: boo
 
     wanted = candidate_digests(config, dataset, hints, proposes.version)
     at_once = config.vlm.concurrency if config.proposer == "vlm" else 1
-    ledger = _fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once, again)
+    ledger = fill("proposing", Path(config.out_dir) / CANDIDATES, wanted, row, at_once, again)
     for note in proposal_notes(config.proposer, rows(hints, dataset), rows(ledger, dataset)):
         print(note.line(len(wanted)))
     failed = [item for item in rows(ledger, dataset) if item["key"] in wanted and item.get("failed")]
@@ -221,7 +221,7 @@ def filter_candidates(config: ConstructConfig, dataset: Dataset, candidates: Led
     for item in rows(candidates, dataset):
         given = [[astuple(score) for score in scores.get(name, ())] for name in proposed[item["key"]]]
         wanted[item["key"]] = digest(settings, item["of"], given if human else [])
-    ledger = _fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
+    ledger = fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
     dropped = sum((Counter(item["dropped"]) for item in rows(ledger, dataset)), Counter[str]())
     if dropped["unreviewed"]:
         print(f"filter: {dropped['unreviewed']} candidates are left out because nobody has scored them")
@@ -254,7 +254,7 @@ def _scores(config: ConstructConfig, proposed: Mapping[str, Mapping[str, Candida
     return scores
 
 
-def _fill(
+def fill(
     what: str,
     path: Path,
     wanted: Mapping[str, str],

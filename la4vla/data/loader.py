@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -28,16 +28,17 @@ from torch import Tensor
 from la4vla.config import TrainConfig
 from la4vla.data.reader import Reader, StepData
 from la4vla.data.setup import Setup, check_world
-from la4vla.types import Batch, UserError
+from la4vla.types import Batch, TextBatch, UserError
 
 ALIGNMENT = 64  # bytes; a tensor starts on a cache line
 SHARED_MEMORY = "/dev/shm"
+IMAGES = "images."  # before the name of a tensor of TextBatch.images
 GO_ON = b"1"
 GONE = (BrokenPipeError, ConnectionResetError, EOFError)  # what the pipe says when the trainer closed it or is no more
 CLOSE_S = 20.0  # what a loader process gets to end by itself
 
 Layout = dict[str, tuple[torch.dtype, torch.Size, tuple[int, ...], int]]
-"""field of a Batch -> dtype, shape, strides, offset in bytes."""
+"""name of a batch's tensor -> dtype, shape, strides, offset in bytes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class LoaderJob:
 class Loader:
     """Iterates `StepData` of one rank, from step `start[1]` of stage `start[0]` to the end of the run.
 
-    `setup` is sent to the loader process, so its tokenizer must pickle.
+    `setup` is sent to the loader process, so its tokenizer, and its TextEncoder, must pickle.
     Raises UserError for bad input, at once or where the data goes bad, and if the loader process dies.
     """
 
@@ -205,8 +206,21 @@ def _last_words(pipe: Connection, message: Failure | EndOfRun) -> None:
         return
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    return {item.name: value for item in fields(batch) if isinstance(value := batch.__dict__[item.name], Tensor)}
+def _tensors(batch: Batch | TextBatch) -> dict[str, Tensor]:
+    """Its tensors by name, a conversation's images as `images.NAME`."""
+    tensors = {item.name: value for item in fields(batch) if isinstance(value := batch.__dict__[item.name], Tensor)}
+    if isinstance(batch, TextBatch):
+        tensors |= {f"{IMAGES}{name}": tensor for name, tensor in batch.images.items()}
+    return tensors
+
+
+def _with_tensors(batch: Any, tensors: Mapping[str, Tensor | None]) -> Any:
+    """The batch with these in their places; those that are None are taken out."""
+    own: dict[str, Any] = {name: value for name, value in tensors.items() if not name.startswith(IMAGES)}
+    if isinstance(batch, TextBatch):
+        images = {name.removeprefix(IMAGES): value for name, value in tensors.items() if name.startswith(IMAGES)}
+        own["images"] = {name: value for name, value in images.items() if value is not None}
+    return replace(batch, **own)
 
 
 def _packed(step: StepData) -> StepMessage:
@@ -227,14 +241,14 @@ def _packed(step: StepData) -> StepMessage:
     for batch, layout in zip(step.batches, layouts, strict=True):
         for name, tensor in _tensors(batch).items():
             _view(block, layout[name]).copy_(tensor)
-    bare = tuple(replace(batch, **dict.fromkeys(_tensors(batch))) for batch in step.batches)
+    bare = tuple(_with_tensors(batch, dict.fromkeys(_tensors(batch))) for batch in step.batches)
     return StepMessage(replace(step, batches=bare), tuple(layouts), block)
 
 
-def _unpacked(message: StepMessage) -> tuple[Batch, ...]:
-    pairs: Sequence[tuple[Any, Layout]] = list(zip(message.step.batches, message.layouts, strict=True))
+def _unpacked(message: StepMessage) -> tuple[Batch | TextBatch, ...]:
+    pairs = zip(message.step.batches, message.layouts, strict=True)
     return tuple(
-        replace(batch, **{name: _view(message.block, place) for name, place in layout.items()})
+        _with_tensors(batch, {name: _view(message.block, place) for name, place in layout.items()})
         for batch, layout in pairs
     )
 

@@ -3,7 +3,8 @@
     1 schedule    which samples of which source a step takes                      mixture.Schedule
     2 streams     rank r of W reads the streams r, r + W, ...; position -> clip    StreamReader, shards read ahead
     3 samples     window of the clip, images, chain, augmentation, flow draws      on a pool of `decode_threads`
-    4 batches     `la` first, then `vla`, cut at `micro_batch`                     processor.Processor
+                  conversation, images, tokens                                     likewise
+    4 batches     `la` first, `vla` last, cut at `micro_batch`                     processor.Processor, TextEncoder
 
 Every sample is a function of its name (source, n) alone, so neither ranks nor threads change what a step holds.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -24,18 +27,23 @@ from la4vla.data.augment import augment
 from la4vla.data.mixture import Draw, Schedule
 from la4vla.data.order import Address, Block, Shuffled, Stream
 from la4vla.data.processor import PreparedSample
-from la4vla.data.setup import Setup, Source, check_world
-from la4vla.data.shards.read import read_shard
+from la4vla.data.setup import Setup, Source, TextSource, check_world
+from la4vla.data.shards.read import read_shard, read_texts
+from la4vla.data.shards.texts import TextRecord
 from la4vla.data.shards.writer import Clip
+from la4vla.data.text_rows import PreparedText, batch_texts, prepare_text
 from la4vla.data.values import BadFrames, Limits, bad_frames
 from la4vla.rng import RngUse, generator
-from la4vla.types import KINDS, Batch, Kind, Sample, UserError
+from la4vla.types import SOURCE_KINDS, Batch, Kind, Sample, TextBatch, UserError
 
 logger = logging.getLogger(__name__)
 
 SHARD_THREADS = 2  # tars read at the same time: enough to hide a network's latency, few enough to keep the disk serial
 STEPS_IN_FLIGHT = 2  # steps whose samples are on the pool while an earlier one is collated
-CHUNK = {"la": 64, "la_leaky": 2, "vla": 2}  # samples a task of the pool makes: an `la` sample is cheaper than a task
+CHUNK = {"la": 64, "la_leaky": 2, "text": 2, "vla": 2}
+"""Samples that a task of the pool makes: an `la` sample is cheaper than a task."""
+
+Shard = TypeVar("Shard")
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class StepData:
     """What one rank needs for one optimizer step.
 
     stage, stage_step, step  counted from 0; step counts over all stages
-    batches                  `la` ones first, `vla` ones last
+    batches                  in the order of SOURCE_KINDS: `la` ones first, `vla` ones last
     samples                  source -> samples of this step over all ranks
     bad_samples              masked ones on this rank since it started
     wait_s                   how long the trainer waited for this (0 in process)
@@ -52,7 +60,7 @@ class StepData:
     stage: str
     stage_step: int
     step: int
-    batches: tuple[Batch, ...]
+    batches: tuple[Batch | TextBatch, ...]
     samples: Mapping[str, int]
     bad_samples: int
     wait_s: float = 0.0
@@ -83,17 +91,36 @@ class SampleTask:
     shard: Future[CheckedShard]
 
 
-class StreamReader:
-    """Walks along one stream and keeps the clips of its present block, and of the next one from the middle on."""
+@dataclass(frozen=True)
+class TextTask:
+    """One conversation to make ready.
 
-    def __init__(self, source: Source, stream: Stream, pool: ThreadPoolExecutor) -> None:
-        self._source, self._stream, self._pool = source, stream, pool
+    shard  that it lies in, perhaps still being read
+    """
+
+    source: TextSource
+    address: Address
+    shard: Future[list[TextRecord]]
+
+
+Task = SampleTask | TextTask
+Prepared = PreparedSample | PreparedText
+
+
+class StreamReader(Generic[Shard]):
+    """Walks along one stream and keeps what its present block holds, and the next one's from the middle on.
+
+    read: number of a shard -> what it holds; on a thread of the pool.
+    """
+
+    def __init__(self, stream: Stream, read: Callable[[int], Shard], pool: ThreadPoolExecutor) -> None:
+        self._stream, self._read, self._pool = stream, read, pool
         self._block = Block(0, (), 0)
         self._shuffled: Shuffled | None = None
-        self._shards: dict[int, Future[CheckedShard]] = {}
+        self._shards: dict[int, Future[Shard]] = {}
         self._ahead = False
 
-    def at(self, position: int) -> tuple[Address, Future[CheckedShard]]:
+    def at(self, position: int) -> tuple[Address, Future[Shard]]:
         if self._shuffled is None or not self._block.first <= position < self._block.stop:
             self._block = self._stream.block(position)
             self._shuffled = self._stream.shuffled(self._block)
@@ -105,11 +132,8 @@ class StreamReader:
         address = self._shuffled[position - self._block.first]
         return address, self._shards[address.shard]
 
-    def _fetched(self, block: Block) -> dict[int, Future[CheckedShard]]:
-        return {
-            shard: self._shards.get(shard) or self._pool.submit(read_checked, self._source, shard)
-            for shard in block.shards
-        }
+    def _fetched(self, block: Block) -> dict[int, Future[Shard]]:
+        return {shard: self._shards.get(shard) or self._pool.submit(self._read, shard) for shard in block.shards}
 
 
 def read_checked(source: Source, shard: int) -> CheckedShard:
@@ -125,13 +149,18 @@ class Reader:
     def __init__(self, config: TrainConfig, setup: Setup, rank: int, world_size: int) -> None:
         check_world(config.data.streams, world_size)
         self._config, self._setup = config, setup
-        self._processor = setup.processor.cached()
+        self._processor = setup.processor.cached() if setup.robot else None
         self._streams = range(rank, config.data.streams, world_size)
         self._tars = ThreadPoolExecutor(SHARD_THREADS, "tars")
         self._pool = ThreadPoolExecutor(config.data.decode_threads, "decode")
-        self._readers = {
-            (name, number): StreamReader(source, source.streams[number], self._tars)
+        self._clips = {
+            (name, number): StreamReader(source.streams[number], partial(read_checked, source), self._tars)
             for name, source in setup.sources.items()
+            for number in self._streams
+        }
+        self._texts = {
+            (name, number): StreamReader(source.streams[number], partial(read_texts, source.index), self._tars)
+            for name, source in setup.texts.items()
             for number in self._streams
         }
         self._bad = 0
@@ -148,7 +177,7 @@ class Reader:
 
     def steps(self, stage: str, stage_step: int) -> Iterator[StepData]:
         """The run from step `stage_step` of `stage` to the end of its last stage."""
-        waiting: deque[tuple[Draw, list[list[Future[list[PreparedSample]]]]]] = deque()
+        waiting: deque[tuple[Draw, list[list[Future[list[Prepared]]]]]] = deque()
         for draw in Schedule(self._config).draws(stage, stage_step):
             waiting.append((draw, [self._submit(tasks) for tasks in self._micro_batches(draw)]))
             if len(waiting) > STEPS_IN_FLIGHT:
@@ -156,56 +185,75 @@ class Reader:
         while waiting:
             yield self._collected(*waiting.popleft())
 
-    def _micro_batches(self, draw: Draw) -> Iterator[list[SampleTask]]:
+    def _micro_batches(self, draw: Draw) -> Iterator[list[Task]]:
         """This rank's share of a step, `la` first; within a kind in the order of the mixture, then of n."""
-        size = self._config.stages[draw.stage].micro_batch
-        for kind in KINDS:
-            names = [name for name in draw.takes if self._setup.sources[name].kind == kind]
-            tasks = [task for name in names for task in self._tasks(self._setup.sources[name], *draw.takes[name])]
+        size, sources = self._config.stages[draw.stage].micro_batch, self._setup.every_source
+        for kind in SOURCE_KINDS:
+            names = [name for name in draw.takes if sources[name].kind == kind]
+            tasks = [task for name in names for task in self._tasks(sources[name], *draw.takes[name])]
             for first in range(0, len(tasks), size):
                 yield tasks[first : first + size]
 
-    def _tasks(self, source: Source, first: int, count: int) -> Iterator[SampleTask]:
+    def _tasks(self, source: Source | TextSource, first: int, count: int) -> Iterator[Task]:
         streams = self._config.data.streams
         assert first % streams == count % streams == 0, "sources are taken in units of one sample from each stream"
         for position in range(first // streams, (first + count) // streams):
             for number in self._streams:
-                address, shard = self._readers[source.name, number].at(position)
-                yield SampleTask(source, position * streams + number, address, shard)
+                if isinstance(source, TextSource):
+                    yield TextTask(source, *self._texts[source.name, number].at(position))
+                else:
+                    address, shard = self._clips[source.name, number].at(position)
+                    yield SampleTask(source, position * streams + number, address, shard)
 
-    def _submit(self, tasks: Sequence[SampleTask]) -> list[Future[list[PreparedSample]]]:
+    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[Prepared]]]:
         size = CHUNK[tasks[0].source.kind]
         return [
             self._pool.submit(self._prepare_all, tasks[first : first + size]) for first in range(0, len(tasks), size)
         ]
 
-    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[PreparedSample]]]]) -> StepData:
+    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[Prepared]]]]) -> StepData:
         batches = []
         for futures in micro_batches:
             prepared = [item for future in futures for item in future.result()]
-            for item in prepared:
+            samples = [item for item in prepared if isinstance(item, PreparedSample)]
+            texts = [item for item in prepared if isinstance(item, PreparedText)]
+            for item in samples:
                 if item.error:
-                    self._count_bad(item)
-            batches.append(self._processor.batch(prepared))
+                    self._count_bad(item.sample.key, item.error, "actions")
+            for item in texts:
+                if item.error:
+                    self._count_bad(item.key, item.error, "answers")
+            batches.append(self._batch(samples, texts))
         counts = {source: count for source, (_, count) in draw.takes.items()}
         return StepData(draw.stage, draw.stage_step, draw.step, tuple(batches), counts, self._bad)
 
-    def _count_bad(self, bad: PreparedSample) -> None:
+    def _batch(self, samples: Sequence[PreparedSample], texts: Sequence[PreparedText]) -> Batch | TextBatch:
+        if texts:
+            assert self._setup.encoder is not None, "conversations are read where something encodes them"
+            return batch_texts(texts, self._setup.encoder)
+        assert self._processor is not None, "clips are read where a chain was built for them"
+        return self._processor.batch(samples)
+
+    def _count_bad(self, key: str, error: str, what: str) -> None:
         self._bad += 1
         allowed = self._config.data.max_bad_samples
         if self._bad > allowed:
             raise UserError(
-                f"{bad.sample.key}: {bad.error}; write its folder again without this fault (and train in a new "
+                f"{key}: {error}; write its folder again without this fault (and train in a new "
                 f"run.dir), or raise data.max_bad_samples, now {allowed}, to leave such samples out."
             )
-        logger.warning(
-            "%s: %s; its actions are masked (%d of %d allowed)", bad.sample.key, bad.error, self._bad, allowed
-        )
+        logger.warning("%s: %s; its %s are masked (%d of %d allowed)", key, error, what, self._bad, allowed)
 
-    def _prepare_all(self, tasks: Sequence[SampleTask]) -> list[PreparedSample]:
-        return [self._prepare(task) for task in tasks]
+    def _prepare_all(self, tasks: Sequence[Task]) -> list[Prepared]:
+        return [self._prepare_text(task) if isinstance(task, TextTask) else self._prepare(task) for task in tasks]
+
+    def _prepare_text(self, task: TextTask) -> PreparedText:
+        assert self._setup.encoder is not None, "conversations are read where something encodes them"
+        shard = task.source.index.shards[task.address.shard].name
+        return prepare_text(task.shard.result()[task.address.clip], task.source, shard, self._setup.encoder)
 
     def _prepare(self, task: SampleTask) -> PreparedSample:
+        assert self._processor is not None, "clips are read where a chain was built for them"
         seed, spec, source = self._config.run.seed, self._processor.spec, task.source
         shard, frame = task.shard.result(), task.address.frame
         clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)

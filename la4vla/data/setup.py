@@ -1,35 +1,31 @@
 """What a run's config means for its data: sources opened, views given slots, statistics chosen, the chain built.
 
-`prepare` is where bad input of a run surfaces, before a model is built: a folder that is none, an unknown view, sources
-of different embodiments, too few shards for the streams, statistics that do not fit.
+`prepare` (and `prepare_texts`, for a model that only writes) is where bad input of a run surfaces, before a model is
+built: a folder that is none or of another kind, an unknown view, sources of different embodiments, too few shards for
+the streams, statistics that do not fit.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from la4vla.config import DataConfig, TrainConfig
 from la4vla.data.collate import Encode
-from la4vla.data.mixture import Schedule
-from la4vla.data.normalize import STATS, FolderStats, Normalize, Stats, beyond, near_constant, rare_dims
+from la4vla.data.normalize import STATS, FolderStats, Stats
 from la4vla.data.order import Stream, make_streams
 from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
-from la4vla.data.values import outliers
 from la4vla.manifest import Checkpoint
-from la4vla.types import KINDS, Embodiment, InputSpec, Kind, UserError
-
-UNEVEN = 1.5
-"""How many times as often as others a clip may be seen before it is said; a few clips a shard differ by less."""
+from la4vla.types import KINDS, Embodiment, InputSpec, Kind, TextEncoder, UserError
 
 
 @dataclass(frozen=True)
 class Source:
-    """A shard folder used as one kind.
+    """A shard folder of clips, used as one kind.
 
     stats  what the folder says of its values
     views  those it shows, in slot order; empty for `la` and for no other kind
@@ -44,32 +40,88 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a run reads, and what it makes of it.
+class TextSource:
+    """A shard folder of conversations."""
 
-    sources     those some stage mixes, in the order of the config
-    embodiment  of all of them
+    name: str
+    kind: Literal["text"]
+    index: Index
+    streams: tuple[Stream, ...]
+
+
+@dataclass(frozen=True)
+class RobotSetup:
+    """What a run with actions makes of them.
+
+    embodiment  of all its clips
     processor   what turns their samples into batches
     """
 
-    sources: Mapping[str, Source]
     embodiment: Embodiment
     processor: Processor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run reads, and what it makes of it. Only what some stage mixes is in it.
+
+    sources  of clips, in the order of the config
+    texts    of conversations, likewise
+    robot    None where there is no source of clips
+    encoder  what turns conversations into batches; None where there are none
+    """
+
+    sources: Mapping[str, Source]
+    texts: Mapping[str, TextSource]
+    robot: RobotSetup | None
+    encoder: TextEncoder | None
+
+    @property
+    def every_source(self) -> dict[str, Source | TextSource]:
+        return {**self.sources, **self.texts}
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """Of a run with actions, like `processor` and `chain`."""
+        return self._acting.embodiment
+
+    @property
+    def processor(self) -> Processor:
+        return self._acting.processor
 
     @property
     def chain(self) -> Chain:
         return self.processor.chain
 
+    @property
+    def _acting(self) -> RobotSetup:
+        assert self.robot is not None, "this run reads conversations alone"
+        return self.robot
+
 
 def prepare(
-    config: TrainConfig, spec: InputSpec, encode: Encode, inherited: Checkpoint | None = None, own: bool = False
+    config: TrainConfig,
+    spec: InputSpec,
+    encode: Encode,
+    inherited: Checkpoint | None = None,
+    own: bool = False,
+    encoder: TextEncoder | None = None,
 ) -> Setup:
     """Opens the sources of a run. Raises UserError for anything in them that does not fit together.
 
     inherited: the checkpoint that the run goes on from or takes its weights from. own: it is this run's.
+    encoder: for conversations; None: the model cannot write.
     """
-    used = {name for stage in config.stages.values() for name in stage.mixture}
-    indexes = {name: read_index(source.path) for name, source in config.data.sources.items() if name in used}
+    indexes = _indexes(config)
+    of_texts = [name for name in indexes if config.data.sources[name].kind == "text"]
+    if of_texts and encoder is None:
+        raise UserError(
+            f"{of_texts[0]} is a source of conversations (kind text), and this model has no language head that could "
+            "learn them; take it out of the mixture."
+        )
+    texts = {name: _text_source(config, name, indexes.pop(name)) for name in of_texts}
+    if not indexes:
+        return Setup({}, texts, None, encoder)
     embodiment = _embodiment(indexes)
     views = {
         name: () if config.data.sources[name].kind == "la" else _views_of(name, config.data.sources[name].views, index)
@@ -79,13 +131,26 @@ def prepare(
     chain = build_chain(
         config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes, inherited, own), spec
     )
-    return Setup(sources, embodiment, Processor(chain, encode, spec, config.flow))
+    robot = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow))
+    return Setup(sources, texts, robot, encoder if texts else None)
+
+
+def prepare_texts(config: TrainConfig, encoder: TextEncoder) -> Setup:
+    """The same for a model that only writes. Raises UserError for a source that is no conversation, too."""
+    indexes = _indexes(config)
+    for name in indexes:
+        if (kind := config.data.sources[name].kind) != "text":
+            raise UserError(
+                f"data.sources.{name}.kind is {kind}, and this model learns conversations alone; write its clips as "
+                "texts with `la4vla construct texts`, and use them with kind text."
+            )
+    return Setup({}, {name: _text_source(config, name, index) for name, index in indexes.items()}, None, encoder)
 
 
 def fingerprints(setup: Setup) -> dict[str, str]:
     """Source name -> its fingerprint. A folder that was written again with other clips under a run's feet is noticed by
     it on resume."""
-    return {name: fingerprint(source.index) for name, source in setup.sources.items()}
+    return {name: fingerprint(source.index) for name, source in setup.every_source.items()}
 
 
 def view_sizes(setup: Setup) -> dict[str, list[list[int]]]:
@@ -123,83 +188,36 @@ def slot_order(views: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(order)
 
 
-def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
-    """The arithmetic of a run, to be read before step 0: samples, ranks, micro-batches, passes over each source."""
-    schedule = Schedule(config)
-    lines = []
-    for name, stage in config.stages.items():
-        total = schedule.total(name)
-        kinds = {kind: sum(n for source, n in total.items() if setup.sources[source].kind == kind) for kind in KINDS}
-        parts = {kind: count / stage.steps for kind, count in kinds.items() if count}
-        samples = " + ".join(f"{count:g} {kind}" for kind, count in parts.items())
-        micro = " + ".join(f"{count / world_size / stage.micro_batch:.3g} {kind}" for kind, count in parts.items())
-        lines.append(
-            f"stage {name}: a step is {stage.global_batch} = {samples} samples = {world_size} ranks x ({micro}) "
-            f"micro-batches of {stage.micro_batch}; "
-            f"{stage.steps:,} steps = {stage.steps * stage.global_batch:,} samples"
-        )
-        if stage.warmup_steps >= stage.steps:
-            top = stage.lr * (stage.steps - 1) / stage.warmup_steps
-            lines.append(
-                f"warning: stage {name} ends inside its warm-up of {stage.warmup_steps:,} steps; its learning rate "
-                f"gets to {top:.2g} and not to {stage.lr:g}"
-            )
-        for source, count in total.items():
-            one = setup.sources[source].index.samples
-            lines.append(f"  {source}: {count:,} samples = {count / one:.2f} passes over {one:,}")
-    normalize = setup.chain.normalize
-    resident = sum(stream.resident for source in setup.sources.values() for stream in source.streams)
-    gb = resident / 1e9
-    lines.append(f"shards in memory: at most {gb / world_size:.3g} GB a rank, {gb:.3g} GB in all")
-    for source in setup.sources.values():
-        lines += _about_source(source, normalize, config.data.action)
-    for what, stats in (("state", normalize.state), ("action", normalize.action)):
-        still = near_constant(normalize.mode, stats)
-        if still:
-            lines.append(f"warning: {what} dims {', '.join(still)} hardly move in the data: centred, not scaled")
-        rare = rare_dims(normalize.mode, stats)
-        if rare:
-            lines.append(
-                f"warning: {what} dims {', '.join(rare)} move in hardly any frame (q01 equals q99): "
-                "scaled by min and max instead"
-            )
-    return "\n".join(lines)
-
-
-def _about_source(source: Source, normalize: Normalize, action: str) -> Iterator[str]:
-    """Warnings: clips that are seen more often than others, large shards, and dims that the statistics in use clip."""
-    counts = [stream.samples for stream in source.streams]
-    least, most = min(counts), max(counts)
-    if most > UNEVEN * least:
-        yield (
-            f"warning: {source.name}: some clips are seen {most / least:.1f} times as often as others, because its "
-            f"shards do not share evenly into {len(counts)} streams; write it with a multiple of {len(counts)} shards, "
-            "or change data.streams"
-        )
-    sizes = [shard.size for shard in source.index.shards]
-    if max(sizes) > (room := source.streams[0].shuffle_bytes):
-        enough = len(counts) * -(-2 * sum(sizes) // (room * len(counts)))
-        yield (
-            f"warning: {source.name}: shards of up to {max(sizes) / 1e6:,.0f} MB are read whole, above "
-            f"data.shuffle_bytes ({room / 1e6:,.0f} MB); write the folder with {enough:,} shards to take less memory"
-        )
-    own = source.stats
-    pairs = {"state": (normalize.state, own.state), "action": (normalize.action, own.action(action))}
-    for what, (stats, ours) in pairs.items():
-        if cut_off := beyond(normalize.mode, stats, ours):
-            yield (
-                f"warning: {source.name}: {what} dims {', '.join(cut_off)} go beyond the statistics in use and are "
-                "clipped there in more than 1 % of the frames; data.stats_source says whose statistics are used"
-            )
-    for what, stats in (("state", own.state), ("action", own.action("recorded"))):
-        for phrase in outliers(stats):
-            yield f"warning: {source.name}: {what} {phrase}; look at the few frames beyond, they are trained on"
-
-
 def fingerprint(index: Index) -> str:
     """sha256 in hex over what an index says: frame_stride, and the shards' names and sha256s. No tar is read."""
     lines = [f"{index.frame_stride}", *(f"{shard.name} {shard.sha256}" for shard in index.shards)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _indexes(config: TrainConfig) -> dict[str, Index]:
+    """Of the sources that some stage mixes. Raises UserError for a folder that does not hold what its kind needs."""
+    used = {name for stage in config.stages.values() for name in stage.mixture}
+    indexes = {}
+    for name, source in config.data.sources.items():
+        if name not in used:
+            continue
+        indexes[name] = read_index(source.path, None)
+        if (indexes[name].holds == "texts") != (source.kind == "text"):
+            cure = "set it to text" if source.kind != "text" else f"set it to one of {', '.join(KINDS)}"
+            raise UserError(
+                f"data.sources.{name}.kind is {source.kind}, and {source.path} holds {indexes[name].holds}; {cure}, or "
+                "name another folder."
+            )
+    return indexes
+
+
+def _text_source(config: TrainConfig, name: str, index: Index) -> TextSource:
+    if config.data.sources[name].views:
+        raise UserError(
+            f"data.sources.{name}.views is set, and a conversation shows the images it was written with; leave it out."
+        )
+    streams = make_streams(index, name, config.data.streams, config.run.seed, config.data.shuffle_bytes)
+    return TextSource(name, "text", index, streams)
 
 
 def _embodiment(indexes: Mapping[str, Index]) -> Embodiment:
@@ -256,6 +274,10 @@ def _stats(
         return _inherited(inherited, config, embodiment, cure)
     name = data.stats_source or next(iter(indexes))
     path = data.sources[name].path
+    if data.sources[name].kind == "text":
+        raise UserError(
+            f"data.stats_source is {name}, a source of conversations, which has no statistics; name one of clips."
+        )
     if name not in indexes:
         _embodiment({**indexes, name: read_index(path)})
     stats = read_stats(path)

@@ -6,7 +6,7 @@ them. Rays from above measure where the table is, and where it is free.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -19,7 +19,23 @@ DROP = 0.8  # m above the table that rays start from, over all hands and shelves
 LEVEL = 0.003  # m that the table may differ from its height; a puck, a plate and a rug differ by more
 CLEARANCE = 0.02  # m of free table around a distractor
 HALF_SIZES = (0.015, 0.03)  # m: 3 to 6 cm across, like what the tasks move; a capsule is half as thick
+TOY_HALF_SIZES = (0.03, 0.045)  # m: twice as large, to be told apart in small images
 COLOURS = (0.1, 0.9)
+TOY_COLOURS = {
+    "red": (0.85, 0.1, 0.1),
+    "green": (0.1, 0.65, 0.15),
+    "blue": (0.1, 0.2, 0.9),
+    "yellow": (0.95, 0.85, 0.1),
+    "purple": (0.55, 0.15, 0.7),
+    "white": (0.95, 0.95, 0.95),
+}
+"""Of `toys`: colours that people call by different names."""
+SHAPES = {
+    mjtGeom.mjGEOM_BOX: "box",
+    mjtGeom.mjGEOM_CYLINDER: "cylinder",
+    mjtGeom.mjGEOM_SPHERE: "ball",
+    mjtGeom.mjGEOM_CAPSULE: "capsule",
+}
 MATTE = 0.1  # specular and shininess; at MuJoCo's 0.5 they would shine as nothing else in the scenes does
 
 Draw = np.random.Generator
@@ -44,7 +60,13 @@ class Solid:
 
 
 def scatter(
-    model: Any, data: Any, middle_3: tuple[float, float, float], reach_2: tuple[float, float], count: int, draws: Draw
+    model: Any,
+    data: Any,
+    middle_3: tuple[float, float, float],
+    reach_2: tuple[float, float],
+    count: int,
+    draws: Draw,
+    half_sizes: tuple[float, float] = HALF_SIZES,
 ) -> list[Solid]:
     """`count` solids at rest on the table, up to reach_2 (m along x and y) from middle_3 (m, world frame). With the
     same draws and a smaller count it returns the first of them. Raises RuntimeError where the table is full."""
@@ -58,7 +80,7 @@ def scatter(
             _occupy(free_XY, mark_3[:2] - corner_2, CLEARANCE)
     solids = []
     for _ in range(count):
-        shape, size_3, across, height = _shape(draws)
+        shape, size_3, across, height = _shape(draws, half_sizes)
         places_N2 = np.argwhere(_room(free_XY) > across + CLEARANCE)
         if not len(places_N2):
             raise RuntimeError(f"the table is full: no room for distractor {len(solids) + 1} of {count}")
@@ -67,6 +89,22 @@ def scatter(
         centre_3, turn_33 = np.array([*(corner_2 + place_2), table + height]), _turn(draws.uniform(0, np.pi), shape)
         solids.append(Solid(shape, size_3, centre_3, turn_33, np.array([*draws.uniform(*COLOURS, 3), 1.0])))
     return solids
+
+
+def toys(solids: list[Solid], draws: Draw) -> list[Solid]:
+    """The same solids in colours that have names, no colour twice; at most six."""
+    colours = list(TOY_COLOURS.values())
+    assert len(solids) <= len(colours)
+    order = draws.permutation(len(colours))[: len(solids)]
+    return [
+        replace(solid, rgba_4=np.array([*colours[number], 1.0])) for solid, number in zip(solids, order, strict=True)
+    ]
+
+
+def colour_name(solid: Solid) -> str:
+    """Of a toy; empty for a colour that has no name here."""
+    names = {colour: name for name, colour in TOY_COLOURS.items()}
+    return names.get(tuple(solid.rgba_4[:3].tolist()), "")
 
 
 def put_into(scene: Any, solids: list[Solid]) -> None:
@@ -105,9 +143,9 @@ def _room(free_XY: np.ndarray) -> np.ndarray:
     return CELL * cv2.distanceTransform(bordered, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
 
 
-def _shape(draws: Draw) -> tuple[Any, np.ndarray, float, float]:
+def _shape(draws: Draw, half_sizes: tuple[float, float]) -> tuple[Any, np.ndarray, float, float]:
     """Shape and size, the radius of the circle it stands in, and the height of its middle."""
-    a, b, c = draws.uniform(*HALF_SIZES, 3)
+    a, b, c = draws.uniform(*half_sizes, 3)
     shapes = (
         (mjtGeom.mjGEOM_BOX, (a, b, c), np.hypot(a, b), c),
         (mjtGeom.mjGEOM_CYLINDER, (a, b, 0), a, b),

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from la4vla.rng import RngUse, generator
+from la4vla.sim.things import Thing
 from la4vla.types import Embodiment, Observation
 
 ROBOT_POSE = "robot_pose"
@@ -82,6 +83,11 @@ class Env(Protocol):
 
     def observe(self) -> Observation:
         """The present state and freshly rendered views. Rendering happens here and in `reset` only."""
+        ...
+
+    def things(self, view: str = "") -> tuple[Thing, ...]:
+        """What the scene holds now that has a name. view: a camera of this env, in which the pixels of toys are
+        counted; empty: they are not."""
         ...
 
     def close(self) -> None:

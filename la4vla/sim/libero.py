@@ -31,6 +31,7 @@ from scipy.spatial.transform import Rotation
 from la4vla.data.rotation import rotation_vectors
 from la4vla.sim.libero_expert import LiberoExpert
 from la4vla.sim.mujoco_env import MujocoEnv
+from la4vla.sim.things import JointPart, Thing, joint_parts
 from la4vla.types import Embodiment, UserError, VectorSpec
 
 EMBODIMENT = Embodiment(
@@ -87,6 +88,17 @@ FIXED = (
     "study_table",
     "coffee_",
 )
+DRAWERS = ("top", "middle", "bottom")
+PARTS = {
+    **{
+        f"{cabinet}_cabinet_1_cabinet_{drawer}": JointPart(f"{drawer} drawer of the cabinet", "open", "closed")
+        for cabinet in ("wooden", "white")
+        for drawer in DRAWERS
+    },
+    "microwave_1_microdoorroot": JointPart("microwave", "open", "closed"),
+    "flat_stove_1_button": JointPart("stove's knob", "off", "on"),
+}
+"""Body -> the part that its joint opens."""
 FINGER_SPAN = 0.08  # m between the fingers of an open gripper
 
 
@@ -121,6 +133,7 @@ class LiberoEnv(MujocoEnv):
     turns = dict.fromkeys(CAMERAS, 0)
     max_steps = MAX_STEPS
     hand = "robot0_right_hand"
+    base = "robot0_base"
     hidden_groups = (0,)  # collision meshes
     task_file = "la4vla/sim/data/libero.json"
     example = "libero_object_03"
@@ -141,6 +154,9 @@ class LiberoEnv(MujocoEnv):
         """float64: what identifies the simulation's state (positions, velocities, fixtures); for tests."""
         data = self._data
         return np.concatenate([data.qpos, data.qvel, data.xpos.ravel(), data.site_xpos.ravel()])
+
+    def _parts(self) -> list[Thing]:
+        return joint_parts(self._model, self._data, PARTS)
 
     def _read_prompts(self) -> dict[str, str]:
         return prompts()

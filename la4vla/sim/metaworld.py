@@ -23,6 +23,7 @@ import numpy as np
 
 from la4vla.sim.expert import Decision, decide
 from la4vla.sim.mujoco_env import MujocoEnv
+from la4vla.sim.things import JointPart, Thing, joint_parts
 from la4vla.types import Embodiment, VectorSpec
 
 EMBODIMENT = Embodiment(
@@ -64,6 +65,15 @@ MAX_STEPS = 500  # MetaWorld itself raises at the 501st step
 WORKSPACE = (0.0, 0.6, 0.1)  # m, about the middle of the layouts
 REACH = (0.4, 0.3)  # m along x and y: the layouts, and what the cameras see of the table around them
 SURFACES = ("table_wood", "basic_floor", "wall_metal")
+PARTS = {  # the experts leave these joints at 0.25 and less, or 0.5 and more, of their range
+    "button": JointPart("button", "pressed", "released"),
+    "door_link": JointPart("door", "open", "closed"),
+    "lock_link": JointPart("lock", "unlocked", "locked"),
+    "drawer_link": JointPart("drawer", "open", "closed"),
+    "handle_link": JointPart("handle", "down", "up"),
+    "windowb_a": JointPart("window", "closed", "open"),
+}
+"""Body -> the part that its joint opens."""
 FIXED = ("tablelink", "RetainingWall", "base", "mocap")
 
 
@@ -95,6 +105,7 @@ class MetaWorldEnv(MujocoEnv):
     turns = CAMERA_TURNS
     max_steps = MAX_STEPS
     hand = "hand"
+    base = "base"
     task_file = "la4vla/sim/data/mt50.json"
     example = "reach-v3"
 
@@ -117,6 +128,9 @@ class MetaWorldEnv(MujocoEnv):
         """float64: what identifies the simulation's state (positions, velocities, layout); for tests."""
         data = self._data
         return np.concatenate([data.qpos, data.qvel, data.mocap_pos.ravel(), data.xpos.ravel(), data.site_xpos.ravel()])
+
+    def _parts(self) -> list[Thing]:
+        return joint_parts(self._model, self._data, PARTS)
 
     def _read_prompts(self) -> dict[str, str]:
         return prompts()

@@ -17,8 +17,10 @@ import numpy as np
 
 from la4vla.sim.env import ROBOT_POSE, EnvStep, SceneChange
 from la4vla.sim.render import check_frame, use_backend
+from la4vla.sim.things import Thing, toy_of
 from la4vla.types import Embodiment, Observation, UserError
 
+FAINT = 8  # grey levels; a pixel that changes less is none of a toy's
 SHADOW_MAP = 1024  # pixels; 4096, the default, differs by 0.04 grey levels in MetaWorld and costs 1.6x
 
 
@@ -29,6 +31,7 @@ class MujocoEnv(ABC):
     turns           camera -> quarter turns that make its image upright (a rotation, never a mirror image)
     max_steps       steps that the simulator itself allows an episode
     hand            name of the body that carries the gripper
+    base            name of the robot's fixed body
     hidden_groups   groups of geoms that are not drawn
     task_file       where task names are listed
     example         a task name
@@ -39,6 +42,7 @@ class MujocoEnv(ABC):
     turns: ClassVar[Mapping[str, int]]
     max_steps: ClassVar[int]
     hand: ClassVar[str]
+    base: ClassVar[str]
     hidden_groups: ClassVar[tuple[int, ...]] = ()
     task_file: ClassVar[str]
     example: ClassVar[str]
@@ -106,6 +110,30 @@ class MujocoEnv(ABC):
         """The present state and images, rendered now."""
         views = {view: self._render(view) for view in self._views}
         return Observation(views, self._state(), self._prompts[self._task])
+
+    def things(self, view: str = "") -> tuple[Thing, ...]:
+        """What the scene holds now that has a name: toys that a change put there, and parts that are open or closed.
+
+        view: a camera of this env, in which the pixels of toys are counted; empty: they are not.
+        """
+        pixels = self._toy_pixels(view) if view else [0] * len(self._looks.solids)
+        toys = [toy_of(solid, count) for solid, count in zip(self._looks.solids, pixels, strict=True)]
+        base_3 = self._data.xpos[self._model.body(self.base).id]
+        return tuple(thing.seen_from(base_3) for thing in (*toys, *self._parts()))
+
+    def _toy_pixels(self, view: str) -> list[int]:
+        """How many pixels change where one of the toys is taken away."""
+        solids, whole = self._looks.solids, self._render(view).astype(int)
+        counts = []
+        for number in range(len(solids)):
+            self._looks.solids = [solid for other, solid in enumerate(solids) if other != number]
+            counts.append(int((np.abs(self._render(view).astype(int) - whole).max(axis=2) > FAINT).sum()))
+        self._looks.solids = solids
+        return counts
+
+    def _parts(self) -> Sequence[Thing]:
+        """Things of the scene that are open or closed, pressed or not; none unless a simulator knows some."""
+        return ()
 
     def body_positions(self) -> np.ndarray:
         """float64 [N, 3]: where every body of the scene is now, m, world frame."""

@@ -176,6 +176,13 @@ def distract(scene: Scene, count: int, draws: Draw) -> None:
     scene.solids = distractors.scatter(scene.model, scene.data, stage.pivot, stage.reach, count, draws)
 
 
+def toys(scene: Scene, count: int, draws: Draw) -> None:
+    """Adds `count` objects in colours that have names, for questions about them."""
+    stage, sizes = scene.stage, distractors.TOY_HALF_SIZES
+    solids = distractors.scatter(scene.model, scene.data, stage.pivot, stage.reach, count, draws, sizes)
+    scene.solids = distractors.toys(solids, draws)
+
+
 def pattern(draws: Draw) -> np.ndarray:
     """float32 [256, 256, 3] in 0..255: two colours in stripes, checks or clouds."""
     y, x = np.mgrid[:PATTERN_PX, :PATTERN_PX] / PATTERN_PX
@@ -199,6 +206,7 @@ EDITS: dict[str, Callable[[Scene, Any, Draw], None]] = {
     "background": background,
     "object_colour": object_colour,
     "distractors": distract,
+    "toys": toys,
 }
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from la4vla import manifest
 from la4vla.config import TrainConfig
+from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
-from la4vla.data.setup import explain, fingerprints, prepare, view_sizes
+from la4vla.data.setup import fingerprints, prepare, view_sizes
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.model import flops
 from la4vla.model.freeze import set_trainable, summary_table
@@ -26,7 +27,7 @@ from la4vla.train.metrics import Record
 from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_first_batch
 from la4vla.train.validate import Validation
-from la4vla.types import KINDS, UserError
+from la4vla.types import KINDS, Batch, UserError
 
 OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
 FIRST_IMAGES = 32  # on the contact sheet of the first batch
@@ -105,7 +106,8 @@ class PolicyLearner:
 
     def write_first_batch(self, step: StepData, folder: Path) -> None:
         """The first images that this rank trains on."""
-        batches = [batch.images_NCHW[:FIRST_IMAGES] for batch in step.batches if batch.images_NCHW is not None]
+        acting = [batch for batch in step.batches if isinstance(batch, Batch)]
+        batches = [batch.images_NCHW[:FIRST_IMAGES] for batch in acting if batch.images_NCHW is not None]
         write_first_batch([image for images in batches for image in images][:FIRST_IMAGES], folder)
 
     def validate(self, module: Policy, engine: Engine) -> Record:
@@ -115,6 +117,7 @@ class PolicyLearner:
         """Recomputation of checkpointed blocks is not counted: it is no progress."""
         total, readout = 0.0, self._config.model.readout
         for batch in step.batches:
+            assert isinstance(batch, Batch), "the policy's batches have actions"
             images = 0 if batch.images_NCHW is None else batch.images_NCHW.shape[0]
             tokens = batch.input_ids_BL.shape[1]
             for_one = flops.forward(module.size, readout, 0, tokens)

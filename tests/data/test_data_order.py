@@ -29,7 +29,7 @@ def an_index(lengths: list[list[int]], stride: int = 1) -> Index:
         )
         for number, clips in enumerate(lengths)
     )
-    return Index("nowhere", ARM, {}, stride, shards)
+    return Index("nowhere", "clips", ARM, {}, stride, shards)
 
 
 def walk(stream: Stream, first: int, count: int) -> list[tuple[int, int, int]]:

@@ -15,8 +15,9 @@ import torch
 
 from la4vla import manifest
 from la4vla.config import TrainConfig
+from la4vla.data.explain import explain
 from la4vla.data.reader import Reader, StepData, window
-from la4vla.data.setup import explain, fingerprints, prepare, slot_order, view_sizes
+from la4vla.data.setup import fingerprints, prepare, slot_order, view_sizes
 from la4vla.data.shards.writer import View, read_index
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.manifest import Checkpoint

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from la4vla.config import TrainConfig
+from la4vla.data.explain import explain
 from la4vla.data.inspect.verify import verify
 from la4vla.data.reader import Reader, StepData
-from la4vla.data.setup import explain, prepare
+from la4vla.data.setup import prepare
 from la4vla.types import UserError
 from tests.fixtures import ARM, SPEC, encode, make_clip, spoil, train_config, write_shards
 

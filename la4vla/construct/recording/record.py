@@ -166,7 +166,7 @@ def _script(decisions: Sequence[Decision]) -> Script:
 def attempt(job: RecordingJob) -> bool:
     """Makes one attempt, in a worker process: writes the episode or marks the failure. Returns whether it succeeded."""
     settings, store = job.record, Path(job.store)
-    episode = roll_out(_env(settings.simulator, tuple(settings.views), settings.image_size, settings.fast), job)
+    episode = roll_out(worker_env(settings.simulator, tuple(settings.views), settings.image_size, settings.fast), job)
     if episode is None:
         write_atomic(failure_path(store, job.task, job.number), b"")
         return False
@@ -175,7 +175,7 @@ def attempt(job: RecordingJob) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _env(name: str, views: tuple[str, ...], image_size: int, fast: bool) -> Env:
+def worker_env(name: str, views: tuple[str, ...], image_size: int, fast: bool) -> Env:
     """The only env of a worker process, shared by its jobs."""
     sim = simulator(name)
     return sim.make_env(views or sim.views, image_size, sim.expert_steps + sim.wait_steps, fast)

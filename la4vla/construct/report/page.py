@@ -23,6 +23,7 @@ from la4vla.construct.propose.vlm import CACHE
 from la4vla.construct.readers.checks import task_name
 from la4vla.construct.report.statistics import LedgerRows, statistics
 from la4vla.construct.scores import REVIEWS, read_scores
+from la4vla.construct.texts.write import written
 from la4vla.page import page
 from la4vla.page.strips import Example, Plot, plot, strip
 from la4vla.rng import RngUse, generator
@@ -53,6 +54,7 @@ def write(config: ConstructConfig, dataset: Dataset) -> Path:
         "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
         "notes": [asdict(note) for note in _notes(config, dataset, rows)],
         **statistics(rows, scores, outdated, Responses(out / CACHE).paid(), config.seed),
+        "texts": written(out),
     }
     shown = examples(config, dataset, rows)
     told = ("faults", "failed", "rejected")

@@ -11,22 +11,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from webdataset.gopen import gopen
 
 from la4vla.data.normalize import STATS, FolderStats
 from la4vla.types import Embodiment, UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX = "index.json"
+
+Holds = Literal["clips", "texts"]
+"""What the records of a folder are: clips of a robot (writer.py), or conversations, each a record of length 1
+(texts.py)."""
 
 
 @dataclass(frozen=True)
 class View:
     """A camera.
 
-    height, width  pixels of the stored images
+    height, width  pixels of the stored images; 0 in a folder of texts where they differ from row to row
     camera         what is known of it (mount, pose, field of view)
     """
 
@@ -57,14 +61,23 @@ class Index:
     """What index.json says.
 
     location  the folder it was read from
+    holds     clips or texts
+    robot     the embodiment of its clips, or of those its texts were made from; None for texts of no robot
     views     empty when the shards hold no image
     """
 
     location: str
-    embodiment: Embodiment
+    holds: Holds
+    robot: Embodiment | None
     views: Mapping[str, View]
     frame_stride: int
     shards: tuple[Shard, ...]
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """Of a folder of clips, which always has one."""
+        assert self.robot is not None, f"{self.location} holds {self.holds} of no robot"
+        return self.robot
 
     @property
     def samples(self) -> int:
@@ -72,6 +85,7 @@ class Index:
 
     @property
     def clips(self) -> int:
+        """Records: clips, or conversations in a folder of texts."""
         return sum(len(shard.keys) for shard in self.shards)
 
     @property
@@ -90,7 +104,8 @@ class Index:
         totals = {"clips": self.clips, "frames": self.frames, "samples": self.samples}
         raw = {
             "schema": SCHEMA_VERSION,
-            "embodiment": self.embodiment.to_dict(),
+            "holds": self.holds,
+            "embodiment": self.robot.to_dict() if self.robot else None,
             "images": bool(self.views),
             "views": {name: asdict(view) for name, view in self.views.items()},
             "frame_stride": self.frame_stride,
@@ -126,11 +141,17 @@ def read_small(folder: str, name: str) -> bytes:
         raise UserError(f"{folder}: {name} cannot be read ({error}); check the path of the shard folder.") from error
 
 
-def read_index(folder: str | Path) -> Index:
-    """The index of a shard folder (local path, http(s) URL or pipe: command). Raises UserError if it is not one."""
+def read_index(folder: str | Path, holds: Holds | None = "clips") -> Index:
+    """The index of a shard folder (local path, http(s) URL or pipe: command).
+
+    holds: what it must hold; None: whatever it holds. Raises UserError if it is none, or holds something else.
+    """
     location = str(folder)
     with _complaints(location, INDEX):
-        return _parsed(location, json.loads(read_small(location, INDEX)))
+        index = _parsed(location, json.loads(read_small(location, INDEX)))
+    if holds and index.holds != holds:
+        raise UserError(f"{location} holds {index.holds}, and {holds} are needed here; name a folder of {holds}.")
+    return index
 
 
 @contextmanager
@@ -168,7 +189,11 @@ def _parsed(location: str, raw: Mapping[str, Any]) -> Index:
         if not view.pop("upright", True):  # said in the first folders only
             raise UserError(f"{location}: the pictures of {name} are upside down; write the folder again, upright.")
         views[name] = View(**view)
-    return Index(location, Embodiment.from_dict(raw["embodiment"]), views, int(raw["frame_stride"]), shards)
+    if raw["holds"] not in ("clips", "texts"):
+        raise ValueError(f"it holds {raw['holds']}, neither clips nor texts")
+    holds: Holds = raw["holds"]
+    robot = None if holds == "texts" and raw["embodiment"] is None else Embodiment.from_dict(raw["embodiment"])
+    return Index(location, holds, robot, views, int(raw["frame_stride"]), shards)
 
 
 def read_stats(folder: str | Path) -> FolderStats:

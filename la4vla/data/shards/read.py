@@ -1,4 +1,4 @@
-"""Reading a shard: through WebDataset's opener, checked against the index, as a list of clips.
+"""Reading a shard: through WebDataset's opener, checked against the index, as a list of clips or of conversations.
 
 Images are handed out as JPEG bytes, undecoded. Without images (`views=()`) the jpg members are skipped: a local tar is
 then read by seeking from header to header. Refuses a shard that is not what the index says, with the cure.
@@ -20,10 +20,13 @@ from webdataset.gopen import gopen
 
 from la4vla.data.npz import read_npz
 from la4vla.data.shards.index import Index, Shard, locate
+from la4vla.data.shards.texts import TextRecord
 from la4vla.data.shards.writer import Clip
 from la4vla.types import UserError
 
 Member = tuple[str, bytes | memoryview]
+Record = tuple[str, dict[str, bytes | memoryview]]
+"""A key, and the contents of its members by what follows the key's dot."""
 
 
 def read_shard(index: Index, number: int, views: Sequence[str]) -> list[Clip]:
@@ -35,12 +38,26 @@ def read_shard(index: Index, number: int, views: Sequence[str]) -> list[Clip]:
     shard = index.shards[number]
     with _complaints(index, shard):
         skips = bool(index.views) and not views
-        clips = list(_clips(_sparse(index, shard) if skips else _whole(index, shard), views))
-        if [clip.key for clip in clips] != list(shard.keys):
-            raise ValueError("its keys are not those of the index")
+        members = _sparse(index, shard) if skips else _whole(index, shard)
+        clips = [_clip(key, files, views) for key, files in _records(members)]
+        _check_keys(shard, [clip.key for clip in clips])
         if [len(clip) for clip in clips] != list(shard.lengths):
             raise ValueError("its clips have other lengths than the index says")
     return clips
+
+
+def read_texts(index: Index, number: int) -> list[TextRecord]:
+    """The conversations of shard `number`, in order, with their JPEG bytes. Raises UserError naming the shard."""
+    shard = index.shards[number]
+    with _complaints(index, shard):
+        rows = [_text(key, files) for key, files in _records(_whole(index, shard))]
+        _check_keys(shard, [row.key for row in rows])
+    return rows
+
+
+def _check_keys(shard: Shard, keys: list[str]) -> None:
+    if keys != list(shard.keys):
+        raise ValueError("its keys are not those of the index")
 
 
 @contextmanager
@@ -86,17 +103,26 @@ def _tar(stream: Any, seekable: bool) -> tarfile.TarFile:
     return tarfile.open(fileobj=stream, mode="r:" if seekable else "r|")
 
 
-def _clips(members: Iterator[Member], views: Sequence[str]) -> Iterator[Clip]:
+def _records(members: Iterator[Member]) -> Iterator[Record]:
     key, files = "", {}
     for name, data in members:
         of, suffix = name.split(".", 1)
         if of != key and files:
-            yield _clip(key, files, views)
+            yield key, files
             files = {}
         key = of
         files[suffix] = data
     if files:
-        yield _clip(key, files, views)
+        yield key, files
+
+
+def _text(key: str, files: dict[str, bytes | memoryview]) -> TextRecord:
+    jpegs = {}
+    for suffix, data in files.items():
+        if suffix.endswith(".jpg"):
+            view, number, _ = suffix.split(".")
+            jpegs[view, int(number)] = data
+    return TextRecord.from_dict(key, json.loads(bytes(files["json"])), jpegs)
 
 
 def _clip(key: str, files: dict[str, bytes | memoryview], views: Sequence[str]) -> Clip:

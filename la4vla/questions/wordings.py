@@ -1,0 +1,46 @@
+"""The wordings of questions, and the words of the few answers that have a form of their own.
+
+One file has the texts, so that a policy asks what its model was trained on, to the letter.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILE = Path(__file__).parent / "wordings.yaml"
+YES, NO = "yes", "no"
+
+
+def wordings(question: str, form: str = "", held_out: bool = False) -> tuple[str, ...]:
+    """All wordings of a type of question, with `{names}` to be filled in.
+
+    form: of the action text, for `actions` and `direct`. held_out: those that are never trained on. Raises KeyError for
+    what does not exist.
+    """
+    entry = _all()[question]
+    return tuple((entry[form] if form else entry)["held_out" if held_out else "trained"])
+
+
+def ask(question: str, form: str = "", held_out: bool = False, draw: float = 0.0, **fields: str) -> str:
+    """A question in words. draw: in [0, 1), chooses the wording; 0 is the one that policies use. fields: filled in."""
+    options = wordings(question, form, held_out)
+    return options[int(draw * len(options))].format(**fields)
+
+
+def with_hand(text: str, place_3: tuple[float, float, float], opening: float | None) -> str:
+    """A question with where the hand is, for models that are told.
+
+    place_3: forward, left, up of the robot's base, m. opening: of the gripper, 1 open and 0 closed; None: it has none.
+    """
+    forward, left, up = (round(100 * value) for value in place_3)
+    gripper = "" if opening is None else f", gripper {round(opening)}"
+    return f"{text} The hand is at {forward} cm forward, {left} cm left, {up} cm up{gripper}."
+
+
+@cache
+def _all() -> dict[str, Any]:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
