@@ -44,6 +44,7 @@ setup(
     packages=find_packages(include=["la4vla*", "benchmarks*"]),
     package_data={
         "la4vla.model": ["assets/*"],
+        "la4vla.vlm": ["assets/*"],
         "la4vla.sim": ["data/*"],
         "la4vla.construct.report": ["templates/*"],
         "la4vla.construct.review": ["static/*"],

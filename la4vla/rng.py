@@ -32,6 +32,7 @@ class RngUse(IntEnum):
     CASES = 17  # clips, other frames and paraphrases of a probe's cases
     RESAMPLE = 18  # clips of a probe's intervals
     VALIDATE = 19  # noise and time of a held-out sample
+    WRITE = 20  # tokens of a written answer, by its prompt's key and the number of the draw
     TEXTS = 25  # wordings, negatives and splits of conversations
 
 

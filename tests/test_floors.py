@@ -17,11 +17,12 @@ FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / 
 
 F0 = {"types", "config", "rng", "manifest", "files", "shell", "device"}
 LEAVES = {"page", "chat", "action_text", "questions"}
-F1 = {"data", "model"}
+F1 = {"data", "model", "vlm"}
 ROOMS = {
     **dict.fromkeys(LEAVES, F0),
     "data": F0 | {"page"},
     "model": F0,
+    "vlm": F0 | {"model"},
     "probe_cases": F0 | {"data", "page"},
     "train": F0 | F1 | {"page", "probe_cases"},
     "serve": F0 | F1 | {"action_text", "chat", "questions"},
@@ -53,6 +54,16 @@ SHELVES = {
         "review": {"ledger", "episodes", "propose", "scores", "steps"},
         "report": {"ledger", "notes", "episodes", "propose", "scores", "steps", "readers", "review", "texts"},
         "__main__": {"recording", "readers", "steps", "build", "texts", "review", "report"},
+    },
+    "la4vla.vlm": {
+        "rows": set(),
+        "model": set(),
+        "train_tokenizer": set(),
+        "tiny": {"rows", "model", "train_tokenizer"},
+        "load": {"rows", "model", "tiny"},
+        "generate": {"rows", "model"},
+        "scores": {"rows", "model"},
+        "rare_tokens": {"rows"},
     },
     "la4vla.data": {
         **{leaf: set() for leaf in ("rotation", "normalize", "npz", "augment", "collate", "mixture")},
@@ -240,6 +251,12 @@ def test_circles_are_seen():
 def test_data_and_model_meet_only_in_types():
     pairs = {("data", "model"), ("model", "data")}
     assert not [i.here for i in EVERY_IMPORT if (room_of_file(i.file), room_of_module(i.module)) in pairs]
+
+
+def test_rows_of_conversations_need_no_model():
+    """The loader's process imports them."""
+    rows = [i for i in EVERY_IMPORT if i.file == "la4vla/vlm/rows.py"]
+    assert not [i.here for i in rows if room_of_module(i.module) not in F0 | {None}]
 
 
 def test_the_ground_floor_is_light():
