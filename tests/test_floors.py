@@ -79,6 +79,20 @@ SHELVES = {
         "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards", "text_rows"},
         "loader": {"setup", "reader"},
     },
+    "la4vla.train": {
+        **{leaf: set() for leaf in ("dist", "optim", "disk", "integrity")},
+        "engines": {"dist", "optim"},
+        "health": {"dist"},
+        "metrics": {"dist", "disk"},
+        "run_folder": {"dist", "disk"},
+        "checkpoint": {"dist", "optim", "disk", "integrity", "engines"},
+        "resume": {"dist", "integrity", "checkpoint"},
+        "learners": {"dist", "engines", "metrics", "run_folder", "checkpoint", "resume"},
+        "report": {"dist", "metrics", "checkpoint", "learners"},
+        "run": {"dist", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report"},
+        "loop": {"dist", "optim", "engines", "health", "run_folder", "learners", "report", "run"},
+        "__main__": {"dist", "loop"},
+    },
     "benchmarks": {
         "perturb": set(),
         "results": {"perturb"},
@@ -95,8 +109,8 @@ SHELVES = {
 GROUND_THIRD_PARTY = {"numpy", "torch", "omegaconf", "yaml"}  # yaml is what omegaconf reads with
 SIMULATORS = ("mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL")
 CONFINED = {
-    "torch.distributed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
-    "deepspeed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
+    "torch.distributed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engines/"),
+    "deepspeed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engines/"),
     "wandb": ("la4vla/train/metrics.py",),
     "tensorboard": ("la4vla/train/metrics.py",),
     "torch.utils.tensorboard": ("la4vla/train/metrics.py",),
@@ -275,7 +289,7 @@ def test_importing_the_packages_loads_no_simulator_and_no_trainer():
     script = (
         "import sys, importlib, pkgutil, la4vla, benchmarks\n"
         "rooms = [m.name for m in pkgutil.iter_modules(la4vla.__path__, 'la4vla.')]\n"
-        "doors = 'train.run train.engines sim.registry serve.server construct.__main__'\n"
+        "doors = 'train.run train.engines.build sim.registry serve.server construct.__main__'\n"
         "rooms += [f'la4vla.{name}' for name in doors.split()] + ['benchmarks.rollouts.evaluate']\n"
         "[importlib.import_module(name) for name in rooms]\n"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
