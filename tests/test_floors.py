@@ -24,7 +24,7 @@ ROOMS = {
     "model": F0,
     "vlm": F0 | {"model"},
     "probe_cases": F0 | {"data", "page"},
-    "train": F0 | F1 | {"page", "probe_cases"},
+    "train": F0 | F1 | {"page", "action_text", "probe_cases"},
     "serve": F0 | F1 | {"action_text", "chat", "questions"},
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
@@ -63,6 +63,8 @@ SHELVES = {
         "load": {"rows", "model", "tiny"},
         "generate": {"rows", "model"},
         "scores": {"rows", "model"},
+        "flops": {"model"},
+        "stored": {"rows", "model", "load"},
         "rare_tokens": {"rows"},
     },
     "la4vla.data": {
