@@ -30,8 +30,9 @@ ROOMS = {
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
     "benchmarks": F0 | F1 | {"page", "action_text", "probe_cases", "serve", "sim", "probe", "construct"},
-    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
+    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
+    "export": F0 | F1,
 }
 """What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at
 import."""
