@@ -24,14 +24,15 @@ ROOMS = {
     "model": F0,
     "vlm": F0 | {"model"},
     "probe_cases": F0 | {"data", "page"},
-    "train": F0 | F1 | {"page", "probe_cases"},
+    "train": F0 | F1 | {"page", "action_text", "probe_cases"},
     "serve": F0 | F1 | {"action_text", "chat", "questions"},
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
     "benchmarks": F0 | F1 | {"page", "action_text", "probe_cases", "serve", "sim", "probe", "construct"},
-    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
+    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
+    "export": F0 | F1,
 }
 """What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at
 import."""
@@ -63,6 +64,8 @@ SHELVES = {
         "load": {"rows", "model", "tiny"},
         "generate": {"rows", "model"},
         "scores": {"rows", "model"},
+        "flops": {"model"},
+        "stored": {"rows", "model", "load"},
         "rare_tokens": {"rows"},
     },
     "la4vla.data": {

@@ -38,12 +38,13 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b)
-    weights: str = ""  # pretrained InternVL in the native `-hf` layout, local folder or hub id; empty: random
+    preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b); learner vlm: tiny_vlm
+    weights: str = ""  # pretrained InternVL (`-hf` layout), for a vlm also Gemma 3 or Qwen: folder or hub id
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
     attention: str = "sdpa"  # sdpa | eager | flash_attention_2; an absent backend is an error
     dropout: float = 0.2  # inside the head's attention (FACTS 1.7)
+    max_tokens: int = 1024  # longest row of a model that writes, with model.weights; a preset has its own
     lora: LoraConfig = field(default_factory=LoraConfig)
     base: str = ""  # where the weights lie that a checkpoint's adapters belong to; empty: where the checkpoint says
 
@@ -155,7 +156,8 @@ INTERVALS = {
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
-    **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps", "text_rows"), "[1, inf)"),
+    **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
+    **dict.fromkeys(("text_rows", "max_tokens"), "[1, inf)"),
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""

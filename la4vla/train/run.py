@@ -96,6 +96,10 @@ def begin(config: TrainConfig, world: World) -> Run | None:
 
 def open_learner(config: TrainConfig, stands: Resume, world: World) -> Learner:
     """The learner that a config asks for. Raises UserError where its data does not fit."""
+    if config.learner == "vlm":
+        from la4vla.train.learners.vlm_learner import VlmLearner
+
+        return VlmLearner(config, stands, world)
     return PolicyLearner(config, stands, world)
 
 

@@ -35,9 +35,7 @@ class HeldOutTexts:
     def __init__(self, config: ValidateConfig, setup: Setup, encoder: TextEncoder, size: int, world: World) -> None:
         """size: rows at once. Raises UserError for a folder that holds no conversations, and for a row that does not
         fit the model."""
-        index = read_index(config.texts)
-        if index.holds != "texts":
-            raise UserError(f"validate.texts: {config.texts} holds {index.holds}; give a folder of conversations.")
+        index = read_index(config.texts, "texts")
         self.rows = [text_row(record, "validate") for record in records(index, config.text_rows)]
         keys = {key for shard in index.shards for key in shard.keys}
         for name, source in setup.texts.items():
