@@ -6,6 +6,7 @@
     la4vla eval compare runs/a/eval runs/b/eval
     la4vla eval report runs/quickstart
     la4vla eval ceiling configs/quickstart/construct.yaml
+    la4vla eval likelihood google/gemma-3-4b-it data/texts --out runs/likelihood
     la4vla eval study configs/study/study.yaml --part paradigms_0 --hours 2
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.perturb.perturb import PERTURBATIONS, parse
 from benchmarks.results import protocols
+from benchmarks.writing import commands as commands_of_writing
 from la4vla.config import ConstructConfig, load
 from la4vla.shell import exit_status
 from la4vla.sim.registry import SIMULATORS
@@ -85,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     ceiling.add_argument("--episodes", type=int, default=10, help="demonstrations of each task (default: 10)")
     ceiling.add_argument("--json", type=Path, help="write the numbers there as well")
     ceiling.add_argument("overrides", nargs="*", help="key=value changes of the config")
+    commands_of_writing.add(commands)
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
@@ -109,6 +112,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     options = parsed(arguments)
+    if "run" in options:
+        return options.run(options)
     if options.command == "report":
         from benchmarks.report import report
 
