@@ -25,6 +25,8 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
   la4vla eval likelihood MODEL TEXTS --out DIR log-probabilities of actions as text, before any training
+  la4vla eval retention TEXTS BEFORE AFTER --out DIR
+                                               questions about scenes, before and after training; one HTML page
   la4vla eval sweep FILE                       many evaluations and one table of them, here or on SLURM
   la4vla eval study FILE                       the paper's claims at a small scale
   la4vla eval perturbations --out FILE         one image of all perturbations

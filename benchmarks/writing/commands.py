@@ -24,6 +24,17 @@ def add(commands: Any) -> None:
     )
     likely.add_argument("--device", default="", help="of the model (default: cuda where there is one, else cpu)")
     likely.set_defaults(run=_likelihood)
+    kept = commands.add_parser(
+        "retention", help="questions about scenes, answered before and after training", allow_abbrev=False
+    )
+    kept.add_argument("texts", type=Path, help=f"{TEXTS}, best one of held-out scenes")
+    kept.add_argument("models", nargs="+", metavar="model", help=f"the one before first; each is {MODEL}")
+    kept.add_argument("--out", type=Path, required=True, help="folder of retention.json and retention.html")
+    kept.add_argument("--questions", nargs="+", default=["scene_"], help="beginnings of their types (default: scene_)")
+    kept.add_argument("--rows", type=int, default=0, help="questions at most (default: all)")
+    kept.add_argument("--device", default="", help="of the models (default: cuda where there is one, else cpu)")
+    kept.add_argument("--base", default="", help="where the weights of adapters lie, if not where they lay in training")
+    kept.set_defaults(run=_retention)
 
 
 def _likelihood(options: argparse.Namespace) -> int:
@@ -34,4 +45,15 @@ def _likelihood(options: argparse.Namespace) -> int:
     )
     print(likelihood.summary_table(likelihood.measure(request)))
     print(f"likelihood: {request.out / likelihood.FIGURE}")
+    return 0
+
+
+def _retention(options: argparse.Namespace) -> int:
+    from benchmarks.writing import retention
+
+    request = retention.RetentionRequest(
+        options.texts, options.models, options.out, options.questions, options.rows, options.device, options.base
+    )
+    print(retention.summary_table(retention.measure(request)))
+    print(f"retention: {request.page}")
     return 0

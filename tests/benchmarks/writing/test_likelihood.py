@@ -44,7 +44,7 @@ def test_the_numbers_are_those_of_a_plain_forward(texts, model):
     assert set(scores) == {"decimals", "sentence", BY_RULE}
     with torch.no_grad():
         loss, counted = vlm(encoder.batch([encoder.prepare(item.told("decimals"))]))
-    assert scores["decimals"].totals[0] == pytest.approx(-float(loss), abs=1e-3)
+    assert scores["decimals"].totals[0] == pytest.approx(-loss.item(), abs=1e-3)
     assert scores["decimals"].counts == (int(counted),)
 
 
