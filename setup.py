@@ -59,6 +59,7 @@ setup(
     install_requires=[
         "torch>=2.7",
         "transformers>=5.0",
+        "peft>=0.21",
         "deepspeed>=0.19.8",
         "webdataset>=1.0",
         "einops>=0.8",
