@@ -45,8 +45,8 @@ def shards_check(folder: str, demand: Demand | None = None) -> Check:
         more = f" ({len(problems) - 1} more)" if problems[1:] else ""
         cure = f"la4vla data verify {folder} lists all; copy or write the folder again"
         return Check("shards", "fail", f"{folder}: {problems[0].rstrip('.')}{more}.", cure)
-    index = read_index(folder)
-    if demand is not None:
+    index = read_index(folder, None)
+    if demand is not None and index.holds == "clips":
         try:
             require_match(
                 index.embodiment, tuple(index.views), SIMULATORS[demand.suite].embodiment, demand.setting.views
@@ -57,5 +57,7 @@ def shards_check(folder: str, demand: Demand | None = None) -> Check:
             return Check("shards", "warn", f"{folder}: whole, but under {demand.title} {says}.", cure)
     clips = sum(shard.clips for shard in report.shards)
     return Check(
-        "shards", "ok", f"{folder}: {len(report.shards)} shards, {clips} clips, sha256 and statistics as indexed."
+        "shards",
+        "ok",
+        f"{folder}: {len(report.shards)} shards, {clips} {index.holds}, sha256 and statistics as indexed.",
     )
