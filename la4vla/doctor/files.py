@@ -55,9 +55,6 @@ def shards_check(folder: str, demand: Demand | None = None) -> Check:
             says, _, _ = str(error).rpartition("; ")
             cure = "to evaluate what is trained on them, construct with its robot and views (read.robot, read.views)"
             return Check("shards", "warn", f"{folder}: whole, but under {demand.title} {says}.", cure)
-    clips = sum(shard.clips for shard in report.shards)
-    return Check(
-        "shards",
-        "ok",
-        f"{folder}: {len(report.shards)} shards, {clips} {index.holds}, sha256 and statistics as indexed.",
-    )
+    what = "sha256 and statistics" if index.holds == "clips" else "sha256 and images"
+    says = f"{folder}: {len(report.shards)} shards, {index.clips} {index.holds}, {what} as indexed."
+    return Check("shards", "ok", says)
