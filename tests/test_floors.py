@@ -78,6 +78,7 @@ SHELVES = {
         "processor": {"collate", "transforms"},
         "setup": {"order", "normalize", "transforms", "collate", "processor", "shards"},
         "explain": {"setup", "mixture", "normalize", "values"},
+        "imported": {"shards"},
         "text_rows": {"setup", "shards"},
         "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards", "text_rows"},
         "loader": {"setup", "reader"},
