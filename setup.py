@@ -49,6 +49,7 @@ setup(
         "la4vla.construct.report": ["templates/*"],
         "la4vla.construct.review": ["static/*"],
         "la4vla.construct.robots": ["*.yaml"],
+        "la4vla.construct.texts": ["*.txt"],
         "la4vla.data.inspect": ["templates/*"],
         "la4vla.page": ["templates/*"],
         "la4vla.serve.text": ["*.yaml"],
@@ -60,6 +61,7 @@ setup(
     install_requires=[
         "torch>=2.7",
         "transformers>=5.0",
+        "peft>=0.21",
         "deepspeed>=0.19.8",
         "webdataset>=1.0",
         "einops>=0.8",

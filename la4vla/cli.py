@@ -14,11 +14,13 @@ from la4vla import __version__
 HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that follow the instruction, not the picture
 
   la4vla construct CONFIG [key=value ...]      demonstrations -> labelled language-action clips -> shards
-  la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards report
+  la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards
+                                               texts report
                                                (propose --dry-run: its cost; review --serve: the page)
   la4vla data verify DIR ...                   compare shard folders with their indexes
   la4vla data stats DIR [PRESET]               what a shard folder holds
   la4vla data preview DIR [OUT.html]           one HTML page of it, with clips drawn by chance
+  la4vla data import-conversations FILE ...    LLaVA's or ShareGPT's JSONL -> shards (`--images DIR --out DIR`)
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator; `eval libero` (`la4vla eval --help`)
@@ -30,6 +32,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla probe DIR --cases FILE                does it follow the instruction or the picture? scores, one HTML page
   la4vla probe cases SHARDS --out FILE         draw the cases, the same for every checkpoint
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
+  la4vla export DIR OUT [--base DIR]           a checkpoint as one folder, its adapters merged
   la4vla doctor [--protocol NAME] ...          whether results made here are comparable, and the cures
 """
 
@@ -49,10 +52,13 @@ def _construct(arguments: Sequence[str]) -> int:
 def _data(arguments: Sequence[str]) -> int:
     from la4vla.types import UserError
 
+    if arguments and arguments[0] == "import-conversations":
+        return _import_conversations(arguments[1:])
     most = {"verify": len(arguments), "stats": 3, "preview": 3}
     if len(arguments) < 2 or len(arguments) > most.get(arguments[0], 0):
         raise UserError(
-            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]` or `data preview DIR [OUT.html]`, no more."
+            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]`, `data preview DIR [OUT.html]` or `data "
+            "import-conversations FILE --images DIR --out DIR`, no more."
         )
     if arguments[0] == "verify":
         from la4vla.data.inspect.verify import verify
@@ -73,6 +79,25 @@ def _data(arguments: Sequence[str]) -> int:
 
     size = preset(arguments[2] if len(arguments) > 2 else PRESET_IN_MIND)
     print(describe(arguments[1], size.image_tokens, estimated_tokens))
+    return 0
+
+
+def _import_conversations(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla data import-conversations", argument_default=argparse.SUPPRESS)
+    parser.add_argument("file", type=Path, help="JSONL of LLaVA or ShareGPT rows, or one JSON list of them")
+    parser.add_argument("--images", type=Path, default=Path(), help="folder that image paths start from, here if none")
+    parser.add_argument("--out", type=Path, required=True, help="the shard folder to write")
+    parser.add_argument("--shards", type=int, default=32, help="tars, at least data.streams; 32 unless given")
+    parser.add_argument("--question", default="", help="name of the type of questions, the file's unless given")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace the folder if there is one")
+    given = vars(parser.parse_args(arguments))
+    from la4vla.data.imported import import_conversations
+
+    index = import_conversations(**given)
+    print(f"{index.location}: {index.clips:,} conversations in {len(index.shards)} shards")
     return 0
 
 
@@ -137,6 +162,7 @@ def _probe_policy(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--whole-chunk", action="store_true", help="count the predicted chunk beyond the clip's end too"
     )
+    parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
     parser.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with random weights")
     parser.add_argument("--seed", type=int, help="of noise, intervals and t-SNE, 0 unless given")
     parser.add_argument("--device", help="the best there is unless given")
@@ -158,6 +184,7 @@ def _serve(arguments: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser("la4vla serve", argument_default=argparse.SUPPRESS)
     parser.add_argument("folder", type=Path, help="a checkpoint, or a run (then its newest one)")
+    parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
     parser.add_argument("--dialect", help="la4vla (default), openpi or evo1")
     parser.add_argument("--host", help="127.0.0.1 unless given; elsewhere clients need a token")
     parser.add_argument("--port", type=int, help="0 for any free one")
@@ -197,6 +224,21 @@ def _serve(arguments: Sequence[str]) -> int:
     return serve(Settings(**given, openpi=openpi, evo1=evo1))
 
 
+def _export(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla export", argument_default=argparse.SUPPRESS)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (then its newest one)")
+    parser.add_argument("out", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
+    given = vars(parser.parse_args(arguments))
+    from la4vla.export import export
+
+    print(f"export: {export(**given)}")
+    return 0
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
@@ -234,6 +276,7 @@ COMMANDS: dict[str, Command] = {
     "eval": _evaluate,
     "probe": _probe,
     "serve": _serve,
+    "export": _export,
     "doctor": _doctor,
 }
 

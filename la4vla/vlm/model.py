@@ -52,6 +52,8 @@ class VlmModel(nn.Module):
         self.network = network
         self.max_tokens = max_tokens
         self.frozen_groups: frozenset[str] = frozenset()
+        self.from_base: frozenset[str] = frozenset()
+        """Names of the weights that the base of its adapters gives; a checkpoint need not hold them."""
 
     @property
     def description(self) -> dict[str, Any]:
