@@ -29,6 +29,7 @@ from benchmarks.results.results import Results, Row
 from benchmarks.rollouts.rollout import RolloutJob, check_served
 from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
 from la4vla.device import usable_device
+from la4vla.serve.load import load_served
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.serve.policy_like import Served
 from la4vla.sim.registry import Simulator
@@ -67,6 +68,8 @@ class EvaluationRequest:
     variants     perturbations to run beside the clean images. With any, every condition, the clean one included, has a
                  folder of its own below `out`; with none the clean one is in `out` itself
     server       that serves the policy
+    text         settings of a checkpoint that writes; None for a policy with actions
+    base         where the weights lie that the checkpoint's adapters belong to; empty: where they lay in training
     """
 
     simulator: Simulator
@@ -82,6 +85,8 @@ class EvaluationRequest:
     command: str
     variants: Sequence[Variant]
     server: ServerAddress | None = None
+    text: Path | None = None
+    base: str = ""
 
     @property
     def source(self) -> str:
@@ -251,7 +256,7 @@ def load_policy(request: EvaluationRequest) -> Served | None:
         torch.set_num_threads(max(1, cores - request.workers))
     if request.untrained:
         return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device)
-    return ServedPolicy.load(request.checkpoint, device)
+    return load_served(request.checkpoint, request.text, device, request.base)
 
 
 def run_jobs(

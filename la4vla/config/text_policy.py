@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from la4vla.config.checks import choice, within
 from la4vla.config.construct import VlmConfig
@@ -37,6 +38,7 @@ class TextPolicyConfig:
     rounds: int = 1  # how often sub-tasks are asked for: again where all are done and the episode goes on
     chunk: int = 8  # control steps that a query gets; all of them must be executed
     longest: int = 400  # control steps of one text; a longer motion counts as badly formed
+    play: dict[str, Any] = field(default_factory=dict)  # changes of how rows are played (docs/action_text.md)
     safety_filter: bool = False  # downward and forward commands are zeroed while the hand is stopped by something
     cache: str = "runs/verifier"  # verifier endpoint: folder of its replies
     vlm: VlmConfig = field(default_factory=VlmConfig)  # verifier endpoint: where it is

@@ -38,6 +38,7 @@ from la4vla.serve.client_log import ClientLog, printable
 from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
 from la4vla.serve.input_check import InputCheck, InputDifference, refusal
+from la4vla.serve.load import load_served
 from la4vla.serve.policy import PolicyLost, ServedPolicy
 from la4vla.serve.policy_like import Served
 from la4vla.types import UserError
@@ -52,6 +53,7 @@ class Settings:
     """The options of `la4vla serve` and their defaults.
 
     folder          a checkpoint, or a run (then its newest one)
+    text            settings of a model that writes; None for a policy with actions
     base            where the weights lie that its adapters belong to; empty for where they lay in training
     dialect         that the clients speak
     host            to listen on
@@ -71,6 +73,7 @@ class Settings:
 
     folder: Path
     base: str = ""
+    text: Path | None = None
     dialect: str = "la4vla"
     host: str = "127.0.0.1"
     port: int | None = None
@@ -96,7 +99,7 @@ def serve(settings: Settings) -> int:
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
     device = usable_device(settings.device)
-    policy = ServedPolicy.load(settings.folder, device, settings.base)
+    policy = load_served(settings.folder, settings.text, device, settings.base)
     # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()

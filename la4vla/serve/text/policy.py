@@ -12,13 +12,11 @@ privileged field, an episode that was not opened, and two queries of one episode
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -326,9 +324,3 @@ def _name(key: NoiseKey) -> str:
 def _given(observation: Observation | None) -> Observation:
     assert observation is not None, "an episode that moved has it"
     return observation
-
-
-def text_identity(weights: str, config: dict[str, Any], action_text: dict[str, Any]) -> str:
-    """What result rows call the policy: other settings are another policy. weights: their sha256."""
-    settings = hashlib.sha256(json.dumps([config, action_text], sort_keys=True).encode()).hexdigest()[:12]
-    return f"{weights[:40]}-{settings}"
