@@ -14,11 +14,13 @@ from la4vla import __version__
 HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that follow the instruction, not the picture
 
   la4vla construct CONFIG [key=value ...]      demonstrations -> labelled language-action clips -> shards
-  la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards report
+  la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards
+                                               texts report
                                                (propose --dry-run: its cost; review --serve: the page)
   la4vla data verify DIR ...                   compare shard folders with their indexes
   la4vla data stats DIR [PRESET]               what a shard folder holds
   la4vla data preview DIR [OUT.html]           one HTML page of it, with clips drawn by chance
+  la4vla data import-conversations FILE ...    LLaVA's or ShareGPT's JSONL -> shards (`--images DIR --out DIR`)
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator; `eval libero` (`la4vla eval --help`)
@@ -53,10 +55,13 @@ def _construct(arguments: Sequence[str]) -> int:
 def _data(arguments: Sequence[str]) -> int:
     from la4vla.types import UserError
 
+    if arguments and arguments[0] == "import-conversations":
+        return _import_conversations(arguments[1:])
     most = {"verify": len(arguments), "stats": 3, "preview": 3}
     if len(arguments) < 2 or len(arguments) > most.get(arguments[0], 0):
         raise UserError(
-            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]` or `data preview DIR [OUT.html]`, no more."
+            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]`, `data preview DIR [OUT.html]` or `data "
+            "import-conversations FILE --images DIR --out DIR`, no more."
         )
     if arguments[0] == "verify":
         from la4vla.data.inspect.verify import verify
@@ -77,6 +82,25 @@ def _data(arguments: Sequence[str]) -> int:
 
     size = preset(arguments[2] if len(arguments) > 2 else PRESET_IN_MIND)
     print(describe(arguments[1], size.image_tokens, estimated_tokens))
+    return 0
+
+
+def _import_conversations(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla data import-conversations", argument_default=argparse.SUPPRESS)
+    parser.add_argument("file", type=Path, help="JSONL of LLaVA or ShareGPT rows, or one JSON list of them")
+    parser.add_argument("--images", type=Path, default=Path(), help="folder that image paths start from, here if none")
+    parser.add_argument("--out", type=Path, required=True, help="the shard folder to write")
+    parser.add_argument("--shards", type=int, default=32, help="tars, at least data.streams; 32 unless given")
+    parser.add_argument("--question", default="", help="name of the type of questions, the file's unless given")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace the folder if there is one")
+    given = vars(parser.parse_args(arguments))
+    from la4vla.data.imported import import_conversations
+
+    index = import_conversations(**given)
+    print(f"{index.location}: {index.clips:,} conversations in {len(index.shards)} shards")
     return 0
 
 
@@ -164,6 +188,7 @@ def _serve(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("la4vla serve", argument_default=argparse.SUPPRESS)
     parser.add_argument("folder", type=Path, help="a checkpoint, or a run (then its newest one)")
     parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
+    parser.add_argument("--text", type=Path, help="of a model that writes: YAML file of how it acts")
     parser.add_argument("--dialect", help="la4vla (default), openpi or evo1")
     parser.add_argument("--host", help="127.0.0.1 unless given; elsewhere clients need a token")
     parser.add_argument("--port", type=int, help="0 for any free one")

@@ -1,5 +1,5 @@
 """Why: a model that writes can be no better than the texts it learns. Demonstrations told as text and played in the
-real simulator must succeed, or merging, codec or playing lose what matters; and the command must say so when they do."""
+real simulator must succeed, or merging, codec or playing lose what matters; the command must say when they do."""
 
 import json
 
