@@ -7,6 +7,8 @@
     la4vla eval report runs/quickstart
     la4vla eval ceiling configs/quickstart/construct.yaml
     la4vla eval retention data/texts_held_out_scenes runs/base runs/finetuned --out runs/retention
+    la4vla eval credit runs/a/eval runs/b/eval
+    la4vla eval latency runs/a/eval
     la4vla eval likelihood google/gemma-3-4b-it data/texts --out runs/likelihood
     la4vla eval study configs/study/study.yaml --part paradigms_0 --hours 2
 

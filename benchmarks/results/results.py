@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Row:
     latencies_ms    of every query
     final_state     raw state [S] at the end, by which two runs of an episode are compared
     texts           what the policy wrote, in order: {query, question, subtask, text, problem} each
+    milestones      of sim.milestones.MILESTONES -> the step at which it was first reached
     """
 
     task: str
@@ -76,7 +77,8 @@ class Row:
     seconds: Mapping[str, float]
     latencies_ms: Sequence[float]
     final_state: Sequence[float]
-    texts: Sequence[Mapping[str, Any]] = ()
+    texts: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    milestones: Mapping[str, int] = field(default_factory=dict)
 
 
 class Results:

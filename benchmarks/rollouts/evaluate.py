@@ -329,4 +329,5 @@ def make_row(end: FinishedEpisode, protocol: Protocol, condition: EvaluationCond
         latencies_ms=[round(1000 * value, 2) for value in outcome.latencies_s] if outcome else [],
         final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
         texts=[{"query": query, **text._asdict()} for query, text in end.said],
+        milestones=outcome.milestones if outcome else {},
     )

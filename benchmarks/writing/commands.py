@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from la4vla.types import UserError
 
 MODEL = "a preset, a folder of transformers, a hub id, a checkpoint or a run"
 TEXTS = "a folder of conversations (la4vla construct texts)"
@@ -35,6 +39,16 @@ def add(commands: Any) -> None:
     kept.add_argument("--device", default="", help="of the models (default: cuda where there is one, else cpu)")
     kept.add_argument("--base", default="", help="where the weights of adapters lie, if not where they lay in training")
     kept.set_defaults(run=_retention)
+    credit = commands.add_parser(
+        "credit", help="how far episodes came, and what their plans name (D.1, D.3)", allow_abbrev=False
+    )
+    credit.add_argument("folders", nargs="+", type=Path, help="result folders")
+    credit.add_argument("--rubric", default="simulators", help="of benchmarks/rubrics/, or a YAML file")
+    credit.add_argument("--json", type=Path, help="write the numbers there as well")
+    credit.set_defaults(run=_credit)
+    latency = commands.add_parser("latency", help="seconds a decision, as VLM2VLA's Table 3", allow_abbrev=False)
+    latency.add_argument("folders", nargs="+", type=Path, help="result folders")
+    latency.set_defaults(run=_latency)
 
 
 def _likelihood(options: argparse.Namespace) -> int:
@@ -56,4 +70,32 @@ def _retention(options: argparse.Namespace) -> int:
     )
     print(retention.summary_table(retention.measure(request)))
     print(f"retention: {request.page}")
+    return 0
+
+
+def _credit(options: argparse.Namespace) -> int:
+    from benchmarks.results import results
+    from benchmarks.results.rubric import Rubric, table
+
+    rubric = Rubric.load(options.rubric)
+    found = {str(folder): rubric.summarise(results.read_rows(folder)) for folder in options.folders}
+    if empty := [folder for folder, tasks in found.items() if not tasks]:
+        raise UserError(
+            f"{empty[0]}: no episode of a task of rubric {rubric.name} reached a milestone; evaluate again with this "
+            "version, or name another --rubric."
+        )
+    print(table(found))
+    if options.json:
+        named = {folder: {task: asdict(one) for task, one in tasks.items()} for folder, tasks in found.items()}
+        options.json.write_text(json.dumps({"rubric": rubric.name, "credit": named}, indent=1) + "\n")
+    return 0
+
+
+def _latency(options: argparse.Namespace) -> int:
+    from benchmarks.results import latency, results
+
+    found = {str(folder): latency.times(results.read_rows(folder)) for folder in options.folders}
+    if empty := [folder for folder, one in found.items() if one is None]:
+        raise UserError(f"{empty[0]}: no decision in it; give result folders of a policy.")
+    print(latency.table({folder: one for folder, one in found.items() if one}))
     return 0
