@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.perturb.perturb import PERTURBATIONS, parse
+from benchmarks.perturb.perturb import KNOWN, parse
 from benchmarks.results import protocols
 from benchmarks.writing import commands as commands_of_writing
 from la4vla.config import ConstructConfig, load
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="NAME:SEVERITIES",
-            help=f"run clean and under these, each into its folder below --out; names: {', '.join(PERTURBATIONS)}",
+            help=f"run clean and under these, each into its folder below --out; names: {', '.join(KNOWN)}",
         )
         rates.add_argument("overrides", nargs="*", help="key=value changes of the protocol; the result is `custom`")
     paired = commands.add_parser("compare", help="two evaluations, episode by episode", allow_abbrev=False)
