@@ -141,9 +141,28 @@ def test_adapters_on_a_checkpoint_of_ours(place, in_process):
     held = {name: value for name, value in vlm.state_dict().items() if ".lora_" not in name}
     state = {name.replace(".base_layer.", "."): value for name, value in held.items()}
     assert state.keys() == base.keys() and all(torch.equal(state[name], base[name]) for name in base)
-    policy = write_config(place, "policy")
-    ended = in_process(str(policy), "learner=policy", "model.preset=tiny", f"run.init_from={newest(second, 2)}")
-    assert ended.codes == (2,)
+
+
+def test_a_policy_takes_the_backbone_and_the_language_head(place, shards, in_process):
+    """And nothing else: its flow head and its statistics are its own."""
+    whole, policy = write_config(place, "before", steps=1), place / "policy.yaml"
+    assert in_process(str(whole)).codes == (0,)
+    policy.write_text(
+        f"run: {{dir: {place}/policy, init_from: {newest(whole, 1)}}}\n"
+        "model: {dropout: 0.0}\n"
+        "data:\n"
+        "  streams: 4\n"
+        f"  sources: {{la: {{path: {shards}/la, kind: la}}, texts: {{path: {place}/texts, kind: text}}}}\n"
+        "stages: {only: {mixture: {la: 1, texts: 1}, steps: 1, global_batch: 8, lr: 0, train: [llm, head]}}\n"
+    )
+    ended = in_process(str(policy))
+    assert ended.codes == (0,), ended.stderr
+    theirs, ours = (load_file(newest(config, 1) / manifest.WEIGHTS) for config in (whole, policy))
+    named = {"network.model.": "backbone.internvl.", "network.lm_head.": "language_head."}
+    for old, new in named.items():
+        group = {name: value for name, value in theirs.items() if name.startswith(old)}
+        assert group and all(torch.equal(ours[name.replace(old, new)], value) for name, value in group.items())
+    assert manifest.read(newest(policy, 1)).learner == "policy"
 
 
 def test_what_does_not_fit_is_one_sentence(place, adapted, in_process):
