@@ -2,6 +2,7 @@
 its own, on any number of ranks, whole and by adapters. Real runs of the smallest one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from la4vla import manifest
+from la4vla.action_text.action_text import ActionText
+from la4vla.action_text.config import ActionTextConfig
 from la4vla.config import load
 from la4vla.files import sha256
 from la4vla.train.learners.texts import text_row
-from la4vla.types import UserError
+from la4vla.types import Embodiment, UserError
 from la4vla.vlm.generate import Writing, write
 from la4vla.vlm.load import build_vlm, save_vlm
+from la4vla.vlm.rare_tokens import is_one_token
 from la4vla.vlm.stored import load_checkpoint
-from tests.fixtures import make_text, write_texts
+from tests.fixtures import ARM, make_text, write_texts
 from tests.train.launch import train, train_killed
 
 pytestmark = pytest.mark.slow
@@ -163,6 +167,21 @@ def test_a_policy_takes_the_backbone_and_the_language_head(place, shards, in_pro
         group = {name: value for name, value in theirs.items() if name.startswith(old)}
         assert group and all(torch.equal(ours[name.replace(old, new)], value) for name, value in group.items())
     assert manifest.read(newest(policy, 1)).learner == "policy"
+
+
+def test_digits_of_a_codec_are_tokens_before_a_row_is_made(place, in_process):
+    """And the checkpoint says how its actions are written, and by which robot they can be played."""
+    robot = replace(ARM, action=replace(ARM.action, metres_per_unit=0.01))
+    text = ActionText.open(ActionTextConfig(codec="tokens"), robot)
+    write_texts(place / "coded", 8, robot=robot)
+    (place / "coded.codec.json").write_text(json.dumps({"of": "", "action_text": text.to_dict()}))
+    config = write_config(place, "coding", steps=1)
+    ended = in_process(str(config), f"data.sources.texts.path={place}/coded")
+    assert ended.codes == (0,) and "actions as `tokens`" in ended.stdout, ended.stderr
+    made = manifest.read(newest(config, 1))
+    again = ActionText.from_dict(made.text["codec"], Embodiment.from_dict(made.embodiment))
+    _, encoder = load_checkpoint(newest(config, 1), made)
+    assert again.tokens == text.tokens and all(is_one_token(encoder, token) for token in text.tokens)
 
 
 def test_what_does_not_fit_is_one_sentence(place, adapted, in_process):
