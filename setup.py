@@ -49,6 +49,7 @@ setup(
         "la4vla.construct.report": ["templates/*"],
         "la4vla.construct.review": ["static/*"],
         "la4vla.construct.robots": ["*.yaml"],
+        "la4vla.construct.texts": ["*.txt"],
         "la4vla.data.inspect": ["templates/*"],
         "la4vla.page": ["templates/*"],
         "la4vla.questions": ["*.yaml"],

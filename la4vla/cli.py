@@ -14,11 +14,13 @@ from la4vla import __version__
 HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that follow the instruction, not the picture
 
   la4vla construct CONFIG [key=value ...]      demonstrations -> labelled language-action clips -> shards
-  la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards report
+  la4vla construct STEP CONFIG ...             one step: record read keyframes propose review filter shards
+                                               texts report
                                                (propose --dry-run: its cost; review --serve: the page)
   la4vla data verify DIR ...                   compare shard folders with their indexes
   la4vla data stats DIR [PRESET]               what a shard folder holds
   la4vla data preview DIR [OUT.html]           one HTML page of it, with clips drawn by chance
+  la4vla data import-conversations FILE ...    LLaVA's or ShareGPT's JSONL -> shards (`--images DIR --out DIR`)
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator; `eval libero` (`la4vla eval --help`)
@@ -50,10 +52,13 @@ def _construct(arguments: Sequence[str]) -> int:
 def _data(arguments: Sequence[str]) -> int:
     from la4vla.types import UserError
 
+    if arguments and arguments[0] == "import-conversations":
+        return _import_conversations(arguments[1:])
     most = {"verify": len(arguments), "stats": 3, "preview": 3}
     if len(arguments) < 2 or len(arguments) > most.get(arguments[0], 0):
         raise UserError(
-            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]` or `data preview DIR [OUT.html]`, no more."
+            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]`, `data preview DIR [OUT.html]` or `data "
+            "import-conversations FILE --images DIR --out DIR`, no more."
         )
     if arguments[0] == "verify":
         from la4vla.data.inspect.verify import verify
@@ -74,6 +79,25 @@ def _data(arguments: Sequence[str]) -> int:
 
     size = preset(arguments[2] if len(arguments) > 2 else PRESET_IN_MIND)
     print(describe(arguments[1], size.image_tokens, estimated_tokens))
+    return 0
+
+
+def _import_conversations(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla data import-conversations", argument_default=argparse.SUPPRESS)
+    parser.add_argument("file", type=Path, help="JSONL of LLaVA or ShareGPT rows, or one JSON list of them")
+    parser.add_argument("--images", type=Path, default=Path(), help="folder that image paths start from, here if none")
+    parser.add_argument("--out", type=Path, required=True, help="the shard folder to write")
+    parser.add_argument("--shards", type=int, default=32, help="tars, at least data.streams; 32 unless given")
+    parser.add_argument("--question", default="", help="name of the type of questions, the file's unless given")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace the folder if there is one")
+    given = vars(parser.parse_args(arguments))
+    from la4vla.data.imported import import_conversations
+
+    index = import_conversations(**given)
+    print(f"{index.location}: {index.clips:,} conversations in {len(index.shards)} shards")
     return 0
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import zlib
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RngUse(IntEnum):
@@ -54,5 +57,7 @@ def generator(seed: int, use: RngUse, *coordinates: int | str) -> np.random.Gene
 def torch_generator(
     seed: int, use: RngUse, *coordinates: int | str, device: torch.device | str = "cpu"
 ) -> torch.Generator:
+    import torch  # only here: a simulator's process draws without it
+
     state = seed_sequence(seed, use, *coordinates).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # a simulator's process has no use for torch, which takes a second and 200 MB to import
+    import torch
+    from torch import Tensor
 
 Kind = Literal["la", "la_leaky", "vla"]
 KINDS: tuple[Kind, ...] = ("la", "la_leaky", "vla")
@@ -264,10 +266,8 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Any) -> Batch:
-        moved = {
-            item.name: function(value) for item in fields(self) if isinstance(value := self.__dict__[item.name], Tensor)
-        }
-        return replace(self, **moved)
+        tensors = {item.name: self.__dict__[item.name] for item in fields(self) if item.name not in ("kind", "keys")}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ SHELVES = {
         "processor": {"collate", "transforms"},
         "setup": {"order", "normalize", "transforms", "collate", "processor", "shards"},
         "explain": {"setup", "mixture", "normalize", "values"},
+        "imported": {"shards"},
         "text_rows": {"setup", "shards"},
         "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards", "text_rows"},
         "loader": {"setup", "reader"},
@@ -301,6 +302,13 @@ def test_importing_the_packages_loads_no_simulator_and_no_trainer():
         [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert not {*SIMULATORS, "deepspeed", "wandb", "tensorboard"} & set(ast.literal_eval(printed))
+
+
+def test_what_a_simulators_process_runs_loads_no_torch():
+    """Sixteen of them would each take a second and 200 MB for it."""
+    script = "import sys, benchmarks.rollouts.rollout, la4vla.construct.recording.record; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def broad_excepts(path: Path) -> Iterator[str]:

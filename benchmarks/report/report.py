@@ -250,9 +250,9 @@ def sources(runs: Sequence[Path]) -> list[ReportSource]:
 
 
 def _contents(folder: str, model: str) -> str:
-    content = index.read_index(folder)
+    content = index.read_index(folder, None)
     if sum(shard.size for shard in content.shards) > DATA_BYTES:
-        return f"{content.clips:,} clips  {content.frames:,} frames  {content.samples:,} samples"
+        return f"{content.clips:,} {content.holds}  {content.frames:,} frames  {content.samples:,} samples"
     return describe.describe(folder, preset(model).image_tokens, describe.estimated_tokens)
 
 

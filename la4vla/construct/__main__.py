@@ -8,7 +8,8 @@ review       prints how far the annotators are and how they agree; --serve opens
              and --import FILE write and read their scores as .csv, .jsonl or .labelstudio.json
 filter       chooses the candidates that become clips
 shards       writes la/, vla/ and task/
-texts        writes texts/, conversations about the kept clips; not one of the steps that run without a name
+texts        writes texts/, conversations about the kept clips; not one of the steps that run without a name;
+             with --dry-run prints only the cost (texts.annotator=endpoint)
 report       writes report.html and report.json of what the steps have made so far; runs at the end of all steps, too
 """
 
@@ -25,7 +26,7 @@ from la4vla.construct.build import build
 from la4vla.construct.readers import open_dataset
 from la4vla.construct.recording.record import record
 from la4vla.construct.report import page
-from la4vla.construct.report.estimate import estimate
+from la4vla.construct.report.estimate import estimate, estimate_texts
 from la4vla.construct.review.agreement import measure
 from la4vla.construct.review.session import ReviewSession
 from la4vla.construct.texts.write import texts
@@ -40,19 +41,22 @@ DRY_RUN = "--dry-run"
 def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
     """Brings the steps up to and including `step` up to date; all of them if `step` is empty.
 
-    dry_run: print what `propose` would cost instead of running it. Requests cost money, so an episode for which the
-    proposer failed is tried again only if `step` is `propose` or empty. Raises UserError.
+    dry_run: print what `propose` or `texts` would cost instead of running it. Requests cost money, so an episode for
+    which the proposer failed is tried again only if `step` is `propose` or empty. Raises UserError.
     """
     last = "filter" if step == TEXTS else step
     wanted = STEPS[: STEPS.index(last) + 1] if last else STEPS
     if config.read.format == "recorded":
         record(config)
     dataset = open_dataset(config)
+    if step == TEXTS and dry_run:
+        print(estimate_texts(config, dataset).text(config.vlm))
+        return
     if "read" in wanted:
         ledger = steps.read(config, dataset)
     if "keyframes" in wanted:
         ledger = steps.detect_keyframes(config, dataset, ledger)
-    if "propose" in wanted and dry_run:
+    if step == "propose" and dry_run:
         print(estimate(config, dataset, ledger).text(config.vlm))
         return
     if "propose" in wanted:
@@ -125,8 +129,8 @@ def main(arguments: Sequence[str]) -> int:
     config = load(words[0], words[1:])
     if not isinstance(config, ConstructConfig):
         raise UserError(f"{words[0]}: not a construct config; its first line must be `schema: construct`.")
-    if dry_run and word != "propose":
-        raise UserError(f"{DRY_RUN} belongs to one step: la4vla construct propose {words[0]} {DRY_RUN}.")
+    if dry_run and word not in ("propose", TEXTS):
+        raise UserError(f"{DRY_RUN} belongs to one step: la4vla construct propose {words[0]} {DRY_RUN}, or texts.")
     if word == "record" and config.read.format != "recorded":
         raise UserError(
             f"read.format is {config.read.format}, and only `recorded` demonstrations are recorded here; start with "

@@ -45,8 +45,8 @@ def shards_check(folder: str, demand: Demand | None = None) -> Check:
         more = f" ({len(problems) - 1} more)" if problems[1:] else ""
         cure = f"la4vla data verify {folder} lists all; copy or write the folder again"
         return Check("shards", "fail", f"{folder}: {problems[0].rstrip('.')}{more}.", cure)
-    index = read_index(folder)
-    if demand is not None:
+    index = read_index(folder, None)
+    if demand is not None and index.holds == "clips":
         try:
             require_match(
                 index.embodiment, tuple(index.views), SIMULATORS[demand.suite].embodiment, demand.setting.views
@@ -55,7 +55,6 @@ def shards_check(folder: str, demand: Demand | None = None) -> Check:
             says, _, _ = str(error).rpartition("; ")
             cure = "to evaluate what is trained on them, construct with its robot and views (read.robot, read.views)"
             return Check("shards", "warn", f"{folder}: whole, but under {demand.title} {says}.", cure)
-    clips = sum(shard.clips for shard in report.shards)
-    return Check(
-        "shards", "ok", f"{folder}: {len(report.shards)} shards, {clips} clips, sha256 and statistics as indexed."
-    )
+    what = "sha256 and statistics" if index.holds == "clips" else "sha256 and images"
+    says = f"{folder}: {len(report.shards)} shards, {index.clips} {index.holds}, {what} as indexed."
+    return Check("shards", "ok", says)

@@ -163,7 +163,7 @@ def messages(episode: Episode, keyframes: Sequence[Keyframe], config: VlmConfig)
     content = [text_part(text)]
     numbers = shown_frames(len(episode), episode.fps, episode.frame_stride, config.fps)
     for view in episode.views:
-        content += _view_parts(view, episode, numbers, config)
+        content += view_parts(view, episode, numbers, config)
     return [{"role": "system", "content": system_text()}, {"role": "user", "content": content}]
 
 
@@ -187,7 +187,7 @@ def again(answer: str, problems: Sequence[str], frames: int, fps: float) -> list
     return complaint(answer, text)
 
 
-def _view_parts(view: str, episode: Episode, numbers: Sequence[int], config: VlmConfig) -> list[Part]:
+def view_parts(view: str, episode: Episode, numbers: Sequence[int], config: VlmConfig) -> list[Part]:
     """A view's label and its images with their times, as one video or as single images."""
     frames = episode.frames(view, numbers)
     try:

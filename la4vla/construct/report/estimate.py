@@ -1,4 +1,4 @@
-"""Cost estimate of the VLM proposer, made before anything is sent (`propose --dry-run`).
+"""Cost estimates of the VLM proposer and of the annotator `endpoint`, made before anything is sent (--dry-run).
 
 Image tokens are counted as Qwen3-VL does (FACTS 1.3.4): patches of 32 pixels, and two frames of a video as one image.
 Text counts 4 characters a token, an answer counts the paper's mean. Retries are not included.
@@ -21,9 +21,13 @@ from la4vla.construct.ledger import Ledger, LedgerRow
 from la4vla.construct.propose import prompt
 from la4vla.construct.propose.keyframes import Keyframe, prompt_lines
 from la4vla.construct.propose.vlm import CACHE, version
+from la4vla.construct.texts import write
+from la4vla.construct.texts.endpoint import Log, request_text
 from la4vla.types import UserError
 
 PAPER_OUTPUT_TOKENS = 354  # an episode, mean of the paper's 9,560 (FACTS 1.3.4)
+ROW_TOKENS = 22  # of one [dx, dy, dz, gripper] in an answer: five digits or signs a number, brackets and commas
+STEPS, STEP_TOKENS = 6, 110  # of an episode, and the words of each: as in the paper's example (appendix B.1)
 _PATCH = 32  # pixels; side of the square that becomes one token (FACTS 1.3.4)
 _CHARACTERS = 4  # in a token of English text
 
@@ -36,16 +40,18 @@ class CostEstimate:
     done         number of finished episodes
     frames       number of frames shown, all views together
     tokens_in    input tokens
+    answer       output tokens of one episode
     """
 
     episodes: int
     done: int
     frames: int
     tokens_in: int
+    answer: int = PAPER_OUTPUT_TOKENS
 
     @property
     def tokens_out(self) -> int:
-        return self.episodes * PAPER_OUTPUT_TOKENS
+        return self.episodes * self.answer
 
     def text(self, config: VlmConfig) -> str:
         """The estimate as a text table."""
@@ -108,6 +114,33 @@ def estimate(config: ConstructConfig, dataset: Dataset, hints: Ledger) -> CostEs
         frames += shown * len(sizes)
         tokens += input_tokens(_text(row, like.views, keyframes_of[key]), shown, sizes, config.vlm)
     return CostEstimate(len(left), len(digests) - len(left), frames, tokens)
+
+
+def estimate_texts(config: ConstructConfig, dataset: Dataset) -> CostEstimate:
+    """The cost of the annotations that are left, of the episodes that were filtered. Raises UserError."""
+    if config.texts.annotator != "endpoint":
+        raise UserError(
+            f"--dry-run estimates the cost of texts.annotator=endpoint, and {config.texts.annotator} costs nothing; "
+            "leave --dry-run out."
+        )
+    out = Path(config.out_dir)
+    chosen = {row["key"]: row for row in steps.rows(Ledger(out / steps.KEPT), dataset)}
+    if not chosen:
+        raise UserError(f"{out}: no episode has been filtered yet; run `la4vla construct filter` first.")
+    views = config.texts.views or dataset.read(next(iter(chosen))).views
+    digests = write.annotation_digests(write.annotator_of(config, views), chosen)
+    ledger = Ledger(out / write.annotations_name(config))
+    left = [key for key, of in digests.items() if ledger.get(key, of) is None]
+    frames = tokens = answers = 0
+    for key in left:
+        episode = dataset.read(key)
+        log = Log.of(episode, config.vlm.fps)
+        sizes = [_size(episode.frames(view, [0])[0]) for view in views]
+        frames += len(log.frames) * len(sizes)
+        tokens += input_tokens(request_text(log, episode.instruction), len(log.frames), sizes, config.vlm)
+        answers += ROW_TOKENS * len(log.rows) + STEPS * STEP_TOKENS
+    each = round(answers / max(len(left), 1))
+    return CostEstimate(len(left), len(digests) - len(left), frames, tokens, each)
 
 
 def _size(jpeg: bytes) -> tuple[int, int]:

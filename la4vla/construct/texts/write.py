@@ -29,7 +29,8 @@ from la4vla.construct.episodes import Dataset, Episode, named
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.recording import scenes
 from la4vla.construct.texts import rows, scene
-from la4vla.construct.texts.annotate import Annotator, EpisodeMotion, KinematicAnnotator
+from la4vla.construct.texts.annotate import Annotator, EpisodeMotion, KinematicAnnotator, SubTask
+from la4vla.construct.texts.endpoint import EndpointAnnotator
 from la4vla.data.shards.texts import TextRecord, TextWriter
 from la4vla.files import write_atomic
 from la4vla.questions.wordings import FILE as WORDINGS
@@ -48,41 +49,72 @@ def texts(config: ConstructConfig, dataset: Dataset, kept: Ledger) -> Ledger:
     """
     settings = config.texts
     chosen = {row["key"]: row for row in steps.rows(kept, dataset)}
-    if not any(row["kept"] for row in chosen.values()):
+    if settings.annotator == "kinematic" and not any(row["kept"] for row in chosen.values()):
         raise UserError(f"{config.out_dir}: no candidate was kept; lower filter.min_quality or review the candidates.")
     like = dataset.read(next(iter(chosen)))
     views = _views(config, like)
     actions = _action_text(config, dataset, chosen) if "actions" in settings.questions else None
-    annotator = annotator_of(config)
+    annotations = annotate(config, dataset, chosen, views)
     seen = scene.facts(config, dataset, list(chosen)) if "scene" in settings.questions else None
     facts = {row["key"]: row for row in seen or ()}
     made_by = digest(
         rows.VERSION,
         {name: value for name, value in asdict(settings).items() if name not in ("folder", "codec")},
         actions.to_dict() if actions else None,
-        annotator.version,
         WORDINGS.read_text(encoding="utf-8"),
         list(views),
         config.seed,
     )
 
-    def row(key: str) -> dict[str, Any]:
-        return _row(config, dataset.read(key), chosen[key]["kept"], annotator, views, actions, facts.get(key))
+    annotated = {row["key"]: row for row in annotations if not row["failed"]}
 
-    wanted = {key: digest(made_by, item["of"], facts[key]["of"] if seen else "") for key, item in chosen.items()}
-    at_once = config.vlm.concurrency if settings.annotator == "endpoint" else 1
-    ledger = steps.fill("writing texts", ledger_path(config), wanted, row, at_once)
-    _refuse_failed(config, ledger, wanted)
+    def row(key: str) -> dict[str, Any]:
+        subtasks = [SubTask(**values) for values in annotated[key]["subtasks"]]
+        return _row(config, dataset.read(key), subtasks, views, actions, facts.get(key))
+
+    wanted = {key: digest(made_by, item["of"], facts[key]["of"] if seen else "") for key, item in annotated.items()}
+    ledger = steps.fill("writing texts", ledger_path(config), wanted, row)
     about = {"action_text": actions.to_dict() if actions else None, **asdict(settings)}
-    _write(config, dataset, ledger, about)
+    paid = {name: sum(row[name] for row in annotations) for name in ("tokens_in", "tokens_out", "calls")}
+    _write(config, dataset, ledger, about, paid)
     return ledger
+
+
+def annotate(config: ConstructConfig, dataset: Dataset, kept: Mapping[str, LedgerRow], views: Sequence[str]) -> Ledger:
+    """Brings the ledger of annotations up to date, which folders of all questions and codecs share.
+
+    kept: the rows of steps.filter_candidates by episode. Raises UserError, after all other episodes are done, if more
+    than vlm.max_failed_episodes got none.
+    """
+    annotator = annotator_of(config, views)
+
+    def row(key: str) -> dict[str, Any]:
+        return annotator.annotate(dataset.read(key), kept[key]["kept"]).to_dict()
+
+    wanted = annotation_digests(annotator, kept)
+    at_once = config.vlm.concurrency if config.texts.annotator == "endpoint" else 1
+    ledger = steps.fill("annotating", Path(config.out_dir) / annotations_name(config), wanted, row, at_once)
+    _refuse_failed(config, ledger, wanted)
+    return ledger
+
+
+def annotation_digests(annotator: Annotator, kept: Mapping[str, LedgerRow]) -> dict[str, str]:
+    """Episode -> `of` of its row of annotations."""
+    return {key: digest(annotator.version, item["of"]) for key, item in kept.items()}
+
+
+def annotations_name(config: ConstructConfig) -> str:
+    return f"annotations_{config.texts.annotator}.jsonl"
 
 
 def ledger_path(config: ConstructConfig) -> Path:
     return Path(config.out_dir) / f"{config.texts.folder}.texts.jsonl"
 
 
-def annotator_of(config: ConstructConfig) -> Annotator:
+def annotator_of(config: ConstructConfig, views: Sequence[str]) -> Annotator:
+    """views: those that an endpoint is shown."""
+    if config.texts.annotator == "endpoint":
+        return EndpointAnnotator(config, views)
     return KinematicAnnotator(config.texts.threshold)
 
 
@@ -90,7 +122,7 @@ def numbers(ledger: Sequence[LedgerRow]) -> dict[str, Any]:
     """What a report says of a folder, JSON-able.
 
     counts: type of question -> {split: rows}. completion: what its pairs show -> rows. dropped: what action texts do
-    not say -> rows. tokens_in, tokens_out, calls: paid for the annotation.
+    not say -> rows.
     """
     every = [item for row in ledger for item in row["rows"]]
     of_questions: dict[str, Counter[str]] = {}
@@ -100,7 +132,6 @@ def numbers(ledger: Sequence[LedgerRow]) -> dict[str, Any]:
         "counts": {question: dict(of_splits) for question, of_splits in of_questions.items()},
         "completion": dict(Counter(item["about"] for item in every if item["question"] == "completion")),
         "dropped": dict(sum((Counter(row["dropped"]) for row in ledger), Counter[str]())),
-        **{name: sum(row[name] for row in ledger) for name in ("tokens_in", "tokens_out", "calls")},
     }
 
 
@@ -144,17 +175,15 @@ def _action_text(config: ConstructConfig, dataset: Dataset, kept: Mapping[str, L
 def _row(
     config: ConstructConfig,
     episode: Episode,
-    kept: Sequence[Mapping[str, Any]],
-    annotator: Annotator,
+    subtasks: Sequence[SubTask],
     views: Sequence[str],
     actions: ActionText | None,
     seen: LedgerRow | None,
 ) -> dict[str, Any]:
-    """The ledger's row of an episode: its annotation and its questions and answers. seen: what the simulator says of
+    """The ledger's row of an episode: its questions and answers. seen: what the simulator says of
     its scenes."""
     settings, seed = config.texts, config.seed
-    annotation = annotator.annotate(episode, kept)
-    maker = rows.Rows(episode, annotation.subtasks, EpisodeMotion.of(episode), settings, views, actions, seed)
+    maker = rows.Rows(episode, subtasks, EpisodeMotion.of(episode), settings, views, actions, seed)
     held_out = rows.split_of(episode.key, settings.held_out_scenes, seed)
 
     def drafted(question: str, in_held_out_words: bool) -> list[rows.Draft]:
@@ -177,7 +206,7 @@ def _row(
                 row = rows.to_dict(draft, f"{episode.key}-{question}-{number:03d}", episode)
                 made.append({**row, "split": "_held_out_wordings"})
         maker.dropped = dropped
-    return {"rows": made, "dropped": maker.dropped, **annotation.to_dict()}
+    return {"rows": made, "dropped": maker.dropped}
 
 
 def _refuse_failed(config: ConstructConfig, ledger: Ledger, wanted: Mapping[str, str]) -> None:
@@ -190,8 +219,10 @@ def _refuse_failed(config: ConstructConfig, ledger: Ledger, wanted: Mapping[str,
         )
 
 
-def _write(config: ConstructConfig, dataset: Dataset, ledger: Ledger, about: Mapping[str, Any]) -> None:
-    """Writes the folders, unless they are what the ledger says already."""
+def _write(
+    config: ConstructConfig, dataset: Dataset, ledger: Ledger, about: Mapping[str, Any], paid: Mapping[str, int]
+) -> None:
+    """Writes the folders, unless they are what the ledger says already. paid: for the annotations."""
     out, name = Path(config.out_dir), config.texts.folder
     ordered = _balanced(steps.rows(ledger, dataset), config.seed)
     folders = [out / f"{name}{split}" for split in rows.SPLITS if any(_of(row, split) for row in ordered)]
@@ -203,7 +234,7 @@ def _write(config: ConstructConfig, dataset: Dataset, ledger: Ledger, about: Map
         path.unlink(missing_ok=True)
         for split in rows.SPLITS:
             _write_split(config, dataset, ordered, split, about)
-        write_atomic(path, json.dumps({"fingerprint": fingerprint, **numbers(ordered)}, indent=1).encode())
+        write_atomic(path, json.dumps({"fingerprint": fingerprint, **numbers(ordered), **paid}, indent=1).encode())
     print(summary_table(ordered))
 
 

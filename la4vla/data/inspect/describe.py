@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from la4vla.data.inspect.conversations import describe_texts
 from la4vla.data.normalize import FolderStats, Mode, Stats, range_of
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.shards.read import read_shard
@@ -18,7 +19,7 @@ from la4vla.types import UserError
 
 MODE: Mode = "q01_q99"  # the usual normalisation; min_max leaves nothing outside by definition
 TextTokens = Callable[[str], int]
-"""instruction -> number of its tokens"""
+"""text -> number of its tokens"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def describe(path: str | Path, image_tokens: int, text_tokens: TextTokens) -> st
 
     Raises UserError for a folder that cannot be read.
     """
-    index, stats = read_index(path), read_stats(path)
+    index = read_index(path, None)
+    if index.holds == "texts":
+        return describe_texts(index, text_tokens)
+    stats = read_stats(path)
     if not index.clips:
         raise UserError(f"{path}: holds no clip; write clips into it.")
     facts = _gather(index)

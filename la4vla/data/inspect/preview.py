@@ -7,6 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from la4vla.data.inspect.contents import Label, contents
+from la4vla.data.inspect.conversations import preview_texts
+from la4vla.data.inspect.describe import estimated_tokens
 from la4vla.data.shards.index import Index, read_index
 from la4vla.data.shards.read import read_shard
 from la4vla.data.shards.writer import Clip
@@ -27,12 +29,15 @@ def preview(location: str, out: str = "") -> Path:
     Shards are read once; images only of those shards that hold a clip to be shown. Raises UserError for a folder that
     cannot be read, that holds no clip, or that is not local while `out` is empty.
     """
-    index = read_index(location)
+    index = read_index(location, None)
     if not index.clips:
         raise UserError(f"{location}: holds no clip; write clips into it.")
     if not out and not Path(location).is_dir():
         raise UserError(f"{location}: no local folder to write to; say `la4vla data preview {location} OUT.html`.")
     target = Path(out) if out else Path(location) / PAGE
+    if index.holds == "texts":
+        page.write(target, preview_texts(index, estimated_tokens))
+        return target
     labels, episodes, shown = _read(index)
     size = sum(shard.size for shard in index.shards)
     folder = {

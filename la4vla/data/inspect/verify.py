@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from la4vla.data.inspect.conversations import about_problems, row_problems
 from la4vla.data.shards.index import Index, Shard, read_index, read_stats, starts
-from la4vla.data.shards.read import read_shard
+from la4vla.data.shards.read import read_shard, read_texts
 from la4vla.data.shards.writer import Clip
 from la4vla.data.values import Limits, bad_frames
 from la4vla.types import UserError
@@ -33,10 +34,12 @@ class ShardReport:
 class Verification:
     """What is wrong with a folder.
 
+    holds            clips or texts
     folder_problems  those of the index and statistics as a whole
     """
 
     location: str
+    holds: str
     shards: tuple[ShardReport, ...]
     folder_problems: tuple[str, ...]
 
@@ -46,7 +49,7 @@ class Verification:
 
     def text(self) -> str:
         lines = [
-            f"{shard.name}  {shard.clips} clips, {shard.samples} samples: {'; '.join(shard.problems) or 'ok'}"
+            f"{shard.name}  {shard.clips} {self.holds}, {shard.samples} samples: {'; '.join(shard.problems) or 'ok'}"
             for shard in self.shards
         ]
         bad = sum(bool(shard.problems) for shard in self.shards)
@@ -56,13 +59,18 @@ class Verification:
 
 def verify(path: str | Path) -> Verification:
     """Reads every tar of a folder whole. Raises UserError only if there is no index to compare with."""
-    index = read_index(path)
-    limits = _limits(index)
-    reports = [
-        ShardReport(shard.name, len(shard.keys), shard.samples, tuple(_shard_problems(index, number, limits)))
-        for number, shard in enumerate(index.shards)
+    index = read_index(path, None)
+    texts = index.holds == "texts"
+    limits = None if texts else _limits(index)
+    problems = [
+        _text_problems(index, number) if texts else _shard_problems(index, number, limits)
+        for number in range(len(index.shards))
     ]
-    return Verification(index.location, tuple(reports), tuple(_folder_problems(index)))
+    reports = [
+        ShardReport(shard.name, len(shard.keys), shard.samples, tuple(found))
+        for shard, found in zip(index.shards, problems, strict=True)
+    ]
+    return Verification(index.location, index.holds, tuple(reports), tuple(_folder_problems(index)))
 
 
 def _limits(index: Index) -> Limits | None:
@@ -82,6 +90,14 @@ def _shard_problems(index: Index, number: int, limits: Limits | None) -> list[st
         return [str(error)]
     of_clips = [problem for clip in clips for problem in _clip_problems(index, clip, limits)]
     return [*_count_problems(index, index.shards[number]), *of_clips]
+
+
+def _text_problems(index: Index, number: int) -> list[str]:
+    try:
+        rows = read_texts(index, number)
+    except UserError as error:
+        return [str(error)]
+    return [*_count_problems(index, index.shards[number]), *(p for row in rows for p in row_problems(index, row))]
 
 
 def _count_problems(index: Index, shard: Shard) -> list[str]:
@@ -124,6 +140,8 @@ def _folder_problems(index: Index) -> list[str]:
     twice = [key for key, times in Counter(key for shard in index.shards for key in shard.keys).items() if times > 1]
     if twice:
         problems.append(f"{len(twice)} keys occur more than once, {twice[0]} for one; write the folder again")
+    if index.holds == "texts":
+        return [*problems, *about_problems(index)]
     try:
         stats = read_stats(index.location)
     except UserError as error:
