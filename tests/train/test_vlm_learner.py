@@ -99,6 +99,19 @@ def test_it_learns_what_it_is_shown_and_writes_it(place, in_process):
     assert answer.ended == "turn" and answer.text == make_text(7).turns[-1].text
 
 
+def test_two_ranks_equal_one_process(place, in_process):
+    """Whole, vision too, on rows with no, one and two images: a rank's micro-batch may show none."""
+    two, one = (write_config(place, name, steps=3) for name in ("two", "alone"))
+    ended = train(2, two)
+    assert ended.codes == (0, 0), ended.stderr
+    assert in_process(str(one)).codes == (0,)
+    a, b = (load_file(newest(config, 3) / manifest.WEIGHTS) for config in (two, one))
+    apart = sum(float((a[name] - b[name]).double().square().sum()) for name in b)
+    size = sum(float(b[name].double().square().sum()) for name in b)
+    assert apart < 1e-8 * size
+    assert [row["loss/text"] for row in rows(two)] == pytest.approx([row["loss/text"] for row in rows(one)], rel=1e-4)
+
+
 def test_the_first_batch_can_be_read(adapted):
     run = Path(load(adapted).run.dir)
     told = (run / manifest.FIRST_TEXTS).read_text()
