@@ -227,8 +227,8 @@ def _validate_lora(config: TrainConfig) -> None:
         )
     if config.learner == "vlm" and config.engine.name == "deepspeed" and config.engine.zero_stage == 3:
         raise UserError(
-            "engine.zero_stage=3 needs every rank to use every part of the model at once, and rows without images do not "
-            "use vision; set engine.zero_stage=2 for learner vlm."
+            "engine.zero_stage=3 needs every rank to use every part of the model at once, and rows without images do "
+            "not use vision; set engine.zero_stage=2 for learner vlm."
         )
     if config.engine.compute == "frozen_bf16" and not (lora.rank and config.engine.precision == "bf16"):
         raise UserError(
