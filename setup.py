@@ -44,6 +44,7 @@ setup(
     packages=find_packages(include=["la4vla*", "benchmarks*"]),
     package_data={
         "la4vla.model": ["assets/*"],
+        "la4vla.vlm": ["assets/*"],
         "la4vla.sim": ["data/*"],
         "la4vla.construct.report": ["templates/*"],
         "la4vla.construct.review": ["static/*"],
@@ -59,6 +60,7 @@ setup(
     install_requires=[
         "torch>=2.7",
         "transformers>=5.0",
+        "peft>=0.21",
         "deepspeed>=0.19.8",
         "webdataset>=1.0",
         "einops>=0.8",

@@ -5,6 +5,7 @@
     la4vla eval metaworld --server ws://gpu-node:8000 --token-env SERVE_TOKEN --protocol ... --out ...
     la4vla eval compare runs/a/eval runs/b/eval
     la4vla eval report runs/quickstart
+    la4vla eval ceiling configs/quickstart/construct.yaml
     la4vla eval study configs/study/study.yaml --part paradigms_0 --hours 2
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
@@ -13,6 +14,7 @@ A run that was interrupted goes on where it stopped when it is started again wit
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.perturb.perturb import PERTURBATIONS, parse
 from benchmarks.results import protocols
+from la4vla.config import ConstructConfig, load
 from la4vla.shell import exit_status
 from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
@@ -75,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--hours", type=float, default=math.inf, help="start no job that would end later")
     study.add_argument("--list", action="store_true", help="the jobs and which of them have rows")
     study.add_argument("--tables", action="store_true", help="write the tables and the figure of all rows")
+    ceiling = commands.add_parser(
+        "ceiling", help="demonstrations told as text and played again: the most that a policy that writes can reach"
+    )
+    ceiling.add_argument("config", type=Path, help="a construct config whose demonstrations were recorded and filtered")
+    ceiling.add_argument("--episodes", type=int, default=10, help="demonstrations of each task (default: 10)")
+    ceiling.add_argument("--json", type=Path, help="write the numbers there as well")
+    ceiling.add_argument("overrides", nargs="*", help="key=value changes of the config")
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
@@ -115,6 +125,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if options.command == "study":
         return _study(options)
+    if options.command == "ceiling":
+        return _ceiling(options)
     if options.command == "sweep":
         from benchmarks.sweep import sweep
 
@@ -145,6 +157,17 @@ def main(arguments: Sequence[str]) -> int:
         server=_server(options),
     )
     evaluate.evaluate(request)
+    return 0
+
+
+def _ceiling(options: argparse.Namespace) -> int:
+    from benchmarks.rollouts import ceiling
+
+    config = load(options.config, options.overrides, schema=ConstructConfig)
+    rows = ceiling.measure(config, options.episodes)
+    print(ceiling.table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(ceiling.to_json(rows), indent=1) + "\n")
     return 0
 
 

@@ -32,6 +32,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla probe DIR --cases FILE                does it follow the instruction or the picture? scores, one HTML page
   la4vla probe cases SHARDS --out FILE         draw the cases, the same for every checkpoint
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
+  la4vla export DIR OUT [--base DIR]           a checkpoint as one folder, its adapters merged
   la4vla doctor [--protocol NAME] ...          whether results made here are comparable, and the cures
 """
 
@@ -161,6 +162,7 @@ def _probe_policy(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--whole-chunk", action="store_true", help="count the predicted chunk beyond the clip's end too"
     )
+    parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
     parser.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with random weights")
     parser.add_argument("--seed", type=int, help="of noise, intervals and t-SNE, 0 unless given")
     parser.add_argument("--device", help="the best there is unless given")
@@ -182,6 +184,7 @@ def _serve(arguments: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser("la4vla serve", argument_default=argparse.SUPPRESS)
     parser.add_argument("folder", type=Path, help="a checkpoint, or a run (then its newest one)")
+    parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
     parser.add_argument("--dialect", help="la4vla (default), openpi or evo1")
     parser.add_argument("--host", help="127.0.0.1 unless given; elsewhere clients need a token")
     parser.add_argument("--port", type=int, help="0 for any free one")
@@ -221,6 +224,21 @@ def _serve(arguments: Sequence[str]) -> int:
     return serve(Settings(**given, openpi=openpi, evo1=evo1))
 
 
+def _export(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla export", argument_default=argparse.SUPPRESS)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (then its newest one)")
+    parser.add_argument("out", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
+    given = vars(parser.parse_args(arguments))
+    from la4vla.export import export
+
+    print(f"export: {export(**given)}")
+    return 0
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
@@ -258,6 +276,7 @@ COMMANDS: dict[str, Command] = {
     "eval": _evaluate,
     "probe": _probe,
     "serve": _serve,
+    "export": _export,
     "doctor": _doctor,
 }
 

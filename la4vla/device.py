@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from la4vla.types import UserError
 
 
@@ -12,6 +10,8 @@ def usable_device(name: str) -> str:
 
     Raises UserError where torch has no such device here.
     """
+    import torch  # only here: commands that need no model start without it
+
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)

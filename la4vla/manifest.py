@@ -5,11 +5,13 @@ Owns every name inside a run's folder, RUN_DIR/
     config.yaml                  the resolved config
     metrics.jsonl                one line a log interval
     first_batch.png              the first images that were trained on
+    first_batch.txt              the first conversations, and what of them is learned
     lock                         held while the run is at work
 
 A checkpoint folder holds
     manifest.json           this
-    model.safetensors       every weight of the policy in fp32, loads without DeepSpeed
+    model.safetensors       every weight of the model in fp32, loads without DeepSpeed; with adapters only those that
+                            trained, and those that the base does not give
     training.safetensors    AdamW moments by parameter name, free of the world size (the fp32 masters are the weights)
     tokenizer/              the tokenizer's files
     COMPLETE                written last; a folder without it is a wreck and is never read
@@ -20,11 +22,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from la4vla.types import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
     "manifest.json",
     "model.safetensors",
@@ -34,7 +36,8 @@ MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
 )
 CHECKPOINTS = "checkpoints"
 STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
-CONFIG, METRICS, FIRST_BATCH, LOCK = "config.yaml", "metrics.jsonl", "first_batch.png", "lock"
+CONFIG, METRICS, LOCK = "config.yaml", "metrics.jsonl", "lock"
+FIRST_BATCH, FIRST_TEXTS = "first_batch.png", "first_batch.txt"
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,19 @@ class Manifest:
     step              finished optimizer steps over all stages
     skipped_steps     those of them, since step 0, that had no finite gradient and changed nothing
     config            the resolved TrainConfig
-    model             what rebuilds the policy without its weights
-    input_spec        sizes of the model's input
-    transforms        the chain that `serve` rebuilds
-    embodiment        of the data
-    views             names in slot order
+    learner           `policy`, or `vlm`: a model that writes
+    model             what rebuilds the model without its weights
+    base              of adapters: the weights they belong to (place, sha256 of its files); empty where
+                      model.safetensors holds every weight
+    input_spec        sizes of a policy's input; empty for a vlm
+    transforms        the chain that `serve` rebuilds; empty for a vlm
+    embodiment        of the data; empty where no source says one
+    views             names in slot order; empty for a vlm
     view_sizes        view -> [height, width] of its stored images in pixels, one for each size in the data
+    text              how it writes: the codec of its actions (empty where no source has one) and the longest row in
+                      tokens; empty without text sources
     sources           source that the run mixes -> sha256 hex of what its data is
-    weights_sha256    of model.safetensors; the policy's identity in result files
+    weights_sha256    of model.safetensors; the model's identity in result files
     training_sha256   of training.safetensors
     tokenizer_sha256  file of tokenizer/ -> its sha256
     git_sha           commit of the code, or `unknown`
@@ -68,12 +76,15 @@ class Manifest:
     step: int
     skipped_steps: int
     config: dict[str, Any]
+    learner: Literal["policy", "vlm"]
     model: dict[str, Any]
+    base: dict[str, Any]
     input_spec: dict[str, Any]
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
     view_sizes: dict[str, list[list[int]]]
+    text: dict[str, Any]
     sources: dict[str, str]
     weights_sha256: str
     training_sha256: str
@@ -140,6 +151,12 @@ def read(folder: str | Path) -> Manifest:
             f"({raw.get('git_sha') or 'its git_sha is missing too'})."
         )
     return Manifest(**raw)
+
+
+def require_policy(folder: Path, description: Manifest) -> None:
+    """Raises UserError for a checkpoint of another learner."""
+    if description.learner != "policy":
+        raise UserError(f"{folder} is a model that writes (learner {description.learner}), not a policy with actions.")
 
 
 def resolve(path: str | Path) -> Path:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import zlib
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RngUse(IntEnum):
@@ -32,6 +35,7 @@ class RngUse(IntEnum):
     CASES = 17  # clips, other frames and paraphrases of a probe's cases
     RESAMPLE = 18  # clips of a probe's intervals
     VALIDATE = 19  # noise and time of a held-out sample
+    WRITE = 20  # tokens of a written answer, by its prompt's key and the number of the draw
     TEXTS = 25  # wordings, negatives and splits of conversations
 
 
@@ -53,5 +57,7 @@ def generator(seed: int, use: RngUse, *coordinates: int | str) -> np.random.Gene
 def torch_generator(
     seed: int, use: RngUse, *coordinates: int | str, device: torch.device | str = "cpu"
 ) -> torch.Generator:
+    import torch  # only here: a simulator's process draws without it
+
     state = seed_sequence(seed, use, *coordinates).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # a simulator's process has no use for torch, which takes a second and 200 MB to import
+    import torch
+    from torch import Tensor
 
 Kind = Literal["la", "la_leaky", "vla"]
 KINDS: tuple[Kind, ...] = ("la", "la_leaky", "vla")
@@ -264,10 +266,8 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Any) -> Batch:
-        moved = {
-            item.name: function(value) for item in fields(self) if isinstance(value := self.__dict__[item.name], Tensor)
-        }
-        return replace(self, **moved)
+        tensors = {item.name: self.__dict__[item.name] for item in fields(self) if item.name not in ("kind", "keys")}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 @dataclass(frozen=True)
@@ -315,10 +315,11 @@ class TextBatch:
     """One micro-batch of conversations, ready for a model that writes.
 
     kind          `text`
-    input_ids_BL  int64, right-padded to the longest row
+    input_ids_BL  int64, padded to the longest row: on the right to train, on the left where the model writes on
     text_mask_BL  bool, True at real tokens (text and image positions)
     labels_BL     int64, the token itself where it belongs to an answer or ends one, else NOT_COUNTED. Not shifted: the
                   model predicts labels_BL[:, l] from the tokens before l.
+    answer_index  int64 [counted], positions in the flattened [B * L] rows of the tokens whose label counts, in order
     images        what the model takes beside the tokens, by the name of its argument; empty without images
     keys          one name per row, for error messages
     """
@@ -327,6 +328,7 @@ class TextBatch:
     input_ids_BL: Tensor
     text_mask_BL: Tensor
     labels_BL: Tensor
+    answer_index: Tensor
     images: Mapping[str, Tensor]
     keys: tuple[str, ...]
 
@@ -336,8 +338,8 @@ class TextBatch:
 
     @property
     def counted(self) -> int:
-        """Answer tokens. Waits for the device where the batch is on one."""
-        return int((self.labels_BL != NOT_COUNTED).sum())
+        """Answer tokens. Waits for no device."""
+        return self.answer_index.numel()
 
     def to(self, device: torch.device | str) -> TextBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -351,6 +353,7 @@ class TextBatch:
             input_ids_BL=function(self.input_ids_BL),
             text_mask_BL=function(self.text_mask_BL),
             labels_BL=function(self.labels_BL),
+            answer_index=function(self.answer_index),
             images={name: function(tensor) for name, tensor in self.images.items()},
         )
 

@@ -152,6 +152,7 @@ class WordEncoder:
             input_ids_BL=torch.tensor(rows),
             text_mask_BL=torch.tensor(rows) != 0,
             labels_BL=torch.tensor(labels),
+            answer_index=(torch.tensor(labels).flatten() != NOT_COUNTED).nonzero().flatten(),
             images={"pixel_values": torch.stack(images), "image_counts": counts} if images else {},
             keys=tuple(key for key, _, _, _ in prepared),
         )

@@ -63,7 +63,7 @@ def _command(text: str) -> Command:
         case ["hf", "download", *_]:
             return Command(text, "", (), 1)
         case ["la4vla", "construct", *rest]:
-            rest = [word for word in rest if word not in STEPS and word != "--dry-run"]
+            rest = [word for word in rest if word not in (*STEPS, "texts", "--dry-run")]
         case ["la4vla", "eval", *rest]:
             options = parsed(rest)
             if options.command == "study":

@@ -54,6 +54,7 @@ def test_precedence_is_defaults_then_base_then_file_then_command_line(recipe):
         ("stages.pretrain.lr=inf", "lr is inf"),
         ("stages.pretrain.warmup_steps=-1", "warmup_steps"),
         ("stages.pretrain.steps=0", "must be in [1, inf)"),
+        ("stages.pretrain.schedule=linaer", "nearest is `linear`"),
         ("stages.pretrain.loss_weights.la=-1", "loss_weights.la"),
         ("flow.steps=0", "flow.steps is 0; it must be in [1, inf)"),
         ("flow.time_alpha=0", "must be in (0, inf)"),

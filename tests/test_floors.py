@@ -17,20 +17,22 @@ FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / 
 
 F0 = {"types", "config", "rng", "manifest", "files", "shell", "device"}
 LEAVES = {"page", "chat", "action_text", "questions"}
-F1 = {"data", "model"}
+F1 = {"data", "model", "vlm"}
 ROOMS = {
     **dict.fromkeys(LEAVES, F0),
     "data": F0 | {"page"},
     "model": F0,
+    "vlm": F0 | {"model"},
     "probe_cases": F0 | {"data", "page"},
-    "train": F0 | F1 | {"page", "probe_cases"},
+    "train": F0 | F1 | {"page", "action_text", "probe_cases"},
     "serve": F0 | F1 | {"action_text", "chat", "questions"},
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
     "benchmarks": F0 | F1 | {"page", "action_text", "probe_cases", "serve", "sim", "probe", "construct"},
-    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor"},
+    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
+    "export": F0 | F1,
 }
 """What each room may import besides itself. `construct` may also import `sim`, to record, where it does not run at
 import."""
@@ -54,6 +56,18 @@ SHELVES = {
         "report": {"ledger", "notes", "episodes", "propose", "scores", "steps", "readers", "review", "texts"},
         "__main__": {"recording", "readers", "steps", "build", "texts", "review", "report"},
     },
+    "la4vla.vlm": {
+        "rows": set(),
+        "model": set(),
+        "train_tokenizer": set(),
+        "tiny": {"rows", "model", "train_tokenizer"},
+        "load": {"rows", "model", "tiny"},
+        "generate": {"rows", "model"},
+        "scores": {"rows", "model"},
+        "flops": {"model"},
+        "stored": {"rows", "model", "load"},
+        "rare_tokens": {"rows"},
+    },
     "la4vla.data": {
         **{leaf: set() for leaf in ("rotation", "normalize", "npz", "augment", "collate", "mixture")},
         "transforms": {"rotation", "normalize"},
@@ -68,6 +82,20 @@ SHELVES = {
         "text_rows": {"setup", "shards"},
         "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards", "text_rows"},
         "loader": {"setup", "reader"},
+    },
+    "la4vla.train": {
+        **{leaf: set() for leaf in ("dist", "optim", "disk", "integrity")},
+        "engines": {"dist", "optim"},
+        "health": {"dist"},
+        "metrics": {"dist", "disk"},
+        "run_folder": {"dist", "disk"},
+        "checkpoint": {"dist", "optim", "disk", "integrity", "engines"},
+        "resume": {"dist", "integrity", "checkpoint"},
+        "learners": {"dist", "engines", "metrics", "run_folder", "checkpoint", "resume"},
+        "report": {"dist", "metrics", "checkpoint", "learners"},
+        "run": {"dist", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report"},
+        "loop": {"dist", "optim", "engines", "health", "run_folder", "learners", "report", "run"},
+        "__main__": {"dist", "loop"},
     },
     "benchmarks": {
         "perturb": set(),
@@ -85,8 +113,8 @@ SHELVES = {
 GROUND_THIRD_PARTY = {"numpy", "torch", "omegaconf", "yaml"}  # yaml is what omegaconf reads with
 SIMULATORS = ("mujoco", "metaworld", "gymnasium", "libero", "robosuite", "OpenGL")
 CONFINED = {
-    "torch.distributed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
-    "deepspeed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engine"),
+    "torch.distributed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engines/"),
+    "deepspeed": ("la4vla/train/dist.py", "la4vla/train/checkpoint.py", "la4vla/train/engines/"),
     "wandb": ("la4vla/train/metrics.py",),
     "tensorboard": ("la4vla/train/metrics.py",),
     "torch.utils.tensorboard": ("la4vla/train/metrics.py",),
@@ -243,6 +271,12 @@ def test_data_and_model_meet_only_in_types():
     assert not [i.here for i in EVERY_IMPORT if (room_of_file(i.file), room_of_module(i.module)) in pairs]
 
 
+def test_rows_of_conversations_need_no_model():
+    """The loader's process imports them."""
+    rows = [i for i in EVERY_IMPORT if i.file == "la4vla/vlm/rows.py"]
+    assert not [i.here for i in rows if room_of_module(i.module) not in F0 | {None}]
+
+
 def test_the_ground_floor_is_light():
     allowed = GROUND_THIRD_PARTY | set(sys.stdlib_module_names) | {"la4vla"}
     ground = [i for i in EVERY_IMPORT if room_of_file(i.file) in F0 | {"__init__"} and i.file.startswith("la4vla/")]
@@ -259,7 +293,7 @@ def test_importing_the_packages_loads_no_simulator_and_no_trainer():
     script = (
         "import sys, importlib, pkgutil, la4vla, benchmarks\n"
         "rooms = [m.name for m in pkgutil.iter_modules(la4vla.__path__, 'la4vla.')]\n"
-        "doors = 'train.run train.engines sim.registry serve.server construct.__main__'\n"
+        "doors = 'train.run train.engines.build sim.registry serve.server construct.__main__'\n"
         "rooms += [f'la4vla.{name}' for name in doors.split()] + ['benchmarks.rollouts.evaluate']\n"
         "[importlib.import_module(name) for name in rooms]\n"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
@@ -268,6 +302,13 @@ def test_importing_the_packages_loads_no_simulator_and_no_trainer():
         [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert not {*SIMULATORS, "deepspeed", "wandb", "tensorboard"} & set(ast.literal_eval(printed))
+
+
+def test_what_a_simulators_process_runs_loads_no_torch():
+    """Sixteen of them would each take a second and 200 MB for it."""
+    script = "import sys, benchmarks.rollouts.rollout, la4vla.construct.recording.record; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def broad_excepts(path: Path) -> Iterator[str]:

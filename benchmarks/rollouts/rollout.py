@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.perturb.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.results.protocols import Protocol
@@ -214,7 +213,6 @@ def work(
     _redirect_output(log)
     if gpu is not None:
         render.use_gpu(gpu)
-    torch.set_num_threads(1)
     try:
         env = make_env(simulator, protocol, views)
         connection.send(Ready(env.embodiment))

@@ -110,7 +110,7 @@ def costs(instruction_tokens: int) -> Iterator[Cost]:
 def parameters(size: ModelSize, readout: str) -> dict[str, int]:
     """Module group -> how many numbers it holds. Allocates nothing."""
     with torch.device("meta"):
-        policy = Policy(size, readout, "sdpa", dropout=0.0)
+        policy = Policy(size, readout, "sdpa", dropout=0.0, writes=False)
     return {
         group: sum(parameter.numel() for parameter in members.values())
         for group, members in freeze.group_parameters(policy).items()

@@ -35,6 +35,8 @@ class PlayConfig:
                    robot whose commands have a unit of their own
     step_rad       rad, the same for turns
     speed          share of a command of 1.0 that steps use where step_m or step_rad is None
+    gain           what is commanded for a displacement of 1; above 1 for `reached` motion of an arm that goes less far
+                   than it is told, such as LIBERO's
     settle         steps that are waited behind every row, for the hand to arrive
     gripper        steps that a change of the gripper gets in its row
     gripper_order  whether the gripper changes before or after the motion of its row
@@ -43,6 +45,7 @@ class PlayConfig:
     step_m: float | None = None
     step_rad: float | None = None
     speed: float = 1.0
+    gain: float = 1.0
     settle: int = 0
     gripper: int = 10
     gripper_order: Literal["last", "first"] = "last"
@@ -79,9 +82,10 @@ class ActionTextConfig:
         if not (self.merge.cap > 0 and self.merge.least >= 0 and (self.merge.stop_at or 1.0) > 0):
             raise UserError("action text: merge.cap and merge.stop_at must be above 0 and merge.least at least 0.")
         play = self.play
-        if not (0 < play.speed <= 1 and play.settle >= 0 and play.gripper >= 1):
+        if not (0 < play.speed <= 1 and play.settle >= 0 and play.gripper >= 1 and play.gain > 0):
             raise UserError(
-                "action text: play.speed must be in (0, 1], play.settle at least 0 and play.gripper at least 1."
+                "action text: play.speed must be in (0, 1], play.gain above 0, play.settle at least 0 and play.gripper "
+                "at least 1."
             )
         if min(play.step_m or 1.0, play.step_rad or 1.0) <= 0 or play.gripper_order not in ("last", "first"):
             raise UserError(

@@ -1,7 +1,7 @@
 """Playing: rows of displacements become control steps within the robot's limit.
 
 A row is cut into equal steps; its gripper changes at the end of the row, or at its beginning (`gripper_order`), and
-gets steps of its own without motion. Nothing moves further or elsewhere than its row says.
+gets steps of its own without motion. Nothing is commanded but what a row says, times `gain`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ def play(rows: Motion, space: MotionSpace, state_S: np.ndarray, opening: float |
         first = changes and config.gripper_order == "first"
         if first:
             parts.append(_still(config.gripper, wanted))
-        longest = max(np.abs(row.move_R3).max() / step_m, np.abs(row.turn_R3).max() / step_rad)
+        move_13, turn_13 = config.gain * row.move_R3, config.gain * row.turn_R3
+        longest = max(np.abs(move_13).max() / step_m, np.abs(turn_13).max() / step_rad)
         count = max(1, math.ceil(longest - 1e-6))
         held = wanted if first else present
-        parts.append(
-            Motion(
-                np.repeat(row.move_R3 / count, count, 0), np.repeat(row.turn_R3 / count, count, 0), np.full(count, held)
-            )
-        )
+        part_13, turning_13 = move_13 / count, turn_13 / count
+        parts.append(Motion(np.repeat(part_13, count, 0), np.repeat(turning_13, count, 0), np.full(count, held)))
         if changes and not first:
             parts.append(_still(config.gripper, wanted))
         parts.append(_still(config.settle, wanted))

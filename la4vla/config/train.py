@@ -10,7 +10,14 @@ from la4vla.config.checks import choice, within
 from la4vla.types import SOURCE_KINDS, UserError
 
 MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
-"""What a stage can train; together they hold every parameter of the policy (model/freeze.py maps names to them)."""
+"""Parts of a model that a stage can train (model/freeze.py maps names to them)."""
+
+LORA = "lora"
+LORA_TARGETS = ("llm", "vision", "projector", "head")
+LANGUAGE_HEAD = "language_head"
+TRAIN_GROUPS = (*MODULE_GROUPS, LANGUAGE_HEAD, LORA)
+"""What a stage's `train` may name: `language_head` where a policy has `text` sources, `lora` where model.lora has a
+rank. Together they hold every parameter."""
 
 
 @dataclass
@@ -22,13 +29,24 @@ class RunConfig:
 
 
 @dataclass
+class LoraConfig:
+    rank: int = 0  # of the adapters; 0: none
+    alpha: float = 32.0  # an adapter's output counts alpha / rank times
+    dropout: float = 0.0  # on an adapter's input
+    targets: list[str] = field(default_factory=lambda: ["llm"])  # of LORA_TARGETS: groups whose linear layers get one
+
+
+@dataclass
 class ModelConfig:
-    preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b)
-    weights: str = ""  # pretrained InternVL in the native `-hf` layout, local folder or hub id; empty: random
+    preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b); learner vlm: tiny_vlm
+    weights: str = ""  # pretrained InternVL (`-hf` layout), for a vlm also Gemma 3 or Qwen: folder or hub id
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
     attention: str = "sdpa"  # sdpa | eager | flash_attention_2; an absent backend is an error
     dropout: float = 0.2  # inside the head's attention (FACTS 1.7)
+    max_tokens: int = 1024  # longest row of a model that writes, with model.weights; a preset has its own
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    base: str = ""  # where the weights lie that a checkpoint's adapters belong to; empty: where the checkpoint says
 
 
 @dataclass
@@ -67,8 +85,10 @@ class StageConfig:
     global_batch: int = 128  # samples an optimizer step, over all ranks; a multiple of data.streams
     micro_batch: int = 16  # samples at once on one rank: memory, not results (but for which values dropout leaves out)
     train: list[str] = field(default_factory=lambda: ["llm", "head"])  # module groups; all others are frozen
+    insulate: bool = False  # stop the actions' loss before the language model, which then learns from `text` alone
     lr: float = 1e-5
-    warmup_steps: int = 1000  # linear from 0, then cosine to 0 at `steps`
+    warmup_steps: int = 1000  # linear from 0, then down to 0 at `steps` as `schedule` says
+    schedule: str = "cosine"  # cosine | linear
     weight_decay: float = 1e-3  # not on biases, norms and other 1-d tensors
     loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in SOURCE_KINDS})
 
@@ -86,6 +106,7 @@ class EngineConfig:
     name: str = "plain"  # plain: one process or DDP | deepspeed
     zero_stage: int = 2  # deepspeed only, 0-3
     precision: str = "fp32"  # fp32 | bf16 (fp32 master weights, fp32 loss, noise and time)
+    compute: str = "autocast"  # autocast: weights are held in fp32 | frozen_bf16: what adapters belong to in bf16
     gradient_checkpointing: bool = False
     max_skipped_steps: int = 5  # consecutive non-finite steps (skipped on all ranks together) before the run stops
     timeout_s: float = 1800.0  # what a rank waits for another; longer than rank 0 takes to write a checkpoint
@@ -102,6 +123,8 @@ class CheckpointConfig:
 class ValidateConfig:
     cases: str = ""  # held-out cases, made by `la4vla probe cases`; empty: off
     shards: str = ""  # where the cases' shard folder lies; empty: where they were drawn
+    texts: str = ""  # held-out conversations, a folder of kind text; empty: off
+    text_rows: int = 128  # of them, the first ones
     every_steps: int = 500  # a multiple of log.every_steps
 
 
@@ -114,6 +137,7 @@ class LogConfig:
 
 @dataclass
 class TrainConfig:
+    learner: str = "policy"  # policy | vlm (a model that writes: text sources alone)
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -128,11 +152,12 @@ class TrainConfig:
 
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
-    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed"), "[0, inf)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
-    **dict.fromkeys(("time_alpha", "time_beta", "eps"), "(0, inf)"),
+    **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
     **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
+    **dict.fromkeys(("text_rows", "max_tokens"), "[1, inf)"),
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
@@ -140,6 +165,7 @@ INTERVALS = {
 
 def validate(config: TrainConfig) -> None:
     """The checks that need more than one field, but not the data or the world size. Raises UserError."""
+    choice("learner", config.learner, ("policy", "vlm"))
     choice("run.resume", config.run.resume, ("auto", "never"))
     choice("model.readout", config.model.readout, ("per_token", "flatten"))
     choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
@@ -151,7 +177,9 @@ def validate(config: TrainConfig) -> None:
     choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
     for group in ("run", "model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate"):
         within(f"{group}.", asdict(config)[group], INTERVALS)
-    if config.validate.cases and config.validate.every_steps % config.log.every_steps:
+    _validate_lora(config)
+    checked = config.validate.cases or config.validate.texts
+    if checked and config.validate.every_steps % config.log.every_steps:
         raise UserError(
             f"validate.every_steps is {config.validate.every_steps}; it must be a multiple of log.every_steps "
             f"({config.log.every_steps}), where its numbers are written."
@@ -178,13 +206,40 @@ def validate(config: TrainConfig) -> None:
         _validate_stage(name, stage, config)
 
 
+def _validate_lora(config: TrainConfig) -> None:
+    lora = config.model.lora
+    within("model.lora.", asdict(lora), INTERVALS)
+    for target in lora.targets:
+        choice("model.lora.targets", target, LORA_TARGETS)
+    choice("engine.compute", config.engine.compute, ("autocast", "frozen_bf16"))
+    training = [name for name, stage in config.stages.items() if LORA in stage.train]
+    if training and not lora.rank:
+        raise UserError(f"stages.{training[0]} trains lora and model.lora.rank is 0; set a rank, such as 16.")
+    if lora.rank and not (training and lora.targets):
+        raise UserError(
+            "model.lora.rank is set and no adapter trains; add lora to a stage's `train` and a group to "
+            "model.lora.targets, or set model.lora.rank=0."
+        )
+    if lora.rank and not (config.model.weights or config.run.init_from):
+        raise UserError(
+            "model.lora adapts weights that a folder holds, and this run begins with random ones; set model.weights or "
+            "run.init_from."
+        )
+    if config.engine.compute == "frozen_bf16" and not (lora.rank and config.engine.precision == "bf16"):
+        raise UserError(
+            "engine.compute=frozen_bf16 holds the weights that adapters belong to in bf16; set model.lora.rank and "
+            "engine.precision=bf16, or engine.compute=autocast."
+        )
+
+
 def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
     for source in stage.mixture:
         choice(f"stages.{name}.mixture", source, tuple(config.data.sources))
     for group in stage.train:
-        choice(f"stages.{name}.train", group, MODULE_GROUPS)
+        choice(f"stages.{name}.train", group, TRAIN_GROUPS)
     for kind in stage.loss_weights:
         choice(f"stages.{name}.loss_weights", kind, SOURCE_KINDS)
+    choice(f"stages.{name}.schedule", stage.schedule, ("cosine", "linear"))
     within(f"stages.{name}.", asdict(stage), INTERVALS)
     within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
     within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(SOURCE_KINDS, "[0, inf)"))
@@ -197,12 +252,48 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
             f"({config.data.streams}), the unit of exact mixing."
         )
     kinds = {config.data.sources[source].kind for source in used}
-    if kinds == {"la"} and {"vision", "projector"} & set(stage.train):
+    if config.learner == "vlm":
+        _validate_texts(name, stage, kinds)
+    else:
+        _validate_kinds(name, stage, kinds, config)
+
+
+def _validate_texts(name: str, stage: StageConfig, kinds: set[str]) -> None:
+    """Of a model that writes."""
+    if kinds != {"text"}:
+        raise UserError(
+            f"stages.{name} mixes {', '.join(sorted(kinds - {'text'}))} sources, and learner vlm learns conversations "
+            "alone; take them out, or set learner=policy."
+        )
+    if LANGUAGE_HEAD in stage.train or stage.insulate:
+        raise UserError(
+            f"stages.{name}: language_head and insulate are the policy's; with learner=vlm its language head is `head`."
+        )
+
+
+def _validate_kinds(name: str, stage: StageConfig, kinds: set[str], config: TrainConfig) -> None:
+    """Of a policy: what a micro-batch reaches must train, or its loss has no gradient at all."""
+    adapted = set(config.model.lora.targets) if LORA in stage.train else set()
+    trained = {*stage.train, *adapted}
+    if kinds == {"la"} and {"vision", "projector"} & trained:
         raise UserError(f"stages.{name} trains vision without a vla source; take vision and projector out of `train`.")
-    if "la" in kinds and not {"embeddings", "llm", "head"} & set(stage.train):
+    behind = {"head"} if stage.insulate else {"embeddings", "llm", "head"}
+    if "la" in kinds and not behind & trained:
         raise UserError(
             f"stages.{name} trains {' and '.join(stage.train)}, which la rows never reach; take the la source out of "
             "the mixture or add head to `train`."
+        )
+    if kinds & {"vla", "la_leaky"} and stage.insulate and "head" not in trained:
+        raise UserError(f"stages.{name} is insulated and does not train head, so its actions teach nothing; add head.")
+    if "text" in kinds and trained == {"head"}:
+        raise UserError(
+            f"stages.{name} trains head, which conversations never reach; take the text source out of the mixture or "
+            "add language_head to `train`."
+        )
+    if "text" not in kinds and stage.insulate and trained - {"head"}:
+        raise UserError(
+            f"stages.{name} is insulated and mixes no text source, so nothing teaches {', '.join(sorted(trained))} but "
+            "head; add one, or train head alone."
         )
     if "la_leaky" in kinds and config.model.attention == "flash_attention_2":
         raise UserError(

@@ -46,7 +46,7 @@ def batch_texts(texts: Sequence[PreparedText], encoder: TextEncoder) -> TextBatc
         return batch
     labels_BL = batch.labels_BL.clone()
     labels_BL[bad] = NOT_COUNTED
-    return replace(batch, labels_BL=labels_BL)
+    return replace(batch, labels_BL=labels_BL, answer_index=(labels_BL.flatten() != NOT_COUNTED).nonzero().flatten())
 
 
 def _text_row(record: TextRecord, source: TextSource) -> tuple[TextRow, str]:

@@ -82,9 +82,10 @@ class ResizeImages:
     def __call__(self, sample: Sample) -> Sample:
         if not sample.views:
             return sample
-        return sample.but(views={name: self._resized(image) for name, image in sample.views.items()})
+        return sample.but(views={name: self.resized(image) for name, image in sample.views.items()})
 
-    def _resized(self, image: np.ndarray) -> np.ndarray:
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """uint8 RGB [H, W, 3] -> [size, size, 3]."""
         height, width = image.shape[:2]
         if (height, width) == (self.size, self.size):
             return image

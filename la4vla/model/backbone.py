@@ -28,7 +28,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from la4vla.model.presets import ModelSize
-from la4vla.types import Batch, UserError
+from la4vla.types import Batch, TextBatch, UserError
+
+IMAGES, IMAGE_INDEX = "images_NCHW", "image_index"
+"""Names of what a TextBatch for this backbone has in `images`, if its rows show any: as in Batch."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """RGB in [0, 1]; what InternVL's images were normalised with (FACTS 4.1)."""
@@ -83,26 +86,27 @@ class Backbone(nn.Module):
         self.internvl = InternVLModel(internvl_config(size, attention))
         self.attention = attention
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch | TextBatch) -> tuple[Tensor, Tensor]:
         """(context_BLE, key_mask_BL): hidden states behind the final norm, in the dtype of the weights or of autocast,
         and where they are real tokens (bool).
         """
-        assert (batch.images_NCHW is None) == (batch.image_index is None)
-        assert batch.kind != "la" or batch.images_NCHW is None
+        images_NCHW, image_index = _shown(batch)
+        assert (images_NCHW is None) == (image_index is None)
+        assert batch.kind != "la" or images_NCHW is None
         embeds_BLE = self.internvl.language_model.embed_tokens(batch.input_ids_BL)
-        if batch.images_NCHW is not None and batch.image_index is not None:
-            tokens_NPE = self._image_tokens(batch.images_NCHW).to(embeds_BLE.dtype)
+        if images_NCHW is not None and image_index is not None:
+            tokens_NPE = self._image_tokens(images_NCHW).to(embeds_BLE.dtype)
             flat = rearrange(embeds_BLE, "b l e -> (b l) e")
-            flat = flat.index_copy(0, batch.image_index, rearrange(tokens_NPE, "n p e -> (n p) e"))
+            flat = flat.index_copy(0, image_index, rearrange(tokens_NPE, "n p e -> (n p) e"))
             embeds_BLE = rearrange(flat, "(b l) e -> b l e", b=batch.rows)
         elif batch.kind != "la" and torch.is_grad_enabled():
-            # No row shows a view (unreadable images). Vision still takes part, with zero gradient: other ranks wait.
+            # No row shows an image: unreadable ones, or conversations without any. Vision still takes part, with zero
+            # gradient: other ranks wait.
             side = self.size.image_size
             blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=embeds_BLE.device)
             embeds_BLE = embeds_BLE + 0.0 * self._image_tokens(blank).mean().to(embeds_BLE.dtype)
-        output = self.internvl.language_model(
-            inputs_embeds=embeds_BLE, attention_mask={"full_attention": self._attention_mask(batch, embeds_BLE)}
-        )
+        mask = self._attention_mask(batch, embeds_BLE, image_index)
+        output = self.internvl.language_model(inputs_embeds=embeds_BLE, attention_mask={"full_attention": mask})
         return output.last_hidden_state, batch.text_mask_BL
 
     def enable_gradient_checkpointing(self) -> None:
@@ -127,13 +131,15 @@ class Backbone(nn.Module):
         tokens = self.internvl.get_image_features(pixels, return_dict=True).pooler_output  # pyright: ignore
         return tokens
 
-    def _attention_mask(self, batch: Batch, embeds_BLE: Tensor) -> Tensor | None:
+    def _attention_mask(
+        self, batch: Batch | TextBatch, embeds_BLE: Tensor, image_index: Tensor | None
+    ) -> Tensor | None:
         """None where a kernel is causal by itself and that is all; else [B or 1, 1, L, L]: bool for sdpa (True: seen),
         additive for eager, which is causal by its mask only.
 
         No query is left without a key: a row begins with text. Raises UserError for `la_leaky` with flash_attention_2.
         """
-        hidden = batch.image_index if batch.kind == "la_leaky" else None
+        hidden = image_index if batch.kind == "la_leaky" else None
         if hidden is None and self.attention != "eager":
             return None
         if self.attention == "flash_attention_2":
@@ -147,6 +153,13 @@ class Backbone(nn.Module):
             return attended
         lowest = torch.finfo(embeds_BLE.dtype).min
         return torch.zeros_like(attended, dtype=embeds_BLE.dtype).masked_fill(~attended, lowest)
+
+
+def _shown(batch: Batch | TextBatch) -> tuple[Tensor | None, Tensor | None]:
+    """(images_NCHW, image_index)."""
+    if isinstance(batch, TextBatch):
+        return batch.images.get(IMAGES), batch.images.get(IMAGE_INDEX)
+    return batch.images_NCHW, batch.image_index
 
 
 def _checkpoint(function, *inputs):  # noqa: ANN001, ANN002, ANN202

@@ -64,6 +64,15 @@ def training(cost: Forward, trained: Collection[str], checkpointing: bool = Fals
     return total + cost.head * _passes(below_head, "head" in trained, False)
 
 
+def text_step(size: ModelSize, images: int, rows: int, tokens: int, answers: int, trained: Collection[str]) -> float:
+    """Operations of forward and backward of a micro-batch of conversations. answers: tokens that are predicted."""
+    seen = forward(size, "per_token", images, tokens)
+    shown = Forward(seen.vision, seen.projector, rows * seen.llm, 0.0)
+    behind = {"vision", "projector", "embeddings", "llm"} & set(trained)
+    head = answers * 2 * size.width * size.vocab
+    return training(shown, trained) + head * _passes(bool(behind), "language_head" in trained, False)
+
+
 def chunk(size: ModelSize, readout: str, images: int, tokens: int, steps: int, cached: bool) -> float:
     """Operations of one sampled chunk; cached: the context is projected once, not once a flow step."""
     cost = forward(size, readout, images, tokens)

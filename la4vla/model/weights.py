@@ -1,22 +1,25 @@
-"""Pretrained InternVL weights in the native `-hf` layout -> our backbone: a folder or hub repository with config.json
-and safetensors.
+"""Weights of others -> a policy: pretrained InternVL in the native `-hf` layout (a folder or hub repository with
+config.json and safetensors), or a checkpoint of ours, of a policy or of a model that writes.
 
 Strict: sizes are compared with the preset, every parameter must be found, nothing may be left over. Dropped, by name:
-the language-model head and the language layers above the preset's (FACTS 4.1 keeps 14 of 24). Nothing here runs remote
-code.
+the language layers above the preset's (FACTS 4.1 keeps 14 of 24), and the language head where the policy has none.
+Nothing here runs remote code.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
+from la4vla import manifest
+from la4vla.model.base import is_checkpoint, some
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import local_folder
 from la4vla.types import UserError
@@ -27,7 +30,21 @@ RENAMES = (  # the layout before transformers 4.53, still on the hub, then today
     (re.compile(r"^model\."), ""),
 )
 LM_HEAD = re.compile(r"^(language_model\.)?lm_head\.")
+EMBEDDINGS = "language_model.embed_tokens.weight"
 LAYER = re.compile(r"^language_model\.layers\.(\d+)\.")
+
+
+def load(policy: Any, where: str) -> set[str]:
+    """Fills the parts of a Policy that the weights in `where` have, in fp32. Returns the names of these parts:
+    `backbone`, perhaps `head` and `language_head`. Raises UserError when anything does not fit."""
+    folder = local_folder(where, FILES)
+    if is_checkpoint(folder):
+        return _load_checkpoint(policy, folder)
+    given = {"backbone"}
+    load_internvl(policy.backbone.internvl, policy.size, where)
+    if policy.writes and load_language_head(policy.language_head.weight, folder, where):
+        given.add("language_head")
+    return given
 
 
 def load_internvl(internvl: nn.Module, size: ModelSize, where: str) -> None:
@@ -38,26 +55,98 @@ def load_internvl(internvl: nn.Module, size: ModelSize, where: str) -> None:
     check_sizes(folder, size)
     targets = internvl.state_dict()
     missing, unexpected = set(targets), []
+    for stored, file in _stored(folder):
+        key = our_key(stored, size.llm_layers)
+        if key is None:
+            continue
+        if key not in targets or tuple(file.get_slice(stored).get_shape()) != tuple(targets[key].shape):
+            unexpected.append(stored)
+            continue
+        with torch.no_grad():
+            targets[key].copy_(file.get_tensor(stored))
+        missing.discard(key)
+    if missing or unexpected:
+        raise UserError(
+            f"{where}: does not fit the preset: missing {some(missing)}, "
+            f"unexpected {some(unexpected)}; give the native `-hf` checkpoint the preset was made for."
+        )
+
+
+@torch.no_grad()
+def load_language_head(weight: Tensor, folder: Path, where: str) -> bool:
+    """Fills the language head [vocab, width] with the folder's own, or with its embeddings where it says that they are
+    the same. Returns whether it had one. Raises UserError for one of another size."""
+    keys = {}
+    for stored, _ in _stored(folder):
+        keys["head" if LM_HEAD.match(stored) else our_key(stored, 0)] = stored
+    name = keys.get("head")
+    if name is None and json.loads((folder / "config.json").read_text()).get("tie_word_embeddings"):
+        name = keys.get(EMBEDDINGS)
+    for stored, file in _stored(folder):
+        if stored == name:
+            tensor = file.get_tensor(stored)
+            if tensor.shape != weight.shape:
+                raise UserError(
+                    f"{where}: its language head is {list(tensor.shape)}, the preset's "
+                    f"{list(weight.shape)}; "
+                    "choose the preset made for these weights."
+                )
+            weight.copy_(tensor)
+            return True
+    return False
+
+
+def truncated(where: str, size: ModelSize) -> int:
+    """Language layers of a public folder that the preset leaves out: a head behind fewer sees features it never saw."""
+    folder = local_folder(where, FILES)
+    if is_checkpoint(folder):
+        return 0
+    return json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"] - size.llm_layers
+
+
+def _load_checkpoint(policy: Any, folder: Path) -> set[str]:
+    """Of a checkpoint without adapters. Raises UserError as `load`."""
+    made = manifest.read(folder)
+    if made.base:
+        raise UserError(
+            f"{folder} holds adapters, and their weights lie elsewhere; `la4vla export {folder} OUT` makes one of both."
+        )
+    stored = {_of_vlm(name) if made.learner == "vlm" else name: tensor for name, tensor in _tensors(folder)}
+    targets = policy.state_dict()
+    parts = {name.partition(".")[0] for name in stored} & {name.partition(".")[0] for name in targets}
+    needed = {name for name in targets if name.partition(".")[0] in parts}
+    dropped = {name for name in stored if name.startswith("language_head.")} - needed
+    fits = {name for name in needed & stored.keys() if stored[name].shape == targets[name].shape}
+    if "backbone" not in parts or fits != needed or stored.keys() - dropped != needed:
+        raise UserError(
+            f"{folder}: its weights do not fit this model: missing {some(needed - fits)}, unexpected "
+            f"{some(stored.keys() - dropped - fits)}; use the model settings it was trained with."
+        )
+    with torch.no_grad():
+        for name in needed:
+            targets[name].copy_(stored[name])
+    return parts
+
+
+def _of_vlm(name: str) -> str:
+    """A policy's name for a weight of a model that writes."""
+    return name.replace("network.model.", "backbone.internvl.", 1).replace("network.lm_head.", "language_head.", 1)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for name, file in _stored(folder):
+        yield name, file.get_tensor(name)
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Name of every stored tensor, and the open file that has it. Raises UserError for a damaged one."""
     for path in _shards(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for stored in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                    key = our_key(stored, size.llm_layers)
-                    if key is None:
-                        continue
-                    if key not in targets or tuple(file.get_slice(stored).get_shape()) != tuple(targets[key].shape):
-                        unexpected.append(stored)
-                        continue
-                    with torch.no_grad():
-                        targets[key].copy_(file.get_tensor(stored))
-                    missing.discard(key)
+                    yield stored, file
         except SafetensorError as error:
             raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again.") from error
-    if missing or unexpected:
-        raise UserError(
-            f"{where}: does not fit the preset: missing {_some(sorted(missing))}, "
-            f"unexpected {_some(sorted(unexpected))}; give the native `-hf` checkpoint the preset was made for."
-        )
 
 
 def our_key(stored: str, llm_layers: int) -> str | None:
@@ -126,7 +215,3 @@ def _shards(folder: Path) -> list[Path]:
 
 def _side(value: int | list[int]) -> int:
     return value if isinstance(value, int) else value[0]
-
-
-def _some(names: list[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"

@@ -45,6 +45,7 @@ class ProbeRequest:
     cases        file of the cases
     out          folder of probe.json and probe.html
     shards       where the cases' folder is now; empty: where it was
+    base         where the weights of the checkpoint's adapters lie; empty: where they lay in training
     conditions   their names; empty: all
     states       of the representation; 0: no representation
     untrained    whether the checkpoint's architecture gets random weights
@@ -56,6 +57,7 @@ class ProbeRequest:
     cases: Path
     out: Path
     shards: str = ""
+    base: str = ""
     conditions: Sequence[str] = ()
     states: int = STATES
     untrained: bool = False
@@ -102,7 +104,7 @@ def _policy(request: ProbeRequest) -> ServedPolicy:
     device = usable_device(request.device)
     if request.untrained:
         return ServedPolicy.untrained(request.checkpoint, request.settings.seed, device)
-    return ServedPolicy.load(request.checkpoint, device)
+    return ServedPolicy.load(request.checkpoint, device, request.base)
 
 
 def require_libraries() -> None:

@@ -28,6 +28,7 @@ from la4vla.config import FlowConfig
 from la4vla.data.processor import Processor
 from la4vla.data.rotation import on_side
 from la4vla.data.transforms import chain_from_dicts
+from la4vla.model.base import Base, load_stored
 from la4vla.model.init import init_weights
 from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
@@ -69,17 +70,20 @@ class ServedPolicy:
     device: torch.device
 
     @staticmethod
-    def load(folder: str | Path, device: str | torch.device = "cpu") -> ServedPolicy:
+    def load(folder: str | Path, device: str | torch.device = "cpu", base: str = "") -> ServedPolicy:
         """The policy of a checkpoint folder, or of a run's newest checkpoint.
 
-        Raises UserError for a checkpoint that is incomplete or whose weights are not the manifest's.
+        base: where the weights lie that its adapters belong to, if not where they lay when it was trained. Raises
+        UserError for a checkpoint that is incomplete, whose weights are not the manifest's, or whose base is not there.
         """
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
+        manifest.require_policy(folder, description)
         path, held = whole_weights(folder, description), contents(folder, description)
         with _damage(folder, "model"):
-            policy = _rebuilt(description)
-            policy.load_state_dict(load_file(path))
+            below = Base.from_dict(description.base).find(base, "--base") if description.base else None
+            policy = rebuild(_on_any_device(description.model), below)
+            load_stored(policy, load_file(path), folder, policy.from_base)
         return _serve(held, policy, description.weights_sha256, description.step, device)
 
     @staticmethod
@@ -87,9 +91,10 @@ class ServedPolicy:
         """The control: a checkpoint's architecture, transforms and tokenizer with random weights."""
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
+        manifest.require_policy(folder, description)
         held = contents(folder, description)
         with _damage(folder, "model"):
-            policy = _rebuilt(description)
+            policy = rebuild({**_on_any_device(description.model), "lora": {}})
         init_weights(policy, "policy", seed)
         identity = f"untrained, seed {seed}, architecture of {description.weights_sha256[:16]}"
         return _serve(held, policy, identity, 0, device)
@@ -214,11 +219,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rebuilt(description: manifest.Manifest) -> Policy:
-    """The policy of a checkpoint without its weights. One that was trained with flash_attention_2, which computes
-    neither in fp32 nor on a CPU, is rebuilt with sdpa: the weights and the mathematics are the same."""
-    model = description.model
-    return rebuild({**model, "attention": "sdpa"} if model["attention"] == "flash_attention_2" else model)
+def _on_any_device(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A manifest's `model` entry. One that was trained with flash_attention_2, which computes neither in fp32 nor on a
+    CPU, gets sdpa: the weights and the mathematics are the same."""
+    return {**model, "attention": "sdpa"} if model["attention"] == "flash_attention_2" else model
 
 
 def _serve(held: Contents, policy: Policy, identity: str, step: int, device: str | torch.device) -> ServedPolicy:

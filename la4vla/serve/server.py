@@ -51,6 +51,7 @@ class Settings:
     """The options of `la4vla serve` and their defaults.
 
     folder          a checkpoint, or a run (then its newest one)
+    base            where the weights lie that its adapters belong to; empty for where they lay in training
     dialect         that the clients speak
     host            to listen on
     port            None for the dialect's own, 0 for any free one
@@ -68,6 +69,7 @@ class Settings:
     """
 
     folder: Path
+    base: str = ""
     dialect: str = "la4vla"
     host: str = "127.0.0.1"
     port: int | None = None
@@ -93,7 +95,7 @@ def serve(settings: Settings) -> int:
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
     device = usable_device(settings.device)
-    policy = ServedPolicy.load(settings.folder, device)
+    policy = ServedPolicy.load(settings.folder, device, settings.base)
     # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()

@@ -5,7 +5,8 @@ ones pruned. All ranks take part in gathering, rank 0 writes, and what goes wron
 A folder without COMPLETE is a wreck: nobody reads or counts it, the next save or start removes it.
 The files are those of manifest.py and know neither ranks nor engines: whole fp32 tensors by parameter name. The
 masters are the weights (both engines train fp32 parameters), so training.safetensors holds only AdamW's moments and
-its count of updates.
+its count of updates. A run of adapters stores what trained, and the identity of the weights that the adapters belong
+to.
 Refuses: reading anything without COMPLETE, loading weights that do not fit, resuming under another config.
 """
 
@@ -15,11 +16,11 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,9 +31,10 @@ from la4vla import manifest
 from la4vla.config import CheckpointConfig, TrainConfig
 from la4vla.files import sha256
 from la4vla.manifest import Checkpoint, Manifest
+from la4vla.model.base import load_stored, some
 from la4vla.train import disk, integrity
 from la4vla.train.dist import World, log0, on_main
-from la4vla.train.engine import Engine
+from la4vla.train.engines.engine import Engine
 from la4vla.train.optim import MOMENTS
 from la4vla.types import UserError, flat
 
@@ -42,6 +44,7 @@ MAY_CHANGE = (
     "run.init_from",
     "model.weights",
     "model.tokenizer",
+    "model.base",
     "engine.name",
     "engine.zero_stage",
     "engine.gradient_checkpointing",
@@ -65,22 +68,30 @@ UPDATES = "updates"
 class Identity:
     """What a checkpoint says beside its weights, so that it can be served: the learner's part of the manifest.
 
+    learner     which one
     model       what rebuilds the module
+    base        the weights that adapters belong to, or empty
+    held        names in the module's state dict that are stored; all of them where `base` is empty
     input_spec  sizes of its input
     transforms  the chain
     embodiment  of the data
     views       names in slot order
     view_sizes  view -> [height, width] of its stored images, one for each size in the data
+    text        what it is taught to write
     sources     source -> fingerprint of its data
     tokenizer   file name -> content
     """
 
+    learner: Literal["policy", "vlm"]
     model: dict[str, Any]
+    base: dict[str, Any]
+    held: tuple[str, ...]
     input_spec: dict[str, Any]
     transforms: list[dict[str, Any]]
     embodiment: dict[str, Any]
     views: list[str]
     view_sizes: dict[str, list[list[int]]]
+    text: dict[str, Any]
     sources: dict[str, str]
     tokenizer: dict[str, bytes]
 
@@ -106,7 +117,7 @@ def save(
 
     skipped_steps: of the run so far.
     """
-    weights = {name: _host(tensor) for name, tensor in engine.weights() if _kept(world)}
+    weights = {name: _host(tensor) for name, tensor in engine.weights(identity.held) if _kept(world)}
     training = {key: _host(tensor) for key, tensor in _moments(engine) if _kept(world)}
     updates = engine.updates()
     on_main(world, lambda: _write(config, weights, training, updates, identity, position, skipped_steps, world))
@@ -120,21 +131,15 @@ def start_clean(run_dir: Path, world: World) -> None:
         shutil.rmtree(wreck)
 
 
-def load_weights(module: nn.Module, folder: Path, own: bool) -> None:
+def load_weights(module: nn.Module, folder: Path, own: bool, from_base: Collection[str] = ()) -> None:
     """A checkpoint's weights into a module of the same sizes. own: the run goes on from it, else takes its weights.
+    from_base: names that need not be stored, since the base of adapters gives them.
 
     Raises UserError naming what is missing or left over, and for a file that is no safetensors.
     """
     with integrity.curing(folder, own, manifest.WEIGHTS):
         stored = load_file(folder / manifest.WEIGHTS)
-    expected = module.state_dict()
-    fits = {name for name in stored.keys() & expected.keys() if stored[name].shape == expected[name].shape}
-    if fits != stored.keys() or fits != expected.keys():
-        raise UserError(
-            f"{folder}: its weights do not fit this model: missing {_some(expected.keys() - fits)}, unexpected "
-            f"{_some(stored.keys() - fits)}; use the model settings it was trained with."
-        )
-    module.load_state_dict(stored, strict=True)
+    load_stored(module, stored, folder, from_base)
 
 
 def load_training(engine: Engine, folder: Path) -> None:
@@ -148,8 +153,8 @@ def load_training(engine: Engine, folder: Path) -> None:
         trainable = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
         if names != trainable:
             raise UserError(
-                f"{folder}: its optimizer state is for other parameters: missing {_some(trainable - names)}, "
-                f"unexpected {_some(names - trainable)}; start a new run.dir from its weights, with run.init_from."
+                f"{folder}: its optimizer state is for other parameters: missing {some(trainable - names)}, "
+                f"unexpected {some(names - trainable)}; start a new run.dir from its weights, with run.init_from."
             )
 
         def read(name: str) -> tuple[Tensor, Tensor]:
@@ -284,12 +289,15 @@ def _manifest(
         step=position.step,
         skipped_steps=skipped_steps,
         config=asdict(config),
+        learner=identity.learner,
         model=identity.model,
+        base=identity.base,
         input_spec=identity.input_spec,
         transforms=identity.transforms,
         embodiment=identity.embodiment,
         views=identity.views,
         view_sizes=identity.view_sizes,
+        text=identity.text,
         sources=identity.sources,
         weights_sha256=sha256(folder / manifest.WEIGHTS),
         training_sha256=sha256(folder / manifest.TRAINING),
@@ -298,7 +306,7 @@ def _manifest(
         versions={
             "python": platform.python_version(),
             "device": device_name(world),
-            **{name: metadata.version(name) for name in ("la4vla", "torch", "transformers", "deepspeed")},
+            **{name: metadata.version(name) for name in ("la4vla", "torch", "transformers", "peft", "deepspeed")},
         },
         world_size=world.size,
     )
@@ -342,8 +350,3 @@ def _may_change(key: str) -> bool:
     if key.startswith("data.sources.") and key.endswith(".path"):
         return True
     return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
-
-
-def _some(names: set[str]) -> str:
-    listed = sorted(names)
-    return f"{len(listed)} ({', '.join(listed[:3])}{', ...' if len(listed) > 3 else ''})" if listed else "none"

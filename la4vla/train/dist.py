@@ -101,8 +101,8 @@ def stop() -> None:
 
 
 def leave(world: World) -> None:
-    """`stop` after an error. A process that ends with a group of gloo is now and then aborted in its teardown, and its
-    exit status is lost; with NCCL it may end as it is, while taking the group down could wait for ranks that are gone."""
+    """`stop` after an error. A process that ends with a group of gloo is now and then aborted in its teardown, and
+    its exit status is lost; with NCCL it may end as it is, while taking the group down could wait for lost ranks."""
     if world.device.type == "cpu":
         stop()
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from la4vla.config import TrainConfig
 from la4vla.rng import RngUse, torch_generator
 from la4vla.train.dist import World, log0, sum_over_ranks
-from la4vla.train.engine import Engine
+from la4vla.train.engines.engine import Engine
 from la4vla.train.health import StopSignal
-from la4vla.train.learner import MicroBatch, Step
+from la4vla.train.learners.learner import MicroBatch, Step
 from la4vla.train.optim import lr_at
 from la4vla.train.report import StepResult
 from la4vla.train.run import Position, Run, begin

@@ -1,7 +1,8 @@
 """The optimizer's rules, engine-free: learning rate by step, who decays, AdamW with its state made at once.
 
 Source: FACTS 4.2 "Optimiser and schedule": AdamW, betas 0.9/0.999, no decay on biases, 1-d tensors and norms, one
-learning rate, linear from 0 over the warm-up, cosine to 0 at the last step, in optimizer steps.
+learning rate, linear from 0 over the warm-up, cosine to 0 at the last step, in optimizer steps. Linear decay is
+VLM2VLA's (its appendix E).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def lr_at(stage_step: int, stage: StageConfig) -> float:
     if stage_step < stage.warmup_steps:
         return stage.lr * stage_step / stage.warmup_steps
     progress = (stage_step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    if stage.schedule == "linear":
+        return stage.lr * (1.0 - progress)
     return stage.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

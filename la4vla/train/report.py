@@ -17,7 +17,7 @@ from la4vla.data.mixture import Schedule
 from la4vla.model import flops
 from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World
-from la4vla.train.learner import Learner, Step
+from la4vla.train.learners.learner import Learner, Step
 from la4vla.train.metrics import Meters, Record, Reduce, Sink, open_sinks, peak_memory_gb
 
 

@@ -12,13 +12,14 @@ from torch import nn
 
 from la4vla.config import TrainConfig
 from la4vla.manifest import Checkpoint, Manifest
-from la4vla.train import checkpoint, engines, resume
+from la4vla.train import checkpoint, resume
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World, gathered, log0, on_main
-from la4vla.train.engine import Engine
+from la4vla.train.engines import build
+from la4vla.train.engines.engine import Engine
 from la4vla.train.health import Health
-from la4vla.train.learner import Learner
-from la4vla.train.policy_learner import PolicyLearner
+from la4vla.train.learners.learner import Learner
+from la4vla.train.learners.policy_learner import PolicyLearner
 from la4vla.train.report import Report
 from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_config
@@ -95,6 +96,10 @@ def begin(config: TrainConfig, world: World) -> Run | None:
 
 def open_learner(config: TrainConfig, stands: Resume, world: World) -> Learner:
     """The learner that a config asks for. Raises UserError where its data does not fit."""
+    if config.learner == "vlm":
+        from la4vla.train.learners.vlm_learner import VlmLearner
+
+        return VlmLearner(config, stands, world)
     return PolicyLearner(config, stands, world)
 
 
@@ -120,7 +125,7 @@ def build_engine(config: TrainConfig, learner: Learner, stands: Resume, world: W
     stage = stands.position.stage
     module = learner.build(stands)
     log0(world, f"stage {stage}, {config.engine.name}, {config.engine.precision}:\n{learner.trainable_table(module)}")
-    engine = engines.build(module, config, config.stages[stage].weight_decay, world)
+    engine = build.build(module, config, config.stages[stage].weight_decay, world)
     if stands.inside_stage:
         assert stands.checkpoint is not None
         checkpoint.load_training(engine, stands.checkpoint.folder)

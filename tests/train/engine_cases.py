@@ -9,30 +9,38 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from la4vla.config import EngineConfig, RunConfig, StageConfig, TrainConfig
-from la4vla.train import checkpoint, dist, engine_deepspeed, engine_plain, engines
+from la4vla.train import checkpoint, dist
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
-from la4vla.train.engine import Engine
-from la4vla.types import Batch, Kind
+from la4vla.train.engines import build, deepspeed, plain
+from la4vla.train.engines.engine import Engine
+from la4vla.types import Batch
 
 STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
 WAIT_S = 333.0  # engine.timeout_s, unlike any default
 ENGINES = (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3))
-PATTERNS: tuple[tuple[Kind, ...], ...] = (("la", "la", "vla"), ("la",), ("la_leaky", "vla"), ("la", "la_leaky"))
+INSULATED = "insulated"  # a `vla` micro-batch whose loss stops before the trunk
+PATTERNS = (
+    *(("la", "la", "vla"), ("la",), ("la_leaky", "vla"), ("la", "la_leaky")),
+    *(("text", INSULATED), ("la", "text", "vla")),
+)
 """Micro-batches of a step, in turn: vision last, vision not at all, only vision, both. The second and third put the
-engines' reductions to the test: what an earlier micro-batch or step left in a buffer must not come back."""
-SMALL_BUCKET = 256  # elements; the largest parameter has 512, all together 1,979
-BUCKETS = (engine_deepspeed.BUCKET_ELEMENTS, engine_plain.BUCKET_ELEMENTS)
+engines' reductions to the test: what an earlier micro-batch or step left in a buffer must not come back. So do the last
+two: conversations reach the writer and not the head, actions the head and not the writer, insulated ones nothing below
+the head."""
+SMALL_BUCKET = 256  # elements; the largest parameter has 512, all together 2,006
+BUCKETS = (deepspeed.BUCKET_ELEMENTS, plain.BUCKET_ELEMENTS)
 UNITS = 4  # parts a micro-batch is cut into over the ranks; sums over them must not depend on who had which
 
 
 class Toy(nn.Module):
-    """A shared trunk and head, a vision branch that `la` does not reach, and something frozen."""
+    """A shared trunk, a head and a writer on it, a vision branch that `la` does not reach, and something frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +49,7 @@ class Toy(nn.Module):
         self.embed = nn.Linear(5, 8)
         self.trunk = nn.Sequential(nn.Linear(8, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 8))
         self.head = nn.Linear(8, 3)
+        self.writer = nn.Linear(8, 3)
         self.frozen = nn.Linear(8, 8)
         self.frozen.requires_grad_(False)
         self.register_buffer("scale", torch.full((8,), 1.5))
@@ -49,11 +58,14 @@ class Toy(nn.Module):
         x = self.embed(batch.state_BS)
         if batch.kind != "la":
             x = x + self.vision(batch.noise_BTA)
-        error = self.head(self.trunk(self.frozen(x * self.scale))).float() - batch.actions_BTA
+        x = self.trunk(self.frozen(x * self.scale))
+        if batch.kind == INSULATED:
+            x = x.detach()
+        error = (self.writer if batch.kind == "text" else self.head)(x).float() - batch.actions_BTA
         return error.square().sum(), torch.tensor(float(error.numel()))
 
 
-def batch(kind: Kind, seed: int) -> Batch:
+def batch(kind: Any, seed: int) -> Batch:
     """Two rows; the fields that the toy reads."""
     draw = torch.Generator().manual_seed(seed)
     state, vision, target = (torch.randn(2, width, generator=draw) for width in (5, 6, 3))
@@ -121,7 +133,7 @@ def advance(built: Engine, world: World, first: int, last: int) -> list[float]:
 
 
 def outcome(built: Engine) -> tuple[dict, dict]:
-    weights = {name: value.detach().clone() for name, value in built.weights()}
+    weights = {name: value.detach().clone() for name, value in built.weights(NAMES)}
     return weights, {name: [value.clone() for value in values] for name, *values in built.moments()}
 
 
@@ -146,7 +158,8 @@ def worst(values: Iterable[torch.Tensor]) -> float:
     return float(torch.tensor(dist.gathered(own)).max())
 
 
-IDENTITY = Identity({}, {}, [], {}, [], {}, {}, {})
+NAMES = tuple(Toy().state_dict())
+IDENTITY = Identity("policy", {}, {}, NAMES, {}, [], {}, [], {}, {}, {}, {})
 
 
 def all_engines(folder: Path, world: World) -> dict:
@@ -156,7 +169,7 @@ def all_engines(folder: Path, world: World) -> dict:
         saved = []
         for name, stage in ENGINES:
             config = config_of(folder, name, stage, precision)
-            built = engines.build(Toy(), config, DECAY, world)
+            built = build.build(Toy(), config, DECAY, world)
             norms = advance(built, world, 0, HALF)
             checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), 0, world)
             saved.append(Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}")
@@ -173,11 +186,11 @@ def all_engines(folder: Path, world: World) -> dict:
             built.close()
         # Each engine goes on from what its neighbour in the list saved, with buckets that are full several times a step
         # and smaller than the largest parameter, as at full size.
-        engine_deepspeed.BUCKET_ELEMENTS = engine_plain.BUCKET_ELEMENTS = SMALL_BUCKET
+        deepspeed.BUCKET_ELEMENTS = plain.BUCKET_ELEMENTS = SMALL_BUCKET
         for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
             toy = Toy()
             checkpoint.load_weights(toy, source, own=True)
-            built = engines.build(toy, config_of(folder, name, stage, precision), DECAY, world)
+            built = build.build(toy, config_of(folder, name, stage, precision), DECAY, world)
             checkpoint.load_training(built, source)
             advance(built, world, HALF, STEPS)
             report[f"{name}-{stage}-{precision} from {source.parent.parent.name}"] = {
@@ -185,7 +198,7 @@ def all_engines(folder: Path, world: World) -> dict:
                 "updates": built.updates(),
             }
             built.close()
-        engine_deepspeed.BUCKET_ELEMENTS, engine_plain.BUCKET_ELEMENTS = BUCKETS
+        deepspeed.BUCKET_ELEMENTS, plain.BUCKET_ELEMENTS = BUCKETS
     from deepspeed.utils import groups  # its import waits for the environment that the engine has made
 
     report["timeouts"] = [timeout_s(group) for group in (None, groups._get_data_parallel_group())]
@@ -206,7 +219,7 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
         source = Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}"
         toy = Toy()
         checkpoint.load_weights(toy, source, own=True)
-        built = engines.build(toy, config, DECAY, world)
+        built = build.build(toy, config, DECAY, world)
         checkpoint.load_training(built, source)
         advance(built, world, HALF, STEPS)
         report[f"{name}-{stage}"] = differences(outcome(built), (weights, moments))

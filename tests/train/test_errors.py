@@ -14,7 +14,7 @@ from la4vla.train import __main__ as command
 from la4vla.train import dist, run
 from la4vla.types import UserError
 from tests.fixtures import write_shards
-from tests.train.launch import Ended, start, start_torchrun, wait, write_config
+from tests.train.launch import HERE, Ended, start, start_torchrun, wait, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -132,19 +132,12 @@ def test_a_wrong_config_is_said_once_under_torchrun(tmp_path, shards):
     assert "unknown key `run.sede`" in said
 
 
-ONE_RANK_DIFFERS = """
-import os, sys
-from la4vla.train.__main__ import main
-sys.exit(main([sys.argv[1], sys.argv[2 + int(os.environ["RANK"])]]))
-"""
-
-
 def test_ranks_that_were_given_different_shards_do_not_train_together(tmp_path, shards):
     """Their paths may differ."""
     write_shards(tmp_path / "la", 25, 4)
     config = write_config(tmp_path, shards, "different")
     paths = [f"data.sources.la.path={folder}/la" for folder in (shards, tmp_path)]
-    ended = wait(start(2, "-c", ONE_RANK_DIFFERS, str(config), *paths))
+    ended = wait(start(2, str(HERE / "one_rank_differs.py"), str(config), *paths))
     assert ended.codes == (2, 2)
     (said,) = errors(ended)
     assert "rank 1 has another shards than rank 0; start all ranks with the same" in said

@@ -14,7 +14,8 @@ from la4vla.data.setup import prepare
 from la4vla.model.freeze import set_trainable
 from la4vla.model.policy import build_policy
 from la4vla.model.tokenizer import build_prompter
-from la4vla.train import dist, engines
+from la4vla.train import dist
+from la4vla.train.engines import build
 from la4vla.train.loop import train_step
 from la4vla.types import KINDS
 
@@ -56,7 +57,7 @@ def trained(shards, tmp_path, world, steps, overrides=(), sync_mode="default"):
     policy = build_policy(config.model, 0)
     policy.train()
     set_trainable(policy, config.stages["only"].train)
-    built = engines.build(policy, config, 0.0, world)
+    built = build.build(policy, config, 0.0, world)
     setup = prepare(config, policy.spec, build_prompter(config.model).encode)
     losses = []
     with Reader(config, setup, 0, 1) as reader:

@@ -13,7 +13,8 @@ import pytest
 from la4vla.config import load
 from la4vla.model import flops
 from la4vla.model.presets import preset
-from la4vla.train import checkpoint, loop, policy_learner, report, run
+from la4vla.train import checkpoint, loop, report, run
+from la4vla.train.learners import policy_learner
 from tests.train.launch import STEPS, write_config
 
 pytestmark = pytest.mark.slow

@@ -29,6 +29,11 @@ def test_lr_is_linear_then_cosine(step, expected):
     assert optim.lr_at(step, stage()) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (5, 1.0), (10, 2.0), (55, 1.0), (73, 0.6), (100, 0.0)])
+def test_linear_decay_falls_from_the_top_to_0(step, expected):
+    assert optim.lr_at(step, stage(schedule="linear")) == pytest.approx(expected, abs=1e-12)
+
+
 def test_lr_without_warmup_starts_at_the_top_and_with_too_much_never_gets_there():
     assert optim.lr_at(0, stage(warmup_steps=0)) == 2.0
     assert optim.lr_at(99, stage(warmup_steps=200)) == pytest.approx(0.99)

@@ -8,6 +8,8 @@ import json
 import math
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from la4vla.files import sha256
 from la4vla.model.freeze import group_parameters
 from la4vla.model.policy import build_policy
 from tests.train.launch import (
+    LIMIT_S,
+    ROOT,
     STEPS,
     start,
     start_torchrun,
@@ -217,8 +221,8 @@ def test_a_second_ctrl_c_some_seconds_later_ends_at_once():
         "import os, signal, time; from la4vla.train import health; health.INSIST_S = 0.5; stop = health.StopSignal()\n"
         "for pause in (0, 0, 1):\n    time.sleep(pause)\n    os.kill(os.getpid(), signal.SIGINT)\n    print(pause)"
     )
-    ended = wait(start(1, "-c", code))
-    assert ended.codes == (-signal.SIGINT,) and ended.stdout.split() == ["0", "0"] and not ended.stderr
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == -signal.SIGINT and done.stdout.split() == ["0", "0"] and not done.stderr
 
 
 def test_a_finished_run_has_nothing_to_do(alone, in_process):

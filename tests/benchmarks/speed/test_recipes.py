@@ -12,7 +12,7 @@ from la4vla.model.policy import build_policy
 from la4vla.model.presets import LA4VLA_1B, TINY
 from la4vla.shell import exit_status
 from la4vla.train import dist
-from la4vla.train.engine_plain import PlainEngine
+from la4vla.train.engines.plain import PlainEngine
 
 README = Path(__file__).parents[3] / "README.md"
 

@@ -7,20 +7,22 @@ from torch import nn
 
 from la4vla.config import TrainConfig
 from la4vla.train.dist import World
-from la4vla.train.engine import Engine
-from la4vla.train.engine_plain import PlainEngine
+from la4vla.train.engines.engine import Engine
+from la4vla.train.engines.plain import PlainEngine
 
 
 def build(module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> Engine:
     """The engine a config asks for, around a module that is loaded and frozen. Checks fp32 masters."""
     if config.engine.name == "deepspeed":
         # Imported only when asked for: it costs seconds, and a plain run must not need it.
-        from la4vla.train.engine_deepspeed import DeepSpeedEngine
+        from la4vla.train.engines.deepspeed import DeepSpeedEngine
 
         engine: Engine = DeepSpeedEngine(module, config, weight_decay, world)
     else:
         engine = PlainEngine(module, config, weight_decay, world)
     masters = engine.masters()
     assert masters, "no trainable parameter"
-    assert all(tensor.dtype == torch.float32 for tensor in masters), "the optimizer must hold fp32 masters"
+    assert all(tensor.dtype == torch.float32 for tensor in masters), (
+        "what trains must be fp32, its masters too; only frozen weights may be held in bf16"
+    )
     return engine

@@ -24,7 +24,7 @@ from la4vla.probe_cases.cases import Case, CaseClips, open_case_clips, read_case
 from la4vla.probe_cases.motion import alignment, check_translation, travel
 from la4vla.rng import RngUse, generator
 from la4vla.train.dist import World, log0
-from la4vla.train.engine import Engine
+from la4vla.train.engines.engine import Engine
 from la4vla.train.metrics import Record
 from la4vla.types import KINDS, Batch, Kind, Sample, UserError
 
@@ -99,11 +99,14 @@ class Validation:
         return float(sum(error for error, _ in sums) / sum(count for _, count in sums))
 
     def _dar(self, questions: Sequence[ValidationBatch], policy: Policy) -> float:
-        """Chunks are sampled in the precision of the weights, as a checkpoint is served; NaN for a policy that
-        diverged."""
+        """Chunks are sampled in fp32, as a checkpoint is served, but for frozen weights that are held in bf16; NaN for
+        a policy that diverged."""
+        mixed = self._config.engine.compute == "frozen_bf16"
         hits: list[np.ndarray] = []
         for question in questions:
-            chunks_BTA = policy.sample(question.batch.to(self._world.device), self._config.flow.steps).cpu().numpy()
+            with torch.autocast(self._world.device.type, torch.bfloat16, enabled=mixed):
+                chunk = policy.sample(question.batch.to(self._world.device), self._config.flow.steps)
+            chunks_BTA = chunk.cpu().numpy()
             ends = [
                 travel(self._setup.chain.inverse(chunk_TA, state)[:counted], state, self._setup.embodiment)[-1]
                 for chunk_TA, state, counted in zip(chunks_BTA, question.states, question.counted, strict=True)

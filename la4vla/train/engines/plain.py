@@ -8,7 +8,7 @@ and whatever is left over after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
-from la4vla.train.engine import ReadMoments
+from la4vla.train.engines.engine import ReadMoments
 
 BUCKET_ELEMENTS = 8 * 2**20  # 32 MB of fp32, near the 25 MB that DDP uses
 
@@ -83,8 +83,9 @@ class PlainEngine:
             bucket.flat.zero_()
         return norm
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.module.state_dict().items()
+    def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        state = self.module.state_dict()
+        yield from ((name, state[name]) for name in names)
 
     def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         for name, parameter in self._parameters.items():

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch.nn import functional
 from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
-from la4vla.train.engine import ReadMoments
+from la4vla.train.engines.engine import ReadMoments
 from la4vla.types import UserError
 
 OLDEST = Version("0.19.8")
@@ -82,14 +82,14 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()  # inf, a Python float, after a skipped step
         return torch.as_tensor(norm, dtype=torch.float32, device=self._world.device)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        for name, value in self.module.state_dict().items():
+    def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        parameters, state = dict(self.module.named_parameters(remove_duplicate=False)), self.module.state_dict()
+        for name in names:
             if name in parameters and self._stage == 3:
                 with self._deepspeed.zero.GatheredParameters([parameters[name]]):
                     yield name, parameters[name].detach().clone()
             else:
-                yield name, value
+                yield name, state[name]
 
     def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         from deepspeed.utils import safe_get_full_optimizer_state as get_full

@@ -1,4 +1,4 @@
-"""The seam between the loop and whatever moves gradients between processes. `engines.build` makes one.
+"""The seam between the loop and whatever moves gradients between processes. `build.build` makes one.
 
 Order: the module has its weights and its frozen parts already (load -> freeze), then comes the optimizer, then the
 wrapping. A new stage is a new engine; nobody flips `requires_grad` below a living one.
@@ -8,12 +8,13 @@ What every engine promises
     a trainable parameter that no micro-batch of a step touched has gradient zero (not none): its moments decay and
     weight decay applies, on every engine alike
     `step` returns the true global gradient norm before clipping; when it is not finite the step changed nothing
-    parameters, gradients and moments are fp32; bf16 is autocast inside the forward, so the parameters are the masters
+    what trains is fp32, its gradients and moments too; bf16 is autocast inside the forward, so the parameters are the
+    masters. What is frozen may be held in bf16 (engine.compute), where no checkpoint stores it
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -36,8 +37,8 @@ class Engine(Protocol):
         """Clip, update, clear the gradients. Returns the global gradient norm before clipping, fp32 0-d."""
         ...
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every entry of the module's state dict in fp32, whole, one after the other. All ranks must iterate."""
+    def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """These entries of the module's state dict in fp32, whole, one after the other. All ranks must iterate."""
         ...
 
     def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:

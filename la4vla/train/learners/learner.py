@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from la4vla.train.checkpoint import Identity
-from la4vla.train.engine import Engine
+from la4vla.train.engines.engine import Engine
 from la4vla.train.metrics import Record
 from la4vla.train.resume import Resume
 

@@ -1,0 +1,1 @@
+"""What moves gradients between processes: one seam, two engines behind it."""

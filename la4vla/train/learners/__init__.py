@@ -1,0 +1,1 @@
+"""What is learned: one seam, a learner for each kind of module behind it."""

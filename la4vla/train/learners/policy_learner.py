@@ -1,0 +1,243 @@
+"""The learner of the flow-matching policy: shards in, squared errors of velocities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from la4vla import manifest
+from la4vla.config import LANGUAGE_HEAD, LORA, SourceConfig, TrainConfig
+from la4vla.data.explain import explain
+from la4vla.data.loader import Loader
+from la4vla.data.reader import StepData
+from la4vla.data.setup import fingerprints, prepare, view_sizes
+from la4vla.data.transforms import ResizeImages, chain_to_dicts
+from la4vla.model import flops, lora, weights
+from la4vla.model.backbone import IMAGES
+from la4vla.model.conversation import ConversationEncoder, as_text
+from la4vla.model.freeze import set_trainable, summary_table
+from la4vla.model.policy import Policy, build_policy, rebuild
+from la4vla.model.presets import preset
+from la4vla.model.tokenizer import Prompter, build_prompter
+from la4vla.train import checkpoint
+from la4vla.train.checkpoint import Identity
+from la4vla.train.dist import World
+from la4vla.train.engines.engine import Engine
+from la4vla.train.learners import adapting, texts
+from la4vla.train.learners.validate import Validation
+from la4vla.train.metrics import Record
+from la4vla.train.resume import Resume
+from la4vla.train.run_folder import write_first_batch
+from la4vla.types import KINDS, SOURCE_KINDS, TextBatch, UserError
+
+OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
+FIRST_IMAGES = 32  # on the contact sheet of the first batch
+
+
+class PolicyLearner:
+    """Raises UserError where the data, the tokenizer or the validation cases do not fit the config or the checkpoint
+    that the run goes on from."""
+
+    def __init__(self, config: TrainConfig, resume: Resume, world: World) -> None:
+        self._config, self._world = config, world
+        self._writes = any(source.kind == "text" for source in _mixed(config))
+        self._adapted = adapting.find_base(config, resume, world)
+        size = preset(config.model.preset)
+        self._spec = size.spec
+        self._prompter = self._find_prompter(resume)
+        self._encoder = None
+        if self._writes:
+            self._encoder = ConversationEncoder(self._prompter, size.vocab, ResizeImages(size.image_size).resized)
+        inherited = resume.checkpoint if resume.checkpoint and resume.checkpoint.manifest.learner == "policy" else None
+        self._setup = prepare(config, self._spec, self._prompter.encode, inherited, resume.own, self._encoder)
+        if self._setup.robot is None:
+            raise UserError("a policy learns actions, and no source holds clips; add one, or set learner=vlm.")
+        where = (resume.position.stage, resume.position.stage_step)
+        self._loader = Loader(config, self._setup, world.rank, world.size, where)
+        if resume.own:
+            assert resume.checkpoint is not None
+            checkpoint.check_data(resume.checkpoint, fingerprints(self._setup))
+        self._validation = Validation(config, self._setup, world) if config.validate.cases else None
+        self._held_out = None
+        if config.validate.texts:
+            self._held_out = self._find_held_out()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return SOURCE_KINDS if self._writes else KINDS
+
+    def build(self, resume: Resume) -> Policy:
+        """Load, then freeze."""
+        config, stage = self._config, self._config.stages[resume.position.stage]
+        policy = self._loaded(resume).train()
+        set_trainable(policy, stage.train)
+        policy.insulated = stage.insulate
+        if config.engine.compute == "frozen_bf16":
+            adapting.hold_frozen_in_bf16(policy, adapting.held(policy, config, self._adapted))
+        if config.engine.gradient_checkpointing:
+            policy.enable_gradient_checkpointing()
+        return policy
+
+    def _loaded(self, resume: Resume) -> Policy:
+        model, seed, source = self._config.model, self._config.run.seed, resume.checkpoint
+        if self._adapted is not None:
+            described = source.manifest.model if resume.own and source else self._description()
+            policy = rebuild(described, self._adapted.folder, seed)
+            if source is not None and source.manifest.base:
+                checkpoint.load_weights(policy, source.folder, resume.own, policy.from_base)
+            return policy
+        if source is None:
+            return build_policy(model, seed, self._writes)
+        if resume.own:
+            policy = rebuild(source.manifest.model)
+            checkpoint.load_weights(policy, source.folder, own=True)
+            return policy
+        # What the checkpoint does not hold stays fresh: the language head, or the flow head of a model that writes.
+        policy = build_policy(replace(model, weights=""), seed, self._writes)
+        weights.load(policy, str(source.folder))
+        return policy
+
+    def _description(self) -> dict[str, Any]:
+        """Of a policy that begins with fresh adapters, or with those of another run."""
+        model = self._config.model
+        return {
+            "size": preset(model.preset).to_dict(),
+            "readout": model.readout,
+            "attention": model.attention,
+            "dropout": model.dropout,
+            "writes": self._writes,
+            "lora": lora.description(model.lora),
+        }
+
+    def identity(self, module: Policy) -> Identity:
+        return Identity(
+            learner="policy",
+            model=module.description,
+            base=self._adapted.base.to_dict() if self._adapted else {},
+            held=adapting.held(module, self._config, self._adapted),
+            input_spec=asdict(self._spec),
+            transforms=chain_to_dicts(self._setup.chain),
+            embodiment=self._setup.embodiment.to_dict(),
+            views=list(self._setup.chain.views),
+            view_sizes=view_sizes(self._setup),
+            text=self._about_text(),
+            sources=fingerprints(self._setup),
+            tokenizer=self._prompter.files(),
+        )
+
+    def trainable_table(self, module: Policy) -> str:
+        return summary_table(module)
+
+    def explain(self) -> str:
+        body = self._setup.embodiment
+        lines = [
+            explain(self._config, self._setup, self._world.size),
+            f"embodiment {body.name}, {body.control_hz:g} Hz",
+        ]
+        for what, spec in (("state", body.state), ("action", body.action)):
+            near = f"near {' '.join(f'{angle:g}' for angle in spec.rotation_near)}, " if any(spec.rotation_near) else ""
+            lines.append(
+                f"  {what}: {' '.join(spec.names)}; {spec.reference}, frame {spec.frame}, rotation {spec.rotation}, "
+                f"{near}gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}"
+            )
+        if self._writes:
+            lines.append(self._about_language_head())
+        lines.append("transforms: " + " -> ".join(type(item).__name__ for item in self._setup.chain.transforms))
+        return "\n".join(lines)
+
+    def shared_by_ranks(self) -> dict[str, Any]:
+        return {"shards": fingerprints(self._setup), "statistics of the data": chain_to_dicts(self._setup.chain)}
+
+    def steps(self) -> Iterator[StepData]:
+        return iter(self._loader)
+
+    def write_first_batch(self, step: StepData, folder: Path) -> None:
+        """The first images that this rank trains on, and the first conversations."""
+        shown = [
+            batch.images.get(IMAGES) if isinstance(batch, TextBatch) else batch.images_NCHW for batch in step.batches
+        ]
+        images = [image for group in shown if group is not None for image in group[:FIRST_IMAGES]]
+        write_first_batch(images[:FIRST_IMAGES], folder)
+        told = [texts.as_told(batch, self._spell) for batch in step.batches if isinstance(batch, TextBatch)]
+        if told:
+            (folder / manifest.FIRST_TEXTS).write_text("".join(told))
+
+    def validate(self, module: Policy, engine: Engine) -> Record:
+        record = self._validation.measure(module, engine) if self._validation else {}
+        return record | (self._held_out.losses(module, engine) if self._held_out else {})
+
+    def flops(self, module: Policy, step: StepData) -> float:
+        """Recomputation of checkpointed blocks is not counted: it is no progress."""
+        total, readout = 0.0, self._config.model.readout
+        for batch in step.batches:
+            stage, tokens = self._config.stages[step.stage], batch.input_ids_BL.shape[1]
+            trained = {*stage.train, *(self._config.model.lora.targets if LORA in stage.train else ())}
+            if isinstance(batch, TextBatch):
+                shown = batch.images.get(IMAGES)
+                images = 0 if shown is None else shown.shape[0]
+                total += flops.text_step(module.size, images, batch.rows, tokens, batch.counted, trained)
+                continue
+            images = 0 if batch.images_NCHW is None else batch.images_NCHW.shape[0]
+            reached = {"head"} if stage.insulate else trained
+            for_one = flops.forward(module.size, readout, 0, tokens)
+            for_images = flops.forward(module.size, readout, images, tokens)
+            total += (batch.rows - 1) * flops.training(for_one, reached) + flops.training(for_images, reached)
+        return total
+
+    def close(self) -> None:
+        self._loader.close()
+
+    def _find_held_out(self) -> texts.HeldOutTexts:
+        if self._encoder is None:
+            raise UserError("validate.texts is set and no text source is mixed; add one, or leave validate.texts out.")
+        size = min(stage.micro_batch for stage in self._config.stages.values())
+        return texts.HeldOutTexts(self._config.validate, self._setup, self._encoder, size, self._world)
+
+    def _spell(self, ids: Sequence[int]) -> str:
+        return as_text(self._prompter.tokenizer, ids)
+
+    def _about_text(self) -> dict[str, Any]:
+        if not self._writes:
+            return {}
+        return {"codec": texts.codec_of(self._setup.texts), "max_tokens": self._spec.max_tokens}
+
+    def _about_language_head(self) -> str:
+        """Where its weights come from. Called before a step is made."""
+        config = self._config
+        trains = [name for name, stage in config.stages.items() if LANGUAGE_HEAD in stage.train]
+        how = f"trains in {', '.join(trains)}" if trains else "is frozen"
+        if not config.model.weights:
+            return f"language head: random where run.init_from has none; it {how}"
+        left_out = weights.truncated(config.model.weights, preset(config.model.preset))
+        unseen = f", whose features it never saw: it was trained behind {left_out} more layers" if left_out > 0 else ""
+        return f"language head: that of {config.model.weights} where it has one{unseen}; it {how}"
+
+    def _find_prompter(self, resume: Resume) -> Prompter:
+        """The tokenizer, which belongs to the weights: that of the checkpoint a run starts from or goes on from,
+        whatever became of its folder since. Raises UserError where the config asks for another."""
+        model, source = self._config.model, resume.checkpoint
+        if source is None:
+            return build_prompter(model)
+        now, then = asdict(model), source.manifest.config["model"]
+        of_policy = source.manifest.learner == "policy"
+        for key in OF_WEIGHTS if of_policy and not resume.own else ():
+            if now[key] != then[key]:
+                raise UserError(
+                    f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
+                    "with which it was trained."
+                )
+        prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
+        if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
+            raise UserError(
+                f"model.tokenizer is {model.tokenizer}, and {source.folder} was trained with another; leave it "
+                "empty, the checkpoint has its own."
+            )
+        return prompter
+
+
+def _mixed(config: TrainConfig) -> list[SourceConfig]:
+    """The sources that some stage mixes."""
+    names = {name for stage in config.stages.values() for name in stage.mixture}
+    return [source for name, source in config.data.sources.items() if name in names]

@@ -1,0 +1,149 @@
+"""What learners of conversations share: held-out ones, the codec of their actions, their first rows to look at."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+
+from la4vla.config import ValidateConfig
+from la4vla.data.setup import Setup, TextSource
+from la4vla.data.shards.index import Index, read_index
+from la4vla.data.shards.read import read_texts
+from la4vla.data.shards.texts import TextRecord
+from la4vla.train.dist import World, log0
+from la4vla.train.engines.engine import Engine
+from la4vla.train.metrics import Record
+from la4vla.types import NOT_COUNTED, TextBatch, TextEncoder, TextRow, UserError
+
+SHEET_SIDE = 224  # pixels of an image on the sheet of the first batch
+
+
+class HeldOutTexts:
+    """The first rows of a folder of conversations that no run trains on.
+
+    rows  in the order of the folder
+    """
+
+    def __init__(self, config: ValidateConfig, setup: Setup, encoder: TextEncoder, size: int, world: World) -> None:
+        """size: rows at once. Raises UserError for a folder that holds no conversations, and for a row that does not
+        fit the model."""
+        index = read_index(config.texts, "texts")
+        self.rows = [text_row(record, "validate") for record in records(index, config.text_rows)]
+        keys = {key for shard in index.shards for key in shard.keys}
+        for name, source in setup.texts.items():
+            if shared := keys & {key for shard in source.index.shards for key in shard.keys}:
+                log0(
+                    world,
+                    f"warning: {len(shared)} of the {len(keys)} rows of validate.texts are also in source {name} (by "
+                    "key), so they are not held out",
+                )
+        by_question: dict[str, list[Any]] = defaultdict(list)
+        for row in self.rows:
+            by_question[row.question].append(encoder.prepare(row))
+        self._batches = {
+            question: [encoder.batch(prepared[first : first + size]) for first in range(0, len(prepared), size)]
+            for question, prepared in sorted(by_question.items())
+        }
+        self._device = world.device
+
+    def losses(self, module: torch.nn.Module, engine: Engine) -> Record:
+        """`val/text`, the mean cross-entropy of an answer token, and the same by question type. Collective; every rank
+        computes all of it."""
+        training = module.training
+        module.eval()
+        record: Record = {}
+        sums = np.zeros(2)
+        with torch.no_grad():
+            for question, batches in self._batches.items():
+                parts = [engine.forward(batch.to(self._device)) for batch in batches]
+                of_question = np.array([[float(loss), float(count)] for loss, count in parts]).sum(0)
+                record[f"val/text/{question}"] = float(of_question[0] / of_question[1])
+                sums += of_question
+        module.train(training)
+        return {"val/text": float(sums[0] / sums[1]), **record}
+
+
+def records(index: Index, most: int) -> list[TextRecord]:
+    """The first `most` of a folder, shards in turn so that they are mixed as it was written."""
+    found: list[TextRecord] = []
+    for number in range(len(index.shards)):
+        if len(found) >= most:
+            break
+        found += read_texts(index, number)
+    return found[:most]
+
+
+def text_row(record: TextRecord, source: str) -> TextRow:
+    """A stored conversation with its images decoded. Raises UserError for one that is damaged."""
+    try:
+        images = tuple(simplejpeg.decode_jpeg(image.jpeg, colorspace="RGB") for image in record.images)
+    except ValueError as error:
+        raise UserError(f"{source}/{record.key}: an image is damaged ({error}); write the folder again.") from error
+    return TextRow(
+        key=f"{source}/{record.key}",
+        turns=record.turns,
+        images=images,
+        question=record.question,
+        task=record.task,
+        episode=record.episode,
+        span=record.span,
+        instruction=record.instruction,
+    )
+
+
+def codec_of(sources: Mapping[str, TextSource]) -> dict[str, Any]:
+    """The codec of the action texts in these folders: what `construct texts` wrote beside one of them; empty where
+    nothing is there. Raises UserError where two of them differ."""
+    found: dict[str, Any] = {}
+    for name, source in sources.items():
+        path = Path(f"{source.index.location.rstrip('/')}.codec.json")
+        if not path.is_file():
+            continue
+        codec = json.loads(path.read_text())["action_text"]
+        if found and codec != found:
+            raise UserError(f"data.sources.{name} writes actions otherwise than the sources before it; leave it out.")
+        found = codec
+    return found
+
+
+def first_images(setup: Setup, batches: Sequence[TextBatch], most: int) -> list[torch.Tensor]:
+    """uint8 [3, S, S]: the stored images of a step's conversations, squared to SHEET_SIDE."""
+    images: list[torch.Tensor] = []
+    for key in (key for batch in batches for key in batch.keys):
+        if len(images) >= most:
+            break
+        name, _, record = key.partition("/")
+        index = setup.texts[name].index
+        shard = next(number for number, shard in enumerate(index.shards) if record in shard.keys)
+        stored = next(row for row in read_texts(index, shard) if row.key == record)
+        for image in text_row(stored, name).images:
+            squared = cv2.resize(image, (SHEET_SIDE, SHEET_SIDE), interpolation=cv2.INTER_AREA)
+            images.append(torch.from_numpy(squared).permute(2, 0, 1))
+    return images[:most]
+
+
+def as_told(batch: TextBatch, spell: Any) -> str:
+    """A step's conversations for a person: what is given, and on a line of its own what is learned.
+
+    spell: tokens -> text, special tokens too.
+    """
+    lines: list[str] = []
+    for key, ids_L, labels_L, mask_L in zip(
+        batch.keys, batch.input_ids_BL, batch.labels_BL, batch.text_mask_BL, strict=True
+    ):
+        ids, learned = ids_L[mask_L].tolist(), (labels_L[mask_L] != NOT_COUNTED).tolist()
+        lines += [f"=== {key}: {len(ids)} tokens, {sum(learned)} learned"]
+        first = 0
+        for place in range(1, len(ids) + 1):
+            if place == len(ids) or learned[place] != learned[first]:
+                lines.append(f"{'LEARNED' if learned[first] else 'given  '} | {spell(ids[first:place])}")
+                first = place
+    return "\n".join(lines) + "\n"
