@@ -93,6 +93,49 @@ def test_la_rows_must_reach_something_that_trains(recipe):
     config.load(recipe, [*both, "stages.pretrain.mixture.la=0", "stages.pretrain.train=[vision,projector]"])
 
 
+LORA = ("model.lora.rank=4", "model.weights=w", "stages.pretrain.train=[lora,head]")
+TEXT = ("data.sources.text={path: c, kind: text}", "stages.pretrain.mixture.text=1")
+VLM = ("learner=vlm", *TEXT, "stages.pretrain.mixture.la=0", "model.preset=tiny_vlm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("stages.pretrain.train=[lora]",), "trains lora and model.lora.rank is 0; set a rank"),
+        ((LORA[0], LORA[1]), "no adapter trains; add lora"),
+        ((LORA[0], LORA[2]), "set model.weights or run.init_from"),
+        ((*LORA, "model.lora.targets=[lm]"), "nearest is `llm`"),
+        ((*LORA, "model.lora.rank=-1"), "model.lora.rank is -1"),
+        ((*LORA, "engine.compute=frozen_bf16"), "set model.lora.rank and engine.precision=bf16"),
+        (("engine.compute=frozen_bf16", "engine.precision=bf16"), "set model.lora.rank"),
+        ((*TEXT, "stages.pretrain.mixture.la=0", "stages.pretrain.train=[head]"), "which conversations never reach"),
+        (("stages.pretrain.insulate=true",), "so nothing teaches head, llm but head"),
+        ((*TEXT, "stages.pretrain.insulate=true", "stages.pretrain.train=[llm]"), "which la rows never reach"),
+        (("learner=vlm",), "learner vlm learns conversations alone"),
+        ((*VLM, "stages.pretrain.insulate=true"), "with learner=vlm its language head is `head`"),
+        ((*VLM, "engine.name=deepspeed", "engine.zero_stage=3"), "set engine.zero_stage=2 for learner vlm"),
+    ],
+)
+def test_adapters_and_conversations_that_teach_nothing_are_one_sentence(recipe, overrides, words):
+    with pytest.raises(UserError) as caught:
+        config.load(recipe, overrides)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        LORA,
+        (*LORA, "engine.compute=frozen_bf16", "engine.precision=bf16"),
+        (*TEXT, "stages.pretrain.insulate=true", "stages.pretrain.train=[llm,head,language_head]"),
+        ("stages.pretrain.insulate=true", "stages.pretrain.train=[head]"),
+        VLM,
+    ],
+)
+def test_adapters_and_conversations_that_teach_something_pass(recipe, overrides):
+    assert config.load(recipe, overrides)
+
+
 def test_flash_attention_needs_half_precision(recipe):
     with pytest.raises(UserError, match=r"bf16 only; set engine\.precision=bf16, or sdpa"):
         config.load(recipe, ["model.attention=flash_attention_2"])

@@ -225,6 +225,11 @@ def _validate_lora(config: TrainConfig) -> None:
             "model.lora adapts weights that a folder holds, and this run begins with random ones; set model.weights or "
             "run.init_from."
         )
+    if config.learner == "vlm" and config.engine.name == "deepspeed" and config.engine.zero_stage == 3:
+        raise UserError(
+            "engine.zero_stage=3 needs every rank to use every part of the model at once, and rows without images do "
+            "not use vision; set engine.zero_stage=2 for learner vlm."
+        )
     if config.engine.compute == "frozen_bf16" and not (lora.rank and config.engine.precision == "bf16"):
         raise UserError(
             "engine.compute=frozen_bf16 holds the weights that adapters belong to in bf16; set model.lora.rank and "

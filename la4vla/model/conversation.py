@@ -56,7 +56,7 @@ class ConversationEncoder:
         tokenizer = prompter.tokenizer
         missing = [token for token in (TURN_START, TURN_END) if tokenizer.token_to_id(token) is None]
         tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in missing])
-        self._start, self._end = tokenizer.token_to_id(TURN_START), tokenizer.token_to_id(TURN_END)
+        self._start, self._end = prompter.token_id(TURN_START), prompter.token_id(TURN_END)
         if max(self._start, self._end) >= vocab:
             raise UserError(
                 f"the tokenizer has no {TURN_START}, and the model's {vocab} embeddings leave no room for it; use the "
@@ -64,8 +64,8 @@ class ConversationEncoder:
             )
         self._prompter, self._vocab, self._resize = prompter, vocab, resize
         spec = prompter.spec
-        image = [tokenizer.token_to_id(IMAGE_OPEN), *[spec.image_token_id] * spec.image_tokens]
-        self._image = [*image, tokenizer.token_to_id(IMAGE_CLOSE)]
+        image = [prompter.token_id(IMAGE_OPEN), *[spec.image_token_id] * spec.image_tokens]
+        self._image = [*image, prompter.token_id(IMAGE_CLOSE)]
 
     @property
     def spec(self) -> InputSpec:

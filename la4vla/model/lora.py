@@ -10,16 +10,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from la4vla.config import LoraConfig
 from la4vla.rng import RngUse, torch_generator
 from la4vla.types import UserError
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 MARK = ".lora_"  # in the name of every parameter of an adapter, and in no other
 LLM = re.compile(r"(.*\.)?(q_proj|k_proj|v_proj|o_proj|up_proj|gate_proj|down_proj)")
@@ -39,6 +40,8 @@ def inject(module: Any, lora: LoraConfig, seed: int) -> None:
         if not found:
             raise UserError(f"model.lora.targets: {target} has no linear layer in this model; take it out.")
         names += found
+    import peft  # only here: it takes half a second, and most runs have no adapters
+
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] (a float serves as well)
@@ -60,6 +63,10 @@ def is_adapter(name: str) -> bool:
 
 def adapted(module: nn.Module) -> dict[str, LoraLayer]:
     """Layers with adapters by their place in the module."""
+    if not any(is_adapter(name) for name, _ in module.named_parameters()):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
     return {name: part for name, part in module.named_modules() if isinstance(part, LoraLayer)}
 
 

@@ -39,13 +39,17 @@ class Prompter:
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
         self.spec = spec
-        ids = (self._id(PAD), self._id(IMAGE_CONTEXT))
+        ids = (self.token_id(PAD), self.token_id(IMAGE_CONTEXT))
         if ids != (spec.pad_token_id, spec.image_token_id):
             raise UserError(
                 f"the tokenizer gives {PAD} and {IMAGE_CONTEXT} the ids {ids}, the model has "
                 f"{(spec.pad_token_id, spec.image_token_id)}; set model.tokenizer to the one of the weights."
             )
-        self._image = [self._id(IMAGE_OPEN), *[spec.image_token_id] * spec.image_tokens, self._id(IMAGE_CLOSE)]
+        self._image = [
+            self.token_id(IMAGE_OPEN),
+            *[spec.image_token_id] * spec.image_tokens,
+            self.token_id(IMAGE_CLOSE),
+        ]
 
     def encode(self, instruction: str, slots: Sequence[int] = ()) -> list[int]:
         """Token ids of one row. slots: the numbers, from 0, of the views that exist, in order; empty for kind `la`.
@@ -97,7 +101,8 @@ class Prompter:
     def _text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _id(self, token: str) -> int:
+    def token_id(self, token: str) -> int:
+        """Of a token that is there."""
         number = self.tokenizer.token_to_id(token)
         assert number is not None
         return number

@@ -78,8 +78,7 @@ class ServedPolicy:
         """
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        manifest.require_policy(folder, description)
-        path, held = whole_weights(folder, description), contents(folder, description)
+        held, path = contents(folder, description), whole_weights(folder, description)
         with _damage(folder, "model"):
             below = Base.from_dict(description.base).find(base, "--base") if description.base else None
             policy = rebuild(_on_any_device(description.model), below)
@@ -91,7 +90,6 @@ class ServedPolicy:
         """The control: a checkpoint's architecture, transforms and tokenizer with random weights."""
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        manifest.require_policy(folder, description)
         held = contents(folder, description)
         with _damage(folder, "model"):
             policy = rebuild({**_on_any_device(description.model), "lora": {}})
@@ -201,7 +199,9 @@ class Contents:
 
 
 def contents(folder: Path, description: manifest.Manifest) -> Contents:
-    """All of a checkpoint that can be read without its model. Raises UserError for what is missing or damaged."""
+    """All of a checkpoint that can be read without its model. Raises UserError for what is missing or damaged, and for
+    the checkpoint of another learner."""
+    manifest.require_policy(folder, description)
     tokenizer = folder / manifest.TOKENIZER / FILE
     if not tokenizer.is_file():
         raise UserError(f"{tokenizer}: missing; copy the checkpoint again.")

@@ -97,6 +97,7 @@ def begin(config: TrainConfig, world: World) -> Run | None:
 def open_learner(config: TrainConfig, stands: Resume, world: World) -> Learner:
     """The learner that a config asks for. Raises UserError where its data does not fit."""
     if config.learner == "vlm":
+        # Imported only when asked for: it brings the classes of every family.
         from la4vla.train.learners.vlm_learner import VlmLearner
 
         return VlmLearner(config, stands, world)

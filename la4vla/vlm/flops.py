@@ -22,13 +22,14 @@ def text_step(vlm: VlmModel, batch: TextBatch, trained: Collection[str]) -> floa
     tokens = batch.input_ids_BL.numel()
     pixels = batch.images.get("pixel_values")
     patches = 0 if pixels is None else _patches(vlm, tuple(pixels.shape))
-    language_head = vlm.network.get_output_embeddings().weight.numel()
+    language_head = vlm.network.get_output_embeddings()
+    assert language_head is not None
     return training(
         Forward(
             vision=2.0 * patches * _matrices(groups["vision"]),
             projector=2.0 * patches * _matrices(groups["projector"]),
             llm=2.0 * tokens * _matrices(groups["llm"]),
-            head=2.0 * batch.counted * language_head,
+            head=2.0 * batch.counted * language_head.weight.numel(),
         ),
         trained,
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from la4vla.action_text.action_text import ActionText
+from la4vla.action_text.action_text import CODECS, ActionText
 from la4vla.action_text.config import ActionTextConfig
 from la4vla.config import SamplingConfig, TextPolicyConfig, VlmConfig, load
 from la4vla.questions.wordings import ask
@@ -20,6 +20,7 @@ from la4vla.serve.text.writer import VlmWriter, WriterAnswer
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import Observation, UserError
 from la4vla.vlm.load import build_vlm
+from la4vla.vlm.rare_tokens import with_tokens
 from tests.construct.model_server import serving as chat_server
 from tests.serve.text_writers import ACTIONS, Mangling, Scripted, asked, usual
 
@@ -264,6 +265,27 @@ def test_a_tiny_model_with_random_weights_acts_and_says_what_it_wrote():
     assert not np.concatenate(chunks)[:, :3].any()  # random weights write no list
     assert [text.question for text in said[0]][:2] == ["subtasks"] * 2
     assert run(policy, 2, see=see)[1] == said
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_models_tokenizer_loses_no_action_and_no_sub_task(codec):
+    """Tokenizers lower-case, and part and join letters: what a model writes must be readable after all of it."""
+    draws = np.random.default_rng(0)
+    clips = [
+        (np.ones((40, 4), np.float32), np.cumsum(draws.uniform(-0.2, 0.2, (40, 4)), 0).clip(-1, 1).astype(np.float32))
+        for _ in range(9)
+    ]
+    action = ActionText.fitted(ActionTextConfig(codec=codec, **SAWYER), EMBODIMENT, clips, vocabulary=200)
+    encoder = with_tokens(build_vlm("tiny_vlm", seed=0)[1], action.tokens)
+
+    def through(text):
+        return encoder.decode(encoder.tokenizer.encode(text, add_special_tokens=False))
+
+    for states, actions in clips:
+        text = action.write(states, actions).text
+        expected, read = action.read(text).motion, action.read(through(text))
+        assert read.motion is not None and read.motion.equals(expected), read.reason
+    assert read_subtasks(through("['move up', \"don't stop\"]")).value == ["move up", "don't stop"]
 
 
 def test_a_prompt_that_is_refused_because_of_what_was_written_is_asked_again():

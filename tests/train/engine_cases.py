@@ -44,7 +44,7 @@ class Toy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(1)  # with 0 a weight comes so near a border of bf16 that an order of fp32 sums decides it
         self.vision = nn.Sequential(nn.Linear(6, 40), nn.GELU(), nn.Linear(40, 8))
         self.embed = nn.Linear(5, 8)
         self.trunk = nn.Sequential(nn.Linear(8, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 8))

@@ -2,6 +2,7 @@
 its own, on any number of ranks, whole and by adapters. Real runs of the smallest one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from la4vla import manifest
+from la4vla.action_text.action_text import ActionText
+from la4vla.action_text.config import ActionTextConfig
 from la4vla.config import load
 from la4vla.files import sha256
 from la4vla.train.learners.texts import text_row
-from la4vla.types import UserError
+from la4vla.types import Embodiment, UserError
 from la4vla.vlm.generate import Writing, write
 from la4vla.vlm.load import build_vlm, save_vlm
+from la4vla.vlm.rare_tokens import is_one_token
 from la4vla.vlm.stored import load_checkpoint
-from tests.fixtures import make_text, write_texts
+from tests.fixtures import ARM, make_text, write_texts
 from tests.train.launch import train, train_killed
 
 pytestmark = pytest.mark.slow
@@ -95,6 +99,19 @@ def test_it_learns_what_it_is_shown_and_writes_it(place, in_process):
     assert answer.ended == "turn" and answer.text == make_text(7).turns[-1].text
 
 
+def test_two_ranks_equal_one_process(place, in_process):
+    """Whole, vision too, on rows with no, one and two images: a rank's micro-batch may show none."""
+    two, one = (write_config(place, name, steps=3) for name in ("two", "alone"))
+    ended = train(2, two)
+    assert ended.codes == (0, 0), ended.stderr
+    assert in_process(str(one)).codes == (0,)
+    a, b = (load_file(newest(config, 3) / manifest.WEIGHTS) for config in (two, one))
+    apart = sum(float((a[name] - b[name]).double().square().sum()) for name in b)
+    size = sum(float(b[name].double().square().sum()) for name in b)
+    assert apart < 1e-8 * size
+    assert [row["loss/text"] for row in rows(two)] == pytest.approx([row["loss/text"] for row in rows(one)], rel=1e-4)
+
+
 def test_the_first_batch_can_be_read(adapted):
     run = Path(load(adapted).run.dir)
     told = (run / manifest.FIRST_TEXTS).read_text()
@@ -141,9 +158,43 @@ def test_adapters_on_a_checkpoint_of_ours(place, in_process):
     held = {name: value for name, value in vlm.state_dict().items() if ".lora_" not in name}
     state = {name.replace(".base_layer.", "."): value for name, value in held.items()}
     assert state.keys() == base.keys() and all(torch.equal(state[name], base[name]) for name in base)
-    policy = write_config(place, "policy")
-    ended = in_process(str(policy), "learner=policy", "model.preset=tiny", f"run.init_from={newest(second, 2)}")
-    assert ended.codes == (2,)
+
+
+def test_a_policy_takes_the_backbone_and_the_language_head(place, shards, in_process):
+    """And nothing else: its flow head and its statistics are its own."""
+    whole, policy = write_config(place, "before", steps=1), place / "policy.yaml"
+    assert in_process(str(whole)).codes == (0,)
+    policy.write_text(
+        f"run: {{dir: {place}/policy, init_from: {newest(whole, 1)}}}\n"
+        "model: {dropout: 0.0}\n"
+        "data:\n"
+        "  streams: 4\n"
+        f"  sources: {{la: {{path: {shards}/la, kind: la}}, texts: {{path: {place}/texts, kind: text}}}}\n"
+        "stages: {only: {mixture: {la: 1, texts: 1}, steps: 1, global_batch: 8, lr: 0, train: [llm, head]}}\n"
+    )
+    ended = in_process(str(policy))
+    assert ended.codes == (0,), ended.stderr
+    theirs, ours = (load_file(newest(config, 1) / manifest.WEIGHTS) for config in (whole, policy))
+    named = {"network.model.": "backbone.internvl.", "network.lm_head.": "language_head."}
+    for old, new in named.items():
+        group = {name: value for name, value in theirs.items() if name.startswith(old)}
+        assert group and all(torch.equal(ours[name.replace(old, new)], value) for name, value in group.items())
+    assert manifest.read(newest(policy, 1)).learner == "policy"
+
+
+def test_digits_of_a_codec_are_tokens_before_a_row_is_made(place, in_process):
+    """And the checkpoint says how its actions are written, and by which robot they can be played."""
+    robot = replace(ARM, action=replace(ARM.action, metres_per_unit=0.01))
+    text = ActionText.open(ActionTextConfig(codec="tokens"), robot)
+    write_texts(place / "coded", 8, robot=robot)
+    (place / "coded.codec.json").write_text(json.dumps({"of": "", "action_text": text.to_dict()}))
+    config = write_config(place, "coding", steps=1)
+    ended = in_process(str(config), f"data.sources.texts.path={place}/coded")
+    assert ended.codes == (0,) and "actions as `tokens`" in ended.stdout, ended.stderr
+    made = manifest.read(newest(config, 1))
+    again = ActionText.from_dict(made.text["codec"], Embodiment.from_dict(made.embodiment))
+    _, encoder = load_checkpoint(newest(config, 1), made)
+    assert again.tokens == text.tokens and all(is_one_token(encoder, token) for token in text.tokens)
 
 
 def test_what_does_not_fit_is_one_sentence(place, adapted, in_process):

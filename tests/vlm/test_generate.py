@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from conftest import row, small
 
 from la4vla.rng import RngUse, generator
 from la4vla.types import TextRow, UserError
 from la4vla.vlm.generate import Writing, draw, write
 from la4vla.vlm.model import rebuild
 from la4vla.vlm.scores import score_answers, token_log_probs
+from tests.vlm.conftest import row, small
 
 HOT = Writing(max_tokens=8, temperature=1.0, top_p=0.95)
 

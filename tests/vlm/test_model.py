@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, MAKERS, row, small
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.autograd.graph import saved_tensors_hooks
@@ -19,6 +18,7 @@ from la4vla.types import NOT_COUNTED, UserError
 from la4vla.vlm import train_tokenizer
 from la4vla.vlm.load import build_vlm, load_encoder, load_vlm, save_vlm
 from la4vla.vlm.model import VlmModel, empty_network, rebuild
+from tests.vlm.conftest import FAMILIES, MAKERS, row, small
 
 
 def batch_of(encoder, rows, side="right"):

@@ -3,11 +3,11 @@ changes its spelling, least of all by way of a checkpoint."""
 
 import pytest
 import torch
-from conftest import row, small
 
 from la4vla.types import UserError
 from la4vla.vlm.rare_tokens import is_one_token, with_tokens
 from la4vla.vlm.rows import ChatEncoder
+from tests.vlm.conftest import row, small
 
 DIGITS = [f"<digit_{digit}>" for digit in range(10)]
 TEXT = "[[<digit_0>.<digit_1><digit_9>, -<digit_3>]]"

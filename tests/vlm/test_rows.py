@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MAKERS, MAX_TOKENS, internvl, picture, row, small
 from transformers import AutoTokenizer, InternVLProcessor
 
 from la4vla.types import NOT_COUNTED, TextRow, Turn, UserError
 from la4vla.vlm.rare_tokens import with_tokens
 from la4vla.vlm.rows import ChatEncoder, without_images
+from tests.vlm.conftest import MAKERS, MAX_TOKENS, internvl, picture, row, small
 
 BESIDE = Path(__file__).parents[3] / "shared" / "qwen2.5-tokenizer"  # a folder beside the checkout
 FULL_SIZE = Path(os.environ.get("LA4VLA_QWEN_TOKENIZER") or BESIDE)
