@@ -39,6 +39,17 @@ def add(commands: Any) -> None:
     kept.add_argument("--device", default="", help="of the models (default: cuda where there is one, else cpu)")
     kept.add_argument("--base", default="", help="where the weights of adapters lie, if not where they lay in training")
     kept.set_defaults(run=_retention)
+    answers = commands.add_parser(
+        "answers", help="held-out questions about motion: valid texts, main direction, words", allow_abbrev=False
+    )
+    answers.add_argument("model", help=f"{MODEL}; a policy with actions as well")
+    answers.add_argument("texts", type=Path, help=f"{TEXTS} with action texts, best one of held-out scenes")
+    answers.add_argument("--out", type=Path, required=True, help="folder of answers.json")
+    answers.add_argument("--rows", type=int, default=100, help="questions of each type at most (default: 100)")
+    answers.add_argument("--clips", type=Path, help="of a policy with actions: the folder of its clips with images")
+    answers.add_argument("--device", default="", help="of the model (default: cuda where there is one, else cpu)")
+    answers.add_argument("--base", default="", help="where the weights of adapters lie, if not where they lay")
+    answers.set_defaults(run=_answers)
     credit = commands.add_parser(
         "credit", help="how far episodes came, and what their plans name (D.1, D.3)", allow_abbrev=False
     )
@@ -98,4 +109,12 @@ def _latency(options: argparse.Namespace) -> int:
     if empty := [folder for folder, one in found.items() if one is None]:
         raise UserError(f"{empty[0]}: no decision in it; give result folders of a policy.")
     print(latency.table({folder: one for folder, one in found.items() if one}))
+    return 0
+
+
+def _answers(options: argparse.Namespace) -> int:
+    from benchmarks.writing import answers
+
+    given = {name: vars(options)[name] for name in ("model", "texts", "out", "rows", "clips", "device", "base")}
+    print(answers.summary_table(answers.measure(answers.AnswersRequest(**given))))
     return 0
