@@ -137,7 +137,8 @@ def miniature(tmp_path):
         f"conditions.lora_sentence.changes={short_run('pretrain', 4, *read(texts='sentence'))}",
         f"conditions.whole_flow.changes={short_run('robot', 8, *clips)}",
         f"conditions.flow_scene_insulated.changes={short_run('robot', 16, *cotrained)}",
-        f"parts={{data: {{ceiling: [robot]}}, seed_0: {{conditions: [{', '.join(SMALL)}], seeds: [0]}}}}",
+        "parts.data.texts=[]",
+        *(f"parts.seed_{seed}.conditions=[{','.join(SMALL) if seed == 0 else ''}]" for seed in range(3)),
     ]
     return study_config.load(STUDY, overrides)
 
