@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from benchmarks.__main__ import main
 from benchmarks.writing.models import answered, open_model, read_rows
-from benchmarks.writing.retention import choices_of
+from benchmarks.writing.retention import RetentionRequest, choices_of, measure
 from la4vla import manifest
 from la4vla.config import ModelConfig
 from la4vla.data.shards.texts import StoredImage, TextRecord
@@ -131,3 +131,7 @@ def test_a_policy_without_a_language_head_is_asked_through_that_of_the_model_it_
         open_model(str(checkpoint))
     first = open_model(str(base))
     assert open_model(str(checkpoint), before=first).totals(rows) == pytest.approx(first.totals(rows), abs=2e-3)
+    request = RetentionRequest(folder, [str(base), str(checkpoint)], tmp_path / "out", ["scene_side"], 6)
+    numbers = measure(request)
+    assert numbers["models"][0]["right"]["sees"] == numbers["models"][1]["right"]["sees"]
+    assert "writes" not in numbers["models"][1]["right"] and "&ndash;" in request.page.read_text()
