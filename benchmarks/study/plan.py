@@ -28,7 +28,8 @@ CASES, CEILING = "cases.jsonl", "ceiling.json"
 HELD_OUT = "_held_out_scenes"
 """Follows the name of a folder of conversations: the one about scenes that no training sees."""
 
-CEILING_EPISODES = 10  # demonstrations of each task that are told as text and played
+CEILING_EPISODES = 5  # demonstrations of each task that are told as text and played
+SCENE_ROWS = 400  # questions about held-out scenes at most
 
 Kind = Literal[
     "construct", "train", "evaluate", "perturb", "cases", "probe", "texts", "ceiling", "retention", "answers"
@@ -122,10 +123,11 @@ def retained(study: StudyConfig, condition: str, seed: int) -> StudyJob:
     """Questions about held-out scenes, before and after."""
     start = pretrained(study, study.conditions[condition].pretraining, seed)
     policy, scenes = finetuned(study, condition, seed), told(study, study.scenes)
-    of = digest("retention", scenes.of, start.of, policy.of)
+    of = digest("retention", SCENE_ROWS, scenes.of, start.of, policy.of)
     folder = Path(study.out) / "retention" / f"{condition}-{seed}-{of[:6]}"
     command = (sys.executable, "-m", "benchmarks", "retention", f"{scenes.folder}{HELD_OUT}")
     command += (str(start.folder), str(policy.folder), "--out", str(folder), "--device", study.device)
+    command += ("--rows", str(SCENE_ROWS))
     about = {"arm": condition, "seed": seed}
     needs = (start, policy, scenes)
     return StudyJob(f"retention/{condition}/{seed}", "retention", of, folder, command, needs, about)
