@@ -116,7 +116,7 @@ def _of_writer(
     asked_again = [plans.get((row.episode, row.span)) for row in rows]
     known = [plan for plan in asked_again if plan is not None]
     planned = bool(known) and any(
-        _with_plan(row, plan, "", action) for row, plan in zip(rows, asked_again, strict=True)
+        plan is not None and _with_plan(row, plan, "", action) for row, plan in zip(rows, asked_again, strict=True)
     )
     given = _written(vlm, encoder, rows, rows)
     said = given

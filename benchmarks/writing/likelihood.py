@@ -149,7 +149,7 @@ def score_forms(
     names = motions[0].forms["tokens"].tokens
     renamed = with_tokens(encoder, names)
     prepared = [renamed.prepare(item.told("tokens")) for item in motions]
-    by_rule = tuple(int(renamed.tokenizer.convert_tokens_to_ids(name)) for name in names)
+    by_rule = tuple(renamed.tokenizer.encode(name, add_special_tokens=False)[0] for name in names)
     scores[BY_RULE] = replace(_scored(vlm, renamed, prepared), rare=by_rule)
     if prompts:
         questions = [encoder.question(item.told("decimals")) for item in motions[:prompts]]

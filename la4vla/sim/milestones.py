@@ -69,9 +69,8 @@ class Handling:
         contact = self._data.contact
         pairs_C2 = contact.geom[contact.efc_address >= 0]  # that push; pairs that are merely near are listed, too
         one, other = pairs_C2[:, 0], pairs_C2[:, 1]
-        return (self._targets_GN[one] & part_G[other][:, None]).any(0) | (
-            self._targets_GN[other] & part_G[one][:, None]
-        ).any(0)
+        either_CN = self._targets_GN[one] & part_G[other][:, None] | self._targets_GN[other] & part_G[one][:, None]
+        return np.any(either_CN, axis=0)
 
     def _angles(self) -> np.ndarray:
         """[J], as shares of the joints' ranges."""
