@@ -26,6 +26,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator; `eval libero` (`la4vla eval --help`)
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
+  la4vla eval ceiling CONFIG                   demonstrations told as text and played again
   la4vla eval sweep FILE                       many evaluations and one table of them, here or on SLURM
   la4vla eval study FILE                       the paper's claims at a small scale
   la4vla eval perturbations --out FILE         one image of all perturbations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Row:
     seconds: Mapping[str, float]
     latencies_ms: Sequence[float]
     final_state: Sequence[float]
-    texts: Sequence[Mapping[str, Any]] = ()
+    texts: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
 class Results:
@@ -195,17 +195,39 @@ def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
     return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), latency_ms, errors, texts_of(counted))
 
 
-def texts_of(rows: Iterable[Row]) -> str:
-    """How much was written in these episodes, and how much of it was badly formed and asked again."""
+def decision_seconds(rows: Iterable[Row]) -> list[float]:
+    """Seconds of every query in which an action text was written, its plan and its retries included (the paper's Table
+    3; FACTS 2.2). Waiting for the batches of other episodes counts: with one worker there is none."""
+    return [
+        row.latencies_ms[query] / 1000
+        for row in rows
+        for query in sorted({text["query"] for text in row.texts if text["question"] == "actions"})
+    ]
+
+
+def texts_of(rows: Collection[Row]) -> str:
+    """How much was written in these episodes, how much of it was badly formed and asked again, and how long a decision
+    took."""
     said = [text for row in rows for text in row.texts]
     answers = [text for text in said if text["question"] in ANSWERS]
     if not answers:
         return ""
     bad = sum(bool(text["problem"]) for text in answers)
+    seconds = decision_seconds(rows)
     held = sum("held still for a chunk" in text["text"] for text in said if text["question"] == "note")
     return (
         f"{len(answers)} answers, {bad} badly formed ({100 * bad / len(answers):.1f} %) and asked again; {held} times "
-        "none could be used and the hand was held still for a chunk"
+        f"none could be used and the hand was held still for a chunk{_spread(seconds)}"
+    )
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return ""
+    low, middle, high = np.percentile(seconds, (25, 50, 75))
+    return (
+        f"; {len(seconds)} decisions, seconds: median {middle:.2f}, mean {np.mean(seconds):.2f}, standard deviation "
+        f"{np.std(seconds):.2f}, quartiles {low:.2f} - {high:.2f}, least {min(seconds):.2f}, most {max(seconds):.2f}"
     )
 
 

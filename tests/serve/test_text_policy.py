@@ -240,7 +240,7 @@ def test_ten_thousand_mangled_answers_crash_no_rollout(codec, verifier):
                 assert 1 <= len(chunk) <= 8 and chunk.dtype == np.float32 and np.abs(chunk).max() <= 1 + 1e-6
                 moved += bool(chunk[:, :3].any())
                 problems += sum(bool(text.problem) for text in texts)
-                json.dumps([text._asdict() for text in texts])  # a row can hold it
+                json.dumps([text._asdict() for text in texts], ensure_ascii=False).encode()  # a page can hold it
     assert problems > MANGLED / 10 and moved > 100
 
 

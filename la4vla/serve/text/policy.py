@@ -294,8 +294,9 @@ class TextPolicy:
             for query, answer in zip(asked, self.writer.write(prompts, sampling, self.config.top_p), strict=True):
                 if answer.refused and question == "subtasks":  # nothing that was written is in the prompt
                     raise UserError(answer.refused)
-                result = Read(None, answer.refused) if answer.refused else read(query, answer.text)
-                query.say(question, answer.text, result.reason)
+                text = answer.text.encode(errors="replace").decode()  # half a surrogate pair can be sent nowhere
+                result = Read(None, answer.refused) if answer.refused else read(query, text)
+                query.say(question, text, result.reason)
                 if result.value is not None:
                     values[id(query)] = result.value
         return values
