@@ -52,6 +52,7 @@ setup(
         "la4vla.construct.texts": ["*.txt"],
         "la4vla.data.inspect": ["templates/*"],
         "la4vla.page": ["templates/*"],
+        "la4vla.serve.text": ["*.yaml"],
         "la4vla.questions": ["*.yaml"],
         "la4vla.probe": ["templates/*"],
         "benchmarks": ["data/*", "protocols/*/*.yaml"],

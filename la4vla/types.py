@@ -155,11 +155,13 @@ class Observation:
     views        name -> uint8 RGB [H, W, 3], upright
     state        float32 [S], raw units
     instruction  free text
+    privileged   what only a simulator knows, by name; empty unless the policy asks for it
     """
 
     views: Mapping[str, np.ndarray]
     state: np.ndarray
     instruction: str
+    privileged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

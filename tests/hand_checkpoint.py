@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -13,6 +14,7 @@ from la4vla.model.policy import build_policy
 from la4vla.model.tokenizer import build_prompter
 from la4vla.serve.policy import file_sha256
 from la4vla.types import Embodiment, Kind
+from la4vla.vlm.load import build_vlm
 
 
 def stats(names: tuple[str, ...], reach: float) -> Stats:
@@ -43,21 +45,48 @@ def write_checkpoint(
     folder.mkdir(parents=True)
     save_file(policy.state_dict(), folder / manifest.WEIGHTS)
     build_prompter(config.model).save(folder / manifest.TOKENIZER)
-    manifest.Manifest(
-        schema=manifest.SCHEMA_VERSION,
-        stage="only",
-        stage_step=7,
-        step=7,
-        skipped_steps=0,
+    return complete(
+        folder,
         config=asdict(config),
         learner="policy",
         model=policy.description,
-        base={},
         input_spec=asdict(policy.spec),
         transforms=chain_to_dicts(chain),
         embodiment=embodiment.to_dict(),
         views=list(views),
         view_sizes={view: [list(size)] for view in views},
+    )
+
+
+def write_vlm_checkpoint(folder: Path, embodiment: Embodiment, codec: dict[str, Any], seed: int = 0) -> Path:
+    """A complete checkpoint folder of `tiny_vlm` with random weights. codec: of its action texts; empty for none."""
+    vlm, encoder = build_vlm("tiny_vlm", seed)
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in vlm.state_dict().items()}, folder / manifest.WEIGHTS)
+    encoder.save(folder / manifest.TOKENIZER)
+    return complete(
+        folder,
+        learner="vlm",
+        model={**vlm.description, "lora": {}},
+        embodiment=embodiment.to_dict(),
+        text={"codec": codec, "max_tokens": encoder.max_tokens},
+    )
+
+
+def complete(folder: Path, **about: Any) -> Path:
+    """Writes the manifest of a folder that has its weights. about: what differs from an empty one."""
+    values: dict[str, Any] = dict(
+        schema=manifest.SCHEMA_VERSION,
+        stage="only",
+        stage_step=7,
+        step=7,
+        skipped_steps=0,
+        config={},
+        base={},
+        input_spec={},
+        transforms=[],
+        views=[],
+        view_sizes={},
         text={},
         sources={},
         weights_sha256=file_sha256(folder / manifest.WEIGHTS),
@@ -66,6 +95,7 @@ def write_checkpoint(
         git_sha="",
         versions={},
         world_size=1,
-    ).write(folder)
+    )
+    manifest.Manifest(**{**values, **about}).write(folder)
     (folder / manifest.COMPLETE).touch()
     return folder

@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,13 @@ VIDEO_NAME = re.compile(r"(?P<task>.+)_(?P<episode>\d{4})_(?P<outcome>success|fa
 
 @dataclass(frozen=True)
 class Video:
+    """A rollout, and what the policy wrote in it."""
+
     task: str
     episode: int
     success: bool
     uri: str
+    texts: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,9 @@ def compare(evaluations: Sequence[tuple[str, Path]]) -> list[Comparison]:
             if (match := VIDEO_NAME.fullmatch(path.name)) and path.stat().st_size <= room:
                 room -= path.stat().st_size
                 uri = data_uri("video/mp4", path.read_bytes())
-                videos.append(Video(match["task"], int(match["episode"]), match["outcome"] == "success", uri))
+                task, episode = match["task"], int(match["episode"])
+                texts = next((row.texts for row in rows if (row.task, row.episode) == (task, episode)), ())
+                videos.append(Video(task, episode, match["outcome"] == "success", uri, texts))
         condition = ReportCondition(name, run, rows, results.summarise(rows, protocol), videos)
         by_hash.setdefault(protocol.hash, []).append(condition)
     return [comparison(sorted(conditions, key=_order)) for conditions in by_hash.values()]

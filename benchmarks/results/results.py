@@ -23,6 +23,9 @@ from la4vla.types import UserError
 
 EPISODES, RUN = "episodes.jsonl", "run.json"
 PERCENTILES = (50, 95, 99)
+ANSWERS = ("subtasks", "plan", "actions", "completion")
+"""Questions whose answers a policy that writes has written itself."""
+
 RENDERED_BY, ABSENT = "images were rendered by", "absent"
 
 
@@ -50,6 +53,7 @@ class Row:
     seconds         the same split into reset, physics, render and policy (waiting for actions)
     latencies_ms    of every query
     final_state     raw state [S] at the end, by which two runs of an episode are compared
+    texts           what the policy wrote, in order: {query, question, subtask, text, problem} each
     """
 
     task: str
@@ -72,6 +76,7 @@ class Row:
     seconds: Mapping[str, float]
     latencies_ms: Sequence[float]
     final_state: Sequence[float]
+    texts: Sequence[Mapping[str, Any]] = ()
 
 
 class Results:
@@ -165,6 +170,7 @@ class Summary:
     micro           over all episodes
     latency_ms      p50, p95 and p99 over all queries; empty without one
     errors          episodes that crashed twice
+    texts           what was written and the share that was badly formed, as a sentence; empty for other policies
     """
 
     tasks: Mapping[str, stats.Rate]
@@ -173,6 +179,7 @@ class Summary:
     micro: stats.Rate
     latency_ms: Mapping[str, float]
     errors: Sequence[Row]
+    texts: str = ""
 
 
 def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
@@ -185,7 +192,21 @@ def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
     errors = [row for row in rows if row.success is None]
     waits = [latency for row in counted for latency in row.latencies_ms]
     latency_ms = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if waits else {}
-    return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), latency_ms, errors)
+    return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), latency_ms, errors, texts_of(counted))
+
+
+def texts_of(rows: Iterable[Row]) -> str:
+    """How much was written in these episodes, and how much of it was badly formed and asked again."""
+    said = [text for row in rows for text in row.texts]
+    answers = [text for text in said if text["question"] in ANSWERS]
+    if not answers:
+        return ""
+    bad = sum(bool(text["problem"]) for text in answers)
+    held = sum("held still for a chunk" in text["text"] for text in said if text["question"] == "note")
+    return (
+        f"{len(answers)} answers, {bad} badly formed ({100 * bad / len(answers):.1f} %) and asked again; {held} times "
+        "none could be used and the hand was held still for a chunk"
+    )
 
 
 def summary_table(summary: Summary, protocol: Protocol) -> str:
@@ -205,6 +226,8 @@ def summary_table(summary: Summary, protocol: Protocol) -> str:
     if summary.latency_ms:
         waits = ", ".join(f"{name} {value:.1f} ms" for name, value in summary.latency_ms.items())
         lines.append(f"action latency, from query to actions: {waits}")
+    if summary.texts:
+        lines.append(f"written: {summary.texts}")
     for row in summary.errors:
         lines.append(f"crashed, in no rate: {row.task} episode {row.episode}: {row.error}")
     counts = [rate.n for rate in summary.tasks.values() if rate.n]

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -30,12 +29,11 @@ from benchmarks.results.results import Results, Row
 from benchmarks.rollouts.rollout import RolloutJob, check_served
 from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
 from la4vla.device import usable_device
+from la4vla.serve.load import load_served
 from la4vla.serve.policy import PolicyLost, ServedPolicy
+from la4vla.serve.policy_like import Served
 from la4vla.sim.registry import Simulator
 from la4vla.types import UserError
-
-if TYPE_CHECKING:
-    from la4vla.serve.client import RemotePolicy
 
 EXPERT = "scripted expert"
 
@@ -70,6 +68,8 @@ class EvaluationRequest:
     variants     perturbations to run beside the clean images. With any, every condition, the clean one included, has a
                  folder of its own below `out`; with none the clean one is in `out` itself
     server       that serves the policy
+    text         settings of a checkpoint that writes; None for a policy with actions
+    base         where the weights lie that the checkpoint's adapters belong to; empty: where they lay in training
     """
 
     simulator: Simulator
@@ -85,6 +85,8 @@ class EvaluationRequest:
     command: str
     variants: Sequence[Variant]
     server: ServerAddress | None = None
+    text: Path | None = None
+    base: str = ""
 
     @property
     def source(self) -> str:
@@ -129,9 +131,11 @@ def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
         views = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         if policy is not None:
             policy.check(simulator.embodiment, views)
+            check_executed(policy, protocol)
         conditions = open_conditions(request, policy)
+        told = policy.privileged if policy else ()
         try:
-            with Runner(simulator, protocol, policy, views, request.workers, request.out / "logs") as runner:
+            with Runner(simulator, protocol, policy, views, request.workers, request.out / "logs", told) as runner:
                 rows = [row for condition in conditions for row in condition.stored.rows.values()]
                 runner.has_finished = any(row.success is not None for row in rows)
                 summaries = {
@@ -145,7 +149,16 @@ def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
     return summaries
 
 
-def open_policy(request: EvaluationRequest) -> AbstractContextManager[ServedPolicy | RemotePolicy | None]:
+def check_executed(policy: Served, protocol: Protocol) -> None:
+    """Raises UserError where a policy counts on more of its actions being executed than the protocol executes."""
+    if policy.counts_on > protocol.replan_every:
+        raise UserError(
+            f"the policy's chunks have {policy.counts_on} steps that must all be executed, and {protocol.title} "
+            f"executes {protocol.replan_every}; set chunk: {protocol.replan_every} in the policy's settings."
+        )
+
+
+def open_policy(request: EvaluationRequest) -> AbstractContextManager[Served | None]:
     """The policy of a request for as long as the context lasts: on its device, or connected; None for the expert."""
     if request.server is None:
         return nullcontext(load_policy(request))
@@ -156,9 +169,7 @@ def open_policy(request: EvaluationRequest) -> AbstractContextManager[ServedPoli
     return RemotePolicy(request.server.url, request.server.token)
 
 
-def open_conditions(
-    request: EvaluationRequest, policy: ServedPolicy | RemotePolicy | None
-) -> list[EvaluationCondition]:
+def open_conditions(request: EvaluationRequest, policy: Served | None) -> list[EvaluationCondition]:
     """The clean condition and one for each variant. Raises UserError where a folder holds another evaluation's rows."""
     if request.variants and (request.out / results.EPISODES).exists():
         raise UserError(
@@ -234,7 +245,7 @@ def run_condition(
     return summary
 
 
-def load_policy(request: EvaluationRequest) -> ServedPolicy | None:
+def load_policy(request: EvaluationRequest) -> Served | None:
     """The policy of a request on its device, or None for the scripted expert. Raises UserError for a device that is not
     there."""
     if request.checkpoint is None:
@@ -245,7 +256,7 @@ def load_policy(request: EvaluationRequest) -> ServedPolicy | None:
         torch.set_num_threads(max(1, cores - request.workers))
     if request.untrained:
         return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device)
-    return ServedPolicy.load(request.checkpoint, device)
+    return load_served(request.checkpoint, request.text, device, request.base)
 
 
 def run_jobs(
@@ -317,4 +328,5 @@ def make_row(end: FinishedEpisode, protocol: Protocol, condition: EvaluationCond
         seconds={name: round(value, 4) for name, value in outcome.seconds.items()} if outcome else {},
         latencies_ms=[round(1000 * value, 2) for value in outcome.latencies_s] if outcome else [],
         final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
+        texts=[{"query": query, **text._asdict()} for query, text in end.said],
     )

@@ -10,9 +10,9 @@ from __future__ import annotations
 import faulthandler
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.perturb.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts import video
+from la4vla.serve.text.verify import PHASE
 from la4vla.sim import render
 from la4vla.sim.env import Env
 from la4vla.sim.registry import Simulator
@@ -148,13 +149,16 @@ def check_served(protocol: Protocol, simulator: Simulator) -> None:
         )
 
 
-def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> EpisodeOutcome:
+def roll_out(
+    env: Env, job: RolloutJob, protocol: Protocol, infer: Infer, privileged: Callable[[], Mapping[str, float]] = dict
+) -> EpisodeOutcome:
     """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
     then the policy is queried again.
 
     Queries are numbered 0, 1, 2, ... in an episode, however many actions each chunk gave. Images are rendered when the
     policy is queried (and for a video, which shows what the policy sees). A success ends the episode at its step. What
-    is left of a chunk at the end of an episode is dropped: no action outlives its episode.
+    is left of a chunk at the end of an episode is dropped: no action outlives its episode. privileged: what the policy
+    is told beside what it sees.
     """
 
     def shown(observation: Observation) -> Observation:
@@ -177,7 +181,7 @@ def roll_out(env: Env, job: RolloutJob, protocol: Protocol, infer: Infer) -> Epi
             with clock("render"):
                 observation = env.observe()
         with clock("render"):
-            observation = shown(observation)
+            observation = replace(shown(observation), privileged=privileged())
         with clock("policy"):
             chunk = infer(observation, queries)
         latencies.append(clock.last)
@@ -205,11 +209,13 @@ def work(
     protocol: Protocol,
     views: tuple[str, ...],
     expert: bool,
+    privileged: tuple[str, ...],
     gpu: int | None,
     log: str,
 ) -> None:
     """A worker process: sends Ready, then answers each RolloutJob with Queries and one EpisodeOutcome, until it is sent
-    None. gpu: EGL's number of the GPU to draw on; None: the driver's choice."""
+    None. privileged: names of what the policy is told of the simulator. gpu: EGL's number of the GPU to draw on; None:
+    the driver's choice."""
     _redirect_output(log)
     if gpu is not None:
         render.use_gpu(gpu)
@@ -225,13 +231,28 @@ def work(
             action, _ = simulator.expert(env)
             return action[None]
 
+        def told() -> Mapping[str, float]:
+            return {name: _PRIVILEGED[name](simulator, env) for name in privileged}
+
         while (job := connection.recv()) is not None:
-            connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent))
+            connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent, told))
         env.close()
     except UserError as error:
         connection.send(Refusal(str(error)))
     except EOFError:
         return  # the parent is gone; nobody is left to report to
+
+
+def _phase(simulator: Simulator, env: Env) -> float:
+    """Number of the phase in which the scripted expert would be. Raises UserError where the expert tells none."""
+    _, decision = simulator.expert(env)
+    if decision is None:
+        raise UserError(f"the scripted expert of {simulator.name} tells no phases; set another verifier.")
+    return float(decision.phase)
+
+
+_PRIVILEGED: Mapping[str, Callable[[Simulator, Env], float]] = {PHASE: _phase}
+"""What a policy may be told of the simulator, by the name it asks for."""
 
 
 def _redirect_output(log: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts.rollout import EpisodeOutcome, Query, Ready, Refusal, RolloutJob, work
-from la4vla.serve.policy_like import NoiseKey, PolicyLike, open_episodes
+from la4vla.serve.policy_like import NoiseKey, PolicyLike, Said, open_episodes
 from la4vla.sim import render
 from la4vla.sim.registry import Simulator
 from la4vla.types import UserError
@@ -39,6 +39,7 @@ class FinishedEpisode:
     attempts   how often it was begun
     outcome    how it ended; None where every attempt crashed
     gpu        EGL's number of the GPU that drew its images; None where none was chosen
+    said       what the policy wrote in the last attempt, with the query's number, in order
     error      last output of the last attempt, where every one crashed
     """
 
@@ -46,6 +47,7 @@ class FinishedEpisode:
     attempts: int
     outcome: EpisodeOutcome | None
     gpu: int | None
+    said: tuple[tuple[int, Said], ...] = ()
     error: str = ""
 
 
@@ -120,16 +122,19 @@ class Runner:
         views: tuple[str, ...],
         workers: int,
         logs: Path,
+        privileged: tuple[str, ...] = (),
     ) -> None:
         """policy: None for the simulator's scripted expert. views: cameras the envs render, () for none. logs: folder
-        for the workers' output. Where there are several GPUs, the workers render on them in turn."""
+        for the workers' output. privileged: names of what the policy is told of the simulator. Where there are several
+        GPUs, the workers render on them in turn."""
         self._simulator, self._protocol, self._policy, self._views = simulator, protocol, policy, views
-        self._count, self._logs = workers, logs
+        self._count, self._logs, self._privileged = workers, logs, privileged
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
         self._gpus: tuple[int, ...] = ()
         self._queue = TaskQueue([])
         self._attempts: dict[RolloutJob, int] = defaultdict(int)
+        self._said: dict[RolloutJob, list[tuple[int, Said]]] = defaultdict(list)
         self._lost = 0
         self.has_finished = False
         self.spent = Spent()
@@ -193,6 +198,11 @@ class Runner:
         keys = [NoiseKey(seed, w.job.task, w.job.episode, query.number) for w, query in queries if w.job]
         open_episodes(self._policy, keys)
         chunks = self._policy.infer([query.observation for _, query in queries], keys)
+        for (worker, query), texts in zip(
+            queries, self._policy.said(), strict=False
+        ):  # one that writes nothing has none
+            if worker.job is not None:
+                self._said[worker.job] += [(query.number, text) for text in texts]
         self.spent.policy_s += time.perf_counter() - start
         self.spent.batches += 1
         self.spent.queries += len(queries)
@@ -210,7 +220,8 @@ class Runner:
             self.spent.worker_s[activity] += seconds
         self.has_finished = True
         self._give(worker)
-        return FinishedEpisode(job, self._attempts.pop(job), outcome, worker.gpu)
+        said = tuple(self._said.pop(job, ()))
+        return FinishedEpisode(job, self._attempts.pop(job), outcome, worker.gpu, said)
 
     def _give(self, worker: Worker) -> None:
         """Gives this worker its next job, of the task whose scene it already has if there is one."""
@@ -230,11 +241,12 @@ class Runner:
         number = self._workers.index(worker)
         self._workers[number] = self._start(number)
         lost = None
+        said = tuple(self._said.pop(job, ()))
         if self._attempts[job] < ATTEMPTS:
             self._queue.put_back(job)
         else:
             self._lost += 1
-            lost = FinishedEpisode(job, self._attempts.pop(job), None, worker.gpu, words)
+            lost = FinishedEpisode(job, self._attempts.pop(job), None, worker.gpu, said, words)
         if self._lost >= HOPELESS and not self.has_finished:
             raise UserError(f"{self._lost} episodes crashed and none finished; the last words were: {words}.")
         self._give(self._workers[number])
@@ -246,7 +258,16 @@ class Runner:
         born_at = log.stat().st_size
         ours, theirs = self._context.Pipe()
         gpu = render.gpu_of(number, self._gpus)
-        arguments = (theirs, self._simulator, self._protocol, self._views, self._policy is None, gpu, str(log))
+        arguments = (
+            theirs,
+            self._simulator,
+            self._protocol,
+            self._views,
+            self._policy is None,
+            self._privileged,
+            gpu,
+            str(log),
+        )
         process = self._context.Process(target=work, args=arguments, daemon=True, name=f"env-{number}")
         process.start()
         theirs.close()  # so that a dead worker reads as end-of-file here

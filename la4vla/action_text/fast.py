@@ -124,7 +124,7 @@ class Fast:
         numbers = [int(found) - self.of.first for found in re.findall(f"{before}([0-9]{{1,6}}){after}", rest)]
         if wrong := [number for number in numbers if not 0 <= number < self.size]:
             return refused(f"the text has the token {wrong[0] + self.of.first}, which the vocabulary lacks")
-        letters = "".join(self._pieces.id_to_token(number) for number in numbers)
+        letters = "".join(self._pieces.id_to_token(number) or "" for number in numbers)
         wide = self.of.horizon * self._width
         if len(letters) % wide:
             return refused(f"the text has {len(letters)} coefficients, and a chunk has {wide}")

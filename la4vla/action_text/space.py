@@ -68,16 +68,11 @@ class MotionSpace:
         """
         assert len(state_NS) in (len(action_TA), len(action_TA) + 1), (state_NS.shape, action_TA.shape)
         states, actions = state_NS.astype(np.float64), action_TA.astype(np.float64)
+        motion, between = self._commanded(states, actions)
         if self.config.motion == "reached":
             poses = [*states, *states[-1:]][: len(actions) + 1]
             move_T3, turn_T3 = _differences(np.array(poses).reshape(-1, states.shape[1]), self._state)
-        elif self._action.reference == "delta":
-            move_T3 = _columns(actions, self._action, TRANSLATION) * (self._action.metres_per_unit or 1.0)
-            turn_T3 = _columns(actions, self._action, ROTATION) * (self._action.radians_per_unit or 1.0)
-        else:
-            start = _as_action(states[:1], self._state, self._action)
-            move_T3, turn_T3 = _differences(np.concatenate([start, actions]), self._action)
-        open_T, between = self._openings(states, actions)
+            motion = Motion(move_T3 @ self._to_words_33.T, turn_T3 @ self._to_words_33.T, motion.open_R)
         known = {*TRANSLATION, *ROTATION, "gripper"}
         dropped = {
             name: int((np.abs(actions[:, column]) > 0).sum())
@@ -85,8 +80,16 @@ class MotionSpace:
             if name not in known
         }
         dropped["gripper between open and closed"] = between
-        motion = Motion(move_T3 @ self._to_words_33.T, turn_T3 @ self._to_words_33.T, open_T)
         return Steps(motion, {name: count for name, count in dropped.items() if count})
+
+    def commanded(self, state_1S: np.ndarray, action_TA: np.ndarray) -> Motion:
+        """What raw commands tell the hand to do, whatever config.motion is. state_1S: raw state before the first."""
+        return self._commanded(state_1S.astype(np.float64), action_TA.astype(np.float64))[0]
+
+    def place(self, state_S: np.ndarray) -> np.ndarray:
+        """[3] m, (forward, left, up) of the hand in the base frame; zeros for what the state does not tell."""
+        place_3 = _columns(state_S[None].astype(np.float64), self._state, TRANSLATION)[0]
+        return self._to_words_33 @ place_3 * (self._state.metres_per_unit or 1.0)
 
     def commands(self, steps: Motion, state_S: np.ndarray) -> np.ndarray:
         """float32 [T, A] raw commands of control steps. state_S: raw state before the first. Dimensions that
@@ -126,6 +129,17 @@ class MotionSpace:
             )
         step_m = play.step_m or play.speed * (spec.metres_per_unit or 1.0)
         return step_m, play.step_rad or play.speed * (spec.radians_per_unit or 1.0)
+
+    def _commanded(self, states: np.ndarray, actions: np.ndarray) -> tuple[Motion, int]:
+        """The commanded motion, and how many commands left the gripper between open and closed."""
+        if self._action.reference == "delta":
+            move_T3 = _columns(actions, self._action, TRANSLATION) * (self._action.metres_per_unit or 1.0)
+            turn_T3 = _columns(actions, self._action, ROTATION) * (self._action.radians_per_unit or 1.0)
+        else:
+            start = _as_action(states[:1], self._state, self._action)
+            move_T3, turn_T3 = _differences(np.concatenate([start, actions]), self._action)
+        open_T, between = self._openings(states, actions)
+        return Motion(move_T3 @ self._to_words_33.T, turn_T3 @ self._to_words_33.T, open_T), between
 
     def _openings(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, int]:
         """Commanded opening of each step, 1 or 0, and how many commands were neither. A command to hold is what was

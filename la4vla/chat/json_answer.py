@@ -33,3 +33,21 @@ def last_list(text: str) -> list[dict[str, Any]] | None:
         elif lists and answer is None:
             answer = lists[0]
     return answer
+
+
+def last_object(text: str, field: str) -> dict[str, Any] | None:
+    """The last complete object in the text that has the field; None if there is none. Everything around it is passed
+    over, as by `last_list`."""
+    text = _THOUGHT.sub("", text)
+    decoder, answer, position = json.JSONDecoder(), None, 0
+    while (position := text.find("{", position)) >= 0:
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except RecursionError:
+            break
+        except ValueError:
+            position += 1
+            continue
+        if isinstance(value, dict) and field in value:
+            answer = value
+    return answer

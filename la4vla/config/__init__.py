@@ -18,6 +18,7 @@ from la4vla.config.construct import (
     VlmConfig,
 )
 from la4vla.config.load import load, overrides, to_yaml
+from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
 from la4vla.config.train import (
     LANGUAGE_HEAD,
     LORA,
@@ -63,8 +64,10 @@ __all__ = [
     "RecordConfig",
     "ReviewConfig",
     "RunConfig",
+    "SamplingConfig",
     "SourceConfig",
     "StageConfig",
+    "TextPolicyConfig",
     "TextsConfig",
     "TrainConfig",
     "ValidateConfig",

@@ -1,7 +1,8 @@
 """How a YAML file and the command line become a config: layers, merging, and errors that name the nearest key.
 
 Order of precedence: the dataclasses' defaults < the file named by `base:` < the YAML < `key=value` arguments.
-A YAML holds deltas only. Its `schema:` says which dataclass it fills (`train`, the default, or `construct`).
+A YAML holds deltas only. Its `schema:` says which dataclass it fills (`train`, the default, `construct` or
+`text_policy`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseExcep
 from yaml import YAMLError
 
 from la4vla.config.construct import ConstructConfig, validate_construct
+from la4vla.config.text_policy import TextPolicyConfig, validate_text_policy
 from la4vla.config.train import TrainConfig, validate
 from la4vla.types import UserError
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "construct": ConstructConfig}
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "construct": ConstructConfig, "text_policy": TextPolicyConfig}
 
 
 def load(
@@ -62,6 +64,8 @@ def load(
             stage.mixture = {source: share for source, share in stage.mixture.items() if share}
     if isinstance(config, ConstructConfig):
         validate_construct(config)
+    if isinstance(config, TextPolicyConfig):
+        validate_text_policy(config)
     return config
 
 

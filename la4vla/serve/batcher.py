@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from la4vla.serve.policy import NOT_FINITE, PolicyLost
-from la4vla.serve.policy_like import NoiseKey, PolicyLike, open_episodes
+from la4vla.serve.policy_like import NoiseKey, PolicyLike, Said, open_episodes
 from la4vla.types import Observation, UserError
 
 
@@ -36,12 +36,14 @@ class Answer:
     queue_ms   from the message's arrival to the start of its batch
     infer_ms   of the whole batch
     batch      chunks that were computed together, other clients' included
+    said       what was written for each chunk; empty for a policy that does not write
     """
 
     chunks: Sequence[np.ndarray]
     queue_ms: float
     infer_ms: float
     batch: int
+    said: Sequence[Sequence[Said]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +136,13 @@ class Batcher:
             batch.append(following)
         return batch
 
-    def _infer(self, observations: Sequence[Observation], keys: Sequence[NoiseKey]) -> list[np.ndarray]:
-        """Runs in the policy's thread. A batch that is refused comes again message by message, and then opens its
-        episodes again."""
+    def _infer(
+        self, observations: Sequence[Observation], keys: Sequence[NoiseKey]
+    ) -> tuple[list[np.ndarray], Sequence[Sequence[Said]]]:
+        """Runs in the policy's thread: chunks, and what was written for them. A batch that is refused comes again
+        message by message, and then opens its episodes again."""
         open_episodes(self.policy, keys)
-        return self.policy.infer(observations, keys)
+        return self.policy.infer(observations, keys), self.policy.said()
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         observations = [observation for waiting in batch for observation in waiting.queries.observations]
@@ -146,7 +150,7 @@ class Batcher:
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         try:
-            chunks = await loop.run_in_executor(self._thread, self._infer, observations, keys)
+            chunks, said = await loop.run_in_executor(self._thread, self._infer, observations, keys)
         except UserError as error:
             if len(batch) == 1:
                 batch[0].fail(error)
@@ -155,11 +159,12 @@ class Batcher:
                     await self._answer([waiting])
             return
         infer_ms = 1000 * (time.perf_counter() - began)
-        rest = iter(chunks)
+        rest, rest_said = iter(chunks), iter(said)
         for waiting in batch:
             own = [next(rest) for _ in waiting.queries.keys]
+            own_said = [next(rest_said, ()) for _ in waiting.queries.keys] if said else ()
             if all(np.isfinite(chunk_TA).all() for chunk_TA in own):
-                waiting.resolve(Answer(own, 1000 * (began - waiting.since), infer_ms, len(keys)))
+                waiting.resolve(Answer(own, 1000 * (began - waiting.since), infer_ms, len(keys), own_said))
             else:
                 waiting.fail(UserError(NOT_FINITE))
 

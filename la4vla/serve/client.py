@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from la4vla.serve import wire
 from la4vla.serve.dialects import SCHEMA
 from la4vla.serve.policy import PolicyLost, require_match
-from la4vla.serve.policy_like import EpisodeKey, NoiseKey
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
 from la4vla.types import Embodiment, Observation, UserError
 
 DIALECT = "la4vla"
@@ -28,7 +28,8 @@ MAX_REPLY = 2**24  # bytes: a batch of 64 chunks of 50 x 24 takes a third of a m
 
 
 class RemotePolicy:
-    """A served policy with what `ServedPolicy` has: identity, step, embodiment, views, versions, check, open, infer.
+    """A served policy with what `ServedPolicy` has: identity, step, embodiment, views, versions, check,
+    open, infer, said and others (Served).
 
     Close it, or use it in `with`.
 
@@ -46,6 +47,7 @@ class RemotePolicy:
         self.url = url
         self.timeout_s = timeout_s
         self.timing: dict[str, Any] = {}
+        self._said: list[tuple[Said, ...]] = []
         self._closing = ExitStack()
         with ExitStack() as opening:  # closes the connection again where the server is refused
             self._socket = opening.enter_context(_connected(url, token, timeout_s))
@@ -61,6 +63,9 @@ class RemotePolicy:
             self.step: int = self.contract["step"]
             self.views: tuple[str, ...] = tuple(self.contract["views"])
             self.versions: dict[str, str] = self.contract["versions"]
+            self.horizon: int = self.contract["horizon"]
+            self.counts_on: int = self.contract["counts_on"]
+            self.privileged: tuple[str, ...] = tuple(self.contract["privileged"])
             self.embodiment = Embodiment.from_dict(self.contract["embodiment"])
             self._closing = opening.pop_all()
 
@@ -82,11 +87,13 @@ class RemotePolicy:
                 "views": {name: given.views[name] for name in self.views if name in given.views},
                 "state": np.asarray(given.state, np.float32),
                 "instruction": given.instruction,
+                **({"privileged": dict(given.privileged)} if self.privileged else {}),
                 **key._asdict(),
             }
             for given, key in zip(observations, noise_keys, strict=True)
         ]
         chunks: list[np.ndarray] = []
+        self._said = []
         size = self.contract["max_batch"]
         for start in range(0, len(queries), size):
             answer = self._ask({"type": "infer", "queries": queries[start : start + size]}, "actions")
@@ -94,7 +101,11 @@ class RemotePolicy:
             for note in answer["notes"]:
                 print(f"{self.url}: {note}", file=sys.stderr, flush=True)
             chunks += list(answer["actions"])
+            self._said += [tuple(Said(**text) for text in texts) for texts in answer["said"]]
         return chunks
+
+    def said(self) -> list[tuple[Said, ...]]:
+        return self._said
 
     def close(self) -> None:
         self._closing.close()

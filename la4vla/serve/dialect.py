@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from la4vla.serve import wire
 from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.input_check import Findings, InputDifference
-from la4vla.serve.policy import ServedPolicy
-from la4vla.serve.policy_like import NoiseKey
+from la4vla.serve.policy_like import NoiseKey, Served
 from la4vla.types import Observation, UserError
 
 IMAGE_BYTES = 1280 * 720 * 3  # the largest image that fits under the default size limit
@@ -82,7 +81,7 @@ def next_queries(observation: Observation, session: Session) -> Queries:
     return queries
 
 
-def unseen_view(policy: ServedPolicy, what: str) -> UserError:
+def unseen_view(policy: Served, what: str) -> UserError:
     """The error for an image that the policy was not trained with. what: its name in the message."""
     return UserError(
         f"{wire.shown(what)} shows a view that this policy ({', '.join(policy.views)}) was not trained with; "

@@ -18,17 +18,19 @@ from la4vla.serve.evo1_dialect import EVO1_SLOTS, EVO1_WIDTH, Evo1
 from la4vla.serve.openpi_dialect import STATE_KEY, VIEW_KEYS, Openpi
 from la4vla.serve.own_dialect import La4vla
 from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import Served
 from la4vla.types import UserError
 
-SCHEMA = 2
+SCHEMA = 3
 DIALECTS = ("la4vla", "openpi", "evo1")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 PORTS = {"la4vla": 8000, "openpi": 8000, "evo1": 9000}  # where clients of each kind look (FACTS 4.6, 4.9)
 
 
-def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int) -> dict[str, Any]:
-    """All that a client can check before it moves a robot."""
-    stats = policy.processor.chain.normalize.state
+def contract(policy: Served, dialect: str, max_batch: int, max_bytes: int) -> dict[str, Any]:
+    """All that a client can check before it moves a robot. What training tells of states and images is empty for a
+    policy that writes."""
+    trained = isinstance(policy, ServedPolicy)
     return {
         "type": "hello",
         "schema": SCHEMA,
@@ -36,12 +38,16 @@ def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int)
         "identity": policy.identity,
         "step": policy.step,
         "embodiment": policy.embodiment.to_dict(),
-        "state_min": list(stats.min),
-        "state_max": list(stats.max),
+        "state_min": list(policy.processor.chain.normalize.state.min) if trained else [],
+        "state_max": list(policy.processor.chain.normalize.state.max) if trained else [],
         "views": list(policy.views),
-        "view_sizes": {name: [list(size) for size in sizes] for name, sizes in policy.view_sizes.items()},
-        "image_size": policy.spec.image_size,
-        "horizon": policy.spec.horizon,
+        "view_sizes": {name: [list(size) for size in sizes] for name, sizes in policy.view_sizes.items()}
+        if trained
+        else {},
+        "image_size": policy.spec.image_size if trained else None,
+        "horizon": policy.horizon,
+        "counts_on": policy.counts_on,
+        "privileged": list(policy.privileged),
         "control_hz": policy.embodiment.control_hz,
         "versions": policy.versions,
         "dialect": dialect,
@@ -52,7 +58,7 @@ def contract(policy: ServedPolicy, dialect: str, max_batch: int, max_bytes: int)
 
 def build(
     name: str,
-    policy: ServedPolicy,
+    policy: Served,
     views: Sequence[str] = (),
     max_batch: int = 1,
     libero: bool = False,
@@ -79,6 +85,11 @@ def build(
         if libero:
             raise UserError("--libero-client is for foreign clients; ours show what our LIBERO env shows.")
         return La4vla(policy, max_batch)
+    if policy.privileged:
+        raise UserError(
+            f"--dialect {name}: its clients do not send {', '.join(policy.privileged)}, which the policy's verifier "
+            "needs; serve with --dialect la4vla, or set another verifier."
+        )
     if libero:
         libero_client.require_fit(policy.embodiment)
     if name == "openpi":
@@ -86,7 +97,7 @@ def build(
     return _evo1(policy, views, libero, evo1)
 
 
-def _openpi(policy: ServedPolicy, views: Sequence[str], libero: bool, options: Mapping[str, str]) -> Openpi:
+def _openpi(policy: Served, views: Sequence[str], libero: bool, options: Mapping[str, str]) -> Openpi:
     pairs = _view_pairs(policy, VIEW_KEYS, views)
     states = tuple(options.get("state", STATE_KEY).split(","))
     if not all(states):
@@ -94,7 +105,7 @@ def _openpi(policy: ServedPolicy, views: Sequence[str], libero: bool, options: M
     return Openpi(policy, pairs, bool(views), libero, states, options.get("prompt", ""))
 
 
-def _evo1(policy: ServedPolicy, views: Sequence[str], libero: bool, options: Mapping[str, Any]) -> Evo1:
+def _evo1(policy: Served, views: Sequence[str], libero: bool, options: Mapping[str, Any]) -> Evo1:
     keys = tuple(map(str, range(EVO1_SLOTS)))
     pairs = _view_pairs(policy, keys, views)
     if bad := [key for key in pairs if key not in keys]:
@@ -110,7 +121,7 @@ def _evo1(policy: ServedPolicy, views: Sequence[str], libero: bool, options: Map
     return Evo1(policy, slots, bool(views), libero, **filled)
 
 
-def _view_pairs(policy: ServedPolicy, keys: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+def _view_pairs(policy: Served, keys: Sequence[str], given: Sequence[str]) -> dict[str, str]:
     """The client's key -> our view: as the user said, or in order."""
     if not given:
         if len(policy.views) > len(keys):

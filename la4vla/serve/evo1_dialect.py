@@ -13,7 +13,7 @@ from la4vla.serve import libero_client, wire
 from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, Session, next_queries, unseen_view
 from la4vla.serve.input_check import Findings
-from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import Served
 from la4vla.types import Observation, UserError
 
 EVO1_SLOTS = 3
@@ -35,7 +35,7 @@ class Evo1:
     trim_state   whether numbers behind the embodiment's state are cut off
     """
 
-    policy: ServedPolicy
+    policy: Served
     views: Mapping[int, str]
     chosen: bool
     libero: bool

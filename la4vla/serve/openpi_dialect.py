@@ -17,7 +17,7 @@ from la4vla.serve import libero_client, wire
 from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, IMAGE_BYTES, Session, next_queries, unseen_view
 from la4vla.serve.input_check import Findings
-from la4vla.serve.policy import ServedPolicy
+from la4vla.serve.policy_like import Served
 from la4vla.types import Observation, UserError
 
 VIEW_KEYS = ("observation/image", "observation/wrist_image")  # as openpi's LIBERO client names them (FACTS 4.9)
@@ -36,7 +36,7 @@ class Openpi:
     prompt   the instruction of a message that has none; empty where every message must have one
     """
 
-    policy: ServedPolicy
+    policy: Served
     views: Mapping[str, str]
     chosen: bool
     libero: bool

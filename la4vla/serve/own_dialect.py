@@ -12,8 +12,7 @@ from la4vla.serve import wire
 from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, IMAGE_BYTES, Session, next_queries
 from la4vla.serve.input_check import Findings
-from la4vla.serve.policy import ServedPolicy
-from la4vla.serve.policy_like import NoiseKey
+from la4vla.serve.policy_like import NoiseKey, Served
 from la4vla.types import Observation, UserError
 
 
@@ -25,7 +24,7 @@ class La4vla:
     max_batch   queries that one message may hold
     """
 
-    policy: ServedPolicy
+    policy: Served
     max_batch: int
 
     @property
@@ -56,7 +55,8 @@ class La4vla:
         timing["outside"] = list(findings.outside)
         one_length = len({len(chunk) for chunk in answer.chunks}) == 1
         actions = np.stack(answer.chunks) if one_length else list(answer.chunks)
-        about = {"timing": timing, "notes": list(findings.notes), "identity": self.policy.identity}
+        said = [[text._asdict() for text in texts] for texts in answer.said]
+        about = {"timing": timing, "said": said, "notes": list(findings.notes), "identity": self.policy.identity}
         return wire.pack({"type": "actions", "actions": actions, **about})
 
     def error(self, sentence: str) -> bytes:
@@ -68,7 +68,15 @@ class La4vla:
             {name: wire.image(wire.part(views, name), name) for name in self.policy.views},
             wire.vector(wire.part(query, "state"), "state"),
             wire.text(query, "instruction"),
+            self._privileged(query),
         )
+
+    def _privileged(self, query: Mapping[Any, Any]) -> dict[str, float]:
+        """What the policy needs to be told of the simulator."""
+        if not self.policy.privileged:
+            return {}
+        told = wire.mapping(query, "privileged")
+        return {name: float(wire.vector([wire.part(told, name)], name)[0]) for name in self.policy.privileged}
 
 
 def _key(query: Mapping[Any, Any]) -> NoiseKey:

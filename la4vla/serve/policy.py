@@ -34,7 +34,7 @@ from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.rng import RngUse, generator
-from la4vla.serve.policy_like import EpisodeKey, NoiseKey
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
 NOT_FINITE = (
@@ -105,6 +105,18 @@ class ServedPolicy:
         return self.policy.spec
 
     @property
+    def horizon(self) -> int:
+        return self.spec.horizon
+
+    @property
+    def counts_on(self) -> int:
+        return 0
+
+    @property
+    def privileged(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def versions(self) -> dict[str, str]:
         """Of the libraries that compute the actions."""
         return {"torch": torch.__version__}
@@ -136,6 +148,9 @@ class ServedPolicy:
             self.processor.chain.inverse(chunk_TA, given.state).astype(np.float32)
             for chunk_TA, given in zip(chunks_BTA, observations, strict=True)
         ]
+
+    def said(self) -> list[tuple[Said, ...]]:
+        return []
 
     def batch(self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey]) -> Batch:
         """The model's input for these observations, on its device. Raises UserError as `infer` does."""

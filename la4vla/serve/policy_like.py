@@ -36,6 +36,21 @@ class NoiseKey(NamedTuple):
     query: int
 
 
+class Said(NamedTuple):
+    """One thing that a policy wrote, or was told, in an episode.
+
+    question  what was asked: `subtasks`, `plan`, `actions`, `completion`; or `verdict`, `note`
+    subtask   that was at work; empty before the first
+    text      as it was written
+    problem   why it could not be used, and was asked again; empty if it was used
+    """
+
+    question: str
+    subtask: str
+    text: str
+    problem: str
+
+
 class PolicyLike(Protocol):
     """Anything that answers observations with chunks of raw actions."""
 
@@ -54,6 +69,47 @@ class PolicyLike(Protocol):
         Raises UserError for an observation that the policy cannot take; every episode then stays as it was.
         """
         ...
+
+    def said(self) -> Sequence[Sequence[Said]]:
+        """What was written for the queries of the last `infer`, query by query; empty for one that does not write."""
+        ...
+
+
+class Served(PolicyLike, Protocol):
+    """What the server and evaluations know of a policy besides.
+
+    identity    of its weights, in result files
+    step        optimizer steps of its checkpoint
+    views       names of the images it needs, in order
+    versions    of the libraries that compute the actions
+    horizon     actions of a chunk at most
+    counts_on   actions of each chunk that must be executed before the next query; 0 where it does not matter
+    privileged  names of the Observation.privileged that it needs
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def embodiment(self) -> Embodiment: ...
+
+    @property
+    def views(self) -> tuple[str, ...]: ...
+
+    @property
+    def versions(self) -> dict[str, str]: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def counts_on(self) -> int: ...
+
+    @property
+    def privileged(self) -> tuple[str, ...]: ...
 
 
 def open_episodes(policy: PolicyLike, noise_keys: Sequence[NoiseKey]) -> None:

@@ -38,7 +38,9 @@ from la4vla.serve.client_log import ClientLog, printable
 from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
 from la4vla.serve.input_check import InputCheck, InputDifference, refusal
+from la4vla.serve.load import load_served
 from la4vla.serve.policy import PolicyLost, ServedPolicy
+from la4vla.serve.policy_like import Served
 from la4vla.types import UserError
 
 HEALTH = "/healthz"
@@ -51,6 +53,7 @@ class Settings:
     """The options of `la4vla serve` and their defaults.
 
     folder          a checkpoint, or a run (then its newest one)
+    text            settings of a model that writes; None for a policy with actions
     base            where the weights lie that its adapters belong to; empty for where they lay in training
     dialect         that the clients speak
     host            to listen on
@@ -70,6 +73,7 @@ class Settings:
 
     folder: Path
     base: str = ""
+    text: Path | None = None
     dialect: str = "la4vla"
     host: str = "127.0.0.1"
     port: int | None = None
@@ -95,7 +99,7 @@ def serve(settings: Settings) -> int:
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
     device = usable_device(settings.device)
-    policy = ServedPolicy.load(settings.folder, device, settings.base)
+    policy = load_served(settings.folder, settings.text, device, settings.base)
     # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()
@@ -105,7 +109,7 @@ def serve(settings: Settings) -> int:
         gc.unfreeze()
 
 
-async def _until_signal(policy: ServedPolicy, settings: Settings) -> int:
+async def _until_signal(policy: Served, settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -114,7 +118,7 @@ async def _until_signal(policy: ServedPolicy, settings: Settings) -> int:
 
 
 async def run(
-    policy: ServedPolicy, settings: Settings, stop: asyncio.Event, started: Callable[[PolicyServer, str], None]
+    policy: Served, settings: Settings, stop: asyncio.Event, started: Callable[[PolicyServer, str], None]
 ) -> None:
     """Serves until `stop` is set, and calls `started` with the server and its URL once clients can connect.
 
@@ -153,7 +157,7 @@ async def run(
 class PolicyServer:
     """One policy and its clients."""
 
-    def __init__(self, policy: ServedPolicy, settings: Settings) -> None:
+    def __init__(self, policy: Served, settings: Settings) -> None:
         self.policy = policy
         self.settings = settings
         self.batcher = Batcher(policy, settings.max_batch)
@@ -168,7 +172,7 @@ class PolicyServer:
         )
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
-        self._check = InputCheck(policy)
+        self._check = InputCheck(policy) if isinstance(policy, ServedPolicy) else None
         self._numbers = count()
         self._refused: set[str] = set()
         self._owed: set[asyncio.Future[None]] = set()
@@ -226,6 +230,8 @@ class PolicyServer:
     def _compared(self, queries: Queries, log: ClientLog) -> list[InputDifference]:
         """The observations' differences to the training data, which are logged. Raises UserError if there are any and
         the server is strict."""
+        if self._check is None:  # what a model that writes was trained on is not known here
+            return []
         differences = self._check.differences(queries.observations)
         if differences and self.settings.strict:
             raise UserError(refusal(differences))

@@ -120,6 +120,9 @@ class Pusher:
         time.sleep(self.seconds)
         return [self.chunk(seen, key) for seen, key in zip(observations, noise_keys, strict=True)]
 
+    def said(self):
+        return []
+
     def chunk(self, seen: Observation, key) -> np.ndarray:
         seed = [key.seed, name_id(key.task), key.episode, key.query, int(1e6 * (1 + seen.state[0]))]
         noise = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))

@@ -5,6 +5,7 @@ setting changes only what it must, and what is held out is nowhere in the traini
 import ast
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from la4vla.construct.ledger import Ledger
 from la4vla.construct.readers import open_dataset
 from la4vla.construct.report import page
 from la4vla.construct.steps import KEPT
+from la4vla.data.setup import prepare_texts
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_texts
 from la4vla.data.shards.texts import read_about
 from la4vla.questions.wordings import ask, wordings
+from la4vla.train.learners.texts import codec_of
 from la4vla.types import UserError
 from tests.construct.recorded import FRAMES, STRIDE, episode, recorded
+from tests.fixtures import WordEncoder, train_config
 
 
 @pytest.fixture
@@ -136,6 +140,26 @@ def test_actions_are_the_codecs_text_of_the_clip(config):
         assert np.allclose(listed[:, :3].sum(0), [commanded[1], -commanded[0], commanded[2]], atol=0.0015)
         plan = next(item.answer for item in of(config, "plan") if (item.episode, item.span) == (row.episode, row.span))
         assert row.turns[0].text == ask("actions", "decimals", subtask=row.instruction, plan=plan)
+
+
+def test_a_run_finds_the_codec_in_the_folder_wherever_that_lies(config, tmp_path):
+    run(config, "texts")
+    shutil.copytree(Path(config.out_dir) / "texts", tmp_path / "elsewhere" / "copied")
+    config.texts.folder, config.texts.codec = "other", {"codec": "sentence"}
+    run(config, "texts")
+
+    def codec(*folders):
+        sources = {folder.name: (folder, "text") for folder in folders}
+        return codec_of(prepare_texts(train_config(sources, streams=2), WordEncoder()).texts)
+
+    copied, other = tmp_path / "elsewhere" / "copied", Path(config.out_dir) / "other"
+    assert codec(copied) == read_about(copied)["action_text"] and codec(copied)["codec"] == "decimals"
+    with pytest.raises(UserError, match="other writes actions otherwise"):
+        codec(copied, other)
+    config.texts.folder, config.texts.questions = "plain", ["next"]
+    run(config, "texts")
+    plain = Path(config.out_dir) / "plain"
+    assert codec(plain) == {} and codec(plain, other)["codec"] == codec(other, plain)["codec"] == "sentence"
 
 
 def test_actions_without_a_plan_and_with_the_hand(config):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,7 +16,7 @@ from la4vla.config import ValidateConfig
 from la4vla.data.setup import Setup, TextSource
 from la4vla.data.shards.index import Index, read_index
 from la4vla.data.shards.read import read_texts
-from la4vla.data.shards.texts import TextRecord
+from la4vla.data.shards.texts import TextRecord, read_about
 from la4vla.train.dist import World, log0
 from la4vla.train.engines.engine import Engine
 from la4vla.train.metrics import Record
@@ -102,17 +100,14 @@ def text_row(record: TextRecord, source: str) -> TextRow:
 
 
 def codec_of(sources: Mapping[str, TextSource]) -> dict[str, Any]:
-    """The codec of the action texts in these folders: what `construct texts` wrote beside one of them; empty where
-    nothing is there. Raises UserError where two of them differ."""
+    """The codec of the action texts in these folders, as `construct texts` says in them; empty where there are no such
+    texts. Raises UserError where two of them differ."""
     found: dict[str, Any] = {}
     for name, source in sources.items():
-        path = Path(f"{source.index.location.rstrip('/')}.codec.json")
-        if not path.is_file():
-            continue
-        codec = json.loads(path.read_text())["action_text"]
-        if found and codec != found:
+        codec = read_about(source.index.location).get("action_text")
+        if found and codec and codec != found:
             raise UserError(f"data.sources.{name} writes actions otherwise than the sources before it; leave it out.")
-        found = codec
+        found = found or codec or {}
     return found
 
 
