@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from la4vla.train.engines.engine import Engine
 from la4vla.train.metrics import Record
 from la4vla.types import NOT_COUNTED, TextBatch, TextEncoder, TextRow, UserError
 
+REPEATED = re.compile(r"(<[^<>\s]+>)\1{3,}")  # tokens of an image
 SHEET_SIDE = 224  # pixels of an image on the sheet of the first batch
 
 
@@ -139,6 +141,11 @@ def as_told(batch: TextBatch, spell: Any) -> str:
         first = 0
         for place in range(1, len(ids) + 1):
             if place == len(ids) or learned[place] != learned[first]:
-                lines.append(f"{'LEARNED' if learned[first] else 'given  '} | {spell(ids[first:place])}")
+                told = REPEATED.sub(_counted, spell(ids[first:place]))
+                lines.append(f"{'LEARNED' if learned[first] else 'given  '} | {told}")
                 first = place
     return "\n".join(lines) + "\n"
+
+
+def _counted(repeated: re.Match[str]) -> str:
+    return f"{len(repeated[0]) // len(repeated[1])} x {repeated[1]}"
