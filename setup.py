@@ -55,8 +55,10 @@ setup(
         "la4vla.serve.text": ["*.yaml"],
         "la4vla.questions": ["*.yaml"],
         "la4vla.probe": ["templates/*"],
-        "benchmarks": ["data/*", "protocols/*/*.yaml"],
+        "benchmarks": ["data/*", "protocols/*/*.yaml", "rubrics/*.yaml"],
+        "benchmarks.perturb": ["*.yaml"],
         "benchmarks.report": ["templates/*"],
+        "benchmarks.writing": ["templates/*"],
     },
     install_requires=[
         "torch>=2.7",

@@ -6,6 +6,10 @@
     la4vla eval compare runs/a/eval runs/b/eval
     la4vla eval report runs/quickstart
     la4vla eval ceiling configs/quickstart/construct.yaml
+    la4vla eval retention data/texts_held_out_scenes runs/base runs/finetuned --out runs/retention
+    la4vla eval credit runs/a/eval runs/b/eval
+    la4vla eval latency runs/a/eval
+    la4vla eval likelihood google/gemma-3-4b-it data/texts --out runs/likelihood
     la4vla eval study configs/study/study.yaml --part paradigms_0 --hours 2
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
@@ -22,8 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.perturb.perturb import PERTURBATIONS, parse
+from benchmarks.perturb.perturb import KNOWN, parse
 from benchmarks.results import protocols
+from benchmarks.writing import commands as commands_of_writing
 from la4vla.config import ConstructConfig, load
 from la4vla.shell import exit_status
 from la4vla.sim.registry import SIMULATORS
@@ -62,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="NAME:SEVERITIES",
-            help=f"run clean and under these, each into its folder below --out; names: {', '.join(PERTURBATIONS)}",
+            help=f"run clean and under these, each into its folder below --out; names: {', '.join(KNOWN)}",
         )
         rates.add_argument("overrides", nargs="*", help="key=value changes of the protocol; the result is `custom`")
     paired = commands.add_parser("compare", help="two evaluations, episode by episode", allow_abbrev=False)
@@ -87,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     ceiling.add_argument("--episodes", type=int, default=10, help="demonstrations of each task (default: 10)")
     ceiling.add_argument("--json", type=Path, help="write the numbers there as well")
     ceiling.add_argument("overrides", nargs="*", help="key=value changes of the config")
+    commands_of_writing.add(commands)
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
@@ -111,6 +117,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     options = parsed(arguments)
+    if "run" in options:
+        return options.run(options)
     if options.command == "report":
         from benchmarks.report import report
 

@@ -27,6 +27,11 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
   la4vla eval ceiling CONFIG                   demonstrations told as text and played again
+  la4vla eval likelihood MODEL TEXTS --out DIR log-probabilities of actions as text, before any training
+  la4vla eval retention TEXTS BEFORE AFTER --out DIR
+                                               questions about scenes, before and after training; one HTML page
+  la4vla eval answers MODEL TEXTS --out DIR    held-out questions about motion: valid texts, main direction, words
+  la4vla eval credit DIR ...                   how far episodes came and what plans name; `eval latency DIR ...`
   la4vla eval sweep FILE                       many evaluations and one table of them, here or on SLURM
   la4vla eval study FILE                       the paper's claims at a small scale
   la4vla eval perturbations --out FILE         one image of all perturbations

@@ -29,7 +29,7 @@ ROOMS = {
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
-    "benchmarks": F0 | F1 | {"page", "action_text", "probe_cases", "serve", "sim", "probe", "construct"},
+    "benchmarks": F0 | F1 | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct"},
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
     "export": F0 | F1,
@@ -104,7 +104,8 @@ SHELVES = {
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study"},
+        "writing": {"results"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing"},
         "speed": {"results", "rollouts"},
     },
 }

@@ -1,5 +1,6 @@
 """Perturbations of what a policy gets, five severities each. Nine change pixels, five change how the scene looks, one
-changes where the robot starts and one the wording of the instruction. All of them happen in the simulator's process, so
+changes where the robot starts and one the wording of the instruction. WORDINGS are sentences in other languages or with
+renamed objects; they have a name in place of a severity. All of them happen in the simulator's process, so
 a served policy and one in this process get the same bytes. `la4vla.sim.scene` edits the scene, `la4vla.sim.start` the
 start.
 
@@ -23,6 +24,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from benchmarks.perturb import wordings
 from benchmarks.perturb.paraphrase import paraphrase
 from la4vla.rng import RngUse, generator
 from la4vla.sim.env import ROBOT_POSE, SceneChange
@@ -43,7 +45,7 @@ class Perturbation:
     """One way to change what a policy gets.
 
     kind        the channel it changes
-    levels      its parameter at severity 1, 2, 3, 4 and 5
+    levels      its parameter at severity 1, 2, 3, 4 and 5; of WORDINGS, which one each number stands for
     meaning     what the parameter is, with its unit
     source      where the levels are from
     lasts       for how long one draw holds
@@ -51,7 +53,7 @@ class Perturbation:
     """
 
     kind: Literal["pixels", "scene", "robot", "language"]
-    levels: tuple[Any, Any, Any, Any, Any]
+    levels: tuple[Any, ...]
     meaning: str
     source: str
     lasts: Literal["image", "episode"]
@@ -215,11 +217,19 @@ PERTURBATIONS = {
     "language": Perturbation("language", (1, 2, 3, 4, 5), "rules applied to the instruction", "ours", "episode"),
 }
 
+WORDINGS = {
+    "translation": Perturbation("language", wordings.LANGUAGES, "language", "VLM2VLA's three", "episode"),
+    "renamed": Perturbation("language", wordings.RENAMED, "how objects are called", "ours", "episode"),
+}
+"""Written sentences, for tasks that benchmarks/perturb/wordings.yaml knows. Their numbers are names, not severities."""
+
+KNOWN = PERTURBATIONS | WORDINGS
+
 
 @dataclass(frozen=True)
 class Variant:
-    """What changes an evaluation's episodes: CLEAN (severity 0), or a name of PERTURBATIONS and its severity, 1 to
-    5."""
+    """What changes an evaluation's episodes: CLEAN (severity 0), or a name of KNOWN and its severity, 1 to 5 (1 to 3
+    for WORDINGS)."""
 
     name: str
     severity: int
@@ -236,27 +246,42 @@ class Variant:
     @property
     def identity(self) -> str:
         """`fog:3=2.0`: title and parameter. Rows made with other levels of another version have another identity."""
-        return f"{self.title}={PERTURBATIONS[self.name].levels[self.severity - 1]}" if self.severity else self.name
+        return f"{self.title}={KNOWN[self.name].levels[self.severity - 1]}" if self.severity else self.name
 
 
 CLEAN = Variant("clean", 0)
 
 
 def parse(texts: Sequence[str]) -> list[Variant]:
-    """`["gaussian_noise:1,3", "fog"]` -> its variants, each once; a name alone stands for all five severities.
+    """`["gaussian_noise:1,3", "translation:es", "fog"]` -> its variants, each once; a name alone stands for all of its
+    severities.
 
     Raises UserError for a name or a severity that does not exist.
     """
     variants = []
     for text in texts:
         name, _, severities = text.partition(":")
-        if name not in PERTURBATIONS:
-            raise UserError(f"--perturb {text}: no perturbation `{name}`; use one of {', '.join(PERTURBATIONS)}.")
-        if not re.fullmatch(r"([1-5](,[1-5])*)?", severities) or text.endswith(":"):
+        if name not in KNOWN:
+            raise UserError(f"--perturb {text}: no perturbation `{name}`; use one of {', '.join(KNOWN)}.")
+        if name in WORDINGS:
+            numbers = _worded(text, name, severities)
+        elif not re.fullmatch(r"([1-5](,[1-5])*)?", severities) or text.endswith(":"):
             raise UserError(f"--perturb {text}: severities are 1 to 5; write {name}:3, {name}:1,3,5 or {name} for all.")
-        numbers = [int(number) for number in severities.split(",")] if severities else SEVERITIES
+        else:
+            numbers = [int(number) for number in severities.split(",")] if severities else SEVERITIES
         variants += [Variant(name, number) for number in numbers]
     return list(dict.fromkeys(variants))
+
+
+def _worded(text: str, name: str, asked: str) -> list[int]:
+    """Numbers of the wordings that are named, `es,hi` or `1,3`; all where none is."""
+    levels = WORDINGS[name].levels
+    known = {**{word: number for number, word in enumerate(levels, start=1)}, **{str(n + 1): n + 1 for n in range(3)}}
+    words = asked.split(",") if asked else list(levels)
+    if text.endswith(":") or (wrong := [word for word in words if word not in known]):
+        named = ", ".join(levels)
+        raise UserError(f"--perturb {text}: {wrong[0] if asked else 'nothing'} is no {name}; use some of {named}.")
+    return [known[word] for word in words]
 
 
 def check_delivered(variants: Sequence[Variant], sees: bool, reads: bool) -> None:
@@ -265,9 +290,9 @@ def check_delivered(variants: Sequence[Variant], sees: bool, reads: bool) -> Non
     sees: it is given images. reads: it is given the instruction.
     """
     reached = {"pixels": sees, "scene": sees, "language": reads, "robot": True}
-    lost = dict.fromkeys(one.name for one in variants if not reached[PERTURBATIONS[one.name].kind])
+    lost = dict.fromkeys(one.name for one in variants if not reached[KNOWN[one.name].kind])
     if lost:
-        others = ", ".join(name for name, change in PERTURBATIONS.items() if reached[change.kind])
+        others = ", ".join(name for name, change in KNOWN.items() if reached[change.kind])
         raise UserError(
             f"--perturb {', '.join(lost)}: would not reach this policy; leave it out (others do: {others})."
         )
@@ -275,7 +300,7 @@ def check_delivered(variants: Sequence[Variant], sees: bool, reads: bool) -> Non
 
 def scene_change(variant: Variant, seed: int) -> SceneChange | None:
     """The change that the env's reset makes for this variant; None where it makes none."""
-    if variant == CLEAN or PERTURBATIONS[variant.name].kind not in ("scene", "robot"):
+    if variant == CLEAN or KNOWN[variant.name].kind not in ("scene", "robot"):
         return None
     return SceneChange(variant.name, PERTURBATIONS[variant.name].levels[variant.severity - 1], seed)
 
@@ -288,6 +313,9 @@ def perturb(
     """
     if variant == CLEAN or scene_change(variant, seed):
         return observation
+    if variant.name in WORDINGS:
+        how = WORDINGS[variant.name].levels[variant.severity - 1]
+        return replace(observation, instruction=wordings.reworded(observation.instruction, how))
     change = PERTURBATIONS[variant.name]
     if change.kind == "language":
         draws_of_episode = generator(seed, RngUse.PERTURB, suite, task, episode, variant.name)

@@ -22,9 +22,11 @@ from omegaconf import OmegaConf
 
 from benchmarks.perturb.perturb import CLEAN, Variant
 from benchmarks.report import curves, environment, robustness
-from benchmarks.results import export, protocols, results
+from benchmarks.results import export, latency, protocols, results
+from benchmarks.results.latency import DecisionTimes
 from benchmarks.results.protocols import Protocol
 from benchmarks.results.results import Row, Summary
+from benchmarks.results.rubric import Rubric, TaskCredit
 from la4vla.data.inspect import describe
 from la4vla.data.shards import index
 from la4vla.model.presets import preset
@@ -68,6 +70,16 @@ class ReportCondition:
     @property
     def variant(self) -> Variant:
         return Variant(**self.run["perturbation"])
+
+    @property
+    def credit(self) -> dict[str, TaskCredit]:
+        """Task -> partial credit by the usual rubric; empty for rows without milestones."""
+        return Rubric.load().summarise(self.rows)
+
+    @property
+    def decisions(self) -> DecisionTimes | None:
+        """Of a policy that writes; None for others, whose queries are in the summary's latency."""
+        return latency.times(self.rows) if self.summary.texts else None
 
     @property
     def made(self) -> dict[str, str]:

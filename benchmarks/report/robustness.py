@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.perturb.perturb import CLEAN, PERTURBATIONS, SEVERITIES, Variant
+from benchmarks.perturb.perturb import CLEAN, KNOWN, SEVERITIES, WORDINGS, Variant
 from benchmarks.results import compare, stats
 from benchmarks.results.results import Row
 from benchmarks.results.stats import Pairs, Rate
@@ -65,7 +65,7 @@ class Series:
     """One policy under one perturbation.
 
     policy          its name in the report
-    perturbation    a name of PERTURBATIONS
+    perturbation    a name of KNOWN
     clean           the rate over all its clean episodes
     points          one a severity, in ascending order
     """
@@ -88,7 +88,7 @@ def series(conditions: Sequence[CurveCondition]) -> list[Series]:
         for condition in sorted(conditions, key=lambda condition: len(condition.rows))
         if condition.variant == CLEAN
     }
-    for name in PERTURBATIONS:
+    for name in KNOWN:
         for policy, reference in clean.items():
             mine = [
                 condition for condition in conditions if (condition.policy, condition.variant.name) == (policy, name)
@@ -129,7 +129,8 @@ def _drawn(curves: Sequence[Series], kind: Literal["svg", "png"]) -> bytes:
         panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
         for name, axes in zip(names, panels, strict=False):
             axes.set_title(name, fontsize=10, color=INK, loc="left")
-            axes.set_xticks((0, *SEVERITIES), ("clean", *map(str, SEVERITIES)))
+            named = KNOWN[name].levels if name in WORDINGS else tuple(map(str, SEVERITIES))
+            axes.set_xticks(range(len(named) + 1), ("clean", *named))
             axes.set(xlim=(-0.3, 5.3), ylim=(-4, 104), ylabel="success, %")
             axes.grid(color=INK, alpha=0.2, linewidth=0.6)
             for curve in (curve for curve in curves if curve.perturbation == name):

@@ -54,6 +54,7 @@ class Row:
     latencies_ms    of every query
     final_state     raw state [S] at the end, by which two runs of an episode are compared
     texts           what the policy wrote, in order: {query, question, subtask, text, problem} each
+    milestones      of sim.milestones.MILESTONES -> the step at which it was first reached
     """
 
     task: str
@@ -77,6 +78,7 @@ class Row:
     latencies_ms: Sequence[float]
     final_state: Sequence[float]
     texts: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    milestones: Mapping[str, int] = field(default_factory=dict)
 
 
 class Results:

@@ -22,7 +22,8 @@ import torch
 from tqdm import tqdm
 
 import la4vla
-from benchmarks.perturb.perturb import CLEAN, Variant, check_delivered
+from benchmarks.perturb import wordings
+from benchmarks.perturb.perturb import CLEAN, WORDINGS, Variant, check_delivered
 from benchmarks.results import compare, results
 from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
@@ -128,6 +129,8 @@ def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
     planned = select(protocol, request.tasks, request.episodes)
     with open_policy(request) as policy:
         check_delivered(request.variants, sees=bool(policy and policy.views), reads=policy is not None)
+        if any(variant.name in WORDINGS for variant in request.variants):
+            wordings.check(simulator.prompts()[task] for task, _ in planned)
         views = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         if policy is not None:
             policy.check(simulator.embodiment, views)
@@ -329,4 +332,5 @@ def make_row(end: FinishedEpisode, protocol: Protocol, condition: EvaluationCond
         latencies_ms=[round(1000 * value, 2) for value in outcome.latencies_s] if outcome else [],
         final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
         texts=[{"query": query, **text._asdict()} for query, text in end.said],
+        milestones=outcome.milestones if outcome else {},
     )

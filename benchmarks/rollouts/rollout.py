@@ -75,6 +75,7 @@ class EpisodeOutcome:
     seconds       by activity: reset, physics, render (perturbing included), policy; the rest of wall_s is in none
     latencies_s   of every query, from the observation to its actions, waiting for other episodes' batches included
     final_state   [S], raw units
+    milestones    name -> the step at which it was first reached
     """
 
     success: bool
@@ -84,6 +85,7 @@ class EpisodeOutcome:
     seconds: dict[str, float]
     latencies_s: tuple[float, ...]
     final_state: tuple[float, ...]
+    milestones: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def roll_out(
     wait = np.asarray(protocol.wait_action or [0.0] * len(env.embodiment.action.names), np.float32)
     for _ in range(protocol.wait_steps):
         env.step(wait)
+        env.milestones()  # what has settled is where it will be moved from
+    reached: dict[str, int] = {}
     horizon = protocol.horizon_of(job.task)
     success, ended, steps, queries, state = False, False, 0, 0, observation.state
     while not ended:
@@ -192,6 +196,8 @@ def roll_out(
             with clock("physics"):
                 result = env.step(action)
             steps += 1
+            for name in sorted(env.milestones()):
+                reached.setdefault(name, steps)
             success, state = result.success, result.state
             ended = success or result.truncated or steps >= horizon
             if ended:
@@ -200,7 +206,8 @@ def roll_out(
         frames.append(shown(env.observe()).views[protocol.views[0]])
         video.write(Path(job.video), frames, env.embodiment.control_hz / VIDEO_STRIDE)
     final = tuple(float(value) for value in state)
-    return EpisodeOutcome(success, steps, queries, time.perf_counter() - start, clock.seconds, tuple(latencies), final)
+    wall_s = time.perf_counter() - start
+    return EpisodeOutcome(success, steps, queries, wall_s, clock.seconds, tuple(latencies), final, reached)
 
 
 def work(

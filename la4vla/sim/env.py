@@ -90,6 +90,10 @@ class Env(Protocol):
         counted; empty: they are not."""
         ...
 
+    def milestones(self) -> frozenset[str]:
+        """Those of sim.milestones.MILESTONES that hold now. To be called after every step, or never in an episode."""
+        ...
+
     def close(self) -> None:
         """Free the GL context. The env cannot be used afterwards."""
         ...

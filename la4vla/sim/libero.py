@@ -133,6 +133,7 @@ class LiberoEnv(MujocoEnv):
     turns = dict.fromkeys(CAMERAS, 0)
     max_steps = MAX_STEPS
     hand = "robot0_right_hand"
+    fingers = ("gripper0_leftfinger", "gripper0_rightfinger")
     base = "robot0_base"
     hidden_groups = (0,)  # collision meshes
     task_file = "la4vla/sim/data/libero.json"
@@ -198,6 +199,20 @@ class LiberoEnv(MujocoEnv):
     def _advance(self, action: np.ndarray) -> bool:
         self._observation, _, success, _ = self._scene.step(action.astype(np.float64))
         return bool(success)
+
+    def _targets(self) -> list[int]:
+        """What the goal speaks of first: the objects to be put somewhere, the fixtures to be opened or turned."""
+        env = self._scene.env
+        known = [*env.objects_dict, *env.fixtures_dict]
+        asked = [max((name for name in known if part[1].startswith(name)), key=len) for part in self._goal()]
+        return [self._model.body(env.get_object(name).root_body).id for name in dict.fromkeys(asked)]
+
+    def _placed(self) -> bool:
+        return any(self._scene.env._eval_predicate(part) for part in self._goal())
+
+    def _goal(self) -> list[list[str]]:
+        """`[["in", "bbq_sauce_1", "basket_1_contain_region"], ...]`; all of them make the task done."""
+        return self._scene.env.parsed_problem["goal_state"]
 
     def _state(self) -> np.ndarray:
         return _proprioception(self._observation)

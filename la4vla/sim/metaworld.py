@@ -74,6 +74,8 @@ PARTS = {  # the experts leave these joints at 0.25 and less, or 0.5 and more, o
     "windowb_a": JointPart("window", "closed", "open"),
 }
 """Body -> the part that its joint opens."""
+TARGETS = {"coffee-button-v3": "cmbutton"}
+"""Task -> the body that it is about, where that is not the first that can move and is none of the robot's."""
 FIXED = ("tablelink", "RetainingWall", "base", "mocap")
 
 
@@ -105,6 +107,7 @@ class MetaWorldEnv(MujocoEnv):
     turns = CAMERA_TURNS
     max_steps = MAX_STEPS
     hand = "hand"
+    fingers = ("leftclaw", "rightclaw")
     base = "base"
     task_file = "la4vla/sim/data/mt50.json"
     example = "reach-v3"
@@ -112,6 +115,7 @@ class MetaWorldEnv(MujocoEnv):
     def __init__(self, views: Sequence[str], image_size: int, horizon: int, fast: bool) -> None:
         super().__init__(views, image_size, horizon, fast)
         self._full_observation = np.zeros(39)
+        self._success = False
 
     def expert_action(self) -> np.ndarray:
         """float32 [4] in [-1, 1]: what the benchmark's scripted policy, which sees object poses, does at this state."""
@@ -148,6 +152,7 @@ class MetaWorldEnv(MujocoEnv):
     def _begin(self, episode: int) -> None:
         self._scene.set_task(_layouts(self._task, episode // BLOCK)[episode % BLOCK])
         self._full_observation, _ = self._scene.reset()
+        self._success = False
         self._refresh_poses()
 
     def _move_hand(self, distance: float, draws: np.random.Generator) -> None:
@@ -175,7 +180,19 @@ class MetaWorldEnv(MujocoEnv):
 
     def _advance(self, action: np.ndarray) -> bool:
         self._full_observation, _, _, _, info = self._scene.step(action)
-        return bool(info["success"] > 0)
+        self._success = bool(info["success"] > 0)
+        return self._success
+
+    def _targets(self) -> list[int]:
+        model = self._model
+        if self._task in TARGETS:
+            return [model.body(TARGETS[self._task]).id]
+        robot = model.body(self.base).id
+        moving = [int(number) for number in model.jnt_bodyid if model.body_rootid[number] != model.body_rootid[robot]]
+        return moving[:1]
+
+    def _placed(self) -> bool:
+        return self._success
 
     def _state(self) -> np.ndarray:
         return self._full_observation[:4].astype(np.float32)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from la4vla.sim.env import ROBOT_POSE, EnvStep, SceneChange
+from la4vla.sim.milestones import Handling
 from la4vla.sim.render import check_frame, use_backend
 from la4vla.sim.things import Thing, toy_of
 from la4vla.types import Embodiment, Observation, UserError
@@ -31,6 +32,7 @@ class MujocoEnv(ABC):
     turns           camera -> quarter turns that make its image upright (a rotation, never a mirror image)
     max_steps       steps that the simulator itself allows an episode
     hand            name of the body that carries the gripper
+    fingers         names of the bodies of its two fingers
     base            name of the robot's fixed body
     hidden_groups   groups of geoms that are not drawn
     task_file       where task names are listed
@@ -42,6 +44,7 @@ class MujocoEnv(ABC):
     turns: ClassVar[Mapping[str, int]]
     max_steps: ClassVar[int]
     hand: ClassVar[str]
+    fingers: ClassVar[tuple[str, str]]
     base: ClassVar[str]
     hidden_groups: ClassVar[tuple[int, ...]] = ()
     task_file: ClassVar[str]
@@ -70,6 +73,7 @@ class MujocoEnv(ABC):
         self._renderer: Any = None
         self._looks: Any = None
         self._expert: Any = None
+        self._handling: Handling | None = None
 
     def reset(self, task: str, episode: int, change: SceneChange | None = None) -> Observation:
         """Episode number `episode` >= 0 of `task`. Cheap within a task; another task builds another scene. A change of
@@ -90,6 +94,7 @@ class MujocoEnv(ABC):
         elif change is not None:
             self._looks.apply(change, change.draws(task, episode), self._renderer)
         self._steps = 0
+        self._handling = Handling(self._model, self._data, self.base, self.fingers, self._targets())
         return self.observe()
 
     def step(self, action: np.ndarray) -> EnvStep:
@@ -139,6 +144,18 @@ class MujocoEnv(ABC):
         """float64 [N, 3]: where every body of the scene is now, m, world frame."""
         return self._data.xpos.copy()
 
+    def milestones(self) -> frozenset[str]:
+        assert self._handling is not None, "reset begins an episode"
+        return self._handling.update() | ({"place"} if self._placed() else set())
+
+    @abstractmethod
+    def _targets(self) -> Sequence[int]:
+        """Numbers of the bodies that the task is about."""
+
+    @abstractmethod
+    def _placed(self) -> bool:
+        """Whether a part of the task's goal holds now."""
+
     def close(self) -> None:
         """Free the renderer before the model, and collect both now: collected late, they would black out the next
         env."""
@@ -147,7 +164,7 @@ class MujocoEnv(ABC):
             atexit.unregister(self.close)
         if self._scene is not None:
             self._scene.close()
-        self._renderer = self._scene = self._looks = self._expert = None
+        self._renderer = self._scene = self._looks = self._expert = self._handling = None
         self._task = ""
         gc.collect()
 

@@ -1,10 +1,9 @@
-"""How likely a model finds given answers: the token log-probabilities that preferences compare, and VLM2VLA's Figure 3,
-actions as text against actions as rare tokens under a model that was not trained on either.
-"""
+"""How likely a model finds given answers: the token log-probabilities that preferences and `la4vla eval likelihood`
+compare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,19 +61,3 @@ def score_answers(
     shown = [without_images(row) for row in rows] if blind else rows
     values = token_log_probs(vlm, encoder, [encoder.prepare(row, answers="last") for row in shown], rows_at_once)
     return [AnswerScore(row.key, row.question, log_probs) for row, log_probs in zip(rows, values, strict=True)]
-
-
-def compare_answers(
-    vlm: VlmModel, encoder: ChatEncoder, wordings: Mapping[str, Sequence[TextRow]]
-) -> dict[str, dict[str, float]]:
-    """The same questions answered in several wordings, such as `decimals` and `tokens` -> means over rows by wording:
-    `answer` (log-probability of the whole), `token` (of one of its tokens), `tokens` (their number)."""
-    table = {}
-    for name, rows in wordings.items():
-        scores = score_answers(vlm, encoder, rows)
-        table[name] = {
-            "answer": sum(score.total for score in scores) / len(scores),
-            "token": sum(score.mean for score in scores) / len(scores),
-            "tokens": sum(len(score.log_probs) for score in scores) / len(scores),
-        }
-    return table

@@ -59,6 +59,9 @@ class PointEnv:
         image = np.full((16, 16, 3), self.steps, np.uint8)
         return Observation(dict.fromkeys(self.views, image), self._state(), f"push the point of {self.task}")
 
+    def milestones(self) -> frozenset[str]:
+        return frozenset(["move"] if self.x >= 0.5 else [])
+
     def close(self) -> None:
         pass
 

@@ -11,7 +11,7 @@ from la4vla.rng import RngUse, generator
 from la4vla.types import TextRow, UserError
 from la4vla.vlm.generate import Writing, draw, write
 from la4vla.vlm.model import rebuild
-from la4vla.vlm.scores import compare_answers, score_answers, token_log_probs
+from la4vla.vlm.scores import score_answers, token_log_probs
 from tests.vlm.conftest import row, small
 
 HOT = Writing(max_tokens=8, temperature=1.0, top_p=0.95)
@@ -97,18 +97,6 @@ def test_blind_scores_do_not_see_the_image(pair):
     blind = [score_answers(vlm, encoder, [item], blind=True)[0].total for item in (one, other)]
     assert seen[0] != seen[1]
     assert blind[0] == blind[1]
-
-
-def test_wordings_are_compared(pair):
-    vlm, encoder = pair
-    table = compare_answers(vlm, encoder, {"short": [row(answer="up")], "long": [row(answer="up and up and up")]})
-    assert (
-        table["long"]["tokens"]
-        > table["short"]["tokens"]
-        == len(score_answers(vlm, encoder, [row(answer="up")])[0].log_probs)
-    )
-    for line in table.values():
-        assert line["answer"] == pytest.approx(line["token"] * line["tokens"])
 
 
 def test_no_token_of_an_image_is_ever_written(pair):
