@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,27 @@ def texts_of(rows: Collection[Row]) -> str:
     held = sum("held still for a chunk" in text["text"] for text in said if text["question"] == "note")
     return (
         f"{len(answers)} answers, {bad} badly formed ({100 * bad / len(answers):.1f} %) and asked again; {held} times "
-        f"none could be used and the hand was held still for a chunk{_spread(seconds)}"
+        f"none could be used and the hand was held still for a chunk{_spread(seconds)}{_measured(verdicts_of(rows))}"
+    )
+
+
+def verdicts_of(rows: Iterable[Row]) -> list[tuple[bool, bool]]:
+    """(whether the verifier found the sub-task done, whether the simulator did) of every verdict that was measured."""
+    return [
+        (verdict["text"].startswith("done"), truth["text"] == "done")
+        for row in rows
+        for verdict, truth in pairwise(row.texts)
+        if (verdict["question"], truth["question"]) == ("verdict", "truth")
+    ]
+
+
+def _measured(verdicts: Sequence[tuple[bool, bool]]) -> str:
+    if not verdicts:
+        return ""
+    of_truth = {true: [said == true for said, really in verdicts if really is true] for true in (True, False)}
+    return (
+        f"; the verifier was right in {sum(of_truth[True])} of {len(of_truth[True])} sub-tasks that were done and in "
+        f"{sum(of_truth[False])} of {len(of_truth[False])} that were not, by the simulator's expert"
     )
 
 

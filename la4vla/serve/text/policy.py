@@ -89,7 +89,7 @@ class TextPolicy:
 
     @property
     def privileged(self) -> tuple[str, ...]:
-        return (PHASE,) if self.config.verifier == "simulator" else ()
+        return (PHASE,) if self.config.verifier == "simulator" or self.config.measure_verifier else ()
 
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
@@ -143,8 +143,8 @@ class TextPolicy:
                 )
             if missing := [name for name in self.privileged if name not in seen.privileged]:
                 raise UserError(
-                    f"the policy's verifier is `simulator`, and the observation has no privileged `{missing[0]}`; "
-                    "evaluate it with `la4vla eval` in a simulator whose expert tells its phases, or set verifier=self."
+                    f"the observation has no privileged `{missing[0]}`, which verifier=simulator and measure_verifier "
+                    "need; evaluate with `la4vla eval` in a simulator whose expert tells its phases, or set others."
                 )
         return [
             TextQuery(self._episodes[episode], seen, key)
@@ -158,6 +158,10 @@ class TextPolicy:
             if verdict.text:
                 said = {True: "done", False: "not done", None: "no verdict, taken as not done"}[verdict.done]
                 query.say("verdict", f"{said}: {verdict.text}")
+            if self.config.measure_verifier:
+                query.say(
+                    "truth", "done" if simulator_says(_given(episode.began), query.observation).done else "not done"
+                )
             episode.before, episode.tries = None, episode.tries + 1
             if not verdict.done and episode.tries < self.config.tries:
                 continue
