@@ -29,7 +29,7 @@ from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
 from la4vla.serve.text.answers import Read, read_completion, read_plan, read_subtasks
 from la4vla.serve.text.episode import TextEpisode, TextQuery
 from la4vla.serve.text.safety import filtered
-from la4vla.serve.text.verify import PHASE, Case, Inspector, Verdict, simulator_says
+from la4vla.serve.text.verify import PHASE, Cycle, Inspector, Verdict, simulator_says
 from la4vla.serve.text.writer import Prompt, Writer
 from la4vla.types import Embodiment, Observation, Turn, UserError
 
@@ -181,8 +181,8 @@ class TextPolicy:
         if self.config.verifier == "simulator":
             return [simulator_says(_given(query.episode.began), query.observation) for query in queries]
         first = self.views[0]
-        cases = [
-            Case(
+        cycles = [
+            Cycle(
                 _given(query.episode.before).views[first],
                 query.observation.views[first],
                 query.episode.subtask,
@@ -191,14 +191,14 @@ class TextPolicy:
             for query in queries
         ]
         if self._inspector is not None:
-            return self._inspector.verdicts(cases)
+            return self._inspector.verdicts(cycles)
         answers = self._ask(
             "completion",
             queries,
             lambda query: ask("completion", subtask=query.episode.subtask),
             lambda query, text: read_completion(text),
             self.config.completion,
-            {id(query): (case.before, case.after) for query, case in zip(queries, cases, strict=True)},
+            {id(query): (cycle.before, cycle.after) for query, cycle in zip(queries, cycles, strict=True)},
         )
         return [Verdict(answers.get(id(query)), "the model's own answer") for query in queries]
 
