@@ -83,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("overrides", nargs="*", help="key=value changes of it")
     study.add_argument("--part", action="append", default=[], help="only this part; may be repeated")
     study.add_argument("--hours", type=float, default=math.inf, help="start no job that would end later")
-    study.add_argument("--list", action="store_true", help="the jobs and which of them have rows")
+    study.add_argument(
+        "--list", "--dry-run", action="store_true", help="the jobs, which of them have rows, and expected hours"
+    )
     study.add_argument("--tables", action="store_true", help="write the tables and the figure of all rows")
     ceiling = commands.add_parser(
         "ceiling", help="demonstrations told as text and played again: the most that a policy that writes can reach"
@@ -181,14 +183,15 @@ def _ceiling(options: argparse.Namespace) -> int:
     rows = ceiling.measure(config, options.episodes)
     print(ceiling.table(rows))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(ceiling.to_json(rows), indent=1) + "\n")
     return 0
 
 
 def _study(options: argparse.Namespace) -> int:
-    from benchmarks.study import plan, run, tables
+    from benchmarks.study import config, run, tables
 
-    study = plan.load(options.config, options.overrides)
+    study = config.load(options.config, options.overrides)
     if options.list:
         print(run.listing(study, options.part))
     elif options.tables:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.__main__ import parsed
+from benchmarks.study import config as study_config
 from benchmarks.study import plan
 from la4vla.construct.__main__ import STEPS
 
@@ -67,8 +68,9 @@ def _command(text: str) -> Command:
         case ["la4vla", "eval", *rest]:
             options = parsed(rest)
             if options.command == "study":
-                plan.expand(plan.load(ROOT / options.config, options.overrides), options.part)
-            rest = [str(options.config), *options.overrides]
+                plan.expand(study_config.load(ROOT / options.config, options.overrides), options.part)
+            acts = options.command != "study" and "text" in options and options.text
+            rest = [str(acts or options.config), *options.overrides]
         case ["torchrun", "--standalone", "--nproc-per-node", count, "-m", module, *rest]:
             processes = int(count)
             if find_spec(f"{module}.__main__") is None:

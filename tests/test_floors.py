@@ -103,7 +103,7 @@ SHELVES = {
         "rollouts": {"perturb", "results"},
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
-        "study": {"perturb", "results", "report"},
+        "study": {"perturb", "results", "report", "writing"},
         "writing": {"results"},
         "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing"},
         "speed": {"results", "rollouts"},

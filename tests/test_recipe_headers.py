@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.perturb import perturb
 from benchmarks.results import protocols
+from benchmarks.study import config as study_config
 from benchmarks.study import measure, plan
 from benchmarks.sweep.jobs import SweepConfig
 from la4vla import config
@@ -45,7 +46,7 @@ def loaded(path, overrides=()) -> Any:
     """A config as its own command loads it."""
     if path in SWEEPS:
         return config.load(path, overrides, schema=SweepConfig)
-    return plan.load(path, overrides) if path in STUDIES else config.load(path, overrides)
+    return study_config.load(path, overrides) if path in STUDIES else config.load(path, overrides)
 
 
 @pytest.mark.parametrize("path", WITH_HEADERS, ids=name_of)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from benchmarks.study.plan import StudyConfig, StudyJob, everything, expand
+from benchmarks.study.config import StudyConfig
+from benchmarks.study.plan import StudyJob, everything, expand
 from benchmarks.study.rows import StudyRows
 
 DEFAULT_MINUTES = 5.0  # of a kind of job that `minutes` in the study's YAML does not name

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.report import curves
-from benchmarks.results import results
-from benchmarks.study.plan import CASES, Kind, StudyJob
+from benchmarks.results import latency, results
+from benchmarks.results.rubric import Rubric
+from benchmarks.study.plan import CASES, CEILING, Kind, StudyJob
+from benchmarks.writing import answers, retention
 from la4vla import config, manifest
 from la4vla.config import TrainConfig
 from la4vla.construct.build import FINGERPRINT
+from la4vla.construct.texts import write as texts
 from la4vla.data.mixture import Schedule
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_shard
@@ -34,6 +38,10 @@ def measure(job: StudyJob) -> dict[str, Any]:
         "perturb": outcomes,
         "cases": cases,
         "probe": probe,
+        "texts": conversations,
+        "ceiling": replayed,
+        "retention": retained,
+        "answers": answered,
     }
     return readers[job.kind](job)
 
@@ -60,7 +68,7 @@ def training(job: StudyJob) -> dict[str, Any]:
     assert newest is not None
     return {
         "samples": samples(recipe),
-        "operations": operations(recipe),
+        "operations": None if talks(recipe) else operations(recipe),
         "loss": round(records.last("loss"), 5),
         "policy": manifest.read(newest).weights_sha256,
     }
@@ -73,6 +81,11 @@ def samples(recipe: TrainConfig) -> dict[str, int]:
         for source, count in schedule.total(stage).items():
             total[source] = total.get(source, 0) + count
     return total
+
+
+def talks(recipe: TrainConfig) -> bool:
+    """Whether it reads conversations, whose operations are not computed here."""
+    return any(recipe.data.sources[source].kind == "text" for source in samples(recipe))
 
 
 def operations(recipe: TrainConfig) -> float:
@@ -122,7 +135,17 @@ def outcomes(job: StudyJob) -> dict[str, Any]:
         "step": run["step"],
         "gl": run["gl"],
         "n": len(rows),
+        **written(list(rows.values())),
         "successes": {task: "".join(str(int(ended[task, number])) for number in numbers) for task in tasks},
+    }
+
+
+def written(rows: Sequence[results.Row]) -> dict[str, Any]:
+    """Of a policy, seconds a decision and what episodes earned; nothing where its rows tell neither."""
+    seconds, credit = latency.times(rows), Rubric.load().summarise(rows)
+    return {
+        **({"decision_s": asdict(seconds)} if seconds else {}),
+        **({"credit": round(credit["all"].credit, 4), "planned": asdict(credit["all"].planned)} if credit else {}),
     }
 
 
@@ -145,3 +168,44 @@ def probe(job: StudyJob) -> dict[str, Any]:
         "conditions": {name: {key: one[key] for key in fields} for name, one in numbers["conditions"].items()},
         "representation": numbers["representation"],
     }
+
+
+def conversations(job: StudyJob) -> dict[str, Any]:
+    """Rows by type of question and split."""
+    made = texts.written(job.folder.parent)[job.folder.name]
+    return {"counts": made["counts"], "dropped": made["dropped"]}
+
+
+def replayed(job: StudyJob) -> dict[str, Any]:
+    """Successes of demonstrations, of their commands and of their texts, by codec and motion."""
+    rows = json.loads((job.folder / CEILING).read_text())
+    return {
+        "conditions": {
+            row["condition"]: {
+                "successes": sum(map(sum, row["tasks"].values())),
+                "n": sum(map(len, row["tasks"].values())),
+            }
+            for row in rows
+        }
+    }
+
+
+def retained(job: StudyJob) -> dict[str, Any]:
+    """Rates by type of question before and after, and every outcome as a string of 0 and 1."""
+    numbers = json.loads((job.folder / retention.NUMBERS).read_text())
+    return {
+        "n": numbers["n"],
+        "chance": numbers["chance"],
+        "rates": dict(zip(("before", "after"), numbers["rates"], strict=True)),
+        "change": numbers["changes"][0],
+        "outcomes": {
+            when: {how: "".join(str(int(hit)) for hit in hits) for how, hits in model["right"].items()}
+            for when, model in zip(("before", "after"), numbers["models"], strict=True)
+        },
+    }
+
+
+def answered(job: StudyJob) -> dict[str, Any]:
+    """Rates of what was said about motion."""
+    numbers = json.loads((job.folder / answers.NUMBERS).read_text())
+    return {name: numbers[name] for name in ("identity", "rates", "error_cm", "examples")}

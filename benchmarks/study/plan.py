@@ -1,4 +1,4 @@
-"""The YAML of a study and the jobs that follow from it. Nothing is run or written here.
+"""The jobs that follow from a study. Nothing is run or written here.
 
 A job is one command with one folder. Its digest covers everything that decides its result: the recipes' values, the
 seed, the protocol's hash, and the digests of the jobs that it needs. So a changed recipe changes its own jobs and all
@@ -14,75 +14,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import MISSING
-
 from benchmarks.perturb import perturb
 from benchmarks.perturb.perturb import Variant
 from benchmarks.results import protocols
+from benchmarks.study.config import Part, StudyConfig, known_names
 from la4vla import config
 from la4vla.config import TrainConfig
 from la4vla.construct.ledger import digest
 from la4vla.types import UserError
 
-CASES = "cases.jsonl"
+CASES, CEILING = "cases.jsonl", "ceiling.json"
 
-Kind = Literal["construct", "train", "evaluate", "perturb", "cases", "probe"]
+HELD_OUT = "_held_out_scenes"
+"""Follows the name of a folder of conversations: the one about scenes that no training sees."""
 
+CEILING_EPISODES = 5  # demonstrations of each task that are told as text and played
+SCENE_ROWS = 400  # questions about held-out scenes at most
 
-@dataclass
-class Pretraining:
-    """A recipe that policies are pretrained with, and its changes."""
-
-    recipe: str = MISSING
-    changes: list[str] = field(default_factory=list)  # key=value
-
-
-@dataclass
-class StudyCondition:
-    """What the tables compare: a finetuning from a pretrained policy, or from none. Rows name it as `arm`."""
-
-    pretraining: str = ""  # a name of `pretrainings`; empty: random weights
-    changes: list[str] = field(default_factory=list)  # key=value changes of the finetuning
-    against: list[str] = field(default_factory=list)  # conditions that the tables compare it with
-
-
-@dataclass
-class Cases:
-    """Probe cases drawn from a data set's clips with images."""
-
-    data: str = MISSING  # a name of `construct`
-    count: int = 100  # cases (FACTS 1.2)
-
-
-@dataclass
-class Part:
-    """Jobs that are run together: every condition or pretraining with every seed."""
-
-    construct: list[str] = field(default_factory=list)  # data sets to write
-    conditions: list[str] = field(default_factory=list)  # to pretrain, finetune and evaluate
-    perturb: list[str] = field(default_factory=list)  # NAME:SEVERITY, under which the conditions run as well
-    probe: dict[str, list[str]] = field(default_factory=dict)  # pretraining -> names of `cases`
-    seeds: list[int] = field(default_factory=list)
-
-
-@dataclass
-class StudyConfig:
-    """The content of a study's YAML."""
-
-    name: str = MISSING  # written into every row; rows of several studies share files
-    out: str = MISSING  # folder of runs and results
-    rows: str = MISSING  # folder of the rows
-    protocol: str = MISSING  # of every evaluation
-    finetune: str = MISSING  # recipe that every condition ends with
-    processes: int = 2  # ranks of a training
-    device: str = "cpu"  # cpu | cuda
-    changes: list[str] = field(default_factory=list)  # key=value changes of every training
-    minutes: dict[str, float] = field(default_factory=dict)  # kind of job -> minutes of one, where no row tells
-    construct: dict[str, str] = field(default_factory=dict)  # data set -> config
-    pretrainings: dict[str, Pretraining] = field(default_factory=dict)
-    conditions: dict[str, StudyCondition] = field(default_factory=dict)
-    cases: dict[str, Cases] = field(default_factory=dict)
-    parts: dict[str, Part] = field(default_factory=dict)  # run in the order of the file
+Kind = Literal[
+    "construct", "train", "evaluate", "perturb", "cases", "probe", "texts", "ceiling", "retention", "answers"
+]
 
 
 @dataclass(frozen=True)
@@ -107,33 +58,9 @@ class StudyJob:
     about: dict[str, Any] = field(compare=False)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """The study that a YAML file describes. Raises UserError for a name that does not exist."""
-    study: StudyConfig = config.load(path, overrides, schema=StudyConfig)
-    if study.device not in ("cpu", "cuda"):
-        raise UserError(f"{path}: device `{study.device}` is neither cpu nor cuda.")
-    for name, part in study.parts.items():
-        where = f"{path}: parts.{name}"
-        _known(f"{where}.construct", part.construct, study.construct)
-        _known(f"{where}.conditions", part.conditions, study.conditions)
-        _known(f"{where}.probe", part.probe, study.pretrainings)
-        for cases in part.probe.values():
-            _known(f"{where}.probe", cases, study.cases)
-    for name, condition in study.conditions.items():
-        _known(f"{path}: conditions.{name}.against", condition.against, study.conditions)
-        _known(
-            f"{path}: conditions.{name}.pretraining",
-            [condition.pretraining] if condition.pretraining else [],
-            study.pretrainings,
-        )
-    for name, cases in study.cases.items():
-        _known(f"{path}: cases.{name}.data", [cases.data], study.construct)
-    return study
-
-
 def expand(study: StudyConfig, parts: Sequence[str] = ()) -> list[StudyJob]:
     """The jobs of these parts (none named: of all parts), in order, each once. What a job needs is in its `needs`."""
-    _known("--part", parts, study.parts)
+    known_names("--part", parts, study.parts)
     jobs: dict[str, StudyJob] = {}
     for name in parts or study.parts:
         for job in _of_part(study, study.parts[name]):
@@ -152,12 +79,16 @@ def everything(jobs: Sequence[StudyJob]) -> list[StudyJob]:
 
 def _of_part(study: StudyConfig, part: Part) -> list[StudyJob]:
     jobs = [constructed(study, name) for name in part.construct]
+    jobs += [told(study, name) for name in part.texts]
+    jobs += [ceiling(study, name) for name in part.ceiling]
     for seed in part.seeds:
         for pretraining, cases in part.probe.items():
             jobs += [probed(study, pretraining, name, seed) for name in cases]
         for name in part.conditions:
             clean = evaluated(study, name, seed)
             jobs += [perturbed(study, clean, item) for item in perturb.parse(part.perturb)] or [clean]
+            if study.scenes:
+                jobs += [retained(study, name, seed), *answered(study, name, seed)]
     return jobs
 
 
@@ -166,6 +97,56 @@ def constructed(study: StudyConfig, name: str) -> StudyJob:
     folder = _folder(path)
     command = (sys.executable, "-m", "la4vla.construct", path)
     return StudyJob(f"construct/{name}", "construct", digest(_overrides(path)), folder, command, (), {"data": name})
+
+
+def told(study: StudyConfig, name: str) -> StudyJob:
+    """Conversations about a data set, with the folders of what is held out beside them."""
+    texts = study.texts[name]
+    data, path = constructed(study, texts.data), study.construct[texts.data]
+    changes = (f"texts.folder={name}", *texts.changes)
+    command = (sys.executable, "-m", "la4vla.construct", "texts", path, *changes)
+    about = {"texts": name, "data": texts.data}
+    return StudyJob(f"texts/{name}", "texts", digest(data.of, changes), data.folder / name, command, (data,), about)
+
+
+def ceiling(study: StudyConfig, name: str) -> StudyJob:
+    """Demonstrations told as text and played again: the most that a model that writes can reach."""
+    data = constructed(study, name)
+    of = digest("ceiling", CEILING_EPISODES, data.of)
+    folder = Path(study.out) / "ceiling" / f"{name}-{of[:6]}"
+    command = (sys.executable, "-m", "benchmarks", "ceiling", study.construct[name])
+    command += ("--episodes", str(CEILING_EPISODES), "--json", str(folder / CEILING))
+    return StudyJob(f"ceiling/{name}", "ceiling", of, folder, command, (data,), {"data": name})
+
+
+def retained(study: StudyConfig, condition: str, seed: int) -> StudyJob:
+    """Questions about held-out scenes, before and after."""
+    start = pretrained(study, study.conditions[condition].pretraining, seed)
+    policy, scenes = finetuned(study, condition, seed), told(study, study.scenes)
+    of = digest("retention", SCENE_ROWS, scenes.of, start.of, policy.of)
+    folder = Path(study.out) / "retention" / f"{condition}-{seed}-{of[:6]}"
+    command = (sys.executable, "-m", "benchmarks", "retention", f"{scenes.folder}{HELD_OUT}")
+    command += (str(start.folder), str(policy.folder), "--out", str(folder), "--device", study.device)
+    command += ("--rows", str(SCENE_ROWS))
+    about = {"arm": condition, "seed": seed}
+    needs = (start, policy, scenes)
+    return StudyJob(f"retention/{condition}/{seed}", "retention", of, folder, command, needs, about)
+
+
+def answered(study: StudyConfig, condition: str, seed: int) -> list[StudyJob]:
+    """Held-out questions about motion; of a policy with actions, the same sub-tasks. None for a condition without."""
+    name = study.conditions[condition].texts
+    if not name:
+        return []
+    policy, texts = finetuned(study, condition, seed), told(study, name)
+    of = digest("answers", texts.of, policy.of)
+    folder = Path(study.out) / "answers" / f"{condition}-{seed}-{of[:6]}"
+    command = (sys.executable, "-m", "benchmarks", "answers", str(policy.folder), f"{texts.folder}{HELD_OUT}")
+    command += ("--out", str(folder), "--device", study.device)
+    if not study.conditions[condition].acts:
+        command += ("--clips", str(texts.folder.parent / "vla"))
+    about, needs = {"arm": condition, "seed": seed}, (policy, texts)
+    return [StudyJob(f"answers/{condition}/{seed}", "answers", of, folder, command, needs, about)]
 
 
 def pretrained(study: StudyConfig, name: str, seed: int) -> StudyJob:
@@ -178,7 +159,8 @@ def finetuned(study: StudyConfig, name: str, seed: int) -> StudyJob:
     condition = study.conditions[name]
     start = pretrained(study, condition.pretraining, seed) if condition.pretraining else None
     about = {"arm": name, "pretraining": condition.pretraining, "seed": seed}
-    return _trained(study, f"finetune/{name}/{seed}", study.finetune, condition.changes, seed, start, about)
+    recipe = condition.recipe or study.finetune
+    return _trained(study, f"finetune/{name}/{seed}", recipe, condition.changes, seed, start, about)
 
 
 def evaluated(study: StudyConfig, condition: str, seed: int) -> StudyJob:
@@ -188,6 +170,8 @@ def evaluated(study: StudyConfig, condition: str, seed: int) -> StudyJob:
     folder = Path(study.out) / "evaluate" / f"{condition}-{seed}-{policy.of[:6]}"
     command = _evaluation(study, protocol, policy, folder / perturb.CLEAN.folder)
     of = digest(protocol.hash, policy.of)
+    if acts := study.conditions[condition].acts:
+        command, of = (*command, "--text", acts), digest(of, _overrides(acts))
     about = {"arm": condition, "seed": seed, "perturbation": perturb.CLEAN.title}
     return StudyJob(
         f"evaluate/{condition}/{seed}", "evaluate", of, folder / perturb.CLEAN.folder, command, (policy,), about
@@ -249,13 +233,18 @@ def _data_of(study: StudyConfig, recipe: TrainConfig) -> list[StudyJob]:
     used = {source for stage in recipe.stages.values() for source in stage.mixture}
     used |= {recipe.data.stats_source} - {""}
     folders = {_folder(path): name for name, path in study.construct.items()}
-    names = {}
+    talks = {_folder(study.construct[texts.data]) / name: name for name, texts in study.texts.items()}
+    names, spoken = {}, {}
     for source in sorted(used):
-        parent = Path(recipe.data.sources[source].path).parent
+        path = Path(recipe.data.sources[source].path)
+        parent = path.parent
+        if path in talks:
+            spoken[talks[path]] = None
+            continue
         if parent not in folders:
             raise UserError(f"data.sources.{source}.path is in {parent}, which no config of `construct` writes.")
         names[folders[parent]] = None
-    return [constructed(study, name) for name in names]
+    return [*(constructed(study, name) for name in names), *(told(study, name) for name in spoken)]
 
 
 def _evaluation(study: StudyConfig, protocol: protocols.Protocol, policy: StudyJob, out: Path) -> tuple[str, ...]:
@@ -288,9 +277,3 @@ def reread() -> None:
     """Files are read again: jobs that are expanded from now on follow their content as it is now."""
     for cached in (_overrides, _recipe, _folder, _protocol):
         cached.cache_clear()
-
-
-def _known(where: str, names: Sequence[str] | dict[str, Any], known: dict[str, Any]) -> None:
-    for name in names:
-        if name not in known:
-            raise UserError(f"{where}: `{name}` is not one of {', '.join(known) or 'none at all'}.")

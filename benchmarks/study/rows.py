@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import la4vla
-from benchmarks.study.plan import StudyConfig, StudyJob
+from benchmarks.study.config import StudyConfig
+from benchmarks.study.plan import StudyJob
 from la4vla.types import UserError
 
 StudyRow = dict[str, Any]

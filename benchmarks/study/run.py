@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from benchmarks.study.config import StudyConfig
 from benchmarks.study.hours import by_part, expected_minutes
 from benchmarks.study.measure import measure
-from benchmarks.study.plan import StudyConfig, StudyJob, everything, expand, reread
+from benchmarks.study.plan import StudyJob, everything, expand, reread
 from benchmarks.study.rows import StudyRows, circumstances, cores
 from la4vla.files import locked, write_atomic
 from la4vla.types import UserError
@@ -97,7 +98,7 @@ class StudyRunner:
     def _forget_others(self, job: StudyJob) -> None:
         """Removes notes of data that another recipe wrote into this folder: this job replaces them."""
         for path in self._note_path(job).parent.glob(f"{job.name.replace('/', '-')}-*.json"):
-            if job.kind == "construct" and path != self._note_path(job):
+            if job.kind in ("construct", "texts") and path != self._note_path(job):
                 path.unlink()
 
     def _note(self, job: StudyJob) -> dict:

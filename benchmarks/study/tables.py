@@ -14,8 +14,9 @@ from typing import Any
 from benchmarks.results import compare, protocols
 from benchmarks.results.protocols import Protocol
 from benchmarks.results.stats import Rate
-from benchmarks.study import figures, hours
-from benchmarks.study.plan import StudyConfig, everything, expand
+from benchmarks.study import figures, hours, writing_tables
+from benchmarks.study.config import StudyConfig
+from benchmarks.study.plan import everything, expand
 from benchmarks.study.rows import StudyRow, StudyRows
 from benchmarks.study.scores import ConditionRates, difference, score
 
@@ -45,11 +46,7 @@ def write(study: StudyConfig, folder: Path) -> Path:
         "",
         f"Made from the rows in `{study.rows}` by `la4vla eval study CONFIG --tables`, not edited by hand.",
         "Rates are percent with 95 % intervals over all episodes of all seeds; `macro` is the mean of the groups.",
-        *data(made),
-        *paradigms(study, made),
-        *noise(study, made),
-        *directions(made),
-        *variations(study, made),
+        *(writing_tables.lines(study, made) if study.scenes else _about_paradigms(study, made)),
         *costs(study, rows),
     ]
     path = folder / ("tables.md" if study.name == "tiny" else f"tables_{study.name}.md")
@@ -59,6 +56,16 @@ def write(study: StudyConfig, folder: Path) -> Path:
     if scores:
         path.with_suffix(".svg").write_bytes(figures.rates(scores))
     return path
+
+
+def _about_paradigms(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
+    return [
+        *data(made),
+        *paradigms(study, made),
+        *noise(study, made),
+        *directions(made),
+        *variations(study, made),
+    ]
 
 
 def data(made: Sequence[StudyRow]) -> list[str]:

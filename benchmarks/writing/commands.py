@@ -57,6 +57,15 @@ def add(commands: Any) -> None:
     credit.add_argument("--rubric", default="simulators", help="of benchmarks/rubrics/, or a YAML file")
     credit.add_argument("--json", type=Path, help="write the numbers there as well")
     credit.set_defaults(run=_credit)
+    task = commands.add_parser("vqa-task", help="questions about scenes as a task of lmms-eval", allow_abbrev=False)
+    task.add_argument("texts", type=Path, help=f"{TEXTS}, best one of held-out scenes")
+    task.add_argument("--out", type=Path, required=True, help="a new folder, for lmms-eval's --include_path")
+    task.add_argument("--rows", type=int, default=0, help="questions at most (default: all)")
+    task.set_defaults(run=_vqa_task)
+    judged = commands.add_parser("vqa-results", help="whether lmms-eval ran, and its numbers", allow_abbrev=False)
+    judged.add_argument("folder", type=Path, help="lmms-eval's --output_path")
+    judged.add_argument("wanted", nargs="+", metavar="TASK=SAMPLES", help="that must be there; without a number: some")
+    judged.set_defaults(run=_vqa_results)
     latency = commands.add_parser("latency", help="seconds a decision, as VLM2VLA's Table 3", allow_abbrev=False)
     latency.add_argument("folders", nargs="+", type=Path, help="result folders")
     latency.set_defaults(run=_latency)
@@ -117,4 +126,26 @@ def _answers(options: argparse.Namespace) -> int:
 
     given = {name: vars(options)[name] for name in ("model", "texts", "out", "rows", "clips", "device", "base")}
     print(answers.summary_table(answers.measure(answers.AnswersRequest(**given))))
+    return 0
+
+
+def _vqa_task(options: argparse.Namespace) -> int:
+    from benchmarks.writing import vqa
+
+    count = vqa.write_task(options.texts, options.out, options.rows)
+    print(f"task {vqa.NAME}, {count} samples: {options.out}")
+    return 0
+
+
+def _vqa_results(options: argparse.Namespace) -> int:
+    from benchmarks.writing import vqa
+
+    asked = {}
+    for word in options.wanted:
+        task, _, samples = word.partition("=")
+        if samples and not samples.isdigit():
+            raise UserError(f"`{word}`: give the number of samples behind the equals sign, or none.")
+        asked[task] = int(samples or 0)
+    for task, values in vqa.results(options.folder, asked).items():
+        print(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}")
     return 0

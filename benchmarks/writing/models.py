@@ -62,10 +62,11 @@ class AskedModel:
         return found
 
 
-def open_model(place: str, device: str = "", base: str = "") -> AskedModel:
+def open_model(place: str, device: str = "", base: str = "", before: AskedModel | None = None) -> AskedModel:
     """base: where the weights lie that a checkpoint's adapters belong to, if not where they lay when it was trained.
+    before: the model that a policy without a language head began as; it is asked through that one's head.
 
-    Raises UserError for a place that cannot be read and for a policy without a language head.
+    Raises UserError for a place that cannot be read and for a policy that no language head is there for.
     """
     where = usable_device(device)
     folder = Path(place)
@@ -79,11 +80,23 @@ def open_model(place: str, device: str = "", base: str = "") -> AskedModel:
         return AskedModel(place, about.weights_sha256, about.step, vlm.eval().to(where), encoder)
     policy = ServedPolicy.load(folder, where, base).policy
     if not policy.writes:
-        raise UserError(f"{place}: a policy without a language head answers no question; train it with a text source.")
+        _borrow_head(place, policy, before)
     size = policy.size
     prompter = Prompter.load(folder / manifest.TOKENIZER, size.spec)
     asked = ConversationEncoder(prompter, size.vocab, ResizeImages(size.image_size).resized)
     return AskedModel(place, about.weights_sha256, about.step, policy, asked)
+
+
+def _borrow_head(place: str, policy: Policy, before: AskedModel | None) -> None:
+    """Gives a policy the language head of the model that it began as."""
+    head = before.module.groups()["head"] if before is not None and isinstance(before.module, VlmModel) else ()
+    shape = (policy.size.vocab, policy.size.width)
+    if len(head) != 1 or not isinstance(head[0], torch.nn.Linear) or tuple(head[0].weight.shape) != shape:
+        raise UserError(
+            f"{place}: a policy without a language head answers no question; train it with a text source, or name the "
+            "model that it began as before it."
+        )
+    policy.language_head, policy.writes = head[0], True
 
 
 def writer(model: AskedModel) -> tuple[VlmModel, ChatEncoder]:

@@ -80,9 +80,11 @@ def measure(request: RetentionRequest) -> dict[str, Any]:
     """Writes retention.json and retention.html, and returns what the JSON holds. Raises UserError for a folder without
     such a question and a model that answers none."""
     choices = choices_of(read_rows(request.texts, request.questions, request.rows))
-    asked = []
+    asked: list[dict[str, Any]] = []
+    first: AskedModel | None = None
     for place in request.models:
-        model = open_model(place, request.device, request.base)
+        model = open_model(place, request.device, request.base, first)
+        first = first or model
         asked.append({"place": place, "identity": model.identity, "step": model.step, "right": answer(model, choices)})
     kinds = [choice.row.question for choice in choices]
     chance = {kind: _chance(choices, kind) for kind in _kinds(kinds)}

@@ -23,6 +23,7 @@ PUBLISHED = {
     "metaworld/mt50-v1": "fbdc34f05453c675",
     "metaworld/quickstart-v1": "150e56a900a745e9",
     "metaworld/study-v1": "e46bbe3e31efae20",
+    "metaworld/vlm2vla-v1": "f6329cd89da9230b",
 }
 """Title -> hash. Lines are added and never changed: rows of a protocol are in the hands of others."""
 

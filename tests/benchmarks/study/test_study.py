@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.results import protocols, results, stats
+from benchmarks.study import config as study_config
 from benchmarks.study import hours, measure, plan, rows, run, scores, tables
 from la4vla import config
 from la4vla.types import UserError
@@ -33,7 +34,7 @@ def jobs_of(study, *parts):
 
 
 def test_the_shipped_study_is_what_the_paper_asks_at_a_small_scale():
-    study = plan.load(STUDY)
+    study = study_config.load(STUDY)
     protocol = protocols.load(study.protocol)
     assert len(protocol.tasks) >= 10 and len(protocol.groups) == 4 and protocol.episodes == 20
     pretrained, tuned = (config.load(study.construct[name]).record for name in ("pretrain", "finetune"))
@@ -47,7 +48,7 @@ def test_the_shipped_study_is_what_the_paper_asks_at_a_small_scale():
 
 
 def test_budgets_match():
-    study = plan.load(STUDY)
+    study = study_config.load(STUDY)
     pretrainings = [config.load(study.pretrainings[name].recipe) for name in (*PARADIGMS[1:], "la_leaky")]
     assert {sum(measure.samples(recipe).values()) for recipe in pretrainings} == {19_200}
     assert {recipe.data.stats_source for recipe in [*pretrainings, config.load(study.finetune)]} == {"la"}
@@ -56,7 +57,7 @@ def test_budgets_match():
 
 def test_leaky_masking_and_true_removal_differ_in_the_kind_alone():
     """The name of a source seeds its order and noise, its path says where samples start."""
-    both = [plan.load(STUDY).pretrainings[name] for name in ("la_leaky", "la_removed")]
+    both = [study_config.load(STUDY).pretrainings[name] for name in ("la_leaky", "la_removed")]
     leaky, removed = (asdict(config.load(training.recipe, training.changes)) for training in both)
     assert (leaky["data"]["sources"]["leaky"].pop("kind"), removed["data"]["sources"]["leaky"].pop("kind")) == (
         "la_leaky",
@@ -73,25 +74,25 @@ def test_a_digest_is_of_what_decides_a_result(tmp_path, job):
         chain = {item.name: item for item in tables.everything(plan.expand(study, ["paradigms_0"]))}
         return chain[job].of
 
-    study = plan.load(STUDY)
-    assert digest(study) == digest(plan.load(STUDY, ["processes=4", "minutes.train=9"]))
+    study = study_config.load(STUDY)
+    assert digest(study) == digest(study_config.load(STUDY, ["processes=4", "minutes.train=9"]))
     copied = tmp_path / "construct.yaml"
     copied.write_text((ROOT / study.construct["pretrain"]).read_text().replace("episodes: 20", "episodes: 21"))
     assert digest(replace(study, construct={**study.construct, "pretrain": str(copied)})) != digest(study)
     chain = {item.name: item.of for item in tables.everything(plan.expand(study, ["paradigms_0", "paradigms_1"]))}
     assert job == "construct/pretrain" or chain[job] != chain[job.replace("/0", "/1")]
-    longer = plan.load(STUDY, ["pretrainings.la.changes=[stages.pretrain.steps=601]"])
+    longer = study_config.load(STUDY, ["pretrainings.la.changes=[stages.pretrain.steps=601]"])
     assert (digest(longer) != digest(study)) == (job != "construct/pretrain")
 
 
 def test_an_evaluation_is_of_its_protocol():
-    said = [plan.load(STUDY, [f"protocol=metaworld/{name}"]) for name in ("study-v1", "quickstart-v1")]
+    said = [study_config.load(STUDY, [f"protocol=metaworld/{name}"]) for name in ("study-v1", "quickstart-v1")]
     first, second = (jobs_of(study, "paradigms_0")["evaluate/la/0"] for study in said)
     assert first.of != second.of and first.needs[0].of == second.needs[0].of
 
 
 def test_comments_change_no_digest_and_what_is_said_does(tmp_path):
-    study = plan.load(STUDY)
+    study = study_config.load(STUDY)
     recipe = Path(study.pretrainings["la"].recipe)
     kept, changed = tmp_path / "kept.yaml", tmp_path / "changed.yaml"
     text = recipe.read_text().replace("base: common.yaml", f"base: {recipe.resolve().parent / 'common.yaml'}")
@@ -99,7 +100,7 @@ def test_comments_change_no_digest_and_what_is_said_does(tmp_path):
     changed.write_text(text.replace("warmup_steps: 50", "warmup_steps: 51"))
 
     def digest(path):
-        return jobs_of(plan.load(STUDY, [f"pretrainings.la.recipe={path}"]), "paradigms_0")["evaluate/la/0"].of
+        return jobs_of(study_config.load(STUDY, [f"pretrainings.la.recipe={path}"]), "paradigms_0")["evaluate/la/0"].of
 
     assert digest(recipe) == digest(kept) != digest(changed)
 
@@ -116,12 +117,12 @@ def test_comments_change_no_digest_and_what_is_said_does(tmp_path):
 )
 def test_a_slip_in_the_plan_is_named(override, words):
     with pytest.raises(UserError) as caught:
-        plan.load(STUDY, [override])
+        study_config.load(STUDY, [override])
     assert words in str(caught.value)
 
 
 def test_data_that_no_job_writes_is_refused():
-    study = plan.load(STUDY, ["pretrainings.la.changes=[data.sources.la.path=elsewhere/la]"])
+    study = study_config.load(STUDY, ["pretrainings.la.changes=[data.sources.la.path=elsewhere/la]"])
     with pytest.raises(UserError, match="elsewhere, which no config of `construct` writes"):
         plan.expand(study, ["paradigms_0"])
 
@@ -140,7 +141,7 @@ def committed():
 def test_the_committed_tables_are_what_the_committed_rows_give(tmp_path):
     """And every row's digest is still a job's: a change of digests would empty the tables. Made anew by
     `la4vla eval study configs/study/study.yaml --tables`."""
-    study = plan.load(STUDY)
+    study = study_config.load(STUDY)
     found = rows.StudyRows(Path(study.rows))
     assert len(found.newest(plan.everything(plan.expand(study)))) == sum(len(lines) for lines in committed().values())
     path = tables.write(study, tmp_path)
@@ -148,7 +149,7 @@ def test_the_committed_tables_are_what_the_committed_rows_give(tmp_path):
 
 
 def test_hours_are_summed_from_the_rows_and_each_row_counts_once():
-    study = plan.load(STUDY)
+    study = study_config.load(STUDY)
     parts = hours.by_part(study, rows.StudyRows(Path(study.rows)))
     every = [row for lines in committed().values() for row in lines]
     assert sum(part.measured for part in parts) * 3600 == pytest.approx(sum(row["seconds"] for row in every))
@@ -161,7 +162,7 @@ def test_hours_are_summed_from_the_rows_and_each_row_counts_once():
 
 def test_what_the_plan_and_its_header_say_of_hours_is_what_the_rows_give():
     """The header's hours are rounded; the expected minutes of a kind are the mean of its rows, near enough."""
-    study = plan.load(STUDY)
+    study = study_config.load(STUDY)
     parts = hours.by_part(study, rows.StudyRows(Path(study.rows)))
     total = sum(part.measured + part.left for part in parts)
     (said,) = re.findall(r"^# Cost: ([\d.]+) hours", STUDY.read_text(), re.MULTILINE)
@@ -188,7 +189,7 @@ def test_a_job_without_a_row_is_expected_to_take_what_its_like_took(tmp_path):
 
 def toy(tmp_path, script="pass"):
     """A study and two jobs, the second of which needs the first."""
-    study = plan.StudyConfig(name="toy", out=str(tmp_path / "out"), rows=str(tmp_path / "rows"))
+    study = study_config.StudyConfig(name="toy", out=str(tmp_path / "out"), rows=str(tmp_path / "rows"))
 
     def job(name, needs=(), extra="pass"):
         folder = tmp_path / "out" / name
@@ -369,7 +370,7 @@ def test_sign_flip(differences, p):
 
 
 def test_the_tables_are_made_of_the_rows_alone(tmp_path):
-    study = plan.load(STUDY, [f"rows={tmp_path / 'rows'}"])
+    study = study_config.load(STUDY, [f"rows={tmp_path / 'rows'}"])
     jobs = {job.name: job for job in tables.everything(plan.expand(study))}
     empty = tables.write(study, tmp_path / "empty").read_text()
     assert "Nothing yet; the part paradigms" in empty

@@ -3,26 +3,35 @@ without looking, and that are the same before and after. A model that was taught
 its score where it is blind."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.__main__ import main
 from benchmarks.writing.models import answered, open_model, read_rows
-from benchmarks.writing.retention import choices_of
+from benchmarks.writing.retention import RetentionRequest, choices_of, measure
+from la4vla import manifest
+from la4vla.config import ModelConfig
 from la4vla.data.shards.texts import StoredImage, TextRecord
+from la4vla.model import weights
+from la4vla.model.policy import build_policy
+from la4vla.serve.policy import file_sha256
+from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import Turn, UserError
 from la4vla.vlm.load import build_vlm, save_vlm
 from tests.fixtures import write_texts
+from tests.hand_checkpoint import write_checkpoint, write_vlm_checkpoint
 
 COLOURS = {"red": (230, 30, 30), "blue": (30, 30, 230)}
 
 
 def asked(number, kind, question, answer, level):
-    jpeg = simplejpeg.encode_jpeg(np.full((32, 32, 3), level, np.uint8), quality=95)
+    jpeg = simplejpeg.encode_jpeg(np.full((112, 112, 3), level, np.uint8), quality=95)
     turns = (Turn("user", question, (0,)), Turn("assistant", answer))
     return TextRecord(f"row-{number:03d}", turns, (StoredImage("front", 0, jpeg),), kind)
 
@@ -104,3 +113,25 @@ def test_what_was_learned_is_seen_and_its_loss_is_said(folder, taught, tmp_path,
     assert lost["scene_colour"]["difference"] == -0.5 and lost["scene_colour"]["p"] == pytest.approx(2 * 0.5**10)
     assert lost["scene_colour"]["kept"] == pytest.approx(0.0) and lost["scene_side"]["kept"] is None
     assert "scene_colour" in (tmp_path / "retention.html").read_text()
+
+
+def test_a_policy_without_a_language_head_is_asked_through_that_of_the_model_it_began_as(folder, tmp_path):
+    """Before a step of training it knows what that one knows, to rounding."""
+    base = write_vlm_checkpoint(tmp_path / "base", EMBODIMENT, {}, seed=5)
+    checkpoint = write_checkpoint(tmp_path / "policy", EMBODIMENT, ("corner4",))
+    policy = build_policy(ModelConfig(preset="tiny", dropout=0.0), seed=1)
+    weights.load(policy, str(base))
+    save_file(policy.state_dict(), checkpoint / manifest.WEIGHTS)
+    shutil.rmtree(checkpoint / manifest.TOKENIZER)
+    shutil.copytree(base / manifest.TOKENIZER, checkpoint / manifest.TOKENIZER)
+    described = manifest.read(checkpoint)
+    replace(described, weights_sha256=file_sha256(checkpoint / manifest.WEIGHTS)).write(checkpoint)
+    rows = read_rows(folder, ["scene_side", "scene_colour"], 6)
+    with pytest.raises(UserError, match="name the model that it began as before it"):
+        open_model(str(checkpoint))
+    first = open_model(str(base))
+    assert open_model(str(checkpoint), before=first).totals(rows) == pytest.approx(first.totals(rows), abs=2e-3)
+    request = RetentionRequest(folder, [str(base), str(checkpoint)], tmp_path / "out", ["scene_side"], 6)
+    numbers = measure(request)
+    assert numbers["models"][0]["right"]["sees"] == numbers["models"][1]["right"]["sees"]
+    assert "writes" not in numbers["models"][1]["right"] and "&ndash;" in request.page.read_text()
