@@ -26,6 +26,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator; `eval libero` (`la4vla eval --help`)
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
+  la4vla eval ceiling CONFIG                   demonstrations told as text and played again
   la4vla eval likelihood MODEL TEXTS --out DIR log-probabilities of actions as text, before any training
   la4vla eval retention TEXTS BEFORE AFTER --out DIR
                                                questions about scenes, before and after training; one HTML page

@@ -312,6 +312,11 @@ def test_what_a_simulators_process_runs_loads_no_torch():
     assert done.stdout == "False\n"
 
 
+def test_no_class_name_stands_twice():
+    names = [node.name for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 def broad_excepts(path: Path) -> Iterator[str]:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ExceptHandler):

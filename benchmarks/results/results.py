@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,17 +198,59 @@ def summarise(rows: Iterable[Row], protocol: Protocol) -> Summary:
     return Summary(tasks, groups, stats.macro(by_group), stats.micro(by_group), latency_ms, errors, texts_of(counted))
 
 
-def texts_of(rows: Iterable[Row]) -> str:
-    """How much was written in these episodes, and how much of it was badly formed and asked again."""
+def decision_seconds(rows: Iterable[Row]) -> list[float]:
+    """Seconds of every query in which an action text was written, its plan and its retries included (the paper's Table
+    3; FACTS 2.2). Waiting for the batches of other episodes counts: with one worker there is none."""
+    return [
+        row.latencies_ms[query] / 1000
+        for row in rows
+        for query in sorted({text["query"] for text in row.texts if text["question"] == "actions"})
+    ]
+
+
+def texts_of(rows: Collection[Row]) -> str:
+    """How much was written in these episodes, how much of it was badly formed and asked again, and how long a decision
+    took."""
     said = [text for row in rows for text in row.texts]
     answers = [text for text in said if text["question"] in ANSWERS]
     if not answers:
         return ""
     bad = sum(bool(text["problem"]) for text in answers)
+    seconds = decision_seconds(rows)
     held = sum("held still for a chunk" in text["text"] for text in said if text["question"] == "note")
     return (
         f"{len(answers)} answers, {bad} badly formed ({100 * bad / len(answers):.1f} %) and asked again; {held} times "
-        "none could be used and the hand was held still for a chunk"
+        f"none could be used and the hand was held still for a chunk{_spread(seconds)}{_measured(verdicts_of(rows))}"
+    )
+
+
+def verdicts_of(rows: Iterable[Row]) -> list[tuple[bool, bool]]:
+    """(whether the verifier found the sub-task done, whether the simulator did) of every verdict that was measured."""
+    return [
+        (verdict["text"].startswith("done"), truth["text"] == "done")
+        for row in rows
+        for verdict, truth in pairwise(row.texts)
+        if (verdict["question"], truth["question"]) == ("verdict", "truth")
+    ]
+
+
+def _measured(verdicts: Sequence[tuple[bool, bool]]) -> str:
+    if not verdicts:
+        return ""
+    of_truth = {true: [said == true for said, really in verdicts if really is true] for true in (True, False)}
+    return (
+        f"; the verifier was right in {sum(of_truth[True])} of {len(of_truth[True])} sub-tasks that were done and in "
+        f"{sum(of_truth[False])} of {len(of_truth[False])} that were not, by the simulator's expert"
+    )
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return ""
+    low, middle, high = np.percentile(seconds, (25, 50, 75))
+    return (
+        f"; {len(seconds)} decisions, seconds: median {middle:.2f}, mean {np.mean(seconds):.2f}, standard deviation "
+        f"{np.std(seconds):.2f}, quartiles {low:.2f} - {high:.2f}, least {min(seconds):.2f}, most {max(seconds):.2f}"
     )
 
 

@@ -30,7 +30,7 @@ from la4vla.questions.wordings import ask
 from la4vla.types import TextRow, Turn, UserError
 from la4vla.vlm.model import VlmModel
 from la4vla.vlm.rare_tokens import with_tokens
-from la4vla.vlm.rows import ChatEncoder, PreparedText
+from la4vla.vlm.rows import ChatEncoder, EncodedText
 from la4vla.vlm.scores import token_log_probs
 
 NUMBERS, FIGURE = "likelihood.json", "likelihood.svg"
@@ -160,7 +160,7 @@ def score_forms(
 
 
 @torch.no_grad()
-def least_likely(vlm: VlmModel, encoder: ChatEncoder, prompts: Sequence[PreparedText], count: int) -> tuple[int, ...]:
+def least_likely(vlm: VlmModel, encoder: ChatEncoder, prompts: Sequence[EncodedText], count: int) -> tuple[int, ...]:
     """The `count` tokens, in the order of their ids, that the model gives the least probability on average over every
     token of these prompts. Special tokens are not among them."""
     sums_V: torch.Tensor | None = None
@@ -206,12 +206,12 @@ def figure(scores: Mapping[str, FormScores]) -> bytes:
         return style.rendered(drawn)
 
 
-def _scored(vlm: VlmModel, encoder: ChatEncoder, rows: Sequence[PreparedText]) -> FormScores:
+def _scored(vlm: VlmModel, encoder: ChatEncoder, rows: Sequence[EncodedText]) -> FormScores:
     log_probs = token_log_probs(vlm, encoder, rows)
     return FormScores(tuple(map(sum, log_probs)), tuple(map(len, log_probs)))
 
 
-def _swapped(row: PreparedText, other: Mapping[int, int]) -> PreparedText:
+def _swapped(row: EncodedText, other: Mapping[int, int]) -> EncodedText:
     """The row with other tokens in its answer."""
     ids_L, labels_L = row.ids_L.clone(), row.labels_L.clone()
     for number, replacement in other.items():

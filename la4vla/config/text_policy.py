@@ -28,6 +28,7 @@ class TextPolicyConfig:
     plan: bool = True  # false: actions are asked for directly, without a motion plan (the paper's NR)
     hand: bool = False  # plan and actions: the question says where the hand is; as it was trained
     verifier: str = "none"  # after each text's motion: none (go on) | endpoint (`vlm`) | self | simulator
+    measure_verifier: bool = False  # the simulator's verdict is noted beside that of `self` or `endpoint`
     subtasks: SamplingConfig = field(default_factory=SamplingConfig)  # temperature 1.0 where the task is new
     plans: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.1))
     actions: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=512))
@@ -61,5 +62,7 @@ def validate_text_policy(config: TextPolicyConfig) -> None:
             within(f"{name}.", vars(sampling), INTERVALS)
     if not config.views:
         raise UserError("`views` is empty; name the cameras that the model was trained on, in order.")
+    if config.measure_verifier and config.verifier not in ("self", "endpoint"):
+        raise UserError("measure_verifier is for verifier=self and verifier=endpoint; leave it out.")
     if config.verifier == "endpoint" and not config.vlm.base_url:
         raise UserError("verifier=endpoint needs vlm.base_url, the address of the endpoint; it usually ends in /v1.")

@@ -82,7 +82,10 @@ class ServedPolicy:
         with _damage(folder, "model"):
             below = Base.from_dict(description.base).find(base, "--base") if description.base else None
             policy = rebuild(_on_any_device(description.model), below)
-            load_stored(policy, load_file(path), folder, policy.from_base)
+            if below is None:
+                policy.load_state_dict(load_file(path))
+            else:
+                load_stored(policy, load_file(path), folder, policy.from_base)
         return _serve(held, policy, description.weights_sha256, description.step, device)
 
     @staticmethod

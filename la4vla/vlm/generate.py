@@ -23,7 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from la4vla.rng import RngUse, generator
 from la4vla.types import UserError
 from la4vla.vlm.model import VlmModel
-from la4vla.vlm.rows import ChatEncoder, PreparedText
+from la4vla.vlm.rows import ChatEncoder, EncodedText
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WrittenAnswer:
     """What the model wrote.
 
     key        of the prompt
@@ -72,19 +72,19 @@ class Answer:
 def write(
     vlm: VlmModel,
     encoder: ChatEncoder,
-    prompts: Sequence[PreparedText],
+    prompts: Sequence[EncodedText],
     writing: Writing,
     seed: int = 0,
     draws: Sequence[int] = (0,),
     rows_at_once: int = 16,
-) -> list[Answer]:
+) -> list[WrittenAnswer]:
     """One answer for each prompt and draw, prompt by prompt. rows_at_once: a memory knob that changes no random number.
 
     prompts: as `encoder.prompt` or `encoder.question` makes them; their keys name the random numbers.
     """
     assert not vlm.training, "call vlm.eval() before writing"
     asked = [(prompt, draw) for prompt in prompts for draw in draws]
-    answers: list[Answer] = []
+    answers: list[WrittenAnswer] = []
     for first in range(0, len(asked), rows_at_once):
         answers += _write_batch(vlm, encoder, asked[first : first + rows_at_once], writing, seed)
     return answers
@@ -92,8 +92,8 @@ def write(
 
 @torch.no_grad()
 def _write_batch(
-    vlm: VlmModel, encoder: ChatEncoder, asked: Sequence[tuple[PreparedText, int]], writing: Writing, seed: int
-) -> list[Answer]:
+    vlm: VlmModel, encoder: ChatEncoder, asked: Sequence[tuple[EncodedText, int]], writing: Writing, seed: int
+) -> list[WrittenAnswer]:
     batch = encoder.batch([prompt for prompt, _ in asked], side="left").to(vlm.device)
     given = batch.input_ids_BL.shape[1]
     numbers = [generator(seed, RngUse.WRITE, prompt.key, draw).random(writing.max_tokens) for prompt, draw in asked]
@@ -130,7 +130,7 @@ def _greedy(writing: Writing, encoder: ChatEncoder) -> GenerationConfig:
 
 def _answer(
     encoder: ChatEncoder, key: str, draw: int, ids: Sequence[int], log_probs: Sequence[float], stop: Sequence[str]
-) -> Answer:
+) -> WrittenAnswer:
     """Cuts what the batch's longer answers appended."""
     ended: Literal["turn", "stop", "length"] = "length"
     length = next((place + 1 for place, number in enumerate(ids) if number in encoder.end_token_ids), None)
@@ -141,7 +141,7 @@ def _answer(
     if ends:
         text, ended = text[: min(ends)], "stop"
         length = next(n for n in range(1, len(ids) + 1) if any(end in encoder.decode(ids[:n]) for end in stop))
-    return Answer(key, draw, text, tuple(ids[:length]), tuple(log_probs[:length]), ended)
+    return WrittenAnswer(key, draw, text, tuple(ids[:length]), tuple(log_probs[:length]), ended)
 
 
 class _Sampler(LogitsProcessor):

@@ -42,7 +42,7 @@ cuts large images into up to 12 tiles of 256 tokens each. The other families do 
 
 
 @dataclass(frozen=True)
-class PreparedText:
+class EncodedText:
     """One row on its way to a TextBatch.
 
     key       names the row in messages, and its random numbers where the model writes on
@@ -109,7 +109,7 @@ class ChatEncoder:
         number = self.tokenizer.pad_token_id
         return number if isinstance(number, int) else self.end_token_ids[0]
 
-    def prepare(self, row: TextRow, answers: Literal["all", "last"] = "all") -> PreparedText:
+    def prepare(self, row: TextRow, answers: Literal["all", "last"] = "all") -> EncodedText:
         """answers: which are learned, every assistant turn or the last one only. Raises UserError as the file says."""
         turns = _stripped(row.turns)
         if not turns or turns[-1].role != "assistant":
@@ -117,7 +117,7 @@ class ChatEncoder:
         numbers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
         return self._encode(row.key, turns, row.images, numbers if answers == "all" else numbers[-1:])
 
-    def prompt(self, key: str, turns: Sequence[Turn], images: Sequence[np.ndarray]) -> PreparedText:
+    def prompt(self, key: str, turns: Sequence[Turn], images: Sequence[np.ndarray]) -> EncodedText:
         """What the model answers to: `turns` end with the user's; images uint8 RGB [H, W, 3]. No label counts. The
         tokens are the first ones of the row that goes on with an answer. Raises UserError as the file says."""
         turns = _stripped(turns)
@@ -125,11 +125,11 @@ class ChatEncoder:
             raise UserError(f"{key}: the last turn is not the user's, so there is nothing to answer; end with one.")
         return self._encode(key, turns, images, ())
 
-    def question(self, row: TextRow) -> PreparedText:
+    def question(self, row: TextRow) -> EncodedText:
         """The prompt of a row's last answer."""
         return self.prompt(row.key, row.turns[:-1], row.images)
 
-    def batch(self, prepared: Sequence[PreparedText], side: Literal["right", "left"] = "right") -> TextBatch:
+    def batch(self, prepared: Sequence[EncodedText], side: Literal["right", "left"] = "right") -> TextBatch:
         """Rows padded to the longest, on `side`."""
         longest = max(row.tokens for row in prepared)
         places = [slice(0, row.tokens) if side == "right" else slice(longest - row.tokens, longest) for row in prepared]
@@ -193,10 +193,10 @@ class ChatEncoder:
 
     def _encode(
         self, key: str, turns: Sequence[Turn], images: Sequence[np.ndarray], counted: Sequence[int]
-    ) -> PreparedText:
+    ) -> EncodedText:
         """counted: numbers of the turns that are learned."""
         whole = self._render(key, turns, prompt=turns[-1].role == "user")
-        pieces: list[PreparedText] = []
+        pieces: list[EncodedText] = []
         done, first = 0, 0  # what of the text is encoded, and the first turn whose images are not
         for index, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -233,7 +233,7 @@ class ChatEncoder:
                 f"{key}: the chat template refuses the conversation ({error}); change its turns."
             ) from error
 
-    def _given(self, key: str, text: str, turns: Sequence[Turn], images: Sequence[np.ndarray]) -> PreparedText:
+    def _given(self, key: str, text: str, turns: Sequence[Turn], images: Sequence[np.ndarray]) -> EncodedText:
         """Text that is not learned, and the images that its turns show."""
         numbers = [number for turn in turns for number in turn.images]
         if missing := [number for number in numbers if not 0 <= number < len(images)]:
@@ -258,15 +258,15 @@ class ChatEncoder:
             for name, tensor in encoded.items()
             if name not in ("input_ids", "attention_mask")
         }
-        return PreparedText(key, ids_L, torch.full_like(ids_L, NOT_COUNTED), inputs)
+        return EncodedText(key, ids_L, torch.full_like(ids_L, NOT_COUNTED), inputs)
 
-    def _answer(self, text: str, counts: bool) -> PreparedText:
+    def _answer(self, text: str, counts: bool) -> EncodedText:
         ids_L = torch.tensor(self._ids(text))
-        return PreparedText("", ids_L, ids_L if counts else torch.full_like(ids_L, NOT_COUNTED), {})
+        return EncodedText("", ids_L, ids_L if counts else torch.full_like(ids_L, NOT_COUNTED), {})
 
-    def _joined(self, key: str, pieces: Sequence[PreparedText]) -> PreparedText:
+    def _joined(self, key: str, pieces: Sequence[EncodedText]) -> EncodedText:
         names = dict.fromkeys(name for piece in pieces for name in piece.inputs)
-        joined = PreparedText(
+        joined = EncodedText(
             key=key,
             ids_L=torch.cat([piece.ids_L for piece in pieces]),
             labels_L=torch.cat([piece.labels_L for piece in pieces]),

@@ -10,7 +10,7 @@ import torch
 
 from la4vla.types import TextRow
 from la4vla.vlm.model import VlmModel
-from la4vla.vlm.rows import ChatEncoder, PreparedText, without_images
+from la4vla.vlm.rows import ChatEncoder, EncodedText, without_images
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AnswerScore:
 
 @torch.no_grad()
 def token_log_probs(
-    vlm: VlmModel, encoder: ChatEncoder, prepared: Sequence[PreparedText], rows_at_once: int = 16
+    vlm: VlmModel, encoder: ChatEncoder, prepared: Sequence[EncodedText], rows_at_once: int = 16
 ) -> list[tuple[float, ...]]:
     """Of each row, the log-probabilities of its tokens that count, equal to those of a plain forward."""
     assert not vlm.training, "call vlm.eval() before scoring"

@@ -4,10 +4,13 @@ not written, and leave every word behind to be read."""
 
 import json
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks.results import results
 from la4vla.action_text.action_text import CODECS, ActionText
 from la4vla.action_text.config import ActionTextConfig
 from la4vla.config import SamplingConfig, TextPolicyConfig, VlmConfig, load
@@ -161,8 +164,18 @@ def test_the_simulators_verdict_is_another_phase_of_the_expert():
     _, said = run(policy, 9, see=lambda number: seen(number, phase=float(number >= 7)))
     actions = [text.subtask for text in flat(said) if text.question == "actions"]
     assert actions == ["move right", "move right", "push down"]
-    with pytest.raises(UserError, match="has no privileged `phase`"):
+    with pytest.raises(UserError, match="no privileged `phase`"):
         run(policy, 1)
+
+
+def test_a_verifier_is_measured_against_the_simulator():
+    policy = text_policy(Scripted(), verifier="self", measure_verifier=True)
+    _, said = run(policy, 9, see=lambda number: seen(number, phase=float(number >= 7)))
+    pairs = [(one.text, two.text) for one, two in pairwise(flat(said)) if one.question == "verdict"]
+    # it says yes twice, and the first time the expert was still in its phase
+    assert pairs == [("done: the model's own answer", "not done"), ("done: the model's own answer", "done")]
+    row = SimpleNamespace(texts=[text._asdict() for text in flat(said)])
+    assert results.verdicts_of([row]) == [(True, False), (True, True)]
 
 
 @pytest.mark.slow
@@ -240,7 +253,7 @@ def test_ten_thousand_mangled_answers_crash_no_rollout(codec, verifier):
                 assert 1 <= len(chunk) <= 8 and chunk.dtype == np.float32 and np.abs(chunk).max() <= 1 + 1e-6
                 moved += bool(chunk[:, :3].any())
                 problems += sum(bool(text.problem) for text in texts)
-                json.dumps([text._asdict() for text in texts])  # a row can hold it
+                json.dumps([text._asdict() for text in texts], ensure_ascii=False).encode()  # a page can hold it
     assert problems > MANGLED / 10 and moved > 100
 
 

@@ -105,6 +105,9 @@ def test_written_demonstrations_succeed_over_the_wire_and_can_be_read(annotated,
         )
     summary = results.summarise(rows.values(), protocols.load("metaworld/quickstart-v1", RULES))
     assert "0 badly formed (0.0 %)" in summary.texts
+    cycles = sum(text["question"] == "actions" for row in rows.values() for text in row.texts)
+    assert f"{cycles} decisions, seconds: median" in summary.texts
+    assert len(results.decision_seconds(rows.values())) == cycles
     page = report.write([tmp_path / "eval"], tmp_path / "report.html").read_text()
     assert "what it wrote" in page and "Primarily right (-dy)." in page
 

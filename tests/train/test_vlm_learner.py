@@ -13,6 +13,7 @@ from la4vla import manifest
 from la4vla.action_text.action_text import ActionText
 from la4vla.action_text.config import ActionTextConfig
 from la4vla.config import load
+from la4vla.data.shards.texts import ABOUT
 from la4vla.files import sha256
 from la4vla.train.learners.texts import text_row
 from la4vla.types import Embodiment, UserError
@@ -187,7 +188,7 @@ def test_digits_of_a_codec_are_tokens_before_a_row_is_made(place, in_process):
     robot = replace(ARM, action=replace(ARM.action, metres_per_unit=0.01))
     text = ActionText.open(ActionTextConfig(codec="tokens"), robot)
     write_texts(place / "coded", 8, robot=robot)
-    (place / "coded.codec.json").write_text(json.dumps({"of": "", "action_text": text.to_dict()}))
+    (place / "coded" / ABOUT).write_text(json.dumps({"action_text": text.to_dict()}))
     config = write_config(place, "coding", steps=1)
     ended = in_process(str(config), f"data.sources.texts.path={place}/coded")
     assert ended.codes == (0,) and "actions as `tokens`" in ended.stdout, ended.stderr

@@ -29,7 +29,7 @@ from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
 from la4vla.serve.text.answers import Read, read_completion, read_plan, read_subtasks
 from la4vla.serve.text.episode import TextEpisode, TextQuery
 from la4vla.serve.text.safety import filtered
-from la4vla.serve.text.verify import PHASE, Case, Inspector, Verdict, simulator_says
+from la4vla.serve.text.verify import PHASE, Cycle, Inspector, Verdict, simulator_says
 from la4vla.serve.text.writer import Prompt, Writer
 from la4vla.types import Embodiment, Observation, Turn, UserError
 
@@ -89,7 +89,7 @@ class TextPolicy:
 
     @property
     def privileged(self) -> tuple[str, ...]:
-        return (PHASE,) if self.config.verifier == "simulator" else ()
+        return (PHASE,) if self.config.verifier == "simulator" or self.config.measure_verifier else ()
 
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
@@ -143,8 +143,8 @@ class TextPolicy:
                 )
             if missing := [name for name in self.privileged if name not in seen.privileged]:
                 raise UserError(
-                    f"the policy's verifier is `simulator`, and the observation has no privileged `{missing[0]}`; "
-                    "evaluate it with `la4vla eval` in a simulator whose expert tells its phases, or set verifier=self."
+                    f"the observation has no privileged `{missing[0]}`, which verifier=simulator and measure_verifier "
+                    "need; evaluate with `la4vla eval` in a simulator whose expert tells its phases, or set others."
                 )
         return [
             TextQuery(self._episodes[episode], seen, key)
@@ -158,6 +158,10 @@ class TextPolicy:
             if verdict.text:
                 said = {True: "done", False: "not done", None: "no verdict, taken as not done"}[verdict.done]
                 query.say("verdict", f"{said}: {verdict.text}")
+            if self.config.measure_verifier:
+                query.say(
+                    "truth", "done" if simulator_says(_given(episode.began), query.observation).done else "not done"
+                )
             episode.before, episode.tries = None, episode.tries + 1
             if not verdict.done and episode.tries < self.config.tries:
                 continue
@@ -177,8 +181,8 @@ class TextPolicy:
         if self.config.verifier == "simulator":
             return [simulator_says(_given(query.episode.began), query.observation) for query in queries]
         first = self.views[0]
-        cases = [
-            Case(
+        cycles = [
+            Cycle(
                 _given(query.episode.before).views[first],
                 query.observation.views[first],
                 query.episode.subtask,
@@ -187,14 +191,14 @@ class TextPolicy:
             for query in queries
         ]
         if self._inspector is not None:
-            return self._inspector.verdicts(cases)
+            return self._inspector.verdicts(cycles)
         answers = self._ask(
             "completion",
             queries,
             lambda query: ask("completion", subtask=query.episode.subtask),
             lambda query, text: read_completion(text),
             self.config.completion,
-            {id(query): (case.before, case.after) for query, case in zip(queries, cases, strict=True)},
+            {id(query): (cycle.before, cycle.after) for query, cycle in zip(queries, cycles, strict=True)},
         )
         return [Verdict(answers.get(id(query)), "the model's own answer") for query in queries]
 
@@ -294,8 +298,9 @@ class TextPolicy:
             for query, answer in zip(asked, self.writer.write(prompts, sampling, self.config.top_p), strict=True):
                 if answer.refused and question == "subtasks":  # nothing that was written is in the prompt
                     raise UserError(answer.refused)
-                result = Read(None, answer.refused) if answer.refused else read(query, answer.text)
-                query.say(question, answer.text, result.reason)
+                text = answer.text.encode(errors="replace").decode()  # half a surrogate pair can be sent nowhere
+                result = Read(None, answer.refused) if answer.refused else read(query, text)
+                query.say(question, text, result.reason)
                 if result.value is not None:
                     values[id(query)] = result.value
         return values

@@ -42,7 +42,7 @@ QUALITY = 95
 
 
 @dataclass(frozen=True)
-class Case:
+class Cycle:
     """What a verifier is asked about.
 
     before, after    uint8 RGB [H, W, 3], of the first view
@@ -58,8 +58,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """done: whether the sub-task is; None where no verdict could be had. text: what was answered, or why there is no
-    verdict."""
+    """What a verifier says of a cycle.
+
+    done  whether the sub-task is; None where no verdict could be had
+    text  what was answered, or why there is no verdict
+    """
 
     done: bool | None
     text: str
@@ -73,20 +76,20 @@ class Inspector:
         self._conversations = Conversations(config, cache)
         self._at_once = config.concurrency
 
-    def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
-        """One for each case, asked side by side. Raises UserError where the endpoint cannot be used."""
-        with ThreadPoolExecutor(max(1, min(self._at_once, len(cases)))) as pool:
-            return list(pool.map(self._verdict, cases))
+    def verdicts(self, cycles: Sequence[Cycle]) -> list[Verdict]:
+        """One for each cycle, asked side by side. Raises UserError where the endpoint cannot be used."""
+        with ThreadPoolExecutor(max(1, min(self._at_once, len(cycles)))) as pool:
+            return list(pool.map(self._verdict, cycles))
 
-    def _verdict(self, case: Case) -> Verdict:
-        outcome = self._conversations.hold(messages(case), FORMAT, read_verdict, _again)
+    def _verdict(self, cycle: Cycle) -> Verdict:
+        outcome = self._conversations.hold(messages(cycle), FORMAT, read_verdict, _again)
         return outcome.answer or Verdict(None, outcome.failed)
 
 
-def messages(case: Case) -> list[Message]:
+def messages(cycle: Cycle) -> list[Message]:
     """The conversation's beginning."""
-    jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(image), QUALITY) for image in (case.before, case.after)]
-    about = PROMPT["inputs"].format(subtask=case.subtask, following=case.following or PROMPT["nothing_follows"])
+    jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(image), QUALITY) for image in (cycle.before, cycle.after)]
+    about = PROMPT["inputs"].format(subtask=cycle.subtask, following=cycle.following or PROMPT["nothing_follows"])
     text = text_part(f"{PROMPT['instructions']}\n\n{about}\n\n{PROMPT['example']}")
     return [{"role": "user", "content": [*map(image_part, jpegs), text]}]
 

@@ -12,7 +12,7 @@ from la4vla.config import SamplingConfig
 from la4vla.types import Turn, UserError
 from la4vla.vlm.generate import Writing, write
 from la4vla.vlm.model import VlmModel
-from la4vla.vlm.rows import ChatEncoder, PreparedText
+from la4vla.vlm.rows import ChatEncoder, EncodedText
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class VlmWriter:
     def write(self, prompts: Sequence[Prompt], sampling: SamplingConfig, top_p: float) -> list[WriterAnswer]:
         answers = [WriterAnswer("")] * len(prompts)
         places: list[int] = []
-        prepared: list[PreparedText] = []
+        prepared: list[EncodedText] = []
         for place, prompt in enumerate(prompts):
             try:
                 prepared.append(self.encoder.prompt(prompt.key, prompt.turns, prompt.images))
