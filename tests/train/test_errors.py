@@ -14,7 +14,7 @@ from la4vla.train import __main__ as command
 from la4vla.train import dist, run
 from la4vla.types import UserError
 from tests.fixtures import write_shards
-from tests.train.launch import HERE, Ended, start, start_torchrun, wait, write_config
+from tests.train.launch import HERE, Ended, start, start_torchrun, train, wait, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -32,15 +32,16 @@ def errors(ended: Ended) -> list[str]:
 
 def test_steps_that_are_not_finite_stop_the_run_with_their_samples(tmp_path, shards, in_process):
     config = write_config(tmp_path, shards, "nan")
-    ended = torchrun(
-        str(config),
+    ended = train(
+        2,
+        config,
         "stages.pretrain.lr=1.0e38",
         "stages.pretrain.warmup_steps=0",
         "stages.pretrain.steps=50",
         "engine.max_skipped_steps=3",
         "checkpoint.every_steps=2",
     )
-    assert ended.codes != (0,)
+    assert ended.codes == (2, 2)
     (said,) = errors(ended)
     assert "3 steps in a row had no finite gradient" in said
     assert (
@@ -60,8 +61,8 @@ def test_a_bad_shard_on_one_rank_ends_all_with_one_sentence(tmp_path, shards):
     shard = copy / "la" / "shard-000001.tar"  # stream 1: rank 1's
     shard.write_bytes(shard.read_bytes()[:2000])
     config = write_config(tmp_path, copy, "bad")
-    ended = torchrun(str(config))
-    assert ended.codes != (0,)
+    ended = train(2, config)
+    assert ended.codes == (2, 2)
     (said,) = errors(ended)
     assert "shard-000001.tar" in said
 
