@@ -102,6 +102,7 @@ class Rank:
             forkserver.ensure_running()
         self._process = FORKS.Process(target=_run, args=(command, env, [file.name for file in self._files]))
         self._process.start()
+        atexit.register(self._process.kill)  # one that a failed test left running would be waited for at the exit
         assert self._process.pid is not None
         self.pid = self._process.pid
 
