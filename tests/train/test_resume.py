@@ -219,7 +219,8 @@ def test_a_signal_saves_and_ends_well(place, shards):
 def test_a_second_ctrl_c_some_seconds_later_ends_at_once():
     code = (
         "import os, signal, time; from la4vla.train import health; health.INSIST_S = 0.5; stop = health.StopSignal()\n"
-        "for pause in (0, 0, 1):\n    time.sleep(pause)\n    os.kill(os.getpid(), signal.SIGINT)\n    print(pause)"
+        "for pause in (0, 0, 1):\n    time.sleep(pause)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(pause, flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == -signal.SIGINT and done.stdout.split() == ["0", "0"] and not done.stderr
