@@ -360,6 +360,11 @@ class TextBatch:
         )
 
 
+def answer_places(labels_BL: Tensor) -> Tensor:
+    """int64 [counted], `TextBatch.answer_index` of these labels."""
+    return (labels_BL.flatten() != NOT_COUNTED).nonzero().flatten()
+
+
 class TextEncoder(Protocol):
     """Conversations -> micro-batches. Belongs to a model's tokenizer and chat template; pickles."""
 

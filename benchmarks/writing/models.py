@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import simplejpeg
 import torch
 
 from la4vla import manifest
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_texts
-from la4vla.data.shards.texts import TextRecord
 from la4vla.data.transforms import ResizeImages
 from la4vla.device import usable_device
 from la4vla.model.conversation import ConversationEncoder
@@ -127,13 +125,4 @@ def read_rows(folder: str | Path, questions: Sequence[str], most: int = 0) -> li
     records = [shard[place] for place in range(longest) for shard in by_shard if place < len(shard)]
     if not records:
         raise UserError(f"{folder}: no question of type {' or '.join(wanted)}; name others, or construct some.")
-    return [_row(record, str(folder)) for record in records[: most or None]]
-
-
-def _row(record: TextRecord, folder: str) -> TextRow:
-    try:
-        images = tuple(simplejpeg.decode_jpeg(image.jpeg, colorspace="RGB") for image in record.images)
-    except ValueError as error:
-        raise UserError(f"{folder}: an image of {record.key} is damaged ({error}); write the folder again.") from error
-    about = (record.question, record.task, record.episode, record.span, record.instruction)
-    return TextRow(record.key, record.turns, images, *about)
+    return [record.decoded(record.key, str(folder)) for record in records[: most or None]]

@@ -38,6 +38,7 @@ from la4vla.config.train import (
     StageConfig,
     TrainConfig,
     ValidateConfig,
+    smallest_micro_batch,
     validate,
 )
 
@@ -74,6 +75,7 @@ __all__ = [
     "VlmConfig",
     "load",
     "overrides",
+    "smallest_micro_batch",
     "to_yaml",
     "validate",
 ]

@@ -150,6 +150,11 @@ class TrainConfig:
     validate: ValidateConfig = field(default_factory=ValidateConfig)
 
 
+def smallest_micro_batch(config: TrainConfig) -> int:
+    """Rows that fit at once in every stage; what is measured besides training takes so many."""
+    return min(stage.micro_batch for stage in config.stages.values())
+
+
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
     **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),

@@ -14,7 +14,7 @@ import simplejpeg
 
 from la4vla.data.setup import TextSource
 from la4vla.data.shards.texts import TextRecord
-from la4vla.types import NOT_COUNTED, TextBatch, TextEncoder, TextRow
+from la4vla.types import NOT_COUNTED, TextBatch, TextEncoder, TextRow, answer_places
 
 UNKNOWN_SIZE = (64, 64)  # pixels of the grey image where the folder's images differ in size
 
@@ -46,7 +46,7 @@ def batch_texts(texts: Sequence[PreparedText], encoder: TextEncoder) -> TextBatc
         return batch
     labels_BL = batch.labels_BL.clone()
     labels_BL[bad] = NOT_COUNTED
-    return replace(batch, labels_BL=labels_BL, answer_index=(labels_BL.flatten() != NOT_COUNTED).nonzero().flatten())
+    return replace(batch, labels_BL=labels_BL, answer_index=answer_places(labels_BL))
 
 
 def _text_row(record: TextRecord, source: TextSource) -> tuple[TextRow, str]:
@@ -61,14 +61,4 @@ def _text_row(record: TextRecord, source: TextSource) -> tuple[TextRow, str]:
             size = (view.height, view.width) if view.height else UNKNOWN_SIZE
             images.append(np.full((*size, 3), 128, np.uint8))
             wrong = wrong or f"image {number} (view {image.view}, {image.t}): {error}"
-    row = TextRow(
-        key=f"{source.name}/{record.key}",
-        turns=record.turns,
-        images=tuple(images),
-        question=record.question,
-        task=record.task,
-        episode=record.episode,
-        span=record.span,
-        instruction=record.instruction,
-    )
-    return row, wrong
+    return record.row(f"{source.name}/{record.key}", images), wrong

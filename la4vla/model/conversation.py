@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from la4vla.model.backbone import IMAGE_INDEX, IMAGES
 from la4vla.model.tokenizer import IMAGE_CLOSE, IMAGE_OPEN, Prompter
-from la4vla.types import NOT_COUNTED, InputSpec, TextBatch, TextRow, UserError
+from la4vla.types import NOT_COUNTED, InputSpec, TextBatch, TextRow, UserError, answer_places
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
@@ -112,7 +112,7 @@ class ConversationEncoder:
             input_ids_BL=ids_BL,
             text_mask_BL=mask_BL,
             labels_BL=labels_BL,
-            answer_index=(labels_BL.flatten() != NOT_COUNTED).nonzero().flatten(),
+            answer_index=answer_places(labels_BL),
             images={IMAGES: torch.stack(images), IMAGE_INDEX: places} if images else {},
             keys=tuple(row.key for row in prepared),
         )

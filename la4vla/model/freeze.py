@@ -50,6 +50,14 @@ def set_trainable(module: Any, groups: Collection[str]) -> None:
     module.train(module.training)
 
 
+def keep_frozen_in_eval(module: Any) -> None:
+    """What a model's `train` does at its end."""
+    groups = module.groups()
+    for name in module.frozen_groups:
+        for part in groups[name]:
+            part.eval()
+
+
 def summary_table(module: Any) -> str:
     """Parameters by group with trainable marks, as text; printed before step 0."""
     rows = []

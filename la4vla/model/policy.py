@@ -23,6 +23,7 @@ from torch.nn import functional
 from la4vla.config import LANGUAGE_HEAD, ModelConfig
 from la4vla.model import flow, init, lora, weights
 from la4vla.model.backbone import Backbone
+from la4vla.model.freeze import keep_frozen_in_eval
 from la4vla.model.head import ContextCache, FlowHead
 from la4vla.model.presets import ModelSize, preset
 from la4vla.types import Batch, InputSpec, TextBatch
@@ -118,10 +119,7 @@ class Policy(nn.Module):
         FACTS 5.1 B7: the release's frozen tower kept its stochastic depth.
         """
         super().train(mode)
-        groups = self.groups()
-        for name in self.frozen_groups:
-            for module in groups[name]:
-                module.eval()
+        keep_frozen_in_eval(self)
         return self
 
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from la4vla.model.freeze import keep_frozen_in_eval
 from la4vla.types import TextBatch, UserError
 
 FAMILIES = {
@@ -117,10 +118,7 @@ class VlmModel(nn.Module):
     def train(self, mode: bool = True) -> VlmModel:
         """Sets training or eval mode. Frozen groups stay in eval mode."""
         super().train(mode)
-        groups = self.groups()
-        for name in self.frozen_groups:
-            for module in groups[name]:
-                module.eval()
+        keep_frozen_in_eval(self)
         return self
 
     def _idle_vision(self) -> Tensor:

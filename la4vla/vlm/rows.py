@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from la4vla.types import NOT_COUNTED, TextBatch, TextRow, Turn, UserError
+from la4vla.types import NOT_COUNTED, TextBatch, TextRow, Turn, UserError, answer_places
 
 ONE_VALUE_A_TOKEN = ("token_type_ids", "mm_token_type_ids")
 """What processors return with the shape of the tokens; all else is concatenated over images."""
@@ -154,7 +154,7 @@ class ChatEncoder:
             input_ids_BL=padded([row.ids_L for row in prepared], self.pad_token_id, torch.int64),
             text_mask_BL=padded([torch.ones_like(row.ids_L) for row in prepared], 0, torch.bool),
             labels_BL=labels_BL,
-            answer_index=(labels_BL.flatten() != NOT_COUNTED).nonzero().flatten(),
+            answer_index=answer_places(labels_BL),
             images=inputs,
             keys=tuple(row.key for row in prepared),
         )

@@ -1,5 +1,7 @@
 """A small recorded dataset: four episodes of a made-up motion, images that carry their frame's number."""
 
+from dataclasses import replace
+
 import numpy as np
 import simplejpeg
 
@@ -12,6 +14,7 @@ from la4vla.sim.metaworld import EMBODIMENT
 STRIDE = 3
 FRAMES = 83
 TASK = "pick-place-v3"
+NUMBERS = range(1000, 1004)
 ROBOT = Robot(EMBODIMENT, robot_frame(EMBODIMENT.name))
 
 
@@ -37,7 +40,7 @@ def episode(number):
 
 def recorded(tmp_path):
     """Writes the episodes and returns a config that constructs from them."""
-    for number in range(1000, 1004):
+    for number in NUMBERS:
         write_episode(episode_path(tmp_path / "episodes", TASK, number), episode(number))
     return ConstructConfig(
         read=ReadConfig(path=str(tmp_path / "episodes")),
@@ -46,3 +49,18 @@ def recorded(tmp_path):
         propose=ProposeConfig(min_clip_frames=8),
         shards=2,
     )
+
+
+def recorded_for_endpoint(tmp_path, monkeypatch):
+    """The same with tasks that carry the episodes' numbers, and settings of an endpoint that wait for nothing."""
+    monkeypatch.setenv("TEST_KEY", "sesame")
+    config = recorded(tmp_path)
+    for number in NUMBERS:
+        shown = replace(episode(number), instruction=f"task {number}")
+        write_episode(episode_path(tmp_path / "episodes", TASK, number), shown)
+    config.vlm.api_key_variable = "TEST_KEY"
+    config.vlm.requests_per_minute = 60000
+    config.vlm.backoff_s = 0.01
+    config.vlm.timeout_s = 30.0
+    config.vlm.concurrency = 2
+    return config

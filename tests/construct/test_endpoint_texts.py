@@ -14,32 +14,19 @@ from la4vla.chat.responses import Responses
 from la4vla.construct.__main__ import main, run
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.vlm import CACHE
-from la4vla.construct.recording.store import episode_path, write_episode
 from la4vla.construct.texts.endpoint import Log, read_answer, request_text
 from la4vla.types import UserError
 from tests.construct.model_server import serving, status
-from tests.construct.recorded import TASK, episode, recorded
+from tests.construct.recorded import TASK, episode, recorded_for_endpoint
 from tests.construct.test_write_texts import frames, of
-
-NUMBERS = range(1000, 1004)
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Four recorded episodes whose tasks carry their numbers, and settings that wait for nothing."""
-    monkeypatch.setenv("TEST_KEY", "sesame")
-    config = recorded(tmp_path)
-    for number in NUMBERS:
-        shown = replace(episode(number), instruction=f"task {number}")
-        write_episode(episode_path(tmp_path / "episodes", TASK, number), shown)
+    config = recorded_for_endpoint(tmp_path, monkeypatch)
     config.texts.annotator = "endpoint"
     config.texts.questions = ["subtasks", "plan", "actions"]
     config.texts.held_out_scenes = config.texts.held_out_wordings = 0.0
-    config.vlm.api_key_variable = "TEST_KEY"
-    config.vlm.requests_per_minute = 60000
-    config.vlm.backoff_s = 0.01
-    config.vlm.timeout_s = 30.0
-    config.vlm.concurrency = 2
     config.vlm.fps = 8.0
     return config
 

@@ -16,7 +16,6 @@ from la4vla.action_text.config import ActionTextConfig
 from la4vla.config import load
 from la4vla.data.shards.texts import ABOUT
 from la4vla.files import sha256
-from la4vla.train.learners.texts import text_row
 from la4vla.types import Embodiment, UserError
 from la4vla.vlm.generate import Writing, write
 from la4vla.vlm.load import build_vlm, save_vlm
@@ -97,7 +96,7 @@ def test_it_learns_what_it_is_shown_and_writes_it(place, in_process):
     assert last["val/exact"] == 1.0 and last["val/text"] < 0.1 < first["val/text"]
     assert {key for key in last if key.startswith("val/exact/")} == {"val/exact/next", "val/exact/scene"}
     vlm, encoder = load_checkpoint(newest(config, 30), manifest.read(newest(config, 30)))
-    (answer,) = write(vlm, encoder, [encoder.question(text_row(make_text(7), "asked"))], Writing(32))
+    (answer,) = write(vlm, encoder, [encoder.question(make_text(7).decoded("asked", "nowhere"))], Writing(32))
     assert answer.ended == "turn" and answer.text == make_text(7).turns[-1].text
 
 

@@ -14,16 +14,17 @@ what the rows were made with.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import simplejpeg
 
 from la4vla.data.shards.index import Index, Shard, View, read_small
 from la4vla.data.shards.tars import Files, FolderWriter, check_view
-from la4vla.types import Embodiment, Role, Turn, UserError
+from la4vla.types import Embodiment, Role, TextRow, Turn, UserError
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 ABOUT = "about.json"
@@ -72,6 +73,28 @@ class TextRecord:
     @property
     def answer(self) -> str:
         return self.turns[-1].text
+
+    def row(self, key: str, images: Sequence[np.ndarray]) -> TextRow:
+        """The same with its images decoded. key: the row's name in messages."""
+        return TextRow(
+            key=key,
+            turns=self.turns,
+            images=tuple(images),
+            question=self.question,
+            task=self.task,
+            episode=self.episode,
+            span=self.span,
+            instruction=self.instruction,
+        )
+
+    def decoded(self, key: str, folder: str) -> TextRow:
+        """The same with its images decoded. Raises UserError, naming the folder, for an image that is damaged."""
+        try:
+            return self.row(key, [simplejpeg.decode_jpeg(image.jpeg, colorspace="RGB") for image in self.images])
+        except ValueError as error:
+            raise UserError(
+                f"{folder}: an image of {self.key} is damaged ({error}); write the folder again."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """What the record's JSON says."""

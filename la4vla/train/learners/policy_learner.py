@@ -192,8 +192,7 @@ class PolicyLearner:
     def _find_held_out(self) -> texts.HeldOutTexts:
         if self._encoder is None:
             raise UserError("validate.texts is set and no text source is mixed; add one, or leave validate.texts out.")
-        size = min(stage.micro_batch for stage in self._config.stages.values())
-        return texts.HeldOutTexts(self._config.validate, self._setup, self._encoder, size, self._world)
+        return texts.HeldOutTexts(self._config, self._setup, self._encoder, self._world)
 
     def _spell(self, ids: Sequence[int]) -> str:
         return as_text(self._prompter.tokenizer, ids)

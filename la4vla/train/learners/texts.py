@@ -9,10 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 
-from la4vla.config import ValidateConfig
+from la4vla.config import TrainConfig, smallest_micro_batch
 from la4vla.data.setup import Setup, TextSource
 from la4vla.data.shards.index import Index, read_index
 from la4vla.data.shards.read import read_texts
@@ -20,7 +19,7 @@ from la4vla.data.shards.texts import TextRecord, read_about
 from la4vla.train.dist import World, log0
 from la4vla.train.engines.engine import Engine
 from la4vla.train.metrics import Record
-from la4vla.types import NOT_COUNTED, TextBatch, TextEncoder, TextRow, UserError
+from la4vla.types import NOT_COUNTED, TextBatch, TextEncoder, UserError
 
 REPEATED = re.compile(r"(<[^<>\s]+>)\1{3,}")  # tokens of an image
 SHEET_SIDE = 224  # pixels of an image on the sheet of the first batch
@@ -29,14 +28,18 @@ SHEET_SIDE = 224  # pixels of an image on the sheet of the first batch
 class HeldOutTexts:
     """The first rows of a folder of conversations that no run trains on.
 
-    rows  in the order of the folder
+    rows          in the order of the folder
+    rows_at_once  as many as fit where the run trains
     """
 
-    def __init__(self, config: ValidateConfig, setup: Setup, encoder: TextEncoder, size: int, world: World) -> None:
-        """size: rows at once. Raises UserError for a folder that holds no conversations, and for a row that does not
+    def __init__(self, config: TrainConfig, setup: Setup, encoder: TextEncoder, world: World) -> None:
+        """Raises UserError for a folder that holds no conversations, and for a row that does not
         fit the model."""
-        index = read_index(config.texts, "texts")
-        self.rows = [text_row(record, "validate") for record in records(index, config.text_rows)]
+        asked, self.rows_at_once = config.validate, smallest_micro_batch(config)
+        index = read_index(asked.texts, "texts")
+        self.rows = [
+            record.decoded(f"validate/{record.key}", index.location) for record in records(index, asked.text_rows)
+        ]
         keys = {key for shard in index.shards for key in shard.keys}
         for name, source in setup.texts.items():
             if shared := keys & {key for shard in source.index.shards for key in shard.keys}:
@@ -49,7 +52,10 @@ class HeldOutTexts:
         for row in self.rows:
             by_question[row.question].append(encoder.prepare(row))
         self._batches = {
-            question: [encoder.batch(prepared[first : first + size]) for first in range(0, len(prepared), size)]
+            question: [
+                encoder.batch(prepared[first : first + self.rows_at_once])
+                for first in range(0, len(prepared), self.rows_at_once)
+            ]
             for question, prepared in sorted(by_question.items())
         }
         self._device = world.device
@@ -81,24 +87,6 @@ def records(index: Index, most: int) -> list[TextRecord]:
     return found[:most]
 
 
-def text_row(record: TextRecord, source: str) -> TextRow:
-    """A stored conversation with its images decoded. Raises UserError for one that is damaged."""
-    try:
-        images = tuple(simplejpeg.decode_jpeg(image.jpeg, colorspace="RGB") for image in record.images)
-    except ValueError as error:
-        raise UserError(f"{source}/{record.key}: an image is damaged ({error}); write the folder again.") from error
-    return TextRow(
-        key=f"{source}/{record.key}",
-        turns=record.turns,
-        images=images,
-        question=record.question,
-        task=record.task,
-        episode=record.episode,
-        span=record.span,
-        instruction=record.instruction,
-    )
-
-
 def codec_of(sources: Mapping[str, TextSource]) -> dict[str, Any]:
     """The codec of the action texts in these folders, as `construct texts` says in them; empty where there are no such
     texts. Raises UserError where two of them differ."""
@@ -114,14 +102,16 @@ def codec_of(sources: Mapping[str, TextSource]) -> dict[str, Any]:
 def first_images(setup: Setup, batches: Sequence[TextBatch], most: int) -> list[torch.Tensor]:
     """uint8 [3, S, S]: the stored images of a step's conversations, squared to SHEET_SIDE."""
     images: list[torch.Tensor] = []
+    read: dict[tuple[str, int], dict[str, TextRecord]] = {}
     for key in (key for batch in batches for key in batch.keys):
         if len(images) >= most:
             break
         name, _, record = key.partition("/")
         index = setup.texts[name].index
         shard = next(number for number, shard in enumerate(index.shards) if record in shard.keys)
-        stored = next(row for row in read_texts(index, shard) if row.key == record)
-        for image in text_row(stored, name).images:
+        if (name, shard) not in read:
+            read[name, shard] = {row.key: row for row in read_texts(index, shard)}
+        for image in read[name, shard][record].decoded(key, index.location).images:
             squared = cv2.resize(image, (SHEET_SIDE, SHEET_SIDE), interpolation=cv2.INTER_AREA)
             images.append(torch.from_numpy(squared).permute(2, 0, 1))
     return images[:most]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from la4vla.config import TrainConfig
+from la4vla.config import TrainConfig, smallest_micro_batch
 from la4vla.data.reader import window
 from la4vla.data.setup import Setup
 from la4vla.data.shards.index import Index, read_stats
@@ -74,7 +74,7 @@ class Validation:
                     "key and length), so they are not held out",
                 )
         _check_values(listed.cases, case_clips, setup)
-        size = min(stage.micro_batch for stage in config.stages.values())
+        size = smallest_micro_batch(config)
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
         self._questions = {
             mode.name: [self._question(mode, part, first * size, case_clips) for first, part in enumerate(parts)]

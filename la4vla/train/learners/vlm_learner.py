@@ -65,10 +65,9 @@ class VlmLearner:
         if resume.own:
             assert resume.checkpoint is not None
             checkpoint.check_data(resume.checkpoint, fingerprints(self._setup))
-        size = min(stage.micro_batch for stage in config.stages.values())
         self._held_out = None
         if config.validate.texts:
-            self._held_out = texts.HeldOutTexts(config.validate, self._setup, encoder, size, world)
+            self._held_out = texts.HeldOutTexts(config, self._setup, encoder, world)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -140,10 +139,9 @@ class VlmLearner:
 
     def _exact(self, module: VlmModel) -> Record:
         assert self._held_out is not None
-        rows, training = self._held_out.rows, module.training
+        rows, training, size = self._held_out.rows, module.training, self._held_out.rows_at_once
         module.eval()
         prompts = [self._encoder.question(row) for row in rows]
-        size = min(stage.micro_batch for stage in self._config.stages.values())
         mixed = self._config.engine.precision == "bf16"
         with torch.autocast(self._world.device.type, torch.bfloat16, enabled=mixed):
             answers = write(module, self._encoder, prompts, Writing(LONGEST_ANSWER), rows_at_once=size)

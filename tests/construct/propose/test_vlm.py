@@ -26,9 +26,7 @@ from la4vla.construct.recording.store import episode_path, write_episode
 from la4vla.data.shards.writer import read_index
 from la4vla.types import UserError
 from tests.construct.model_server import CUT, HANG, HTML, completion, serving, status
-from tests.construct.recorded import FRAMES, TASK, episode, recorded
-
-NUMBERS = range(1000, 1004)
+from tests.construct.recorded import FRAMES, NUMBERS, TASK, episode, recorded_for_endpoint
 
 
 def segment(label, words, start, end):
@@ -46,18 +44,8 @@ OUT_OF_RANGE = json.dumps([segment("move", "move the gripper left", 7.0, 9.0)])
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Four recorded episodes whose tasks carry their numbers, and settings that wait for nothing."""
-    monkeypatch.setenv("TEST_KEY", "sesame")
-    config = recorded(tmp_path)
-    for number in NUMBERS:
-        shown = replace(episode(number), instruction=f"task {number}")
-        write_episode(episode_path(tmp_path / "episodes", TASK, number), shown)
+    config = recorded_for_endpoint(tmp_path, monkeypatch)
     config.proposer = "vlm"
-    config.vlm.api_key_variable = "TEST_KEY"
-    config.vlm.requests_per_minute = 60000
-    config.vlm.backoff_s = 0.01
-    config.vlm.timeout_s = 30.0
-    config.vlm.concurrency = 2
     return config
 
 
