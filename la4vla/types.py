@@ -378,3 +378,37 @@ class TextEncoder(Protocol):
     def batch(self, prepared: Sequence[Any]) -> TextBatch:
         """Rows that `prepare` gave, right-padded."""
         ...
+
+
+@dataclass(frozen=True)
+class Deed:
+    """A motion and words for it: what a scorer judges.
+
+    key       names it in error messages
+    sentence  a low-level instruction that may or may not say what is done
+    image     uint8 RGB [H, W, 3], the scene when the motion begins
+    actions   float32 [T, A], raw units of the embodiment, T from 1 to the scorer's horizon
+    """
+
+    key: str
+    sentence: str
+    image: np.ndarray
+    actions: np.ndarray
+
+
+class Scorer(Protocol):
+    """Says how well words fit a motion in a scene (GPLA's grounding score and its rivals).
+
+    name  in tables and files
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def scores(self, deeds: Sequence[Deed]) -> np.ndarray:
+        """float32 [deeds], higher where the words fit better; comparable among the deeds of one scorer only. The same
+        whatever the deeds are asked with.
+
+        Raises UserError for a deed that it cannot take.
+        """
+        ...
