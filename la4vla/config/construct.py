@@ -177,7 +177,7 @@ class ConstructConfig:
     """`la4vla construct`: demonstrations -> LA clips, their twin with images, and whole-task clips."""
 
     out_dir: str = MISSING  # gets the ledgers of all steps, and la/, vla/ and task/ shard folders
-    proposer: str = "kinematic"  # kinematic | vlm | episode: each is one clip already, its task the instruction
+    proposer: str = "kinematic"  # kinematic | vlm | tasks: the parts that the dataset names | episode: each is one clip
     read: ReadConfig = field(default_factory=ReadConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
@@ -228,8 +228,9 @@ INTERVALS = {
 
 def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
-    choice("proposer", config.proposer, ("kinematic", "vlm", "episode"))
+    choice("proposer", config.proposer, ("kinematic", "vlm", "tasks", "episode"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz", "rlds"))
+    _validate_captions(config)
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
@@ -245,3 +246,21 @@ def validate_construct(config: ConstructConfig) -> None:
     within("", values, INTERVALS)
     for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter", "texts"):
         within(f"{group}.", values[group], INTERVALS)
+
+
+def _validate_captions(config: ConstructConfig) -> None:
+    read = config.read
+    if config.proposer == "tasks" and not (read.subtasks or read.captions):
+        raise UserError(
+            "proposer=tasks takes the parts that a dataset names, and nothing says where their sentences are; set "
+            "read.subtasks or read.captions (docs/rlds.md), or proposer=kinematic for a dataset without captions."
+        )
+    if read.subtasks and read.format not in ("lerobot", "rlds"):
+        raise UserError(f"read.subtasks goes with read.format lerobot or rlds, not {read.format}; leave it empty.")
+    for name, value in (("captions", read.captions), ("episode_id", read.episode_id), ("last_step", read.last_step)):
+        if value and read.format != "rlds":
+            raise UserError(f"read.{name} goes with read.format rlds, not {read.format}; leave it out.")
+    if read.subtasks and read.captions:
+        raise UserError(
+            "read.subtasks and read.captions both say what the parts of an episode are called; leave one of them empty."
+        )
