@@ -91,6 +91,10 @@ class TextPolicy:
     def privileged(self) -> tuple[str, ...]:
         return (PHASE,) if self.config.verifier == "simulator" or self.config.measure_verifier else ()
 
+    @property
+    def trained(self) -> None:
+        """What a model that writes was shown is not in its checkpoint."""
+
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
