@@ -86,8 +86,8 @@ def build(
         return La4vla(policy, max_batch)
     if policy.privileged:
         raise UserError(
-            f"--dialect {name}: its clients do not send {', '.join(policy.privileged)}, which the policy's verifier "
-            "needs; serve with --dialect la4vla, or set another verifier."
+            f"--dialect {name}: its clients do not send {', '.join(policy.privileged)}, which the policy "
+            "needs; serve with --dialect la4vla, or with other settings."
         )
     if libero:
         libero_client.require_fit(policy.embodiment)
