@@ -53,6 +53,8 @@ class VlmLearner:
         _check_source(config, resume.checkpoint)
         self._adapted = adapting.find_base(config, resume, world)
         encoder = self._find_encoder(resume.checkpoint)
+        before = resume.checkpoint.manifest.text if resume.checkpoint else {}
+        self._asked_before: list[str] = before.get("questions", [])
         setup = prepare_texts(config, encoder)
         self._robot = _robot(setup)
         self._codec = texts.codec_of(setup.texts)
@@ -95,7 +97,11 @@ class VlmLearner:
             embodiment=self._robot.to_dict() if self._robot else {},
             views=[],
             view_sizes={},
-            text={"codec": self._codec, "max_tokens": self._encoder.max_tokens},
+            text={
+                "codec": self._codec,
+                "questions": sorted({*texts.questions_of(self._setup.texts), *self._asked_before}),
+                "max_tokens": self._encoder.max_tokens,
+            },
             sources=fingerprints(self._setup),
             tokenizer=self._encoder.files(),
         )
