@@ -104,6 +104,7 @@ SHELVES = {
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report", "writing"},
+        "hierarchy": set(),
         "writing": {"results"},
         "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing"},
         "speed": {"results", "rollouts"},
