@@ -59,6 +59,7 @@ setup(
         "benchmarks": ["data/*", "protocols/*/*.yaml", "rubrics/*.yaml"],
         "benchmarks.perturb": ["*.yaml"],
         "benchmarks.report": ["templates/*"],
+        "benchmarks.hierarchy": ["*.yaml", "templates/*"],
         "benchmarks.writing": ["templates/*"],
     },
     install_requires=[
