@@ -106,7 +106,7 @@ SHELVES = {
         "study": {"perturb", "results", "report", "writing"},
         "hierarchy": set(),
         "writing": {"results"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
         "speed": {"results", "rollouts"},
     },
 }
