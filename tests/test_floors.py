@@ -105,8 +105,9 @@ SHELVES = {
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report", "writing"},
+        "hierarchy": set(),
         "writing": {"results"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
         "speed": {"results", "rollouts"},
     },
 }
