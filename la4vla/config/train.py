@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
+from la4vla.levels import LEVELS, levels_of
 from la4vla.types import SOURCE_KINDS, UserError
 
 MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
@@ -62,6 +63,7 @@ class SourceConfig:
     path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
     kind: str = MISSING  # la | vla | la_leaky (docs/choices.md) | text (docs/texts.md); la reads no image
     views: list[str] = field(default_factory=list)  # views a vla or la_leaky source shows, in slot order; empty: all
+    levels: str = "low"  # what its samples are told: low (the clip's instruction) | both (its task, then that)
 
 
 @dataclass
@@ -205,10 +207,16 @@ def validate(config: TrainConfig) -> None:
         choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():
         choice(f"data.sources.{name}.kind", source.kind, SOURCE_KINDS)
+        choice(f"data.sources.{name}.levels", source.levels, LEVELS)
+        if source.kind == "text" and source.levels == "both":
+            raise UserError(
+                f"data.sources.{name}.levels is both, and a conversation is told as it was written; leave it out."
+            )
     if not config.stages:
         raise UserError("`stages` is empty; a run needs at least one stage with a mixture and steps.")
     for name, stage in config.stages.items():
         _validate_stage(name, stage, config)
+    levels_of(asdict(config))
 
 
 def _validate_lora(config: TrainConfig) -> None:

@@ -33,7 +33,7 @@ from la4vla.types import UserError
 FOLDERS = ("la", "vla", "task")
 FINGERPRINT = "build.json"
 
-BUILD_VERSION = 4
+BUILD_VERSION = 5
 """Raised when the same kept clips would be written differently."""
 
 EXPERT_QUALITY = 3.0
@@ -66,7 +66,7 @@ def clips(episode: Episode, row: LedgerRow) -> list[Clip]:
             instruction=item["instruction"],
             primitive=item["primitive"],
             object_status=item["status"],
-            task=episode.task,
+            task=episode.instruction,
             episode=episode.key,
             span=(item["start"], item["end"]),
             fps=episode.fps,
@@ -85,7 +85,7 @@ def task_clip(episode: Episode) -> Clip:
         instruction=episode.instruction,
         primitive="task",
         object_status="",
-        task=episode.task,
+        task=episode.instruction,
         episode=episode.key,
         span=(0, len(episode)),
         fps=episode.fps,

@@ -19,6 +19,7 @@ from la4vla.data.order import Stream, make_streams
 from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
+from la4vla.levels import LEVELS, Levels
 from la4vla.manifest import Checkpoint
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, TextEncoder, UserError
 
@@ -27,8 +28,9 @@ from la4vla.types import KINDS, Embodiment, InputSpec, Kind, TextEncoder, UserEr
 class Source:
     """A shard folder of clips, used as one kind.
 
-    stats  what the folder says of its values
-    views  those it shows, in slot order; empty for `la` and for no other kind
+    stats   what the folder says of its values
+    views   those it shows, in slot order; empty for `la` and for no other kind
+    levels  what of its two levels of language a sample is told
     """
 
     name: str
@@ -36,6 +38,7 @@ class Source:
     index: Index
     stats: FolderStats
     views: tuple[str, ...]
+    levels: Levels
     streams: tuple[Stream, ...]
 
 
@@ -256,7 +259,8 @@ def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]
                 f"{' '.join(vector.names)}; write the folder again."
             )
     streams = make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
-    return Source(name, kind, index, stats, views, streams)
+    levels = LEVELS[LEVELS.index(data.sources[name].levels)]
+    return Source(name, kind, index, stats, views, levels, streams)
 
 
 def _stats(

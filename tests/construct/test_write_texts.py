@@ -66,7 +66,7 @@ def test_every_question_is_about_the_frames_it_shows(config):
     }
     for row in rows(config).values():
         assert [frame for _, frame in ((image.view, image.t) for image in row.images)] == frames(row)
-        assert row.episode in clips and row.task == "pick-place-v3"
+        assert row.episode in clips and row.task == "Pick and place a puck to a goal"
     for row in of(config, "subtasks"):
         assert ast.literal_eval(row.answer) == [item["instruction"] for item in clips[row.episode]]
         assert frames(row) == [0] and "task 'Pick and place a puck to a goal', starting" in row.turns[0].text

@@ -23,7 +23,7 @@ from la4vla.construct.vocabulary import named_direction
 from la4vla.questions.wordings import NO, YES, ask, with_hand
 from la4vla.rng import RngUse, generator
 
-VERSION = 1
+VERSION = 2
 """Raised when the same annotation would become other rows."""
 
 NEGATIVES = ("unfinished", "reversed", "other")
@@ -203,7 +203,7 @@ def to_dict(draft: Draft, key: str, episode: Episode) -> dict[str, Any]:
         "images": [list(image) for image in draft.images],
         "answer": draft.answer,
         "question": draft.question,
-        "task": episode.task,
+        "task": episode.instruction,
         "episode": episode.key,
         "span": list(draft.span),
         "instruction": draft.instruction,

@@ -32,6 +32,7 @@ class Clip:
     """A labelled span of an episode.
 
     key      unique in its folder, no dots
+    task     the episode's sentence, the high level; `instruction` is the clip's own, the low level
     span     [start, end) frames of `episode`
     fps      control steps a second
     quality  mean annotator score 0..3 (FACTS 1.3.5), or a labeller's own constant
