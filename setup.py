@@ -14,6 +14,7 @@ REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
 CONSTRUCT = [
     "pyarrow>=15",
     "h5py>=3.10",
+    "crc32c>=2.7",
     "openai>=1.60",
     "krippendorff>=0.8",
     "fastapi>=0.110",

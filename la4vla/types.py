@@ -161,7 +161,7 @@ class Observation:
     views: Mapping[str, np.ndarray]
     state: np.ndarray
     instruction: str
-    privileged: Mapping[str, float] = field(default_factory=dict)
+    privileged: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

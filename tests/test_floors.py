@@ -58,7 +58,8 @@ SHELVES = {
     },
     "la4vla.vlm": {
         "rows": set(),
-        "model": set(),
+        "preference": {"rows"},
+        "model": {"preference"},
         "train_tokenizer": set(),
         "tiny": {"rows", "model", "train_tokenizer"},
         "load": {"rows", "model", "tiny"},
@@ -95,7 +96,7 @@ SHELVES = {
         "report": {"dist", "metrics", "checkpoint", "learners"},
         "run": {"dist", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report"},
         "loop": {"dist", "optim", "engines", "health", "run_folder", "learners", "report", "run"},
-        "__main__": {"dist", "loop"},
+        "__main__": {"dist", "loop", "run"},
     },
     "benchmarks": {
         "perturb": set(),

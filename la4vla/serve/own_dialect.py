@@ -13,6 +13,7 @@ from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, IMAGE_BYTES, Session, next_queries
 from la4vla.serve.input_check import Findings
 from la4vla.serve.policy_like import NoiseKey, Served
+from la4vla.serve.privileged import TEXTS
 from la4vla.types import Observation, UserError
 
 
@@ -71,12 +72,15 @@ class La4vla:
             self._privileged(query),
         )
 
-    def _privileged(self, query: Mapping[Any, Any]) -> dict[str, float]:
+    def _privileged(self, query: Mapping[Any, Any]) -> dict[str, float | str]:
         """What the policy needs to be told of the simulator."""
         if not self.policy.privileged:
             return {}
         told = wire.mapping(query, "privileged")
-        return {name: float(wire.vector([wire.part(told, name)], name)[0]) for name in self.policy.privileged}
+        return {
+            name: wire.text(told, name) if name in TEXTS else float(wire.vector([wire.part(told, name)], name)[0])
+            for name in self.policy.privileged
+        }
 
 
 def _key(query: Mapping[Any, Any]) -> NoiseKey:

@@ -34,7 +34,7 @@ from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.rng import RngUse, generator
-from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said, TrainedInputs
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
 NOT_FINITE = (
@@ -115,6 +115,11 @@ class ServedPolicy:
     @property
     def privileged(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def trained(self) -> TrainedInputs:
+        state = self.processor.chain.normalize.state
+        return TrainedInputs(state.min, state.max, self.view_sizes, self.spec.image_size)
 
     @property
     def versions(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
 from la4vla.serve.input_check import InputCheck, InputDifference, refusal
 from la4vla.serve.load import load_served
-from la4vla.serve.policy import PolicyLost, ServedPolicy
+from la4vla.serve.policy import PolicyLost
 from la4vla.serve.policy_like import Served
 from la4vla.types import UserError
 
@@ -172,7 +172,7 @@ class PolicyServer:
         )
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
-        self._check = InputCheck(policy) if isinstance(policy, ServedPolicy) else None
+        self._check = InputCheck(policy.embodiment.state, policy.trained) if policy.trained else None
         self._numbers = count()
         self._refused: set[str] = set()
         self._owed: set[asyncio.Future[None]] = set()
@@ -230,7 +230,7 @@ class PolicyServer:
     def _compared(self, queries: Queries, log: ClientLog) -> list[InputDifference]:
         """The observations' differences to the training data, which are logged. Raises UserError if there are any and
         the server is strict."""
-        if self._check is None:  # what a model that writes was trained on is not known here
+        if self._check is None:
             return []
         differences = self._check.differences(queries.observations)
         if differences and self.settings.strict:
