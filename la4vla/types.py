@@ -169,12 +169,14 @@ class Observation:
     state        float32 [S], raw units
     instruction  free text
     privileged   what only a simulator knows, by name; empty unless the policy asks for it
+    replan       whether a policy that plans is asked to plan anew, now
     """
 
     views: Mapping[str, np.ndarray]
     state: np.ndarray
     instruction: str
-    privileged: Mapping[str, float] = field(default_factory=dict)
+    privileged: Mapping[str, float | str] = field(default_factory=dict)
+    replan: bool = False
 
 
 @dataclass(frozen=True)

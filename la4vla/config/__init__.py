@@ -17,6 +17,7 @@ from la4vla.config.construct import (
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
 from la4vla.config.train import (
@@ -24,6 +25,7 @@ from la4vla.config.train import (
     LORA,
     LORA_TARGETS,
     MODULE_GROUPS,
+    PREFERENCE,
     TRAIN_GROUPS,
     CheckpointConfig,
     DataConfig,
@@ -33,6 +35,7 @@ from la4vla.config.train import (
     LoraConfig,
     ModelConfig,
     OptimConfig,
+    PreferenceConfig,
     RunConfig,
     SourceConfig,
     StageConfig,
@@ -47,6 +50,7 @@ __all__ = [
     "LORA",
     "LORA_TARGETS",
     "MODULE_GROUPS",
+    "PREFERENCE",
     "TRAIN_GROUPS",
     "CheckpointConfig",
     "ConstructConfig",
@@ -54,12 +58,14 @@ __all__ = [
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "HierarchicalConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
+    "PreferenceConfig",
     "ProposeConfig",
     "ReadConfig",
     "RecordConfig",

@@ -10,7 +10,8 @@ from omegaconf import MISSING
 from la4vla.config.checks import choice, within
 from la4vla.types import UserError
 
-QUESTIONS = ("subtasks", "next", "plan", "actions", "completion", "direction", "scene")
+QUESTIONS = ("subtasks", "next", "plan", "actions", "completion", "direction", "scene", "next_system")
+ASKED_FOR = ("scene", "next_system")  # questions that are not written unless they are named
 """Types of questions about demonstrations (docs/texts.md)."""
 
 
@@ -157,7 +158,7 @@ class TextsConfig:
 
     folder: str = "texts"  # in out_dir; other questions or another codec go into a folder of another name
     annotator: str = "kinematic"  # kinematic: sub-tasks are the kept clips | endpoint: a VLM writes them (`vlm`)
-    questions: list[str] = field(default_factory=lambda: [name for name in QUESTIONS if name != "scene"])
+    questions: list[str] = field(default_factory=lambda: [name for name in QUESTIONS if name not in ASKED_FOR])
     views: list[str] = field(default_factory=list)  # cameras that are shown, in order; empty: all
     every: int = (
         0  # frames after which a sub-task is asked about again (plan, actions, direction); 0: at its start only
