@@ -18,6 +18,7 @@ from la4vla.config.construct import (
     VlmConfig,
 )
 from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig
+from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
 from la4vla.config.train import (
@@ -25,6 +26,7 @@ from la4vla.config.train import (
     LORA,
     LORA_TARGETS,
     MODULE_GROUPS,
+    PREFERENCE,
     TRAIN_GROUPS,
     CheckpointConfig,
     DataConfig,
@@ -34,6 +36,7 @@ from la4vla.config.train import (
     LoraConfig,
     ModelConfig,
     OptimConfig,
+    PreferenceConfig,
     RunConfig,
     SourceConfig,
     StageConfig,
@@ -50,6 +53,7 @@ __all__ = [
     "LORA",
     "LORA_TARGETS",
     "MODULE_GROUPS",
+    "PREFERENCE",
     "TRAIN_GROUPS",
     "CheckpointConfig",
     "ConstructConfig",
@@ -58,12 +62,14 @@ __all__ = [
     "FilterConfig",
     "FlowConfig",
     "GroundingConfig",
+    "HierarchicalConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
+    "PreferenceConfig",
     "ProposeConfig",
     "ReadConfig",
     "RecordConfig",

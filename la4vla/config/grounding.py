@@ -63,6 +63,10 @@ def validate_contrast(name: str, stage: Any, kinds: set[str], config: Any) -> No
             f"stages.{name} mixes {', '.join(sorted(kinds - {'contrast'}))} sources, and learner grounding takes clips "
             "of kind contrast alone; set their kind, or take them out."
         )
+    if told := [source for source in stage.mixture if config.data.sources[source].levels != "low"]:
+        raise UserError(
+            f"data.sources.{told[0]}.levels is both, and a grounding model judges low-level sentences; leave it out."
+        )
     if stage.global_batch % config.data.contrast_group:
         raise UserError(
             f"stages.{name}.global_batch is {stage.global_batch}; it must be a multiple of data.contrast_group "

@@ -26,14 +26,14 @@ from la4vla.construct.episodes import Dataset, Episode, Frames, named
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.construct.readers.checks import check_size, jpeg_size
-from la4vla.data.shards.writer import Clip, ShardWriter, View, read_index
+from la4vla.data.shards.writer import WHOLE, Clip, ShardWriter, View, read_index
 from la4vla.files import write_atomic
 from la4vla.types import UserError
 
 FOLDERS = ("la", "vla", "task")
 FINGERPRINT = "build.json"
 
-BUILD_VERSION = 4
+BUILD_VERSION = 5
 """Raised when the same kept clips would be written differently."""
 
 EXPERT_QUALITY = 3.0
@@ -66,7 +66,7 @@ def clips(episode: Episode, row: LedgerRow) -> list[Clip]:
             instruction=item["instruction"],
             primitive=item["primitive"],
             object_status=item["status"],
-            task=episode.task,
+            task=episode.instruction,
             episode=episode.key,
             span=(item["start"], item["end"]),
             fps=episode.fps,
@@ -83,9 +83,9 @@ def task_clip(episode: Episode) -> Clip:
     return Clip(
         key=episode.key,
         instruction=episode.instruction,
-        primitive="task",
+        primitive=WHOLE,
         object_status="",
-        task=episode.task,
+        task=episode.instruction,
         episode=episode.key,
         span=(0, len(episode)),
         fps=episode.fps,

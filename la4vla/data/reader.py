@@ -37,6 +37,7 @@ from la4vla.data.shards.texts import TextRecord
 from la4vla.data.shards.writer import Clip
 from la4vla.data.text_rows import PreparedText, batch_texts, prepare_text
 from la4vla.data.values import BadFrames, Limits, bad_frames
+from la4vla.levels import Levels, told
 from la4vla.rng import RngUse, generator
 from la4vla.types import SOURCE_KINDS, Batch, ContrastBatch, Kind, Sample, TextBatch, UserError
 
@@ -312,7 +313,7 @@ class Reader:
         seed, spec, source = self._config.run.seed, self._processor.spec, task.source
         shard, frame = task.shard.result(), task.address.frame
         clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)
-        sample = window(clip, frame, spec.horizon, source.sample_kind, source.name)
+        sample = window(clip, frame, spec.horizon, source.sample_kind, source.name, source.levels)
         error = bad.within(frame, frame + int(sample.action_valid.sum()), self._setup.chain.delta) if bad else ""
         if source.views and not error:
             try:
@@ -329,8 +330,16 @@ class Reader:
         return replace(prepared, error=error)
 
 
-def window(clip: Clip, frame: int, horizon: int, kind: Kind, source: str) -> Sample:
-    """The raw sample of a clip at one frame, without images; rows past the clip's end are zero and not valid."""
+def window(clip: Clip, frame: int, horizon: int, kind: Kind, source: str, levels: Levels = "low") -> Sample:
+    """The raw sample of a clip at one frame, without images; rows past the clip's end are zero and not valid.
+
+    Raises UserError where levels is both and the clip has no task.
+    """
+    if levels == "both" and not clip.task.strip():
+        raise UserError(
+            f"{source}/{clip.key}: the clip has no task, and its source's levels is both; set data.sources levels to "
+            "low, or write the folder with tasks."
+        )
     stop = min(frame + horizon, len(clip))
     valid = np.arange(horizon) < stop - frame
     action = np.zeros((horizon, clip.action.shape[1]), np.float32)
@@ -340,7 +349,7 @@ def window(clip: Clip, frame: int, horizon: int, kind: Kind, source: str) -> Sam
     return Sample(
         kind=kind,
         key=f"{source}/{clip.key}/{frame}",
-        instruction=clip.instruction,
+        instruction=told(levels, clip.task, clip.instruction),
         state=clip.state[frame],
         action=action,
         action_valid=valid,

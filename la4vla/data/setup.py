@@ -21,6 +21,7 @@ from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.shards.read import clip_places
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
+from la4vla.levels import LEVELS, Levels
 from la4vla.manifest import Checkpoint
 from la4vla.types import KINDS, Embodiment, InputSpec, Kind, TextEncoder, UserError
 
@@ -29,8 +30,9 @@ from la4vla.types import KINDS, Embodiment, InputSpec, Kind, TextEncoder, UserEr
 class Source:
     """A shard folder of clips, used as one kind.
 
-    stats  what the folder says of its values
-    views  those it shows, in slot order; empty for `la`, and for `contrast` without vision
+    stats   what the folder says of its values
+    views   those it shows, in slot order; empty for `la`, and for `contrast` without vision
+    levels  what of its two levels of language a sample is told
     """
 
     name: str
@@ -38,6 +40,7 @@ class Source:
     index: Index
     stats: FolderStats
     views: tuple[str, ...]
+    levels: Levels
     streams: tuple[Stream, ...]
 
     @property
@@ -167,7 +170,7 @@ def prepare_pairs(
     views = {name: _pair_view(config, name, index) for name, index in indexes.items()}
     sources = {}
     for name, index in indexes.items():
-        sources[name] = Source(name, "contrast", index, _folder_stats(name, index), views[name], ())
+        sources[name] = Source(name, "contrast", index, _folder_stats(name, index), views[name], "low", ())
     sizes = (len(embodiment.state.names), len(embodiment.action.names))
     spec = InputSpec(image_size, 0, config.grounding.horizon, *sizes, max_tokens, -1, -1)
     stats = _stats(config, embodiment, indexes, inherited, own)
@@ -296,7 +299,8 @@ def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]
     kind = KINDS[KINDS.index(data.sources[name].kind)]
     stats = _folder_stats(name, index)
     streams = make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
-    return Source(name, kind, index, stats, views, streams)
+    levels = LEVELS[LEVELS.index(data.sources[name].levels)]
+    return Source(name, kind, index, stats, views, levels, streams)
 
 
 def _folder_stats(name: str, index: Index) -> FolderStats:

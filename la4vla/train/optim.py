@@ -2,7 +2,7 @@
 
 Source: FACTS 4.2 "Optimiser and schedule": AdamW, betas 0.9/0.999, no decay on biases, 1-d tensors and norms, one
 learning rate, linear from 0 over the warm-up, cosine to 0 at the last step, in optimizer steps. Linear decay is
-VLM2VLA's (its appendix E), none is GPLA's (its Table 4).
+VLM2VLA's (its appendix E), a constant rate GPLA's (FACTS 2.1).
 """
 
 from __future__ import annotations

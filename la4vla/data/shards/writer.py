@@ -24,7 +24,10 @@ from la4vla.data.shards.tars import Files, FolderWriter, check_view
 from la4vla.data.transforms import action_variants
 from la4vla.types import Embodiment, UserError
 
-__all__ = ["Clip", "Index", "ShardWriter", "View", "read_index", "read_stats"]
+__all__ = ["WHOLE", "Clip", "Index", "ShardWriter", "View", "read_index", "read_stats"]
+
+WHOLE = "task"
+"""Clip.primitive of a whole demonstration, whose instruction is its task's sentence."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Clip:
     """A labelled span of an episode.
 
     key      unique in its folder, no dots
+    task     the episode's sentence, the high level; `instruction` is the clip's own, the low level
     span     [start, end) frames of `episode`
     fps      control steps a second
     quality  mean annotator score 0..3 (FACTS 1.3.5), or a labeller's own constant

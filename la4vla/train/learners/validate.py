@@ -9,7 +9,7 @@ A policy without views has `no_vision` and `neither` only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from la4vla.data.reader import window
 from la4vla.data.setup import Setup
 from la4vla.data.shards.index import Index, read_stats
 from la4vla.data.values import Limits, bad_frames
+from la4vla.levels import levels_of
 from la4vla.model.policy import Policy
 from la4vla.probe_cases.cases import Case, CaseClips, open_case_clips, read_cases
 from la4vla.probe_cases.motion import alignment, check_translation, travel
@@ -129,7 +130,8 @@ class Validation:
 
     def _sample(self, mode: Mode, case: Case, case_clips: CaseClips) -> Sample:
         horizon = self._setup.processor.spec.horizon
-        sample = window(case_clips.clips[case.clip], case.frame, horizon, mode.kind, "validate")
+        levels = levels_of(asdict(self._config))
+        sample = window(case_clips.clips[case.clip], case.frame, horizon, mode.kind, "validate", levels)
         if mode.kind != "la":
             sample = sample.but(views=case_clips.images(case.clip, case.frame, self._setup.chain.views))
         return sample if mode.told else sample.but(instruction="")
