@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 
-F0 = {"types", "config", "levels", "rng", "manifest", "files", "shell", "device"}
+F0 = {"types", "config", "levels", "directions", "rng", "manifest", "files", "shell", "device"}
 LEAVES = {"page", "chat", "action_text", "questions"}
 F1 = {"data", "model", "vlm"}
 ROOMS = {
