@@ -123,8 +123,9 @@ SHELVES = {
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report", "writing"},
         "hierarchy": set(),
+        "grounding": {"hierarchy"},
         "writing": {"results"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy", "grounding"},
         "speed": {"results", "rollouts"},
     },
 }
