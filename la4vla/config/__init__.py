@@ -17,6 +17,7 @@ from la4vla.config.construct import (
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig
 from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
@@ -41,11 +42,13 @@ from la4vla.config.train import (
     StageConfig,
     TrainConfig,
     ValidateConfig,
+    mixing_unit,
     smallest_micro_batch,
     validate,
 )
 
 __all__ = [
+    "GROUNDING_GROUPS",
     "LANGUAGE_HEAD",
     "LORA",
     "LORA_TARGETS",
@@ -58,6 +61,7 @@ __all__ = [
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "GroundingConfig",
     "HierarchicalConfig",
     "JudgeConfig",
     "KeyframeConfig",
@@ -80,6 +84,7 @@ __all__ = [
     "ValidateConfig",
     "VlmConfig",
     "load",
+    "mixing_unit",
     "overrides",
     "smallest_micro_batch",
     "to_yaml",
