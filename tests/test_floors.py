@@ -30,7 +30,8 @@ ROOMS = {
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
     "benchmarks": F0 | F1 | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct"},
-    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
+    "gpla": F0 | F1 | {"train", "serve", "grounding", "page", "questions"},
+    "cli": F0 | F1 | {"train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
     "export": F0 | F1,
 }

@@ -17,6 +17,7 @@ from la4vla.config.construct import (
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.gpla import CandidatesConfig, GplaConfig, PreferConfig, TrainingStep
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
 from la4vla.config.train import (
@@ -51,18 +52,21 @@ __all__ = [
     "MODULE_GROUPS",
     "PREFERENCE",
     "TRAIN_GROUPS",
+    "CandidatesConfig",
     "CheckpointConfig",
     "ConstructConfig",
     "DataConfig",
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "GplaConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
+    "PreferConfig",
     "PreferenceConfig",
     "ProposeConfig",
     "ReadConfig",
@@ -75,6 +79,7 @@ __all__ = [
     "TextPolicyConfig",
     "TextsConfig",
     "TrainConfig",
+    "TrainingStep",
     "ValidateConfig",
     "VlmConfig",
     "load",
