@@ -10,6 +10,7 @@
     la4vla eval credit runs/a/eval runs/b/eval
     la4vla eval latency runs/a/eval
     la4vla eval likelihood google/gemma-3-4b-it data/texts --out runs/likelihood
+    la4vla eval words runs/gpla/low data/language_table/held_out/vla --high configs/gpla/high.yaml --out runs/words
     la4vla eval study configs/study/study.yaml --part paradigms_0 --hours 2
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.hierarchy import commands as commands_of_hierarchy
 from benchmarks.perturb.perturb import KNOWN, parse
 from benchmarks.results import protocols
 from benchmarks.writing import commands as commands_of_writing
@@ -54,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         rates.add_argument("--token-env", metavar="NAME", help="of --server: environment variable that has its token")
         rates.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with fresh weights")
         rates.add_argument("--text", type=Path, help="of a checkpoint that writes: YAML file of how it acts")
+        rates.add_argument("--high", type=Path, help="YAML file of who says the checkpoint's low-level instructions")
         rates.add_argument("--base", default="", help="where the weights of its adapters lie, if they were moved")
         rates.add_argument("--protocol", required=True, help=f"one of {', '.join(protocols.titles())}, or a YAML file")
         rates.add_argument("--out", type=Path, required=True, help="result folder; the same one resumes")
@@ -95,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     ceiling.add_argument("--json", type=Path, help="write the numbers there as well")
     ceiling.add_argument("overrides", nargs="*", help="key=value changes of the config")
     commands_of_writing.add(commands)
+    commands_of_hierarchy.add(commands)
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")
@@ -152,8 +156,8 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.untrained and not options.checkpoint:
         raise UserError("--untrained needs the --checkpoint whose architecture it takes, not --expert or --server.")
-    if (options.text or options.base) and (options.untrained or not options.checkpoint):
-        raise UserError("--text and --base are for a trained --checkpoint.")
+    if (options.text or options.high or options.base) and (options.untrained or not options.checkpoint):
+        raise UserError("--text, --high and --base are for a trained --checkpoint.")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     request = evaluate.EvaluationRequest(
         simulator=SIMULATORS[options.command],
@@ -170,6 +174,7 @@ def main(arguments: Sequence[str]) -> int:
         command=" ".join(["la4vla eval", *arguments]),
         server=_server(options),
         text=options.text,
+        high=options.high,
         base=options.base,
     )
     evaluate.evaluate(request)

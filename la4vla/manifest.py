@@ -59,8 +59,10 @@ class Manifest:
     embodiment        of the data; empty where no source says one
     views             names in slot order; empty for a vlm
     view_sizes        view -> [height, width] of its stored images in pixels, one for each size in the data
-    text              how it writes: the codec of its actions (empty where no source has one) and the longest row in
-                      tokens; empty without text sources
+    text              of a policy: `instructions`, the sources whose clips are told what they are about, and not the
+                      task of a whole demonstration. Of all that learned conversations: `questions` (their types, those
+                      of the run that it began with included), `codec` of its actions (empty where no source has one)
+                      and `max_tokens`, the longest row
     sources           source that the run mixes -> sha256 hex of what its data is
     weights_sha256    of model.safetensors; the model's identity in result files
     training_sha256   of training.safetensors

@@ -29,9 +29,10 @@ ROOMS = {
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
-    "benchmarks": F0 | F1 | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct"},
+    "benchmarks": F0
+    | F1
+    | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct", "grounding"},
     "gpla": F0 | F1 | {"train", "serve", "grounding", "page", "questions"},
-    "cli": F0 | F1 | {"train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
     "export": F0 | F1,
 }
@@ -106,8 +107,9 @@ SHELVES = {
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report", "writing"},
+        "hierarchy": set(),
         "writing": {"results"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
         "speed": {"results", "rollouts"},
     },
 }

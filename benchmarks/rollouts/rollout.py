@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.perturb.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts import video
-from la4vla.serve.text.verify import PHASE
+from la4vla.serve.privileged import PHASE
 from la4vla.sim import render
 from la4vla.sim.env import Env
 from la4vla.sim.registry import Simulator

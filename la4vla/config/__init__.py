@@ -18,6 +18,7 @@ from la4vla.config.construct import (
     VlmConfig,
 )
 from la4vla.config.gpla import CandidatesConfig, GplaConfig, PreferConfig, TrainingStep
+from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
 from la4vla.config.train import (
@@ -60,6 +61,7 @@ __all__ = [
     "FilterConfig",
     "FlowConfig",
     "GplaConfig",
+    "HierarchicalConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",

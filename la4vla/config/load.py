@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from la4vla.config.construct import ConstructConfig, validate_construct
 from la4vla.config.gpla import GplaConfig, validate_gpla
+from la4vla.config.hierarchical import HierarchicalConfig, validate_hierarchical
 from la4vla.config.text_policy import TextPolicyConfig, validate_text_policy
 from la4vla.config.train import TrainConfig, validate
 from la4vla.types import UserError
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type] = {
     "construct": ConstructConfig,
     "text_policy": TextPolicyConfig,
     "gpla": GplaConfig,
+    "hierarchical": HierarchicalConfig,
 }
 
 
@@ -73,6 +75,8 @@ def load(
         validate_text_policy(config)
     if isinstance(config, GplaConfig):
         validate_gpla(config)
+    if isinstance(config, HierarchicalConfig):
+        validate_hierarchical(config)
     return config
 
 

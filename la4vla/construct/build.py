@@ -26,7 +26,7 @@ from la4vla.construct.episodes import Dataset, Episode, Frames, named
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.construct.readers.checks import check_size, jpeg_size
-from la4vla.data.shards.writer import Clip, ShardWriter, View, read_index
+from la4vla.data.shards.writer import WHOLE, Clip, ShardWriter, View, read_index
 from la4vla.files import write_atomic
 from la4vla.types import UserError
 
@@ -83,7 +83,7 @@ def task_clip(episode: Episode) -> Clip:
     return Clip(
         key=episode.key,
         instruction=episode.instruction,
-        primitive="task",
+        primitive=WHOLE,
         object_status="",
         task=episode.instruction,
         episode=episode.key,

@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from la4vla.serve import wire
 from la4vla.serve.dialects import SCHEMA
 from la4vla.serve.policy import PolicyLost, require_match
-from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said, TrainedInputs
 from la4vla.types import Embodiment, Observation, UserError
 
 DIALECT = "la4vla"
@@ -69,6 +69,14 @@ class RemotePolicy:
             self.embodiment = Embodiment.from_dict(self.contract["embodiment"])
             self._closing = opening.pop_all()
 
+    @property
+    def trained(self) -> TrainedInputs | None:
+        told = self.contract
+        if not told["state_min"]:
+            return None
+        sizes = {name: tuple((height, width) for height, width in sizes) for name, sizes in told["view_sizes"].items()}
+        return TrainedInputs(tuple(told["state_min"]), tuple(told["state_max"]), sizes, told["image_size"])
+
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
@@ -88,6 +96,7 @@ class RemotePolicy:
                 "state": np.asarray(given.state, np.float32),
                 "instruction": given.instruction,
                 **({"privileged": dict(given.privileged)} if self.privileged else {}),
+                **({"replan": True} if given.replan else {}),
                 **key._asdict(),
             }
             for given, key in zip(observations, noise_keys, strict=True)

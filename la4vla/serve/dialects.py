@@ -17,7 +17,6 @@ from la4vla.serve import libero_client
 from la4vla.serve.evo1_dialect import EVO1_SLOTS, EVO1_WIDTH, Evo1
 from la4vla.serve.openpi_dialect import STATE_KEY, VIEW_KEYS, Openpi
 from la4vla.serve.own_dialect import La4vla
-from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import Served
 from la4vla.types import UserError
 
@@ -28,9 +27,9 @@ PORTS = {"la4vla": 8000, "openpi": 8000, "evo1": 9000}  # where clients of each 
 
 
 def contract(policy: Served, dialect: str, max_batch: int, max_bytes: int) -> dict[str, Any]:
-    """All that a client can check before it moves a robot. What training tells of states and images is empty for a
-    policy that writes."""
-    trained = isinstance(policy, ServedPolicy)
+    """All that a client can check before it moves a robot. What training tells of states and images is empty where it
+    is not known."""
+    trained = policy.trained
     return {
         "type": "hello",
         "schema": SCHEMA,
@@ -38,13 +37,13 @@ def contract(policy: Served, dialect: str, max_batch: int, max_bytes: int) -> di
         "identity": policy.identity,
         "step": policy.step,
         "embodiment": policy.embodiment.to_dict(),
-        "state_min": list(policy.processor.chain.normalize.state.min) if trained else [],
-        "state_max": list(policy.processor.chain.normalize.state.max) if trained else [],
+        "state_min": list(trained.state_min) if trained else [],
+        "state_max": list(trained.state_max) if trained else [],
         "views": list(policy.views),
-        "view_sizes": {name: [list(size) for size in sizes] for name, sizes in policy.view_sizes.items()}
+        "view_sizes": {name: [list(size) for size in sizes] for name, sizes in trained.view_sizes.items()}
         if trained
         else {},
-        "image_size": policy.spec.image_size if trained else None,
+        "image_size": trained.image_size if trained else None,
         "horizon": policy.horizon,
         "counts_on": policy.counts_on,
         "privileged": list(policy.privileged),
@@ -87,8 +86,8 @@ def build(
         return La4vla(policy, max_batch)
     if policy.privileged:
         raise UserError(
-            f"--dialect {name}: its clients do not send {', '.join(policy.privileged)}, which the policy's verifier "
-            "needs; serve with --dialect la4vla, or set another verifier."
+            f"--dialect {name}: its clients do not send {', '.join(policy.privileged)}, which the policy "
+            "needs; serve with --dialect la4vla, or with other settings."
         )
     if libero:
         libero_client.require_fit(policy.embodiment)

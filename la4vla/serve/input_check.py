@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from la4vla.data.rotation import on_side
-from la4vla.serve.policy import ServedPolicy
-from la4vla.types import ROTATION, Observation
+from la4vla.serve.policy_like import TrainedInputs
+from la4vla.types import ROTATION, Observation, VectorSpec
 
 OUTSIDE = 0.6
 """A state is outside where it lies beyond the trained minimum or maximum by more than this share of their distance. An
@@ -68,12 +68,12 @@ class Findings:
 class InputCheck:
     """Compares observations with a policy's training data. Observations that the policy refuses are not compared."""
 
-    def __init__(self, policy: ServedPolicy) -> None:
-        stats = policy.processor.chain.normalize.state
-        self._spec = policy.embodiment.state
-        self._low, self._high = np.asarray(stats.min), np.asarray(stats.max)
+    def __init__(self, state: VectorSpec, trained: TrainedInputs) -> None:
+        """state: of the policy's embodiment."""
+        self._spec = state
+        self._low, self._high = np.asarray(trained.state_min), np.asarray(trained.state_max)
         self._room = np.maximum(OUTSIDE * (self._high - self._low), NARROW)
-        self._sizes = policy.view_sizes
+        self._sizes = trained.view_sizes
 
     def differences(self, observations: Sequence[Observation]) -> list[InputDifference]:
         """What differs in any of the observations of a message, each difference once."""

@@ -13,6 +13,7 @@ from la4vla.serve.batcher import Answer, Queries
 from la4vla.serve.dialect import ELSE_BYTES, IMAGE_BYTES, Session, next_queries
 from la4vla.serve.input_check import Findings
 from la4vla.serve.policy_like import NoiseKey, Served
+from la4vla.serve.privileged import TEXTS
 from la4vla.types import Observation, UserError
 
 
@@ -69,14 +70,18 @@ class La4vla:
             wire.vector(wire.part(query, "state"), "state"),
             wire.text(query, "instruction"),
             self._privileged(query),
+            "replan" in query and wire.flag(query, "replan"),
         )
 
-    def _privileged(self, query: Mapping[Any, Any]) -> dict[str, float]:
+    def _privileged(self, query: Mapping[Any, Any]) -> dict[str, float | str]:
         """What the policy needs to be told of the simulator."""
         if not self.policy.privileged:
             return {}
         told = wire.mapping(query, "privileged")
-        return {name: float(wire.vector([wire.part(told, name)], name)[0]) for name in self.policy.privileged}
+        return {
+            name: wire.text(told, name) if name in TEXTS else float(wire.vector([wire.part(told, name)], name)[0])
+            for name in self.policy.privileged
+        }
 
 
 def _key(query: Mapping[Any, Any]) -> NoiseKey:

@@ -34,7 +34,7 @@ from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
 from la4vla.model.tokenizer import FILE, Prompter
 from la4vla.rng import RngUse, generator
-from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
+from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said, TrainedInputs
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
 
 NOT_FINITE = (
@@ -117,6 +117,11 @@ class ServedPolicy:
         return ()
 
     @property
+    def trained(self) -> TrainedInputs:
+        state = self.processor.chain.normalize.state
+        return TrainedInputs(state.min, state.max, self.view_sizes, self.spec.image_size)
+
+    @property
     def versions(self) -> dict[str, str]:
         """Of the libraries that compute the actions."""
         return {"torch": torch.__version__}
@@ -126,6 +131,14 @@ class ServedPolicy:
         if kind != "la" and not self.views:
             raise UserError(f"a policy without views cannot be asked as {kind}; ask it as la.")
         return replace(self, kind=kind, views=() if kind == "la" else self.views)
+
+    def too_long(self, instruction: str) -> str:
+        """Why this policy cannot be told an instruction, as a sentence; empty if it can."""
+        try:
+            self.processor.encode(instruction, tuple(range(len(self.views))))
+        except UserError as error:
+            return str(error)
+        return ""
 
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""

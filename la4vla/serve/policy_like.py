@@ -6,7 +6,7 @@ episode from one query to the next: it is told when the episode begins, and ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,8 +39,9 @@ class NoiseKey(NamedTuple):
 class Said(NamedTuple):
     """One thing that a policy wrote, or was told, in an episode.
 
-    question  what was asked: `subtasks`, `plan`, `actions`, `completion`; or `verdict`, `truth`, `note`
-    subtask   that was at work; empty before the first
+    question  what was asked: `subtasks`, `plan`, `actions`, `completion`, `next`; or `verdict`, `truth`, `oracle`,
+              `note`
+    subtask   or low-level instruction that was at work; empty before the first
     text      as it was written
     problem   why it could not be used, and was asked again; empty if it was used
     """
@@ -49,6 +50,20 @@ class Said(NamedTuple):
     subtask: str
     text: str
     problem: str
+
+
+class TrainedInputs(NamedTuple):
+    """What a policy's training tells of the observations that it should get.
+
+    state_min, state_max  raw, one number a dimension
+    view_sizes            view -> (height, width) of its images in pixels, one for each size
+    image_size            pixels, square; what the model makes of every image
+    """
+
+    state_min: tuple[float, ...]
+    state_max: tuple[float, ...]
+    view_sizes: Mapping[str, tuple[tuple[int, int], ...]]
+    image_size: int
 
 
 class PolicyLike(Protocol):
@@ -85,6 +100,7 @@ class Served(PolicyLike, Protocol):
     horizon     actions of a chunk at most
     counts_on   actions of each chunk that must be executed before the next query; 0 where it does not matter
     privileged  names of the Observation.privileged that it needs
+    trained     what its training tells of observations; None where that is not known
     """
 
     @property
@@ -110,6 +126,9 @@ class Served(PolicyLike, Protocol):
 
     @property
     def privileged(self) -> tuple[str, ...]: ...
+
+    @property
+    def trained(self) -> TrainedInputs | None: ...
 
 
 def open_episodes(policy: PolicyLike, noise_keys: Sequence[NoiseKey]) -> None:

@@ -39,7 +39,7 @@ from la4vla.serve.connection import connection_type
 from la4vla.serve.dialect import Session
 from la4vla.serve.input_check import InputCheck, InputDifference, refusal
 from la4vla.serve.load import load_served
-from la4vla.serve.policy import PolicyLost, ServedPolicy
+from la4vla.serve.policy import PolicyLost
 from la4vla.serve.policy_like import Served
 from la4vla.types import UserError
 
@@ -54,6 +54,7 @@ class Settings:
 
     folder          a checkpoint, or a run (then its newest one)
     text            settings of a model that writes; None for a policy with actions
+    high            settings of who says a policy's low-level instructions; None for a policy that is told the task
     base            where the weights lie that its adapters belong to; empty for where they lay in training
     dialect         that the clients speak
     host            to listen on
@@ -74,6 +75,7 @@ class Settings:
     folder: Path
     base: str = ""
     text: Path | None = None
+    high: Path | None = None
     dialect: str = "la4vla"
     host: str = "127.0.0.1"
     port: int | None = None
@@ -99,7 +101,7 @@ def serve(settings: Settings) -> int:
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
     device = usable_device(settings.device)
-    policy = load_served(settings.folder, settings.text, device, settings.base)
+    policy = load_served(settings.folder, settings.text, device, settings.base, settings.high)
     # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()
@@ -172,7 +174,7 @@ class PolicyServer:
         )
         self.max_bytes = self.dialect.max_bytes if settings.max_bytes is None else settings.max_bytes
         self.token = settings.token or ("" if _is_here(settings.host) else secrets.token_urlsafe(24))
-        self._check = InputCheck(policy) if isinstance(policy, ServedPolicy) else None
+        self._check = InputCheck(policy.embodiment.state, policy.trained) if policy.trained else None
         self._numbers = count()
         self._refused: set[str] = set()
         self._owed: set[asyncio.Future[None]] = set()
@@ -230,7 +232,7 @@ class PolicyServer:
     def _compared(self, queries: Queries, log: ClientLog) -> list[InputDifference]:
         """The observations' differences to the training data, which are logged. Raises UserError if there are any and
         the server is strict."""
-        if self._check is None:  # what a model that writes was trained on is not known here
+        if self._check is None:
             return []
         differences = self._check.differences(queries.observations)
         if differences and self.settings.strict:

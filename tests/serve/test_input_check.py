@@ -42,6 +42,10 @@ def observation(state=STATE, **views) -> Observation:
     return Observation({"agentview": image(), "wrist": image(96, 128)} | views, np.asarray(state, np.float32), "lift")
 
 
+def checked(policy) -> InputCheck:
+    return InputCheck(policy.embodiment.state, policy.trained)
+
+
 def quickstart_check(policy) -> InputCheck:
     """Of the quickstart's own statistics: x y z gripper of its demonstrations."""
     low, high = (-0.2459, 0.4003, 0.0527, 0.2637), (0.2607, 0.8975, 0.4252, 1.0)
@@ -49,7 +53,7 @@ def quickstart_check(policy) -> InputCheck:
     chain = policy.processor.chain
     normalize = replace(chain.normalize, state=stats)
     changed = Chain(tuple(normalize if item is chain.normalize else item for item in chain.transforms))
-    return InputCheck(replace(policy, embodiment=SAWYER, processor=replace(policy.processor, chain=changed)))
+    return checked(replace(policy, embodiment=SAWYER, processor=replace(policy.processor, chain=changed)))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_a_dimension_that_never_moved_has_some_room(tmp_path):
     chain, still = policy.processor.chain, (0.2,) * 8
     normalize = replace(chain.normalize, state=replace(chain.normalize.state, min=still, max=still))
     changed = Chain(tuple(normalize if item is chain.normalize else item for item in chain.transforms))
-    check = InputCheck(replace(policy, processor=replace(policy.processor, chain=changed)))
+    check = checked(replace(policy, processor=replace(policy.processor, chain=changed)))
     near, far = np.full(8, 0.24, np.float32), np.full(8, 0.2, np.float32)
     far[1] = 0.3
     assert not check.differences([Observation({}, near, "")])
@@ -89,13 +93,13 @@ def test_an_angle_counted_from_another_side_is_not_outside(policy):
     turned[3:6] = (0.1, 0.2, 0.3)
     norm = np.linalg.norm(turned[3:6])
     turned[3:6] *= (norm - 2 * np.pi) / norm
-    assert not InputCheck(policy).differences([observation(turned)])
+    assert not checked(policy).differences([observation(turned)])
 
 
 def test_degrees_are_told_from_such_angles(policy):
     degrees = STATE.copy()
     degrees[3:6] = (180.0, 0.0, -2.0)
-    found = InputCheck(policy).differences([observation(degrees)])
+    found = checked(policy).differences([observation(degrees)])
     assert [difference.dimension for difference in found] == ["rx", "rz"]
 
 
@@ -113,20 +117,21 @@ def test_degrees_are_told_from_such_angles(policy):
     ],
 )
 def test_an_image_that_training_cannot_have_had(policy, views, what):
-    found = InputCheck(policy).differences([observation(**views)])
+    found = checked(policy).differences([observation(**views)])
     assert len(found) == (what is not None)
     assert all(difference.what.startswith(what) and not difference.dimension for difference in found)
 
 
 def test_any_of_the_trained_sizes_will_do(policy):
     both = {"agentview": ((48, 64),), "wrist": ((48, 64), (112, 112))}
-    assert not InputCheck(replace(policy, view_sizes=both)).differences([observation(wrist=image(224, 224))])
+    assert not checked(replace(policy, view_sizes=both)).differences([observation(wrist=image(224, 224))])
 
 
 def test_the_hello_says_what_training_had(policy):
     with serving(policy) as (url, _), RemotePolicy(url) as remote:
         assert remote.contract["view_sizes"] == {"agentview": [[48, 64]], "wrist": [[48, 64]]}
         assert remote.contract["state_min"] == [-0.7] * 8 and remote.contract["state_max"] == [0.7] * 8
+        assert remote.trained == policy.trained and remote.contract["image_size"] == 112
 
 
 STRANGE = observation(STATE * 1000, wrist=image(224, 224), agentview=np.zeros((48, 64, 3), np.uint8))

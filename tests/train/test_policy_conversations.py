@@ -116,7 +116,9 @@ def test_a_person_can_read_what_is_learned(one):
 
 def test_the_checkpoint_says_that_it_writes(one):
     made = manifest.read(newest(one))
-    assert made.learner == "policy" and made.model["writes"] and made.text == {"codec": {}, "max_tokens": 192}
+    assert made.learner == "policy" and made.model["writes"]
+    asked = {"questions": ["next", "scene"], "codec": {}, "max_tokens": 192}
+    assert made.text == {"instructions": ["la", "vla"], **asked}
 
 
 def test_a_run_goes_on_without_the_language_head_and_says_nothing_of_text(one, place, shards, in_process):
@@ -129,4 +131,6 @@ def test_a_run_goes_on_without_the_language_head_and_says_nothing_of_text(one, p
     assert ended.codes == (0,), ended.stderr
     stored = load_file(newest(config, 1) / manifest.WEIGHTS)
     assert not any(name.startswith("language_head") for name in stored)
-    assert "loss/text" not in rows(config)[0] and manifest.read(newest(config, 1)).text == {}
+    assert "loss/text" not in rows(config)[0] and manifest.read(newest(config, 1)).text == {
+        "instructions": ["la", "vla"]
+    }

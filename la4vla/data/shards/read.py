@@ -21,7 +21,7 @@ from webdataset.gopen import gopen
 from la4vla.data.npz import read_npz
 from la4vla.data.shards.index import Index, Shard, locate
 from la4vla.data.shards.texts import TextRecord
-from la4vla.data.shards.writer import Clip
+from la4vla.data.shards.writer import WHOLE, Clip
 from la4vla.types import UserError
 
 Member = tuple[str, bytes | memoryview]
@@ -44,6 +44,20 @@ def read_shard(index: Index, number: int, views: Sequence[str]) -> list[Clip]:
         if [len(clip) for clip in clips] != list(shard.lengths):
             raise ValueError("its clips have other lengths than the index says")
     return clips
+
+
+def tells_instructions(index: Index) -> bool:
+    """Whether a folder's clips are told what they are about, as its first one is, and not the task of a whole
+    demonstration. Raises UserError naming the shard."""
+    shard = index.shards[0]
+    local = os.path.isfile(locate(index.location, shard.name))
+    with _complaints(index, shard):
+        found: list[str] = []
+        for _, files in _records(_sparse(index, shard)):
+            found.append(json.loads(bytes(files["json"]))["primitive"])
+            if local:  # a command that is cut short would complain
+                break
+        return found[0] != WHOLE
 
 
 def read_texts(index: Index, number: int) -> list[TextRecord]:

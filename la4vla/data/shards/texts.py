@@ -8,12 +8,13 @@ A record is one row, a run of adjacent tar members: `{key}.json` and `{key}.{vie
     task, episode, span, instruction   where it comes from; empty or null for conversations of no robot
     scores       {name: number} or null, of what the answer says
 Index and order are those of every folder: a row is a record of length 1. There are no statistics; `about.json` says
-what the rows were made with.
+what the rows were made with, and how many there are of each type of question.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from la4vla.data.shards.tars import Files, FolderWriter, check_view
 from la4vla.types import Embodiment, Role, TextRow, Turn, UserError
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-ABOUT = "about.json"
+ABOUT, ROWS = "about.json", "rows"
 MAX_FRAME = 99999  # what the five digits of an image's name hold
 
 
@@ -164,6 +165,7 @@ class TextWriter(FolderWriter):
         super().__init__(folder, shards, 1, overwrite)
         self._robot, self._about = robot, dict(about or {})
         self._sizes: dict[str, set[tuple[int, int]]] = {}
+        self._rows: Counter[str] = Counter()
 
     def add(self, record: TextRecord) -> None:
         """Checks a row and writes it to the emptiest tar. Raises UserError naming the key and what is wrong."""
@@ -175,6 +177,7 @@ class TextWriter(FolderWriter):
             raise UserError(f"row {record.key}: {wrong}; mend the row or leave it out.")
         sizes = [_size(record.key, image) for image in record.images]
         self.put(record.key, 1, _files(record))
+        self._rows[record.question] += 1
         for image, size in zip(record.images, sizes, strict=True):
             self._sizes.setdefault(image.view, set()).add(size)
 
@@ -183,11 +186,12 @@ class TextWriter(FolderWriter):
         return Index(str(self.folder), "texts", self._robot, views, 1, shards)
 
     def _companions(self) -> Mapping[str, str]:
-        return {ABOUT: json.dumps(self._about, indent=1)}
+        return {ABOUT: json.dumps({**self._about, ROWS: dict(sorted(self._rows.items()))}, indent=1)}
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What a folder's rows were made with, as its writer was told. Raises UserError if that cannot be read."""
+    """What a folder's rows were made with, as its writer was told, and `rows`: type of question -> number of them.
+    Raises UserError if that cannot be read."""
     location = str(folder)
     try:
         return json.loads(read_small(location, ABOUT))

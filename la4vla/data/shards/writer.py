@@ -24,7 +24,10 @@ from la4vla.data.shards.tars import Files, FolderWriter, check_view
 from la4vla.data.transforms import action_variants
 from la4vla.types import Embodiment, UserError
 
-__all__ = ["Clip", "Index", "ShardWriter", "View", "read_index", "read_stats"]
+__all__ = ["WHOLE", "Clip", "Index", "ShardWriter", "View", "read_index", "read_stats"]
+
+WHOLE = "task"
+"""Clip.primitive of a whole demonstration, whose instruction is its task's sentence."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from la4vla.serve.policy_like import NoiseKey, Said
+from la4vla.serve.text.asking import AskedQuery
 from la4vla.types import Observation
-
-SHOWN = 4000  # characters of a text that are kept
 
 
 @dataclass
@@ -54,17 +52,11 @@ class TextEpisode:
 
 
 @dataclass
-class TextQuery:
-    """A query on its way through the questions.
+class TextQuery(AskedQuery):
+    """A query on its way through the questions, with its episode."""
 
-    said  in answering it
-    """
+    episode: TextEpisode = field(default_factory=TextEpisode)
 
-    episode: TextEpisode
-    observation: Observation
-    key: NoiseKey
-    said: list[Said] = field(default_factory=list)
-
-    def say(self, question: str, text: str, problem: str = "") -> None:
-        said = text if len(text) <= SHOWN else f"{text[:SHOWN]} ... ({len(text)} characters)"
-        self.said.append(Said(question, self.episode.subtask, said, problem))
+    @property
+    def at_work(self) -> str:
+        return self.episode.subtask

@@ -12,7 +12,6 @@ privileged field, an episode that was not opened, and two queries of one episode
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +25,17 @@ from la4vla.config import SamplingConfig, TextPolicyConfig
 from la4vla.questions.wordings import ask, with_hand
 from la4vla.serve.policy import require_match
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said
+from la4vla.serve.privileged import PHASE
 from la4vla.serve.text.answers import Read, read_completion, read_plan, read_subtasks
+from la4vla.serve.text.asking import Question, ask_all
 from la4vla.serve.text.episode import TextEpisode, TextQuery
+from la4vla.serve.text.open_episodes import OpenEpisodes, check_observation
 from la4vla.serve.text.safety import filtered
-from la4vla.serve.text.verify import PHASE, Cycle, Inspector, Verdict, simulator_says
-from la4vla.serve.text.writer import Prompt, Writer
-from la4vla.types import Embodiment, Observation, Turn, UserError
+from la4vla.serve.text.verify import Cycle, Inspector, Verdict, simulator_says
+from la4vla.serve.text.writer import Writer
+from la4vla.types import Embodiment, Observation, UserError
 
 Value = TypeVar("Value")
-
-KEPT = 4096  # episodes; the oldest is forgotten when one more is opened
 
 
 @dataclass
@@ -56,7 +56,7 @@ class TextPolicy:
     step: int
     versions: dict[str, str]
     _inspector: Inspector | None
-    _episodes: OrderedDict[EpisodeKey, TextEpisode] = field(default_factory=OrderedDict)
+    _episodes: OpenEpisodes[TextEpisode] = field(default_factory=lambda: OpenEpisodes(TextEpisode))
     _said: list[tuple[Said, ...]] = field(default_factory=list)
 
     @staticmethod
@@ -91,15 +91,16 @@ class TextPolicy:
     def privileged(self) -> tuple[str, ...]:
         return (PHASE,) if self.config.verifier == "simulator" or self.config.measure_verifier else ()
 
+    @property
+    def trained(self) -> None:
+        """What a model that writes was shown is not in its checkpoint."""
+
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)
 
     def open(self, episode: EpisodeKey) -> None:
-        self._episodes.pop(episode, None)
-        self._episodes[episode] = TextEpisode()
-        if len(self._episodes) > KEPT:
-            self._episodes.popitem(last=False)
+        self._episodes.open(episode)
 
     def said(self) -> list[tuple[Said, ...]]:
         return self._said
@@ -121,34 +122,16 @@ class TextPolicy:
 
     def _checked(self, observations: Sequence[Observation], keys: Sequence[NoiseKey]) -> list[TextQuery]:
         """The queries, each with its episode. Changes nothing."""
-        named = [EpisodeKey(key.task, key.episode, key.seed) for key in keys]
-        if len(set(named)) < len(named):
-            raise UserError(
-                "two queries of one episode came at once; ask for its next chunk when the last is executed."
-            )
-        for episode, seen, key in zip(named, observations, keys, strict=True):
-            if episode not in self._episodes:
-                raise UserError(f"episode {episode.episode} of {episode.task} is not open; begin it with query 0.")
-            if key.query != self._episodes[episode].queries:
-                raise UserError(
-                    f"query {key.query} of episode {episode.episode} of {episode.task} came, and "
-                    f"{self._episodes[episode].queries} is the next; number the queries, and give clients that run the "
-                    "same episodes different seeds."
-                )
-            require_match(self.embodiment, self.views, self.embodiment, tuple(seen.views))
-            if seen.state.shape != (len(self.embodiment.state.names),):
-                raise UserError(
-                    f"the state has shape {list(seen.state.shape)}; this policy's embodiment has "
-                    f"{len(self.embodiment.state.names)} dims."
-                )
+        episodes = self._episodes.of(keys)
+        for seen in observations:
+            check_observation(seen, self.embodiment, self.views)
             if missing := [name for name in self.privileged if name not in seen.privileged]:
                 raise UserError(
                     f"the observation has no privileged `{missing[0]}`, which verifier=simulator and measure_verifier "
                     "need; evaluate with `la4vla eval` in a simulator whose expert tells its phases, or set others."
                 )
         return [
-            TextQuery(self._episodes[episode], seen, key)
-            for episode, seen, key in zip(named, observations, keys, strict=True)
+            TextQuery(seen, key, [], episode) for seen, key, episode in zip(observations, keys, episodes, strict=True)
         ]
 
     def _verify(self, queries: Sequence[TextQuery]) -> None:
@@ -281,29 +264,14 @@ class TextPolicy:
         sampling: SamplingConfig,
         images: dict[int, tuple[np.ndarray, ...]] | None = None,
     ) -> dict[int, Value]:
-        """id of the query -> what was read of the first well-formed answer; a query without one is missing.
+        """asking.ask_all with the policy's settings. images: id of the query -> what it is shown instead of its
+        views."""
 
-        images: id of the query -> what it is shown instead of its views.
-        """
-        values: dict[int, Value] = {}
-        for attempt in range(self.config.attempts):
-            asked = [query for query in queries if id(query) not in values]
-            if not asked:
-                break
-            prompts = []
-            for query in asked:
-                shown = images[id(query)] if images else tuple(query.observation.views[name] for name in self.views)
-                turn = Turn("user", words(query), tuple(range(len(shown))))
-                prompts.append(Prompt(f"{_name(query.key)}/{question}/{attempt}", (turn,), shown))
-            for query, answer in zip(asked, self.writer.write(prompts, sampling, self.config.top_p), strict=True):
-                if answer.refused and question == "subtasks":  # nothing that was written is in the prompt
-                    raise UserError(answer.refused)
-                text = answer.text.encode(errors="replace").decode()  # half a surrogate pair can be sent nowhere
-                result = Read(None, answer.refused) if answer.refused else read(query, text)
-                query.say(question, text, result.reason)
-                if result.value is not None:
-                    values[id(query)] = result.value
-        return values
+        def shown(query: TextQuery) -> tuple[np.ndarray, ...]:
+            return images[id(query)] if images else tuple(query.observation.views[name] for name in self.views)
+
+        how = Question(question, sampling, self.config.top_p, self.config.attempts, first=question == "subtasks")
+        return ask_all(self.writer, how, queries, words, shown, read)
 
     def _chunk(self, query: TextQuery) -> np.ndarray:
         """The next commands of the episode's text, or stillness where there are none."""
@@ -320,10 +288,6 @@ class TextPolicy:
         episode.last = (chunk, state)
         episode.commands = left if len(left) else None
         return chunk
-
-
-def _name(key: NoiseKey) -> str:
-    return f"{key.seed}/{key.task}/{key.episode}/{key.query}"
 
 
 def _given(observation: Observation | None) -> Observation:

@@ -19,10 +19,8 @@ import yaml
 from la4vla.chat.conversation import AnswerFormat, Conversations, Message, complaint, image_part, text_part
 from la4vla.chat.json_answer import last_object
 from la4vla.config import VlmConfig
+from la4vla.serve.privileged import PHASE
 from la4vla.types import Observation
-
-PHASE = "phase"
-"""Name of the privileged field: the number of the phase in which the simulator's scripted expert would be."""
 
 PROMPT: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "verifier.yaml").read_text(encoding="utf-8"))
 FORMAT = AnswerFormat(

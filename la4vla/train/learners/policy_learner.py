@@ -13,6 +13,7 @@ from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
 from la4vla.data.setup import fingerprints, prepare, view_sizes
+from la4vla.data.shards.read import tells_instructions
 from la4vla.data.transforms import ResizeImages, chain_to_dicts
 from la4vla.model import flops, lora, weights
 from la4vla.model.backbone import IMAGES
@@ -198,9 +199,14 @@ class PolicyLearner:
         return as_text(self._prompter.tokenizer, ids)
 
     def _about_text(self) -> dict[str, Any]:
-        if not self._writes:
-            return {}
-        return {"codec": texts.codec_of(self._setup.texts), "max_tokens": self._spec.max_tokens}
+        """What it was told, and how it writes if it does."""
+        told = [name for name, source in self._setup.sources.items() if tells_instructions(source.index)]
+        about: dict[str, Any] = {"instructions": told}
+        if self._writes:
+            questions = sorted(texts.questions_of(self._setup.texts))
+            about |= {"codec": texts.codec_of(self._setup.texts), "questions": questions}
+            about["max_tokens"] = self._spec.max_tokens
+        return about
 
     def _about_language_head(self) -> str:
         """Where its weights come from. Called before a step is made."""

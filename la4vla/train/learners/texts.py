@@ -15,7 +15,7 @@ from la4vla.config import TrainConfig, smallest_micro_batch
 from la4vla.data.setup import Setup, TextSource
 from la4vla.data.shards.index import Index, read_index
 from la4vla.data.shards.read import read_texts
-from la4vla.data.shards.texts import TextRecord, read_about
+from la4vla.data.shards.texts import ROWS, TextRecord, read_about
 from la4vla.train.dist import World, log0
 from la4vla.train.engines.engine import Engine
 from la4vla.train.metrics import Record
@@ -97,6 +97,11 @@ def codec_of(sources: Mapping[str, TextSource]) -> dict[str, Any]:
             raise UserError(f"data.sources.{name} writes actions otherwise than the sources before it; leave it out.")
         found = found or codec or {}
     return found
+
+
+def questions_of(sources: Mapping[str, TextSource]) -> set[str]:
+    """The types of questions in these folders, as their writers counted them; none of a folder without such a count."""
+    return {name for source in sources.values() for name in read_about(source.index.location).get(ROWS, {})}
 
 
 def first_images(setup: Setup, batches: Sequence[TextBatch], most: int) -> list[torch.Tensor]:

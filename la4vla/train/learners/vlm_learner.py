@@ -39,6 +39,8 @@ class VlmLearner:
         self._config, self._world = config, world
         self._source = VlmSource(config, resume, world)
         encoder = self._source.encoder
+        before = resume.checkpoint.manifest.text if resume.checkpoint else {}
+        self._asked_before: list[str] = before.get("questions", [])
         setup = prepare_texts(config, encoder)
         self._robot = _robot(setup)
         self._codec = texts.codec_of(setup.texts)
@@ -65,7 +67,11 @@ class VlmLearner:
         return self._source.build(resume)
 
     def identity(self, module: VlmModel) -> Identity:
-        return self._source.identity(module, self._robot, {"codec": self._codec}, fingerprints(self._setup))
+        text = {
+            "codec": self._codec,
+            "questions": sorted({*texts.questions_of(self._setup.texts), *self._asked_before}),
+        }
+        return self._source.identity(module, self._robot, text, fingerprints(self._setup))
 
     def trainable_table(self, module: VlmModel) -> str:
         return summary_table(module)
