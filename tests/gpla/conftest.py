@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from la4vla.config import load
+from la4vla.data.shards.writer import View
 from la4vla.gpla import rounds
 from la4vla.train import dist
 from tests.fixtures import ARM, make_clip, write_shards
@@ -53,7 +54,7 @@ class RuleScorer:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("gpla")
-    views = {"front": rounds_view()}
+    views = {"front": View(32, 32)}
     clips = [replace(make_clip(number, 5, ARM, views), task=f"sort the blocks {number}") for number in range(8)]
     write_shards(folder / "clips", clips, 2, views)
     for name, learner in (("high", "vlm"), ("low", "policy")):
@@ -69,12 +70,6 @@ def place(tmp_path_factory) -> Path:
         else:
             write_checkpoint(where, ARM, ("front",))
     return folder
-
-
-def rounds_view():
-    from la4vla.data.shards.index import View
-
-    return View(32, 32)
 
 
 def config_of(place: Path, name: str, *changes: str):

@@ -1,7 +1,9 @@
 """Why: rounds learn from what the model itself writes, so candidates of other weights, or a round that is sampled again
 otherwise after a kill, would go unnoticed for ever. Real checkpoints, the real trainer, a scorer by rule."""
 
+import html
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,6 +16,7 @@ from la4vla.gpla import rounds
 from la4vla.gpla.candidates import CandidateMaker, WrittenSentence, choose
 from la4vla.gpla.learner import RoundsLearner, round_file
 from la4vla.gpla.prompts import ClipStarts
+from la4vla.gpla.report import report
 from la4vla.types import UserError
 from la4vla.vlm.model import VlmModel
 from la4vla.vlm.rows import answered
@@ -208,8 +211,6 @@ def test_a_run_that_would_go_on_otherwise_is_refused(place, straight, capsys, mo
 
 
 def _unfinished(config, place):
-    import shutil
-
     folder = place / "unfinished"
     if not folder.exists():
         shutil.copytree(config.dir, folder)
@@ -259,3 +260,15 @@ def test_a_model_that_says_one_thing_is_refused(place, capsys, monkeypatch):
     assert run_here(config) == 2
     assert "got the same sentence 3 times" in capsys.readouterr().err
     assert torch.get_num_threads() == 1
+
+
+def test_the_page_shows_every_round_and_is_the_same_twice(straight):
+    path = report(straight)
+    text = path.read_text()
+    row = rows(straight)[0]
+    for shown in (row["task"], row["candidates"][row["chosen"]]["text"], "demonstrated: Move the gripper"):
+        assert html.escape(shown) in text
+    assert text.count(">chosen</td>") == text.count(">rejected</td>") == 8 and "<td>3</td><td>4</td><td>4</td>" in text
+    assert report(straight).read_text() == text
+    with pytest.raises(UserError, match="no candidates in it yet"):
+        report(replace(straight, dir=str(path.parent.parent / "nothing")))

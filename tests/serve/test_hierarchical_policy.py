@@ -192,7 +192,9 @@ def test_a_pair_that_does_not_fit_is_one_sentence(low, high, tmp_path):
             load_hierarchical(low, replace(CONFIG, high=str(high)))
 
     never = write_vlm_checkpoint(tmp_path / "never", EMBODIMENT, {}, questions=("plan", "scene"))
-    refused(low, never, r"never asked for the next instruction; train it on the texts of .* `next` among")
+    refused(
+        low, never, r"never asked for the next instruction; train it on the texts of .* `next` or `next_system` among"
+    )
     refused(low, write_vlm_checkpoint(tmp_path / "arm", ARM, {}, questions=("next",)), "another embodiment.*is arm")
     refused(low, low, "is a policy with actions; name a checkpoint of learner vlm")
     refused(high, high, "is a model that writes .*not a policy with actions")
