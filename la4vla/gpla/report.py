@@ -144,6 +144,7 @@ def _figure(rounds: Sequence[RoundNumbers], losses: Sequence[tuple[int, float]])
     """Scores by round, and the loss of pairs by step."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({**style(9), "svg.hashsalt": PAGE}):
         figure = Figure(figsize=(8, 2.6), layout="constrained")
@@ -153,6 +154,8 @@ def _figure(rounds: Sequence[RoundNumbers], losses: Sequence[tuple[int, float]])
             heights = [asdict(one)[name] for one in rounds]
             shown = [float("nan") if value is None else value for value in heights]
             left.plot(numbers, shown, color=color, label=name, marker="o", markersize=2)
+        for panel in (left, right):
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_xlabel("round")
         left.set_ylabel("score")
         left.legend(frameon=False, labelcolor=INK)
