@@ -18,6 +18,7 @@ from la4vla.config.construct import (
     VlmConfig,
 )
 from la4vla.config.gpla import CandidatesConfig, GplaConfig, PreferConfig, TrainingStep
+from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig
 from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
@@ -42,11 +43,13 @@ from la4vla.config.train import (
     StageConfig,
     TrainConfig,
     ValidateConfig,
+    mixing_unit,
     smallest_micro_batch,
     validate,
 )
 
 __all__ = [
+    "GROUNDING_GROUPS",
     "LANGUAGE_HEAD",
     "LORA",
     "LORA_TARGETS",
@@ -61,6 +64,7 @@ __all__ = [
     "FilterConfig",
     "FlowConfig",
     "GplaConfig",
+    "GroundingConfig",
     "HierarchicalConfig",
     "JudgeConfig",
     "KeyframeConfig",
@@ -85,6 +89,7 @@ __all__ = [
     "ValidateConfig",
     "VlmConfig",
     "load",
+    "mixing_unit",
     "overrides",
     "smallest_micro_batch",
     "to_yaml",

@@ -202,10 +202,12 @@ class CandidateMaker:
             if text.strip()
         ]
         found: dict[str, dict[str, float]] = {start.key: {} for start in starts}
+        view = self.scorer_view
+        shown = {start.key: start.images([view])[view] for start in starts}
         for first in range(0, len(pairs), self._config.rows_at_once):
             some = pairs[first : first + self._config.rows_at_once]
             deeds = [
-                Deed(start.key, text, start.images([self.scorer_view])[self.scorer_view], chunk[: self._config.actions])
+                Deed(start.key, text, shown[start.key], chunk[: self._config.actions])
                 for (start, text), chunk in zip(some, self._acted(some), strict=True)
             ]
             scores = np.asarray(self._scorer.scores(deeds), dtype=np.float32)

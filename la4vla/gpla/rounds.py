@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -98,11 +97,11 @@ def _partners(config: GplaConfig, scorer: Scorer | None, device: torch.device) -
 
 
 def _scorer(config: GplaConfig, device: torch.device) -> tuple[Scorer, str]:
-    """The scorer that a config names, and what tells it from others."""
+    """The scorer that a config names, and what tells it from others: of a checkpoint, the sha256 of its weights."""
     # Imported only when asked for: it brings the classes of image and text towers.
     from la4vla.grounding.load import load_scorer
+    from la4vla.grounding.scorer import GroundingScorer
 
-    if config.scorer and not Path(config.scorer).is_dir():
-        return load_scorer(config.scorer, device), config.scorer
-    folder = manifest.resolve(config.scorer or train_config(config.ground).run.dir)
-    return load_scorer(str(folder), device), manifest.read(folder).weights_sha256
+    spec = config.scorer or train_config(config.ground).run.dir
+    scorer = load_scorer(spec, str(device))
+    return scorer, scorer.identity if isinstance(scorer, GroundingScorer) else spec
