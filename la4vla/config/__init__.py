@@ -17,6 +17,7 @@ from la4vla.config.construct import (
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.gpla import CandidatesConfig, GplaConfig, PreferConfig, TrainingStep
 from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig
 from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
@@ -55,12 +56,14 @@ __all__ = [
     "MODULE_GROUPS",
     "PREFERENCE",
     "TRAIN_GROUPS",
+    "CandidatesConfig",
     "CheckpointConfig",
     "ConstructConfig",
     "DataConfig",
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "GplaConfig",
     "GroundingConfig",
     "HierarchicalConfig",
     "JudgeConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
+    "PreferConfig",
     "PreferenceConfig",
     "ProposeConfig",
     "ReadConfig",
@@ -81,6 +85,7 @@ __all__ = [
     "TextPolicyConfig",
     "TextsConfig",
     "TrainConfig",
+    "TrainingStep",
     "ValidateConfig",
     "VlmConfig",
     "load",
