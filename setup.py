@@ -14,6 +14,7 @@ REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "av>=14"]
 CONSTRUCT = [
     "pyarrow>=15",
     "h5py>=3.10",
+    "crc32c>=2.7",
     "openai>=1.60",
     "krippendorff>=0.8",
     "fastapi>=0.110",
@@ -22,6 +23,7 @@ CONSTRUCT = [
 ]
 PROBE = ["scikit-learn>=1.5", *REPORT]
 SWEEP = ["submitit>=1.5"]
+METRICS = ["sacrebleu>=2.4", "rouge-score>=0.1.2", "nltk>=3.9", "bert-score>=0.3.13", "scikit-learn>=1.5", *REPORT]
 SERVE = ["websockets>=15", "msgpack>=1.0"]
 DEV = [
     "pytest>=8",
@@ -58,6 +60,7 @@ setup(
         "benchmarks": ["data/*", "protocols/*/*.yaml", "rubrics/*.yaml"],
         "benchmarks.perturb": ["*.yaml"],
         "benchmarks.report": ["templates/*"],
+        "benchmarks.hierarchy": ["*.yaml", "templates/*"],
         "benchmarks.writing": ["templates/*"],
     },
     install_requires=[
@@ -84,9 +87,10 @@ setup(
         "probe": PROBE,
         "serve": SERVE,
         "sweep": SWEEP,
+        "metrics": METRICS,
         "tensorboard": ["tensorboard>=2.18"],
         "wandb": ["wandb>=0.19"],
-        "dev": METAWORLD + LIBERO + CONSTRUCT + PROBE + SERVE + SWEEP + DEV + ["tensorboard>=2.18"],
+        "dev": METAWORLD + LIBERO + CONSTRUCT + PROBE + SERVE + SWEEP + METRICS + DEV + ["tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["la4vla=la4vla.cli:main"]},
 )

@@ -10,6 +10,7 @@
     la4vla eval credit runs/a/eval runs/b/eval
     la4vla eval latency runs/a/eval
     la4vla eval likelihood google/gemma-3-4b-it data/texts --out runs/likelihood
+    la4vla eval words runs/gpla/low data/language_table/held_out/vla --high configs/gpla/high.yaml --out runs/words
     la4vla eval study configs/study/study.yaml --part paradigms_0 --hours 2
 
 A run that was interrupted goes on where it stopped when it is started again with the same --out.
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.hierarchy import commands as commands_of_hierarchy
 from benchmarks.perturb.perturb import KNOWN, parse
 from benchmarks.results import protocols
 from benchmarks.writing import commands as commands_of_writing
@@ -96,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     ceiling.add_argument("--json", type=Path, help="write the numbers there as well")
     ceiling.add_argument("overrides", nargs="*", help="key=value changes of the config")
     commands_of_writing.add(commands)
+    commands_of_hierarchy.add(commands)
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")

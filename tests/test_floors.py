@@ -29,7 +29,9 @@ ROOMS = {
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
-    "benchmarks": F0 | F1 | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct"},
+    "benchmarks": F0
+    | F1
+    | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct", "grounding"},
     "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
     "export": F0 | F1,
@@ -58,7 +60,8 @@ SHELVES = {
     },
     "la4vla.vlm": {
         "rows": set(),
-        "model": set(),
+        "preference": {"rows"},
+        "model": {"preference"},
         "train_tokenizer": set(),
         "tiny": {"rows", "model", "train_tokenizer"},
         "load": {"rows", "model", "tiny"},
@@ -95,7 +98,7 @@ SHELVES = {
         "report": {"dist", "metrics", "checkpoint", "learners"},
         "run": {"dist", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report"},
         "loop": {"dist", "optim", "engines", "health", "run_folder", "learners", "report", "run"},
-        "__main__": {"dist", "loop"},
+        "__main__": {"dist", "loop", "run"},
     },
     "benchmarks": {
         "perturb": set(),
@@ -104,8 +107,9 @@ SHELVES = {
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report", "writing"},
+        "hierarchy": set(),
         "writing": {"results"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
         "speed": {"results", "rollouts"},
     },
 }

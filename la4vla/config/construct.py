@@ -10,7 +10,8 @@ from omegaconf import MISSING
 from la4vla.config.checks import choice, within
 from la4vla.types import UserError
 
-QUESTIONS = ("subtasks", "next", "plan", "actions", "completion", "direction", "scene")
+QUESTIONS = ("subtasks", "next", "plan", "actions", "completion", "direction", "scene", "next_system")
+ASKED_FOR = ("scene", "next_system")  # questions that are not written unless they are named
 """Types of questions about demonstrations (docs/texts.md)."""
 
 
@@ -18,12 +19,20 @@ QUESTIONS = ("subtasks", "next", "plan", "actions", "completion", "direction", "
 class ReadConfig:
     """Where the demonstrations are and what their numbers mean (docs/construction.md, "Reading")."""
 
-    format: str = "recorded"  # recorded (by `record`) | lerobot (v2.0, v2.1, v3.0) | libero (HDF5) | npz
-    path: str = MISSING  # folder of the dataset
+    format: str = "recorded"  # recorded (by `record`) | lerobot (v2.0, v2.1, v3.0) | libero (HDF5) | npz | rlds
+    path: str = MISSING  # folder of the dataset; rlds: of one version of it, where features.json lies
+    split: str = "train"  # rlds: the part of the dataset that is read
     robot: str = ""  # a file name of la4vla/construct/robots/ without .yaml, or a path; recorded: the simulator's own
     views: dict[str, str] = field(default_factory=dict)  # our name -> the dataset's; empty: all, under their own names
     state: list[str] = field(default_factory=list)  # columns of the state, joined in order; empty: the usual ones
     action: list[str] = field(default_factory=list)  # columns of the action, joined in order; empty: the usual ones
+    instruction: list[str] = field(
+        default_factory=list
+    )  # rlds: features of the task's sentence, the first that says something; empty: the usual one
+    subtasks: str = ""  # what names the sub-task of each frame (docs/rlds.md): a column; empty: nothing
+    captions: str = ""  # rlds: sub-tasks or goals beside the records (docs/rlds.md): a file or a folder; empty: none
+    episode_id: str = ""  # rlds: feature that names an episode in `captions`
+    last_step: bool = False  # rlds: keep the last step, though RLDS does not define its action; Bridge and DROID do
     images: bool = True  # false: leave the images alone, for datasets without their videos; only la/ is written
     frame_stride: int = 1  # images are taken at every n-th frame; recorded and npz have their own
     max_episodes: int = 0  # read the first so many only; 0: all
@@ -149,7 +158,7 @@ class TextsConfig:
 
     folder: str = "texts"  # in out_dir; other questions or another codec go into a folder of another name
     annotator: str = "kinematic"  # kinematic: sub-tasks are the kept clips | endpoint: a VLM writes them (`vlm`)
-    questions: list[str] = field(default_factory=lambda: [name for name in QUESTIONS if name != "scene"])
+    questions: list[str] = field(default_factory=lambda: [name for name in QUESTIONS if name not in ASKED_FOR])
     views: list[str] = field(default_factory=list)  # cameras that are shown, in order; empty: all
     every: int = (
         0  # frames after which a sub-task is asked about again (plan, actions, direction); 0: at its start only
@@ -221,7 +230,7 @@ INTERVALS = {
 def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
     choice("proposer", config.proposer, ("kinematic", "vlm", "episode"))
-    choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz"))
+    choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz", "rlds"))
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))

@@ -13,6 +13,9 @@ from la4vla.types import SOURCE_KINDS, UserError
 MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 """Parts of a model that a stage can train (model/freeze.py maps names to them)."""
 
+PREFERENCE = "preference"
+"""Kind of the pairs that `la4vla gpla` makes out of a folder of clips."""
+
 LORA = "lora"
 LORA_TARGETS = ("llm", "vision", "projector", "head")
 LANGUAGE_HEAD = "language_head"
@@ -81,6 +84,14 @@ class DataConfig:
 
 
 @dataclass
+class PreferenceConfig:
+    """SimPO. The paper gives neither number; these are within SimPO's own advice (FACTS 2.1)."""
+
+    beta: float = 2.0  # of the difference of mean log-probabilities a token
+    gamma: float = 1.0  # that beta times this difference is asked to exceed
+
+
+@dataclass
 class StageConfig:
     mixture: dict[str, float] = field(default_factory=dict)  # source -> share, any sum; 0 takes out a source of `base:`
     steps: int = MISSING
@@ -90,7 +101,7 @@ class StageConfig:
     insulate: bool = False  # stop the actions' loss before the language model, which then learns from `text` alone
     lr: float = 1e-5
     warmup_steps: int = 1000  # linear from 0, then down to 0 at `steps` as `schedule` says
-    schedule: str = "cosine"  # cosine | linear
+    schedule: str = "cosine"  # cosine | linear | constant (as it is)
     weight_decay: float = 1e-3  # not on biases, norms and other 1-d tensors
     loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in SOURCE_KINDS})
 
@@ -150,6 +161,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 
 def smallest_micro_batch(config: TrainConfig) -> int:
@@ -160,8 +172,8 @@ def smallest_micro_batch(config: TrainConfig) -> int:
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
     **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),
-    **dict.fromkeys(("lr", "warmup_steps", "weight_decay"), "[0, inf)"),
-    **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha"), "(0, inf)"),
+    **dict.fromkeys(("lr", "warmup_steps", "weight_decay", "gamma"), "[0, inf)"),
+    **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha", "beta"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
     **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
     **dict.fromkeys(("text_rows", "max_tokens"), "[1, inf)"),
@@ -182,7 +194,7 @@ def validate(config: TrainConfig) -> None:
     choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
     choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
-    for group in ("run", "model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate"):
+    for group in ("run", "model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate", "preference"):
         within(f"{group}.", asdict(config)[group], INTERVALS)
     _validate_lora(config)
     checked = config.validate.cases or config.validate.texts
@@ -206,7 +218,7 @@ def validate(config: TrainConfig) -> None:
     if config.data.stats_source:
         choice("data.stats_source", config.data.stats_source, tuple(config.data.sources))
     for name, source in config.data.sources.items():
-        choice(f"data.sources.{name}.kind", source.kind, SOURCE_KINDS)
+        choice(f"data.sources.{name}.kind", source.kind, (*SOURCE_KINDS, PREFERENCE))
         choice(f"data.sources.{name}.levels", source.levels, LEVELS)
         if source.kind == "text" and source.levels == "both":
             raise UserError(
@@ -256,11 +268,11 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
     for group in stage.train:
         choice(f"stages.{name}.train", group, TRAIN_GROUPS)
     for kind in stage.loss_weights:
-        choice(f"stages.{name}.loss_weights", kind, SOURCE_KINDS)
-    choice(f"stages.{name}.schedule", stage.schedule, ("cosine", "linear"))
+        choice(f"stages.{name}.loss_weights", kind, (*SOURCE_KINDS, PREFERENCE))
+    choice(f"stages.{name}.schedule", stage.schedule, ("cosine", "linear", "constant"))
     within(f"stages.{name}.", asdict(stage), INTERVALS)
     within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
-    within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(SOURCE_KINDS, "[0, inf)"))
+    within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(stage.loss_weights, "[0, inf)"))
     used = [source for source, share in stage.mixture.items() if share]
     if not used or not stage.train:
         raise UserError(f"stages.{name} needs a mixture with a share above 0 and module groups to `train`.")
@@ -278,7 +290,7 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
 
 def _validate_texts(name: str, stage: StageConfig, kinds: set[str]) -> None:
     """Of a model that writes."""
-    if kinds != {"text"}:
+    if kinds not in ({"text"}, {PREFERENCE}):
         raise UserError(
             f"stages.{name} mixes {', '.join(sorted(kinds - {'text'}))} sources, and learner vlm learns conversations "
             "alone; take them out, or set learner=policy."
@@ -291,6 +303,8 @@ def _validate_texts(name: str, stage: StageConfig, kinds: set[str]) -> None:
 
 def _validate_kinds(name: str, stage: StageConfig, kinds: set[str], config: TrainConfig) -> None:
     """Of a policy: what a micro-batch reaches must train, or its loss has no gradient at all."""
+    if PREFERENCE in kinds:
+        raise UserError(f"stages.{name} mixes preferences, which a model that writes learns; set learner=vlm.")
     adapted = set(config.model.lora.targets) if LORA in stage.train else set()
     trained = {*stage.train, *adapted}
     if kinds == {"la"} and {"vision", "projector"} & trained:

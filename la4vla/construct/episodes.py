@@ -34,6 +34,15 @@ def named(key: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """A span [start, end) of an episode that its dataset has a sentence for, the low level of its language."""
+
+    start: int
+    end: int
+    instruction: str
+
+
+@dataclass(frozen=True)
 class Script:
     """The intentions of a scripted expert. Labellers are measured against them and never see them.
 
@@ -65,6 +74,7 @@ class Episode:
     executed        float32 [T, A], `action` plus exploration noise, clipped, as sent to the env; recorded episodes only
     script          recorded episodes only
     notes           what the reader noticed in the dataset's own numbers
+    captions        what the dataset itself calls the parts of the episode, in the order of time; empty if it does not
     """
 
     key: str
@@ -81,6 +91,7 @@ class Episode:
     executed: np.ndarray | None = None
     script: Script | None = None
     notes: tuple[Note, ...] = ()
+    captions: tuple[Caption, ...] = ()
 
     @property
     def embodiment(self) -> Embodiment:

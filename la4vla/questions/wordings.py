@@ -5,11 +5,14 @@ One file has the texts, so that a policy asks what its model was trained on, to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from la4vla.types import Turn
 
 FILE = Path(__file__).parent / "wordings.yaml"
 YES, NO = "yes", "no"
@@ -29,6 +32,20 @@ def ask(question: str, form: str = "", held_out: bool = False, draw: float = 0.0
     """A question in words. draw: in [0, 1), chooses the wording; 0 is the one that policies use. fields: filled in."""
     options = wordings(question, form, held_out)
     return options[int(draw * len(options))].format(**fields)
+
+
+def system(question: str, **fields: str) -> str:
+    """What stands in a system turn before a question of this type; empty for most. fields: as of `ask`. They lose their
+    full stop: the sentence that holds them has one."""
+    stripped = {name: text.strip().removesuffix(".") for name, text in fields.items()}
+    return _all()[question].get("system", "").format(**stripped)
+
+
+def turns(question: str, shown: Sequence[int], **fields: str) -> tuple[Turn, ...]:
+    """A question as policies put it: its system turn, where it has one, and the user's with the images `shown`."""
+    before = system(question, **fields)
+    asked = Turn("user", ask(question, **fields), tuple(shown))
+    return (Turn("system", before), asked) if before else (asked,)
 
 
 def with_hand(text: str, place_3: tuple[float, float, float], opening: float | None) -> str:

@@ -16,6 +16,7 @@ from la4vla.types import UserError
 
 if TYPE_CHECKING:
     from la4vla.train.dist import World
+    from la4vla.train.run import OpenLearner
 
 _CURE = (
     "; see that rank's log for why it ended, or hangs longer than engine.timeout_s, then start again: the run resumes "
@@ -42,18 +43,20 @@ def main(arguments: Sequence[str]) -> int:
             return _failed_before_start(error)
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _run(config)
+    return run(config)
 
 
-def _run(config: TrainConfig) -> int:
+def run(config: TrainConfig, opener: OpenLearner | None = None) -> int:
+    """`loop.train` as one rank of a run, or as all of it: `main` says its exit status."""
     # After the config is known to be good: importing torch.distributed and the model costs seconds.
     from la4vla.train import dist
     from la4vla.train.loop import train
+    from la4vla.train.run import open_learner
 
     world = dist.connect()
     try:
         dist.join(world, config.engine.timeout_s)
-        train(config, world)
+        train(config, world, opener or open_learner)
     except UserError as error:
         _say_once(error, world)
         dist.leave(world)

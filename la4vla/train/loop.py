@@ -22,15 +22,18 @@ from la4vla.train.health import StopSignal
 from la4vla.train.learners.learner import MicroBatch, Step
 from la4vla.train.optim import lr_at
 from la4vla.train.report import StepResult
-from la4vla.train.run import Position, Run, begin
+from la4vla.train.run import OpenLearner, Position, Run, begin, open_learner
 from la4vla.train.run_folder import only_run
 
 
-def train(config: TrainConfig, world: World) -> None:
-    """Run a config from where its run.dir stands to its end, or to a SIGTERM or SIGINT. Raises UserError."""
+def train(config: TrainConfig, world: World, opener: OpenLearner = open_learner) -> None:
+    """Run a config from where its run.dir stands to its end, or to a SIGTERM or SIGINT. Raises UserError.
+
+    opener: makes the learner, where it is not the one that the config alone asks for.
+    """
     stop = StopSignal()
     with only_run(config, world):
-        run = begin(config, world)
+        run = begin(config, world, opener)
         if run is not None:
             _train(run, config, world, stop)
 

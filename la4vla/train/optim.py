@@ -2,7 +2,7 @@
 
 Source: FACTS 4.2 "Optimiser and schedule": AdamW, betas 0.9/0.999, no decay on biases, 1-d tensors and norms, one
 learning rate, linear from 0 over the warm-up, cosine to 0 at the last step, in optimizer steps. Linear decay is
-VLM2VLA's (its appendix E).
+VLM2VLA's (its appendix E), a constant rate GPLA's (FACTS 2.1).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ def lr_at(stage_step: int, stage: StageConfig) -> float:
     """Learning rate of the step that follows `stage_step` finished steps of its stage (0 <= stage_step < steps)."""
     if stage_step < stage.warmup_steps:
         return stage.lr * stage_step / stage.warmup_steps
+    if stage.schedule == "constant":
+        return stage.lr
     progress = (stage_step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
     if stage.schedule == "linear":
         return stage.lr * (1.0 - progress)

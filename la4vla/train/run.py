@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from la4vla.config import TrainConfig
+from la4vla.config import PREFERENCE, TrainConfig
 from la4vla.manifest import Checkpoint, Manifest
 from la4vla.train import checkpoint, resume
-from la4vla.train.checkpoint import Identity, Position
+from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World, gathered, log0, on_main
 from la4vla.train.engines import build
 from la4vla.train.engines.engine import Engine
@@ -25,6 +26,9 @@ from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_config
 from la4vla.types import UserError
 
+OpenLearner = Callable[[TrainConfig, Resume, World], Learner]
+"""Makes the learner of a run, from where it stands."""
+
 ROUNDING = ("name", "zero_stage", "precision", "gradient_checkpointing")  # settings of the engine that change sums
 
 
@@ -33,7 +37,6 @@ class Run:
     """A run between two steps.
 
     learner         reads the steps, builds the module
-    identity        what every checkpoint says beside the weights
     position        finished steps
     skipped_before  steps without a finite gradient in the stages before the present one
     module          of the present stage
@@ -45,7 +48,6 @@ class Run:
     config: TrainConfig
     world: World
     learner: Learner
-    identity: Identity
     position: Position
     skipped_before: int
     module: nn.Module
@@ -66,20 +68,21 @@ class Run:
         self.module, self.engine = build_engine(self.config, self.learner, stands, self.world)
 
     def save(self) -> None:
-        checkpoint.save(self.config, self.engine, self.identity, self.position, self.skipped_steps(), self.world)
+        identity = self.learner.identity(self.module)
+        checkpoint.save(self.config, self.engine, identity, self.position, self.skipped_steps(), self.world)
 
     def skipped_steps(self) -> int:
         """Steps without a finite gradient since step 0. Waits for the device."""
         return self.skipped_before + self.position.stage_step - self.engine.updates()
 
 
-def begin(config: TrainConfig, world: World) -> Run | None:
+def begin(config: TrainConfig, world: World, opener: OpenLearner) -> Run | None:
     """Everything up to the first step; None if the run is finished already. Raises UserError for what does not fit."""
     stands = resume.begin_run(config, world)
     if resume.is_finished(config, stands.position):
         log0(world, f"{Path(config.run.dir)} is finished at step {stands.position.step}; nothing to do")
         return None
-    learner = open_learner(config, stands, world)
+    learner = opener(config, stands, world)
     check_ranks_agree(config, learner)
     on_main(world, lambda: write_config(config))
     module, engine = build_engine(config, learner, stands, world)
@@ -90,12 +93,13 @@ def begin(config: TrainConfig, world: World) -> Run | None:
         log0(world, _provenance(config, stands, stands.checkpoint, world))
     report = Report(config, world, learner, stands.position)
     health = Health(world, config.engine.max_skipped_steps)
-    identity = learner.identity(module)
-    return Run(config, world, learner, identity, stands.position, skipped_before, module, engine, health, report)
+    return Run(config, world, learner, stands.position, skipped_before, module, engine, health, report)
 
 
 def open_learner(config: TrainConfig, stands: Resume, world: World) -> Learner:
     """The learner that a config asks for. Raises UserError where its data does not fit."""
+    if any(source.kind == PREFERENCE for source in config.data.sources.values()):
+        raise UserError("pairs for preferences are made while a model trains; give their config to `la4vla gpla`.")
     if config.learner == "vlm":
         # Imported only when asked for: it brings the classes of every family.
         from la4vla.train.learners.vlm_learner import VlmLearner

@@ -1,6 +1,7 @@
 """A model that writes behind one call, and how one is described and rebuilt.
 
     vlm(batch)              -> (sum of cross-entropy over the answers' tokens, number of them), fp32; divide globally
+                               of pairs: (sum of SimPO's losses, number of pairs)
     vlm.log_probs(batch)    -> log-probability of each of those tokens, [counted] fp32
 
 `network` is transformers' own class of one of FAMILIES; nothing behind `trust_remote_code`. Logits are computed only
@@ -23,8 +24,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from la4vla.config import PreferenceConfig
 from la4vla.model.freeze import keep_frozen_in_eval
 from la4vla.types import TextBatch, UserError
+from la4vla.vlm.preference import PreferenceBatch, simpo_losses
 
 FAMILIES = {
     "internvl": "InternVL3 in the native `-hf` layout",
@@ -55,6 +58,8 @@ class VlmModel(nn.Module):
         self.frozen_groups: frozenset[str] = frozenset()
         self.from_base: frozenset[str] = frozenset()
         """Names of the weights that the base of its adapters gives; a checkpoint need not hold them."""
+        self.preference = PreferenceConfig()
+        """How pairs are learned."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -75,7 +80,10 @@ class VlmModel(nn.Module):
     def device(self) -> torch.device:
         return self._language_model().embed_tokens.weight.device
 
-    def forward(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: TextBatch | PreferenceBatch) -> tuple[Tensor, Tensor]:
+        if isinstance(batch, PreferenceBatch):
+            losses_P = simpo_losses(self.log_probs(batch.texts), batch, self.preference)
+            return losses_P.sum(), batch.counts_P.sum().float()
         log_probs = self.log_probs(batch)
         return -log_probs.sum(), torch.full((), float(batch.counted), device=log_probs.device)
 

@@ -312,6 +312,17 @@ class ChatEncoder:
         return self.processor.image_token  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def answered(prompt: EncodedText, ids: Sequence[int]) -> EncodedText:
+    """A prompt with an answer of these very tokens, which are learned: what was written, not what its text would be
+    split into."""
+    ids_L = torch.tensor(ids, dtype=torch.int64)
+    inputs = {
+        name: torch.cat([tensor, torch.zeros_like(ids_L)]) if name in ONE_VALUE_A_TOKEN else tensor
+        for name, tensor in prompt.inputs.items()
+    }
+    return EncodedText(prompt.key, torch.cat([prompt.ids_L, ids_L]), torch.cat([prompt.labels_L, ids_L]), inputs)
+
+
 def without_images(row: TextRow) -> TextRow:
     """The same conversation blind: what a model answers from the words alone."""
     return replace(row, turns=tuple(replace(turn, images=()) for turn in row.turns), images=())

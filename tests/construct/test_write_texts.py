@@ -22,7 +22,7 @@ from la4vla.data.setup import prepare_texts
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_texts
 from la4vla.data.shards.texts import read_about
-from la4vla.questions.wordings import ask, wordings
+from la4vla.questions.wordings import ask, turns, wordings
 from la4vla.train.learners.texts import codec_of
 from la4vla.types import UserError
 from tests.construct.recorded import FRAMES, STRIDE, episode, recorded
@@ -160,6 +160,20 @@ def test_a_run_finds_the_codec_in_the_folder_wherever_that_lies(config, tmp_path
     run(config, "texts")
     plain = Path(config.out_dir) / "plain"
     assert codec(plain) == {} and codec(plain, other)["codec"] == codec(other, plain)["codec"] == "sentence"
+
+
+def test_the_next_step_is_asked_as_the_paper_asks_it(config):
+    """The prompt of GPLA's Fig. 6 to the letter, and the one that policies use."""
+    config.texts.questions = ["next", "next_system"]
+    run(config, "texts")
+    plain, told = of(config, "next"), of(config, "next_system")
+    assert sorted(row.answer for row in told) == sorted(row.answer for row in plain) and len(told) > 1
+    for row in told:
+        system, user, _ = row.turns
+        task = episode(int(row.episode.rsplit("-", 1)[1])).instruction.removesuffix(".")
+        assert system.text == f"You are controlling a robotic agent. Your task is to {task}."
+        assert user.text == "What should the robot do next?" and user.images == (0,)
+        assert row.turns[:2] == turns("next_system", (0,), task=task)
 
 
 def test_actions_without_a_plan_and_with_the_hand(config):

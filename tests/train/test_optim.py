@@ -29,6 +29,11 @@ def test_lr_is_linear_then_cosine(step, expected):
     assert optim.lr_at(step, stage()) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (1, 1.0), (2, 2.0), (99, 2.0)])
+def test_a_constant_rate_stays_after_its_warm_up(step, expected):
+    assert optim.lr_at(step, stage(schedule="constant", warmup_steps=2)) == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (5, 1.0), (10, 2.0), (55, 1.0), (73, 0.6), (100, 0.0)])
 def test_linear_decay_falls_from_the_top_to_0(step, expected):
     assert optim.lr_at(step, stage(schedule="linear")) == pytest.approx(expected, abs=1e-12)

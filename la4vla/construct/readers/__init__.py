@@ -25,6 +25,10 @@ def open_dataset(config: ConstructConfig) -> Dataset:
             from la4vla.construct.readers.npz import Npz
 
             return Npz(config)
+        if config.read.format == "rlds":
+            from la4vla.construct.readers.rlds import Rlds
+
+            return Rlds(config)
         from la4vla.construct.readers.recorded import Recorded
 
         return Recorded(config)

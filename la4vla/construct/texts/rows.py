@@ -2,6 +2,7 @@
 
     subtasks    first image + task                     -> list of the labels of all sub-tasks
     next        image + task                           -> label of the sub-task that begins
+    next_system the same, the task in a system turn
     plan        image + sub-task                       -> motion in directions
     actions     image + sub-task + plan                -> action text
     completion  images before and after + sub-task     -> yes or no; of the first view alone
@@ -12,7 +13,7 @@ Every draw belongs to (seed, episode, question, number of the row): other questi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from la4vla.action_text.action_text import ActionText
@@ -20,7 +21,7 @@ from la4vla.config import TextsConfig
 from la4vla.construct.episodes import Episode
 from la4vla.construct.texts.annotate import EpisodeMotion, SubTask
 from la4vla.construct.vocabulary import named_direction
-from la4vla.questions.wordings import NO, YES, ask, with_hand
+from la4vla.questions.wordings import NO, YES, ask, system, with_hand
 from la4vla.rng import RngUse, generator
 
 VERSION = 2
@@ -39,6 +40,7 @@ class Draft:
 
     images  (view, frame) each
     about   of the question's making, to be counted: `completion` says which negative it is
+    system  what is said before the question; empty for most
     """
 
     question: str
@@ -48,6 +50,7 @@ class Draft:
     span: tuple[int, int]
     instruction: str
     about: str = ""
+    system: str = ""
 
 
 class Rows:
@@ -72,6 +75,7 @@ class Rows:
         make: dict[str, Callable[[bool], Iterator[Draft]]] = {
             "subtasks": self._all_subtasks,
             "next": self._next,
+            "next_system": self._next_system,
             "plan": self._plan,
             "actions": self._action_texts,
             "completion": self._completion,
@@ -88,6 +92,13 @@ class Rows:
         for number, item in enumerate(self._subtasks):
             text = self._ask("next", number, held_out, task=self._episode.instruction)
             yield self._about(item, "next", text, item.label, item.start)
+
+    def _next_system(self, held_out: bool) -> Iterator[Draft]:
+        task = self._episode.instruction
+        for number, item in enumerate(self._subtasks):
+            text = self._ask("next_system", number, held_out, task=task)
+            drafted = self._about(item, "next_system", text, item.label, item.start)
+            yield replace(drafted, system=system("next_system", task=task))
 
     def _plan(self, held_out: bool) -> Iterator[Draft]:
         for number, (item, frame) in enumerate(self._moments()):
@@ -196,10 +207,11 @@ def asked_again(episode: str, question: str, number: int, share: float, seed: in
 def to_dict(draft: Draft, key: str, episode: Episode) -> dict[str, Any]:
     """The row of the ledger, and, but for `key` and `about`, the record's JSON (data/shards/texts.py)."""
     shown = list(range(len(draft.images)))
+    before = [{"role": "system", "text": draft.system, "images": []}] if draft.system else []
     return {
         "key": key,
         "about": draft.about,
-        "messages": [{"role": "user", "text": draft.text, "images": shown}],
+        "messages": [*before, {"role": "user", "text": draft.text, "images": shown}],
         "images": [list(image) for image in draft.images],
         "answer": draft.answer,
         "question": draft.question,

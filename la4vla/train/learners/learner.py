@@ -94,7 +94,7 @@ class Learner(Protocol):
         ...
 
     def identity(self, module: Any) -> Identity:
-        """The learner's part of every checkpoint's manifest."""
+        """The learner's part of a checkpoint's manifest, as the run stands. Asked for at every save."""
         ...
 
     def trainable_table(self, module: Any) -> str:
