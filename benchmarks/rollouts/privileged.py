@@ -14,6 +14,7 @@ from la4vla.construct.vocabulary import contradictions
 from la4vla.rng import RngUse, generator
 from la4vla.serve.privileged import LOW_LEVEL, PHASE
 from la4vla.sim.env import Env
+from la4vla.sim.expert import Intent
 from la4vla.sim.registry import Simulator
 from la4vla.types import UserError
 
@@ -92,18 +93,16 @@ class TrueInstruction:
         self._episode = ("", 0)
         self._phase: tuple[int, ...] | None = None
         self._other, self._text, self._said = 0, "", 0
-        self._before, self._closed, self._grasps = np.zeros(0), False, False
+        self._before, self._closed, self._grasps, self._lets_go = np.zeros(0), False, False, False
 
     def begin(self, task: str, episode: int, state: np.ndarray) -> None:
         self._episode, self._phase, self._other, self._text, self._said = (task, episode), None, 0, "", 0
-        self._before, self._closed, self._grasps = state, False, False
+        self._before, self._closed, self._grasps, self._lets_go = state, False, False, False
         self.stepped(state)
 
     def stepped(self, state: np.ndarray) -> None:
         intent, still = self._simulator.intent(self._env), self._still(state)
-        closes = intent.opening != 1.0
-        self._grasps = closes and (self._grasps if self._closed else intent.grasps)  # as it was when it began to close
-        self._closed = closes
+        self._grip(intent)
         left_3 = self._robot.frame.from_base(intent.target - state[self._position])
         if intent.phase == self._phase:
             self._other = 0
@@ -116,11 +115,18 @@ class TrueInstruction:
                 return
         self._phase, self._other = intent.phase, 0
         draws = generator(self._seed, RngUse.WORDING, *self._episode, self._said)
-        text = instruction_of(
-            state, intent.target, intent.opening, self._grasps, still, self._robot, self._config, draws
-        )
+        holds = self._grasps or self._lets_go
+        text = instruction_of(state, intent.target, intent.opening, holds, still, self._robot, self._config, draws)
+        self._lets_go = False
         if text:
             self._text, self._said = text, self._said + 1
+
+    def _grip(self, intent: Intent) -> None:
+        """Follows what the gripper is told: whether it took something was decided when it began to close."""
+        closes, held = intent.opening != 1.0, self._grasps
+        self._lets_go = not closes and (self._lets_go or held)
+        self._grasps = closes and (held if self._closed else intent.grasps)
+        self._closed = closes
 
     def _still(self, state: np.ndarray) -> bool:
         """Whether the gripper has hardly moved since the last step."""

@@ -24,7 +24,7 @@ def instruction_of(
     state_S: np.ndarray,
     target_3: np.ndarray,
     opening: float | None,
-    grasps: bool,
+    holds: bool,
     still: bool,
     robot: Robot,
     config: ProposeConfig,
@@ -33,16 +33,19 @@ def instruction_of(
     """A low-level instruction for going from a state to a target; empty for a wait.
 
     state_S: float [S], units of the embodiment. target_3: m, base frame. opening: that is commanded, 1 open, 0 closed;
-    None: the gripper is left as it is. grasps: whether something will be between the fingers. still:
-    whether the gripper is at rest; one that is closing, and closes on nothing, holds nothing yet. generator: chooses
-    among phrasings. Raises UserError for a robot without a position in its state.
+    None: the gripper is left as it is. holds: whether something is or will be between the fingers. still: whether the
+    gripper is at rest; one that is closing on nothing holds nothing yet. generator: chooses among phrasings.
+
+    Raises UserError for a robot without a position in its state.
     """
     spec, embodiment = robot.embodiment.state, robot.embodiment
     state_TS = np.repeat(np.asarray(state_S, np.float64)[None], FRAMES, axis=0)
     position = spec.dims(*TRANSLATION)
     state_TS[:, position] = np.linspace(state_S[position], target_3, FRAMES)
-    open_T = _openings(state_TS, opening, grasps, still, robot)
+    open_T = _openings(state_TS, opening, holds, still, robot)
     commanded_T = np.full(FRAMES, 0.5 if opening is None else opening)
+    if holds and opening is not None and opening > 0.5:
+        commanded_T[:BEFORE] = 0.0  # it was held until now
     keyframes: list[Keyframe] = []
     if open_T is not None:
         _fill(state_TS, spec, open_T)
@@ -60,9 +63,7 @@ def instruction_of(
     return proposals[0].instruction if proposals else ""
 
 
-def _openings(
-    state_TS: np.ndarray, opening: float | None, grasps: bool, still: bool, robot: Robot
-) -> np.ndarray | None:
+def _openings(state_TS: np.ndarray, opening: float | None, holds: bool, still: bool, robot: Robot) -> np.ndarray | None:
     """The gripper's opening [T] on the way; None where the state has none."""
     measured_T = robot.embodiment.state.opening(state_TS)
     if measured_T is None:
@@ -71,10 +72,10 @@ def _openings(
     now = end = float(measured_T[0])
     if opening is not None and opening > 0.5:
         end = max(now, 1.0)
-    elif opening is not None and not (grasps or still):
+    elif opening is not None and not (holds or still):
         now, end = max(now, frame.open_from), frame.closed_on_nothing  # half closed, it would seem to hold something
     elif opening is not None and now >= frame.open_from:
-        end = min(now, frame.closed_on_nothing + (2 * frame.hold_margin if grasps else 0.0))
+        end = min(now, frame.closed_on_nothing + (2 * frame.hold_margin if holds else 0.0))
     ramp_T = np.clip((np.arange(FRAMES) - BEFORE) / FINGERS, 0.0, 1.0)
     return now + (end - now) * ramp_T
 
