@@ -27,7 +27,7 @@ PERCENTILES = (50, 95, 99)
 ANSWERS = ("subtasks", "plan", "actions", "completion")
 """Questions whose answers a policy that writes has written itself."""
 
-INSTRUCTIONS = ("next", "oracle")
+INSTRUCTIONS = ("next", "next_system", "oracle")
 """Questions of a hierarchical policy."""
 
 RENDERED_BY, ABSENT = "images were rendered by", "absent"
