@@ -14,6 +14,7 @@ from la4vla.config.construct import (
     ReadConfig,
     RecordConfig,
     ReviewConfig,
+    SecondJudgeConfig,
     TextsConfig,
     VlmConfig,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "ReviewConfig",
     "RunConfig",
     "SamplingConfig",
+    "SecondJudgeConfig",
     "SourceConfig",
     "StageConfig",
     "TextPolicyConfig",

@@ -142,14 +142,28 @@ class ReviewConfig:
 
 
 @dataclass
+class SecondJudgeConfig:
+    """A learned judge beside the rules: how well a clip's sentence fits its motion (docs/review.md)."""
+
+    scorer: str = (
+        ""  # run or checkpoint of learner grounding, or action_only:, clip:, siglip: and a folder; empty: none
+    )
+    device: str = "cpu"  # of the scorer: cpu | cuda
+    window: int = 8  # frames of a motion that is scored, at most the scorer's horizon; a clip's score is the mean
+    windows: int = 4  # of a clip at most, evenly
+
+
+@dataclass
 class FilterConfig:
     """What becomes a clip (FACTS 1.3.5)."""
 
     by: str = "automatic"  # automatic: the judge's score | human: the mean of the annotators'; unreviewed are left out
-    min_quality: float = 2.0  # on the scale 0 .. 3
+    # | grounding: the second judge's score | both: the judge's and the second judge's
+    min_quality: float = 2.0  # on the scale 0 .. 3; not of filter.by=grounding
     primitives: list[str] = field(default_factory=list)  # only these; empty: all
     direction_purity: float = 0.0  # above 0: only clips whose instruction names one direction, and whose motion's
     # cosine with it is at least this: direction-following clips (FACTS 1.2)
+    min_grounding: float = 0.0  # on the second judge's own scale; `la4vla eval judges` finds it
 
 
 @dataclass
@@ -185,6 +199,7 @@ class ConstructConfig:
     propose: ProposeConfig = field(default_factory=ProposeConfig)
     vlm: VlmConfig = field(default_factory=VlmConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    grounding: SecondJudgeConfig = field(default_factory=SecondJudgeConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     texts: TextsConfig = field(default_factory=TextsConfig)
@@ -198,7 +213,7 @@ INTERVALS = {
     **dict.fromkeys(
         ("height", "min_clip_frames", "smooth_window", "static_window", "gripper_window", "edge_frames"), "[1, inf)"
     ),
-    **dict.fromkeys(("image_size", "processes", "episodes"), "[1, inf)"),
+    **dict.fromkeys(("image_size", "processes", "episodes", "window", "windows"), "[1, inf)"),
     **dict.fromkeys(
         ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames", "plots"),
         "[0, inf)",
@@ -234,7 +249,10 @@ def validate_construct(config: ConstructConfig) -> None:
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
-    choice("filter.by", config.filter.by, ("automatic", "human"))
+    choice("filter.by", config.filter.by, ("automatic", "human", "grounding", "both"))
+    choice("grounding.device", config.grounding.device, ("cpu", "cuda"))
+    if config.filter.by in ("grounding", "both") and not config.grounding.scorer:
+        raise UserError(f"filter.by={config.filter.by} needs a second judge; set grounding.scorer to one.")
     choice("texts.annotator", config.texts.annotator, ("kinematic", "endpoint"))
     for question in config.texts.questions:
         choice("texts.questions", question, QUESTIONS)
@@ -244,5 +262,5 @@ def validate_construct(config: ConstructConfig) -> None:
         )
     values = asdict(config)
     within("", values, INTERVALS)
-    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter", "texts"):
+    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "grounding", "review", "filter", "texts"):
         within(f"{group}.", values[group], INTERVALS)
