@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         rates.add_argument("--token-env", metavar="NAME", help="of --server: environment variable that has its token")
         rates.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with fresh weights")
         rates.add_argument("--text", type=Path, help="of a checkpoint that writes: YAML file of how it acts")
+        rates.add_argument("--high", type=Path, help="YAML file of who says the checkpoint's low-level instructions")
         rates.add_argument("--base", default="", help="where the weights of its adapters lie, if they were moved")
         rates.add_argument("--protocol", required=True, help=f"one of {', '.join(protocols.titles())}, or a YAML file")
         rates.add_argument("--out", type=Path, required=True, help="result folder; the same one resumes")
@@ -155,8 +156,8 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.untrained and not options.checkpoint:
         raise UserError("--untrained needs the --checkpoint whose architecture it takes, not --expert or --server.")
-    if (options.text or options.base) and (options.untrained or not options.checkpoint):
-        raise UserError("--text and --base are for a trained --checkpoint.")
+    if (options.text or options.high or options.base) and (options.untrained or not options.checkpoint):
+        raise UserError("--text, --high and --base are for a trained --checkpoint.")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     request = evaluate.EvaluationRequest(
         simulator=SIMULATORS[options.command],
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str]) -> int:
         command=" ".join(["la4vla eval", *arguments]),
         server=_server(options),
         text=options.text,
+        high=options.high,
         base=options.base,
     )
     evaluate.evaluate(request)

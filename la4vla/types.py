@@ -90,6 +90,19 @@ class VectorSpec:
         """Indices of the named dimensions that exist, in the order asked."""
         return [self.names.index(name) for name in names if name in self.names]
 
+    @property
+    def has_position(self) -> bool:
+        """Whether it holds a place or a way in space or in a plane: two of x, y and z at least."""
+        return len(self.dims(*TRANSLATION)) >= 2
+
+    def translation(self, values_TD: np.ndarray) -> np.ndarray:
+        """float64 [T, 3], x, y and z of values [T, D]; zeros for an axis that the vector has not."""
+        moved_T3 = np.zeros((len(values_TD), len(TRANSLATION)))
+        for axis, name in enumerate(TRANSLATION):
+            for dim in self.dims(name):
+                moved_T3[:, axis] = values_TD[:, dim]
+        return moved_T3
+
     def opening(self, values_TD: np.ndarray) -> np.ndarray | None:
         """Gripper dimension [T] of values [T, D] on a scale where 1 is open and 0 is closed, None without a gripper."""
         index = self.dims("gripper")
@@ -156,12 +169,14 @@ class Observation:
     state        float32 [S], raw units
     instruction  free text
     privileged   what only a simulator knows, by name; empty unless the policy asks for it
+    replan       whether a policy that plans is asked to plan anew, now
     """
 
     views: Mapping[str, np.ndarray]
     state: np.ndarray
     instruction: str
     privileged: Mapping[str, float | str] = field(default_factory=dict)
+    replan: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -23,6 +24,12 @@ settings.load_profile("house")
 # A proxy that the machine has is not for servers that tests start.
 for name in ("NO_PROXY", "no_proxy"):
     os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: every closed simulator collects garbage, which would go through all of it."""
+    gc.freeze()
+
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "libero-assets.tar.zst"
 

@@ -29,14 +29,17 @@ def write_checkpoint(
     seed: int = 0,
     kind: Kind = "vla",
     size: tuple[int, int] = (112, 112),
+    levels: str = "low",
+    instructions: tuple[str, ...] = ("task",),
 ) -> Path:
     """A complete checkpoint folder of the tiny preset with random weights and plausible statistics.
 
-    size: height and width of the images that it was trained on."""
+    size: height and width of the images that it was trained on. levels: of its source, which is called `task`.
+    instructions: sources whose clips were told what they are about."""
     config = TrainConfig(
         run=RunConfig(dir="runs/hand"),
         model=ModelConfig(preset="tiny", dropout=0.0),
-        data=DataConfig(sources={"task": SourceConfig(path="task", kind=kind)}),
+        data=DataConfig(sources={"task": SourceConfig(path="task", kind=kind, levels=levels)}),
         stages={"only": StageConfig(mixture={"task": 1.0}, steps=7)},
     )
     policy = build_policy(config.model, seed)
@@ -55,11 +58,15 @@ def write_checkpoint(
         embodiment=embodiment.to_dict(),
         views=list(views),
         view_sizes={view: [list(size)] for view in views},
+        text={"instructions": list(instructions)},
     )
 
 
-def write_vlm_checkpoint(folder: Path, embodiment: Embodiment, codec: dict[str, Any], seed: int = 0) -> Path:
-    """A complete checkpoint folder of `tiny_vlm` with random weights. codec: of its action texts; empty for none."""
+def write_vlm_checkpoint(
+    folder: Path, embodiment: Embodiment, codec: dict[str, Any], seed: int = 0, questions: tuple[str, ...] = ()
+) -> Path:
+    """A complete checkpoint folder of `tiny_vlm` with random weights. codec: of its action texts; empty for none.
+    questions: that it was asked."""
     vlm, encoder = build_vlm("tiny_vlm", seed)
     folder.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in vlm.state_dict().items()}, folder / manifest.WEIGHTS)
@@ -69,7 +76,7 @@ def write_vlm_checkpoint(folder: Path, embodiment: Embodiment, codec: dict[str, 
         learner="vlm",
         model={**vlm.description, "lora": {}},
         embodiment=embodiment.to_dict(),
-        text={"codec": codec, "max_tokens": encoder.max_tokens},
+        text={"codec": codec, "questions": list(questions), "max_tokens": encoder.max_tokens},
     )
 
 

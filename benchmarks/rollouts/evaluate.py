@@ -70,6 +70,7 @@ class EvaluationRequest:
                  folder of its own below `out`; with none the clean one is in `out` itself
     server       that serves the policy
     text         settings of a checkpoint that writes; None for a policy with actions
+    high         settings of who says a policy's low-level instructions; None for a policy that is told the task
     base         where the weights lie that the checkpoint's adapters belong to; empty: where they lay in training
     """
 
@@ -87,6 +88,7 @@ class EvaluationRequest:
     variants: Sequence[Variant]
     server: ServerAddress | None = None
     text: Path | None = None
+    high: Path | None = None
     base: str = ""
 
     @property
@@ -259,7 +261,7 @@ def load_policy(request: EvaluationRequest) -> Served | None:
         torch.set_num_threads(max(1, cores - request.workers))
     if request.untrained:
         return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device)
-    return load_served(request.checkpoint, request.text, device, request.base)
+    return load_served(request.checkpoint, request.text, device, request.base, request.high)
 
 
 def run_jobs(

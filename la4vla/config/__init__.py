@@ -18,6 +18,7 @@ from la4vla.config.construct import (
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
 from la4vla.config.train import (
@@ -58,6 +59,7 @@ __all__ = [
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "HierarchicalConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",

@@ -36,6 +36,7 @@ IMAGES = "images."  # before the name of a tensor of TextBatch.images
 GO_ON = b"1"
 GONE = (BrokenPipeError, ConnectionResetError, EOFError)  # what the pipe says when the trainer closed it or is no more
 CLOSE_S = 20.0  # what a loader process gets to end by itself
+START = "spawn"  # a trainer has threads, so a fork of it would not be safe
 
 Layout = dict[str, tuple[torch.dtype, torch.Size, tuple[int, ...], int]]
 """name of a batch's tensor -> dtype, shape, strides, offset in bytes."""
@@ -84,7 +85,7 @@ class Loader:
 
     def __init__(self, config: TrainConfig, setup: Setup, rank: int, world_size: int, start: tuple[str, int]) -> None:
         check_world(config.data.streams, world_size)
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START)
         self._pipe, theirs = context.Pipe(duplex=True)
         job = LoaderJob(config, setup, rank, world_size, start)
         self._process = context.Process(target=_run, args=(theirs, job), name=f"loader-{rank}", daemon=True)

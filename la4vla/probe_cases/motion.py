@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from la4vla.types import TRANSLATION, Embodiment, UserError
+from la4vla.types import Embodiment, UserError
 
 
 def check_translation(embodiment: Embodiment) -> None:
-    """Raises UserError where actions do not move the hand along x, y and z of the base frame."""
+    """Raises UserError where actions do not move the hand along x and y (and z) of the base frame."""
     action, state = embodiment.action, embodiment.state
     needed = [action] if action.reference == "delta" else [action, state]
-    if any(len(vector.dims(*TRANSLATION)) < len(TRANSLATION) or vector.frame != "base" for vector in needed):
+    if any(not vector.has_position or vector.frame != "base" for vector in needed):
         raise UserError(
-            f"embodiment `{embodiment.name}` does not command x, y and z in its base frame, so its motion has no "
+            f"embodiment `{embodiment.name}` does not command x, y (and z) in its base frame, so its motion has no "
             "direction to compare; use data of a robot whose actions are Cartesian."
         )
 
@@ -24,10 +24,10 @@ def travel(action_TA: np.ndarray, state_S: np.ndarray, embodiment: Embodiment) -
     action_TA, state_S: raw units of the embodiment; state of the frame the chunk starts at. Delta actions are added up
     (FACTS 1.2), in the action's own unit; absolute ones are taken relative to the state.
     """
-    moved_T3 = action_TA[:, embodiment.action.dims(*TRANSLATION)].astype(np.float64)
+    moved_T3 = embodiment.action.translation(action_TA)
     if embodiment.action.reference == "delta":
         return np.cumsum(moved_T3, axis=0)
-    return moved_T3 - state_S[embodiment.state.dims(*TRANSLATION)].astype(np.float64)
+    return moved_T3 - embodiment.state.translation(state_S[None])
 
 
 def alignment(predicted_N3: np.ndarray, toward_N3: np.ndarray) -> np.ndarray:

@@ -96,6 +96,7 @@ class RemotePolicy:
                 "state": np.asarray(given.state, np.float32),
                 "instruction": given.instruction,
                 **({"privileged": dict(given.privileged)} if self.privileged else {}),
+                **({"replan": True} if given.replan else {}),
                 **key._asdict(),
             }
             for given, key in zip(observations, noise_keys, strict=True)

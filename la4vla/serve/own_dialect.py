@@ -70,6 +70,7 @@ class La4vla:
             wire.vector(wire.part(query, "state"), "state"),
             wire.text(query, "instruction"),
             self._privileged(query),
+            "replan" in query and wire.flag(query, "replan"),
         )
 
     def _privileged(self, query: Mapping[Any, Any]) -> dict[str, float | str]:

@@ -132,6 +132,14 @@ class ServedPolicy:
             raise UserError(f"a policy without views cannot be asked as {kind}; ask it as la.")
         return replace(self, kind=kind, views=() if kind == "la" else self.views)
 
+    def too_long(self, instruction: str) -> str:
+        """Why this policy cannot be told an instruction, as a sentence; empty if it can."""
+        try:
+            self.processor.encode(instruction, tuple(range(len(self.views))))
+        except UserError as error:
+            return str(error)
+        return ""
+
     def check(self, embodiment: Embodiment, views: Sequence[str]) -> None:
         """Raises UserError where an env with this embodiment and these views cannot be driven by this policy."""
         require_match(self.embodiment, self.views, embodiment, views)

@@ -54,6 +54,7 @@ class Settings:
 
     folder          a checkpoint, or a run (then its newest one)
     text            settings of a model that writes; None for a policy with actions
+    high            settings of who says a policy's low-level instructions; None for a policy that is told the task
     base            where the weights lie that its adapters belong to; empty for where they lay in training
     dialect         that the clients speak
     host            to listen on
@@ -74,6 +75,7 @@ class Settings:
     folder: Path
     base: str = ""
     text: Path | None = None
+    high: Path | None = None
     dialect: str = "la4vla"
     host: str = "127.0.0.1"
     port: int | None = None
@@ -99,7 +101,7 @@ def serve(settings: Settings) -> int:
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
     device = usable_device(settings.device)
-    policy = load_served(settings.folder, settings.text, device, settings.base)
+    policy = load_served(settings.folder, settings.text, device, settings.base, settings.high)
     # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()

@@ -138,6 +138,13 @@ def count(message: Mapping[Any, Any], key: str) -> int:
     return value
 
 
+def flag(message: Mapping[Any, Any], key: str) -> bool:
+    value = part(message, key)
+    if not isinstance(value, bool):
+        raise UserError(f"`{key}` must be true or false, not {shown(value)}.")
+    return value
+
+
 def image(value: Any, name: str) -> np.ndarray:
     """uint8 RGB [H, W, 3] from an array that already is that."""
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or not _is_image(value.shape):

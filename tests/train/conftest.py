@@ -12,7 +12,7 @@ from la4vla.train import dist
 from la4vla.train.__main__ import main
 from tests.fixtures import write_shards
 from tests.train.held_out import write_cases, write_clips
-from tests.train.launch import Ended, write_config
+from tests.train.launch import Ended, forked_loaders, start_forks, write_config
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +44,10 @@ def run_here(*arguments: str) -> int:
     """`python -m la4vla.train ARGUMENTS` in this process, which saves the seconds of importing; like the runs in their
     own processes on the CPU and in one thread, or their bytes would differ. Its exit status."""
     torch.set_num_threads(1)
+    start_forks()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with mock.patch.object(torch.cuda, "is_available", lambda: False):
+        with forked_loaders(), mock.patch.object(torch.cuda, "is_available", lambda: False):
             return main(arguments)
     finally:
         for number, handler in before.items():

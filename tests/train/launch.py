@@ -10,12 +10,14 @@ import socket
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
 from la4vla.config import load
+from la4vla.data import loader
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -88,7 +90,18 @@ def free_port() -> int:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["la4vla.train.run"])
+FORKS.set_forkserver_preload(["la4vla.train.run", "la4vla.vlm.load"])
+
+
+def start_forks() -> None:
+    """The process that has imported the libraries and is forked from, unless it runs."""
+    with mock.patch.dict(os.environ, IMPORTING):
+        forkserver.ensure_running()
+
+
+def forked_loaders() -> AbstractContextManager[object]:
+    """Loader processes are forked from it, too, instead of importing the libraries again for two to four seconds."""
+    return mock.patch.object(loader, "START", "forkserver")
 
 
 class Rank:
@@ -96,11 +109,12 @@ class Rank:
     four seconds a process. Its output goes into files: into a pipe that nobody reads it would write for a while, and
     then it and the ranks that need it would wait for ever."""
 
-    def __init__(self, command: tuple[str, ...], env: dict[str, str]) -> None:
+    def __init__(self, command: tuple[str, ...], env: dict[str, str], own_loader: bool = False) -> None:
+        """own_loader: its loader process is its own child, as in every other run."""
         self._files = [tempfile.NamedTemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-        with mock.patch.dict(os.environ, IMPORTING):
-            forkserver.ensure_running()
-        self._process = FORKS.Process(target=_run, args=(command, env, [file.name for file in self._files]))
+        start_forks()
+        names = [file.name for file in self._files]
+        self._process = FORKS.Process(target=_run, args=(command, env, names, own_loader))
         self._process.start()
         atexit.register(self._process.kill)  # one that a failed test left running would be waited for at the exit
         assert self._process.pid is not None
@@ -126,8 +140,16 @@ class Rank:
         return [Path(file.name).read_text() for file in self._files]
 
 
-def _run(command: tuple[str, ...], env: dict[str, str], outputs: list[str]) -> None:
+def _run(command: tuple[str, ...], env: dict[str, str], outputs: list[str], own_loader: bool) -> None:
     """What `python COMMAND` does, in the forked process."""
+    if own_loader:
+        return _run_as(command, env, outputs)
+    # It would start another, since the one that it was forked from is not its child.
+    with forked_loaders(), mock.patch.object(forkserver._forkserver, "ensure_running", lambda: None):
+        _run_as(command, env, outputs)
+
+
+def _run_as(command: tuple[str, ...], env: dict[str, str], outputs: list[str]) -> None:
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(env)
@@ -144,10 +166,10 @@ def _run(command: tuple[str, ...], env: dict[str, str], outputs: list[str]) -> N
         atexit._run_exitfuncs()  # as at the end of an interpreter; multiprocessing runs its own alone
 
 
-def start(ranks: int, *command: str) -> list[Rank]:
+def start(ranks: int, *command: str, own_loaders: bool = False) -> list[Rank]:
     """`python COMMAND` once a rank."""
     port = free_port()
-    return [Rank(command, environment(rank, ranks, port)) for rank in range(ranks)]
+    return [Rank(command, environment(rank, ranks, port), own_loaders) for rank in range(ranks)]
 
 
 def wait(processes: list[Rank]) -> Ended:

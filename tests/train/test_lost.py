@@ -63,7 +63,7 @@ def step_saved(config: Path) -> int:
 def test_a_loader_that_is_killed_ends_all_ranks_with_one_sentence(tmp_path, shards, in_process, monkeypatch):
     """As the kernel kills one when memory runs out. What the sentence says to lower may be lower when it resumes."""
     config = write_config(tmp_path, shards, "loader")
-    ranks = start(2, "-m", "la4vla.train", str(config), *FAR)
+    ranks = start(2, "-m", "la4vla.train", str(config), *FAR, own_loaders=True)
     until_logged(ranks[0], config, 3)
     (loader,) = [pid for pid in children(ranks[1].pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(loader, signal.SIGKILL)

@@ -24,7 +24,7 @@ from la4vla.construct.notes import UNDESCRIBED
 from la4vla.construct.propose.candidates import Candidate, Proposal
 from la4vla.construct.propose.track import Track, track_of, turn_of, undescribed_motion
 from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
-from la4vla.types import TRANSLATION, UserError
+from la4vla.types import UserError
 
 VERSION = 7
 """Raised when the same proposals and settings would be scored differently."""
@@ -48,7 +48,7 @@ def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConf
     proposals: usable ones, as spans.validate returns them. config: uses `judge`, and from `propose` the limits from
     which on something counts as a motion or a turn.
     """
-    has_position = len(episode.embodiment.state.dims(*TRANSLATION)) == 3
+    has_position = episode.embodiment.state.has_position
     track = track_of(episode.state, episode.action, episode.robot) if has_position else None
     others = undescribed_motion(episode)
     judged = []

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from la4vla.construct.episodes import Episode
 from la4vla.construct.robots.robot import Robot, RobotFrame
-from la4vla.types import ROTATION, TRANSLATION, UserError, VectorSpec
+from la4vla.types import ROTATION, UserError, VectorSpec
 
 LEAD_FRAMES = 8  # a command precedes the motion it causes by no more than this (0.1 s at 80 Hz)
 _MEDIAN_FRAMES = 3  # a jump must outlast a glitch of one frame
@@ -67,14 +67,14 @@ def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track
     Raises UserError if the state has no position.
     """
     embodiment, spec, frame = robot.embodiment, robot.embodiment.state, robot.frame
-    position, contact = spec.dims(*TRANSLATION), spec.dims("contact")
-    if len(position) < 3:
+    contact = spec.dims("contact")
+    if not spec.has_position:
         raise UserError(
             f"embodiment `{embodiment.name}` has no x, y, z in its state, which the kinematic proposer needs; add the "
             "hand's pose to the state (read.state and the robot's file), set proposer=vlm, or set proposer=episode if "
             "each episode is one clip already."
         )
-    path_T3 = frame.from_base(state_TS[:, position].astype(np.float64))
+    path_T3 = frame.from_base(spec.translation(state_TS))
     turn_T, spin_T3 = _turning(state_TS, spec)
     measured_T, commanded_T = spec.opening(state_TS), embodiment.action.opening(action_TA)
     gripper: Literal["measured", "commanded", "none"] = "measured"
@@ -196,10 +196,9 @@ def _turning(state_TS: np.ndarray, spec: VectorSpec) -> tuple[Rotation | None, n
 
 
 def _steer(action_TA: np.ndarray, spec: VectorSpec) -> np.ndarray | None:
-    dims = spec.dims(*TRANSLATION)
-    if len(dims) < 3:
+    if not spec.has_position:
         return None
-    values_T3 = action_TA[:, dims].astype(np.float64)
+    values_T3 = spec.translation(action_TA)
     return values_T3 if spec.reference == "delta" else np.diff(values_T3, axis=0, prepend=values_T3[:1])
 
 
@@ -209,10 +208,9 @@ def _lag(path_T3: np.ndarray, action_TA: np.ndarray, spec: VectorSpec, frame: Ro
     A clip's words must fit its commands, and a compliant arm follows them late. Cut by states alone, the last tenth of
     a second of a `forward` clip would hold commands to go down.
     """
-    dims = spec.dims(*TRANSLATION)
-    if len(dims) < 3 or spec.reference != "delta" or spec.frame != "base":
+    if not spec.has_position or spec.reference != "delta" or spec.frame != "base":
         return 0
-    command_T3 = frame.from_base(action_TA[:, dims].astype(np.float64))
+    command_T3 = frame.from_base(spec.translation(action_TA))
     velocity_T3 = np.diff(path_T3, axis=0)
     likeness = [
         float((command_T3[: len(velocity_T3) - lag] * velocity_T3[lag:]).sum())

@@ -29,7 +29,7 @@ SAME_PICTURE = 4.0  # grey levels, mean over a thumbnail; encoding a picture ane
 
 
 @dataclass(frozen=True)
-class Chain:
+class CaptionedChain:
     """An episode of captions.json.
 
     goal      its high-level sentence
@@ -72,12 +72,12 @@ def checked(captions: Sequence[Caption], frames: int, where: str) -> tuple[Capti
     return tuple(Caption(item.start, item.end, " ".join(item.instruction.split())) for item in captions)
 
 
-def read_chains(path: Path) -> dict[str, Chain]:
+def read_chains(path: Path) -> dict[str, CaptionedChain]:
     """Name of an episode -> its captions in captions.json. Raises UserError."""
     try:
         raw = json.loads(path.read_text("utf-8"))
         return {
-            str(item["episode_id"]): Chain(
+            str(item["episode_id"]): CaptionedChain(
                 str(item["long_horizon_instruction"]),
                 int(item["steps"]),
                 tuple(Caption(int(c["start"]), int(c["end"]), str(c["instruction"])) for c in item["captions"]),
@@ -180,7 +180,7 @@ def _thumbnail(jpeg: bytes) -> np.ndarray:
     return cv2.resize(grey, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def chain_of(chains: Mapping[str, Chain], name: str, steps: int, path: Path) -> Chain:
+def chain_of(chains: Mapping[str, CaptionedChain], name: str, steps: int, path: Path) -> CaptionedChain:
     """Raises BadEpisode for an episode that is in no captions, or has another length there."""
     if name not in chains:
         raise BadEpisode(f"{path} has no captions of `{name}`; add them or leave the episode out.")

@@ -89,8 +89,8 @@ def _commands(episode: Episode) -> Iterator[Note]:
 
 def _compared(spec: VectorSpec) -> list[str]:
     """The dims whose commands can be compared with the state: the position, or else joints."""
-    if len(spec.dims(*TRANSLATION)) == len(TRANSLATION):
-        return list(TRANSLATION)
+    if spec.has_position:
+        return [name for name in TRANSLATION if name in spec.names]
     return [name for name in spec.names if name not in (*TRANSLATION, *ROTATION, "gripper", "contact")]
 
 

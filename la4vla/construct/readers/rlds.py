@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
+import la4vla.construct.readers.captions as captions
+import la4vla.construct.readers.features as features
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Caption, Episode, Frames
 from la4vla.construct.ledger import digest
 from la4vla.construct.notes import Note
-from la4vla.construct.readers import captions, features
 from la4vla.construct.readers.checks import (
     MAX_KEY,
     as_jpeg,
@@ -214,7 +215,7 @@ class Rlds:
 
 def _beside(
     path: Path | None, name: str, there: RecordFeatures
-) -> tuple[Mapping[str, captions.Chain] | None, captions.Goals | None]:
+) -> tuple[Mapping[str, captions.CaptionedChain] | None, captions.Goals | None]:
     """The captions that read.captions names: whole chains, or goals of clips. Raises UserError."""
     if path is None:
         return None, None

@@ -27,7 +27,7 @@ from la4vla.construct.texts.write import written
 from la4vla.page import page
 from la4vla.page.strips import Example, Plot, plot, strip
 from la4vla.rng import RngUse, generator
-from la4vla.types import TRANSLATION, UserError
+from la4vla.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT, NUMBERS = "report.html", "report.json"
@@ -125,9 +125,8 @@ def _plot(episode: Episode, start: int, end: int) -> Plot:
     """Curves of the position as the robot sees it; without a position, of all dimensions but the gripper."""
     spec, state_TS = episode.embodiment.state, episode.state[start:end]
     opening_T = None if episode.opening_T is None else episode.opening_T[start:end]
-    dims = spec.dims(*TRANSLATION)
-    if len(dims) == len(TRANSLATION):
-        path_T3 = episode.robot.frame.from_base(state_TS[:, dims])
+    if spec.has_position:
+        path_T3 = episode.robot.frame.from_base(spec.translation(state_TS))
         return plot(path_T3, ("forward", "left", "up"), spec.unit, opening_T)
     dims = [dim for dim, name in enumerate(spec.names) if name != "gripper"]
     return plot(state_TS[:, dims], [spec.names[dim] for dim in dims], "", opening_T)

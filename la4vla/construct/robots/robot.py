@@ -64,9 +64,9 @@ class Robot:
     def undescribed(self, spec: VectorSpec) -> list[str]:
         """The dims of a state or an action whose motion no instruction describes, such as those of a second arm.
 
-        None if the vector has no x, y, z: its joints are then all that there is of the described arm.
+        None if the vector has no position: its joints are then all that there is of the described arm.
         """
-        if len(spec.dims(*TRANSLATION)) < len(TRANSLATION):
+        if not spec.has_position:
             return []
         return [name for name in spec.names if name not in (*DESCRIBED, *self.same_arm)]
 

@@ -92,6 +92,7 @@ def describe_texts(index: Index, words: Callable[[str], int]) -> str:
 
 def preview_texts(index: Index, words: Callable[[str], int]) -> str:
     """The page of `la4vla data preview`."""
+    about = read_about(index.location)
     values = {
         "title": index.location,
         "folder": {
@@ -103,9 +104,7 @@ def preview_texts(index: Index, words: Callable[[str], int]) -> str:
         },
         "questions": facts_of(index, words),
         "examples": _examples(index),
-        "about": {
-            name: value for name, value in read_about(index.location).items() if value is not None and name != ROWS
-        },
+        "about": {name: value for name, value in about.items() if value is not None and name != ROWS},
     }
     return page.render(TEMPLATES, "conversations.html.j2", values)
 

@@ -48,6 +48,16 @@ def read_plan(text: str) -> Read[str]:
     return Read(plan)
 
 
+def read_instruction(text: str) -> Read[str]:
+    """One low-level instruction. Line breaks become blanks."""
+    instruction = " ".join(text.split())
+    if not instruction:
+        return Read(None, "the instruction is empty")
+    if len(instruction) > LONG:
+        return Read(None, f"the instruction has {len(instruction)} characters, more than {LONG}")
+    return Read(instruction)
+
+
 def read_completion(text: str) -> Read[bool]:
     """`yes` or `no`, perhaps with a point."""
     word = text.strip().lower().removesuffix(".")

@@ -2,7 +2,9 @@
 miniature of it runs whole, with real demonstrations, trainings and rollouts, and its tables say what the rows say."""
 
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from benchmarks.study import config as study_config
 from benchmarks.study import hours, plan, rows, run, writing_tables
 from la4vla import config
 from la4vla.types import UserError
+from tests.train.launch import Rank
 
 ROOT = Path(__file__).parents[3]
 STUDY = ROOT / "configs/study/vlm2vla.yaml"
@@ -140,10 +143,27 @@ def miniature(tmp_path):
     return study_config.load(STUDY, overrides)
 
 
+class Command(Rank):
+    """A job's command, forked from a process that has imported the libraries."""
+
+    def __init__(self, command, env, pass_fds):
+        super().__init__(command[1:], env)
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        assert self.poll() == 0, self.output()
+        return self.poll()
+
+    terminate = Rank.kill
+
+
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_a_miniature_runs_from_demonstrations_to_tables(miniature, tmp_path):
+def test_a_miniature_runs_from_demonstrations_to_tables(miniature, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=Command, TimeoutExpired=subprocess.TimeoutExpired))
     run.run(miniature, [], hours=1.0)
     written = {
         path.stem: [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,86 @@
+"""A checkpoint of a policy, and what says its low-level instructions, as one policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+
+from la4vla import manifest
+from la4vla.config import HierarchicalConfig
+from la4vla.levels import levels_of
+from la4vla.manifest import Manifest
+from la4vla.serve.hierarchical.instructors import Instructor, TrueInstructions, WrittenInstructions
+from la4vla.serve.hierarchical.policy import HierarchicalPolicy
+from la4vla.serve.policy import ServedPolicy, whole_weights
+from la4vla.serve.text.writer import VlmWriter
+from la4vla.types import Embodiment, UserError
+
+PLACES = ("high", "high_base")
+"""Settings that say where weights lie, and change nothing of what is said."""
+
+
+def load_hierarchical(
+    low: str | Path, config: HierarchicalConfig, device: str | torch.device = "cpu", base: str = ""
+) -> HierarchicalPolicy:
+    """The policy of a checkpoint folder, or of a run's newest checkpoint, told instructions as `config` says.
+
+    base: where the weights lie that the policy's adapters belong to. Raises UserError for a policy that learned no
+    low-level instructions, a model that was never asked for one, two robots, and damaged or other weights.
+    """
+    folder = manifest.resolve(low)
+    description = manifest.read(folder)
+    manifest.require_policy(folder, description)
+    if not description.text.get("instructions"):
+        raise UserError(
+            f"{folder} learned whole demonstrations by their tasks alone, so it knows no low-level instructions; train "
+            "it on the clips of `la4vla construct` (la or vla), or evaluate it without --high."
+        )
+    levels = levels_of(description.config)
+    policy = ServedPolicy.load(folder, device, base)
+    settings = {name: value for name, value in asdict(config).items() if name not in PLACES}
+    versions = {"torch": torch.__version__}
+    instructor: Instructor = TrueInstructions()
+    weights = [description.weights_sha256]
+    if config.instructor == "vlm":
+        high = manifest.resolve(config.high)
+        written = manifest.read(high)
+        _check_fit(high, written, policy.embodiment)
+        instructor = WrittenInstructions(_writer(high, written, device, config.high_base), config)
+        weights.append(written.weights_sha256)
+        versions["transformers"] = transformers.__version__
+    digest = hashlib.sha256(json.dumps([weights, settings, levels], sort_keys=True).encode()).hexdigest()
+    identity = f"{description.weights_sha256[:40]}-{config.instructor}-{digest[:12]}"
+    return HierarchicalPolicy(policy, instructor, levels, config.replan, identity, versions)
+
+
+def _writer(folder: Path, description: Manifest, device: str | torch.device, base: str) -> VlmWriter:
+    from la4vla.vlm.stored import load_checkpoint
+
+    whole_weights(folder, description)
+    vlm, encoder = load_checkpoint(folder, description, base)
+    return VlmWriter(vlm.to(device), encoder)
+
+
+def _check_fit(folder: Path, description: Manifest, embodiment: Embodiment) -> None:
+    """Raises UserError unless this is a model that was asked for the next instruction of this robot."""
+    if description.learner != "vlm":
+        raise UserError(f"high: {folder} is a policy with actions; name a checkpoint of learner vlm.")
+    if "next" not in description.text.get("questions", []):
+        raise UserError(
+            f"high: {folder} was never asked for the next instruction; train it on the texts of `la4vla construct "
+            "texts`, `next` among their questions."
+        )
+    if not description.embodiment:
+        raise UserError(
+            f"high: {folder} learned texts of no robot; write them with `la4vla construct texts` from a robot's clips."
+        )
+    if differs := embodiment.difference(Embodiment.from_dict(description.embodiment)):
+        raise UserError(
+            f"high: {folder} learned texts of another embodiment than the policy's ({differs.field} is "
+            f"{differs.other}, the policy's is {differs.mine}); train both on one robot's demonstrations."
+        )
