@@ -13,7 +13,7 @@ from benchmarks.hierarchy.intervals import EpisodeMean
 from benchmarks.hierarchy.moments import moments
 from benchmarks.hierarchy.texts import open_metrics
 from la4vla import manifest
-from la4vla.config import load
+from la4vla.config import HierarchicalConfig, load
 from la4vla.data.shards.index import Index, read_index
 from la4vla.device import usable_device
 from la4vla.levels import levels_of
@@ -108,12 +108,12 @@ def _clips(folder: Path) -> Index:
 
 
 def _hierarchical(request: WordsRequest, device: str) -> Served:
+    from la4vla.config import HierarchicalConfig
     from la4vla.serve.hierarchical.load import load_hierarchical
 
-    from la4vla.config import HierarchicalConfig
-
     assert request.high is not None
-    return load_hierarchical(request.low, load(request.high, schema=HierarchicalConfig), device)
+    config: HierarchicalConfig = load(request.high, schema=HierarchicalConfig)
+    return load_hierarchical(request.low, config, device, request.base)
 
 
 def _scorer(spec: str, device: str) -> Scorer | None:
