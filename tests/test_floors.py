@@ -108,7 +108,7 @@ SHELVES = {
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report", "writing"},
-        "hierarchy": set(),
+        "hierarchy": {"results"},
         "writing": {"results"},
         "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
         "speed": {"results", "rollouts"},

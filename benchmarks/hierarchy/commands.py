@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hierarchy.texts import BERT_COMMAND, WORDNET_COMMAND
+from la4vla.config import ConstructConfig, load
 from la4vla.types import UserError
 
 CLIPS = "a folder of clips with images (vla), best one of episodes that no run trained on"
@@ -50,6 +51,14 @@ def add(commands: Any) -> None:
     report.add_argument("--examples", type=int, default=12, help="moments that are shown (default: 12)")
     report.set_defaults(run=_report)
 
+    judges = commands.add_parser(
+        "judges", help="spoiled clips that the judges of a construction catch at 5 % loss of good ones"
+    )
+    judges.add_argument("config", type=Path, help="a construct config; grounding.scorer names its second judge")
+    judges.add_argument("--json", type=Path, help="write the numbers there as well")
+    judges.add_argument("overrides", nargs="*", help="key=value changes of the config")
+    judges.set_defaults(run=_judges)
+
 
 def _words(options: argparse.Namespace) -> int:
     from benchmarks.hierarchy import measure
@@ -77,4 +86,12 @@ def _report(options: argparse.Namespace) -> int:
             raise UserError(f"`{word}`: name the arm before the equals sign, or leave both out.")
         named.append((arm or Path(folder).name, Path(folder)))
     print(f"words: {report.write(named, options.out, options.examples)}")
+    return 0
+
+
+def _judges(options: argparse.Namespace) -> int:
+    from benchmarks.hierarchy import judges
+
+    config: ConstructConfig = load(options.config, options.overrides, schema=ConstructConfig)
+    print(judges.table(judges.measure(config, options.json)))
     return 0
