@@ -51,6 +51,17 @@ def add(commands: Any) -> None:
     report.add_argument("--examples", type=int, default=12, help="moments that are shown (default: 12)")
     report.set_defaults(run=_report)
 
+    embeddings = commands.add_parser(
+        "embeddings", help="where scorers put motions and sentences, as t-SNE (Figure 5)", allow_abbrev=False
+    )
+    embeddings.add_argument("clips", type=Path, help=CLIPS)
+    embeddings.add_argument("--scorer", action="append", required=True, help="a grounding run, clip:DIR or siglip:DIR")
+    embeddings.add_argument("--out", type=Path, required=True, help="folder of embeddings.svg and embeddings.json")
+    embeddings.add_argument("--rows", type=int, default=400, help="moments at most, evenly (default: 400)")
+    embeddings.add_argument("--steps", type=int, default=8, help="actions of a motion (default: 8)")
+    embeddings.add_argument("--view", default="", help="camera that scorers see (default: the first)")
+    embeddings.add_argument("--device", default="", help="of the scorers (default: cuda where there is one, else cpu)")
+    embeddings.set_defaults(run=_embeddings)
     judges = commands.add_parser(
         "judges", help="spoiled clips that the judges of a construction catch at 5 % loss of good ones"
     )
@@ -86,6 +97,26 @@ def _report(options: argparse.Namespace) -> int:
             raise UserError(f"`{word}`: name the arm before the equals sign, or leave both out.")
         named.append((arm or Path(folder).name, Path(folder)))
     print(f"words: {report.write(named, options.out, options.examples)}")
+    return 0
+
+
+def _embeddings(options: argparse.Namespace) -> int:
+    from benchmarks.hierarchy import embeddings
+    from benchmarks.hierarchy.moments import moments
+    from la4vla.data.shards.index import read_index
+    from la4vla.device import usable_device
+
+    index = read_index(options.clips)
+    views = [options.view] if options.view else list(index.views)[:1]
+    chosen = moments(index, views, options.steps, options.steps, options.rows)
+    deeds = [moment.deed(moment.instruction, moment.chunk) for moment in chosen]
+    models = [embeddings.of_scorer(spec, deeds, str(usable_device(options.device))) for spec in options.scorer]
+    numbers = embeddings.write(models, [embeddings.kind_of(spec) for spec in options.scorer], options.out)
+    for name, one in numbers["models"].items():
+        print(f"{name:14}mixed {one['mixed']:.2f}  gap {one['gap']:.2f}")
+    for name, how in numbers["left_out"].items():
+        print(f"{name:14}left out; give {how}")
+    print(f"embeddings: {options.out / embeddings.FIGURE}")
     return 0
 
 
