@@ -35,7 +35,8 @@ class ReadConfig:
     last_step: bool = False  # rlds: keep the last step, though RLDS does not define its action; Bridge and DROID do
     images: bool = True  # false: leave the images alone, for datasets without their videos; only la/ is written
     frame_stride: int = 1  # images are taken at every n-th frame; recorded and npz have their own
-    max_episodes: int = 0  # read the first so many only; 0: all
+    skip_episodes: int = 0  # leave out the first so many: what another config with max_episodes holds is held out here
+    max_episodes: int = 0  # read the first so many only, of those that are left; 0: all
     max_bad_episodes: int = 0  # episodes left out for their faults before the step stops; all are listed either way
     decode: bool = False  # decode every image while reading, not only count frames
 
@@ -177,6 +178,9 @@ class TextsConfig:
     every: int = (
         0  # frames after which a sub-task is asked about again (plan, actions, direction); 0: at its start only
     )
+    next_every: int = (
+        0  # the same of the questions what comes next: a policy that is asked again stands amid a sub-task
+    )
     threshold: float = 0.025  # m along one axis from which a direction is named (FACTS 2.2)
     negatives: int = 1  # completion: questions answered `no` for each one answered `yes`
     plan: bool = True  # actions: the plan stands in the question (D.4); false: they are asked for directly (B.2)
@@ -215,7 +219,15 @@ INTERVALS = {
     ),
     **dict.fromkeys(("image_size", "processes", "episodes", "window", "windows"), "[1, inf)"),
     **dict.fromkeys(
-        ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames", "plots"),
+        (
+            "skip_episodes",
+            "max_episodes",
+            "max_bad_episodes",
+            "max_failed_episodes",
+            "min_event_distance",
+            "slack_frames",
+            "plots",
+        ),
         "[0, inf)",
     ),
     **dict.fromkeys(("seed", "first_episode"), "[0, inf)"),
@@ -229,7 +241,7 @@ INTERVALS = {
     **dict.fromkeys(
         ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
     ),
-    **dict.fromkeys(("every", "negatives", "scenes"), "[0, inf)"),
+    **dict.fromkeys(("every", "next_every", "negatives", "scenes"), "[0, inf)"),
     **dict.fromkeys(("held_out_scenes", "held_out_wordings"), "[0, 1)"),
     **{
         "direction_cosine": "[-1, 1]",

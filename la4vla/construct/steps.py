@@ -74,7 +74,7 @@ def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
         }
 
     settings = asdict(config.read)
-    for name in ("max_episodes", "max_bad_episodes"):
+    for name in ("skip_episodes", "max_episodes", "max_bad_episodes"):
         del settings[name]
     wanted = {key: digest(READ_VERSION, settings, dataset.stamp(key)) for key in dataset.keys}
     ledger = fill("reading", Path(config.out_dir) / READ, wanted, row)
