@@ -107,7 +107,7 @@ SHELVES = {
         "rollouts": {"perturb", "results"},
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
-        "study": {"perturb", "results", "report", "writing"},
+        "study": {"perturb", "results", "report", "writing", "hierarchy"},
         "hierarchy": {"results"},
         "writing": {"results"},
         "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},

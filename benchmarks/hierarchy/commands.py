@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
         "--scorer", default="", help="what scores words against the motion: a grounding run, `rules`, ..."
     )
     words.add_argument("--every", type=int, default=8, help="frames between two moments of a clip (default: 8)")
+    words.add_argument("--steps", type=int, default=0, help="actions of a chunk that count (default: all)")
     words.add_argument("--rows", type=int, default=0, help="moments at most, evenly (default: all)")
     words.add_argument("--seed", type=int, default=0, help="of the flow's noise and of what is written")
     words.add_argument("--wordnet", type=Path, help=WORDNET_COMMAND.partition(", ")[2])
