@@ -10,7 +10,7 @@ import torch
 
 from la4vla.config import HierarchicalConfig, load
 from la4vla.levels import told
-from la4vla.questions.wordings import ask
+from la4vla.questions.wordings import ask, turns
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.hierarchical.instructors import WrittenInstructions
 from la4vla.serve.hierarchical.load import load_hierarchical
@@ -83,6 +83,15 @@ def test_an_instruction_holds_for_so_many_chunks_and_reaches_the_policy_as_in_tr
     alone = ServedPolicy.load(low).infer([seen(3, told("both", TASK, "step 2"))], [NoiseKey(0, "t", 0, 3)])
     np.testing.assert_array_equal(chunks[3], alone[0])
     assert policy.views == ("corner4", "topview") and policy.trained == ServedPolicy.load(low).trained
+
+
+def test_a_model_of_the_papers_prompt_is_asked_with_it(low):
+    writer = Scripted(lambda prompt: "go")
+    policy = HierarchicalPolicy(
+        ServedPolicy.load(low), WrittenInstructions(writer, CONFIG, "next_system"), "both", 1, "h", {}
+    )
+    run(policy, [seen()])
+    assert writer.batches[0][0][0].turns == turns("next_system", (0,), task=TASK)
 
 
 def test_another_task_or_a_client_that_asks_gets_another_instruction(low):
@@ -183,7 +192,9 @@ def test_a_pair_that_does_not_fit_is_one_sentence(low, high, tmp_path):
             load_hierarchical(low, replace(CONFIG, high=str(high)))
 
     never = write_vlm_checkpoint(tmp_path / "never", EMBODIMENT, {}, questions=("plan", "scene"))
-    refused(low, never, r"never asked for the next instruction; train it on the texts of .* `next` among")
+    refused(
+        low, never, r"never asked for the next instruction; train it on the texts of .* `next` or `next_system` among"
+    )
     refused(low, write_vlm_checkpoint(tmp_path / "arm", ARM, {}, questions=("next",)), "another embodiment.*is arm")
     refused(low, low, "is a policy with actions; name a checkpoint of learner vlm")
     refused(high, high, "is a model that writes .*not a policy with actions")

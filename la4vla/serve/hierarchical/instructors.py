@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from la4vla.config import HierarchicalConfig
-from la4vla.questions.wordings import ask
+from la4vla.questions.wordings import ask, system
 from la4vla.serve.privileged import LOW_LEVEL
 from la4vla.serve.text.answers import Read, read_instruction
 from la4vla.serve.text.asking import AskedQuery, Question, ask_all
@@ -69,11 +69,14 @@ class Instructor(Protocol):
 
 @dataclass(frozen=True)
 class WrittenInstructions:
-    """A model writes them, from the present images and the task, asked as it was trained (`next` rows). The questions
-    of all queries are one batch."""
+    """A model writes them, from the present images and the task. The questions of all queries are one batch.
+
+    asked_as  type of its rows: `next`, or `next_system`
+    """
 
     writer: Writer
     config: HierarchicalConfig
+    asked_as: str = "next"
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -85,7 +88,10 @@ class WrittenInstructions:
 
     def instructions(self, queries: Sequence[InstructedQuery], fits: Fits) -> dict[int, str]:
         def words(query: InstructedQuery) -> str:
-            return ask("next", task=query.observation.instruction)
+            return ask(self.asked_as, task=query.observation.instruction)
+
+        def before(query: InstructedQuery) -> str:
+            return system(self.asked_as, task=query.observation.instruction)
 
         def shown(query: InstructedQuery) -> tuple[np.ndarray, ...]:
             return tuple(query.observation.views[name] for name in self.views)
@@ -96,7 +102,7 @@ class WrittenInstructions:
             return Read(None, wrong) if wrong else found
 
         how = Question("next", self.config.next, self.config.top_p, self.config.attempts, first=True)
-        return ask_all(self.writer, how, queries, words, shown, read)
+        return ask_all(self.writer, how, queries, words, shown, read, before)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from la4vla.types import Embodiment, UserError
 PLACES = ("high", "high_base")
 """Settings that say where weights lie, and change nothing of what is said."""
 
+ASKED_AS = ("next", "next_system")
+"""Types of question that a model can be asked as, the first that it was trained on."""
+
 
 def load_hierarchical(
     low: str | Path, config: HierarchicalConfig, device: str | torch.device = "cpu", base: str = ""
@@ -50,7 +53,8 @@ def load_hierarchical(
         high = manifest.resolve(config.high)
         written = manifest.read(high)
         _check_fit(high, written, policy.embodiment)
-        instructor = WrittenInstructions(_writer(high, written, device, config.high_base), config)
+        asked_as = next(name for name in ASKED_AS if name in written.text["questions"])
+        instructor = WrittenInstructions(_writer(high, written, device, config.high_base), config, asked_as)
         weights.append(written.weights_sha256)
         versions["transformers"] = transformers.__version__
     digest = hashlib.sha256(json.dumps([weights, settings, levels], sort_keys=True).encode()).hexdigest()
@@ -70,10 +74,10 @@ def _check_fit(folder: Path, description: Manifest, embodiment: Embodiment) -> N
     """Raises UserError unless this is a model that was asked for the next instruction of this robot."""
     if description.learner != "vlm":
         raise UserError(f"high: {folder} is a policy with actions; name a checkpoint of learner vlm.")
-    if "next" not in description.text.get("questions", []):
+    if not set(ASKED_AS) & set(description.text.get("questions", [])):
         raise UserError(
             f"high: {folder} was never asked for the next instruction; train it on the texts of `la4vla construct "
-            "texts`, `next` among their questions."
+            "texts`, `next` or `next_system` among their questions."
         )
     if not description.embodiment:
         raise UserError(

@@ -68,10 +68,12 @@ def ask_all(
     words: Callable[[Asked], str],
     shown: Callable[[Asked], tuple[np.ndarray, ...]],
     read: Callable[[Asked, str], Read[Value]],
+    before: Callable[[Asked], str] = lambda query: "",
 ) -> dict[int, Value]:
     """id of the query -> what was read of the first well-formed answer; a query without one is missing.
 
-    words, shown: of a query, the question and the images before it. Raises UserError for a `first` question that the
+    words, shown: of a query, the question and the images before it. before: what a system turn says first, if anything.
+    Raises UserError for a `first` question that the
     writer cannot take.
     """
     values: dict[int, Value] = {}
@@ -82,8 +84,10 @@ def ask_all(
         prompts = []
         for query in asked:
             images = shown(query)
-            turn = Turn("user", words(query), tuple(range(len(images))))
-            prompts.append(Prompt(f"{_name(query.key)}/{question.name}/{attempt}", (turn,), images))
+            turns = [Turn("user", words(query), tuple(range(len(images))))]
+            if told := before(query):
+                turns = [Turn("system", told), *turns]
+            prompts.append(Prompt(f"{_name(query.key)}/{question.name}/{attempt}", tuple(turns), images))
         for query, answer in zip(asked, writer.write(prompts, question.sampling, question.top_p), strict=True):
             if answer.refused and question.first:
                 raise UserError(answer.refused)
