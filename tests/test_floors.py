@@ -123,10 +123,11 @@ SHELVES = {
         "rollouts": {"perturb", "results"},
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
-        "study": {"perturb", "results", "report", "writing", "hierarchy"},
+"study": {"perturb", "results", "report", "writing", "hierarchy"},
         "hierarchy": {"results"},
+        "grounding": {"hierarchy"},
         "writing": {"results"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy", "grounding"},
         "speed": {"results", "rollouts"},
     },
 }

@@ -176,10 +176,7 @@ def prepare_pairs(
     stats = _stats(config, embodiment, indexes, inherited, own)
     chain = build_chain(config.data, embodiment, slot_order(views), stats, spec)
     size = config.data.contrast_group
-    groups = {
-        name: make_groups(config.run.seed, name, size, clip_places(index), index.frame_stride)
-        for name, index in indexes.items()
-    }
+    groups = {name: make_groups(config.run.seed, name, size, clip_places(index)) for name, index in indexes.items()}
     robot = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow))
     return Setup(sources, {}, robot, None, groups)
 
