@@ -123,7 +123,7 @@ SHELVES = {
         "rollouts": {"perturb", "results"},
         "report": {"perturb", "results"},
         "sweep": {"perturb", "results", "report"},
-"study": {"perturb", "results", "report", "writing", "hierarchy"},
+        "study": {"perturb", "results", "report", "writing", "hierarchy"},
         "hierarchy": {"results"},
         "grounding": {"hierarchy"},
         "writing": {"results"},

@@ -90,6 +90,7 @@ def told(study: StudyConfig, name: str) -> StudyJob:
 
 def pretrained(study: StudyConfig, name: str, seed: int) -> StudyJob:
     training = study.pretrainings[name]
+    seed = seed if training.seed is None else training.seed
     about = {"training": name, "seed": seed}
     return trained(study, f"pretrain/{name}/{seed}", training.recipe, training.changes, seed, None, about)
 
