@@ -9,10 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from la4vla.gpla.candidates import from_jsonl
-from la4vla.gpla.learner import CANDIDATES
-from la4vla.gpla.report import RoundNumbers
-
 from benchmarks.hierarchy import words
 from benchmarks.report import curves
 from benchmarks.results import latency, results
@@ -28,6 +24,9 @@ from la4vla.construct.texts import write as texts
 from la4vla.data.mixture import Schedule
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_shard
+from la4vla.gpla.candidates import from_jsonl
+from la4vla.gpla.learner import CANDIDATES
+from la4vla.gpla.report import RoundNumbers
 from la4vla.model import flops
 from la4vla.model.presets import preset
 from la4vla.model.tokenizer import build_prompter
