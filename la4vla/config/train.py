@@ -44,6 +44,7 @@ class LoraConfig:
 @dataclass
 class ModelConfig:
     preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b); learner vlm: tiny_vlm
+    horizon: int = 0  # steps of a policy's chunk; 0: the preset's own
     weights: str = ""  # pretrained InternVL (`-hf` layout), for a vlm also Gemma 3 or Qwen: folder or hub id
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
@@ -183,7 +184,7 @@ def mixing_unit(config: TrainConfig) -> int:
 
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
-    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank", "horizon"), "[0, inf)"),
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay", "gamma"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha", "beta"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),

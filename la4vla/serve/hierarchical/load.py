@@ -44,7 +44,7 @@ def load_hierarchical(
     levels = levels_of(description.config)
     policy = ServedPolicy.load(folder, device, base)
     settings = {name: value for name, value in asdict(config).items() if name not in PLACES}
-    versions = {"torch": torch.__version__}
+    versions: dict[str, str] = {"torch": torch.__version__}
     instructor: Instructor = TrueInstructions()
     weights = [description.weights_sha256]
     if config.instructor == "vlm":
