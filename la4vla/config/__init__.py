@@ -15,9 +15,12 @@ from la4vla.config.construct import (
     ReadConfig,
     RecordConfig,
     ReviewConfig,
+    SecondJudgeConfig,
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.gpla import CandidatesConfig, GplaConfig, PreferConfig, TrainingStep
+from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig
 from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
@@ -42,23 +45,28 @@ from la4vla.config.train import (
     StageConfig,
     TrainConfig,
     ValidateConfig,
+    mixing_unit,
     smallest_micro_batch,
     validate,
 )
 
 __all__ = [
+    "GROUNDING_GROUPS",
     "LANGUAGE_HEAD",
     "LORA",
     "LORA_TARGETS",
     "MODULE_GROUPS",
     "PREFERENCE",
     "TRAIN_GROUPS",
+    "CandidatesConfig",
     "CheckpointConfig",
     "ConstructConfig",
     "DataConfig",
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "GplaConfig",
+    "GroundingConfig",
     "HierarchicalConfig",
     "IdleConfig",
     "JudgeConfig",
@@ -67,6 +75,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
+    "PreferConfig",
     "PreferenceConfig",
     "ProposeConfig",
     "ReadConfig",
@@ -74,14 +83,17 @@ __all__ = [
     "ReviewConfig",
     "RunConfig",
     "SamplingConfig",
+    "SecondJudgeConfig",
     "SourceConfig",
     "StageConfig",
     "TextPolicyConfig",
     "TextsConfig",
     "TrainConfig",
+    "TrainingStep",
     "ValidateConfig",
     "VlmConfig",
     "load",
+    "mixing_unit",
     "overrides",
     "smallest_micro_batch",
     "to_yaml",
