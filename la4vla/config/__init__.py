@@ -8,6 +8,7 @@ An unknown key is an error that names the nearest one. Checks run before anythin
 from la4vla.config.construct import (
     ConstructConfig,
     FilterConfig,
+    IdleConfig,
     JudgeConfig,
     KeyframeConfig,
     ProposeConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "GplaConfig",
     "GroundingConfig",
     "HierarchicalConfig",
+    "IdleConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",

@@ -80,7 +80,8 @@ class DataConfig:
     action: str = "recorded"  # recorded | delta_to_state (each action minus the state of its own frame, wrap-safe)
     normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
     stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
-    augment: float = 0.0  # probability that a training image is cropped, turned and jittered (FACTS 1.7)
+    augment: float = 0.0  # probability that a training sample is augmented, as `augmentation` says
+    augmentation: str = "release"  # crop, turn and colours of images (FACTS 1.7) | gpla: its Table 3, actions too
     contrast_group: int = 256  # learner grounding: pairs told apart at once, with no sentence twice; shapes the loss
     max_bad_samples: int = 0  # samples with bad images or numbers masked (and logged) a rank and start, before it stops
 
@@ -203,6 +204,9 @@ def validate(config: TrainConfig) -> None:
     choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
     choice("flow.noise", config.flow.noise, ("uniform", "normal"))
     choice("data.action", config.data.action, ("recorded", "delta_to_state"))
+    choice("data.augmentation", config.data.augmentation, ("release", "gpla"))
+    if config.data.augmentation == "gpla" and not config.data.augment:
+        raise UserError("data.augmentation is gpla and data.augment is 0, so nothing is augmented; set data.augment=1.")
     choice("data.normalization", config.data.normalization, ("q01_q99", "min_max", "mean_std"))
     choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
