@@ -226,9 +226,6 @@ def rounds(job: StudyJob) -> dict[str, Any]:
     Raises UserError for a folder without rounds.
     """
     # Imported only where a study has rounds: it brings the trainer.
-    from la4vla.gpla.candidates import from_jsonl
-    from la4vla.gpla.learner import CANDIDATES
-    from la4vla.gpla.report import RoundNumbers
 
     files = sorted((job.folder / CANDIDATES).glob("round_*.jsonl"))
     newest = manifest.newest(job.folder)
