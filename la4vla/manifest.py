@@ -20,6 +20,7 @@ A checkpoint folder holds
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,8 @@ MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
 CHECKPOINTS = "checkpoints"
 STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
 CONFIG, METRICS, LOCK = "config.yaml", "metrics.jsonl", "lock"
+HELD_OUT_LOSS = "val/contrast"
+"""The number in metrics.jsonl by which a run may stop, and by which its best checkpoint is chosen."""
 FIRST_BATCH, FIRST_TEXTS = "first_batch.png", "first_batch.txt"
 
 
@@ -50,7 +53,7 @@ class Manifest:
     step              finished optimizer steps over all stages
     skipped_steps     those of them, since step 0, that had no finite gradient and changed nothing
     config            the resolved TrainConfig
-    learner           `policy`, or `vlm`: a model that writes
+    learner           `policy`; `vlm`, a model that writes; `grounding`, a model that scores
     model             what rebuilds the model without its weights
     base              of adapters: the weights they belong to (place, sha256 of its files); empty where
                       model.safetensors holds every weight
@@ -78,7 +81,7 @@ class Manifest:
     step: int
     skipped_steps: int
     config: dict[str, Any]
-    learner: Literal["policy", "vlm"]
+    learner: Literal["policy", "vlm", "grounding"]
     model: dict[str, Any]
     base: dict[str, Any]
     input_spec: dict[str, Any]
@@ -158,7 +161,8 @@ def read(folder: str | Path) -> Manifest:
 def require_policy(folder: Path, description: Manifest) -> None:
     """Raises UserError for a checkpoint of another learner."""
     if description.learner != "policy":
-        raise UserError(f"{folder} is a model that writes (learner {description.learner}), not a policy with actions.")
+        does = "writes" if description.learner == "vlm" else "scores"
+        raise UserError(f"{folder} is a model that {does} (learner {description.learner}), not a policy with actions.")
 
 
 def resolve(path: str | Path) -> Path:
@@ -171,6 +175,33 @@ def resolve(path: str | Path) -> Path:
         return newest_folder
     read(folder)
     return folder
+
+
+def held_out_losses(run_dir: str | Path) -> list[tuple[int, float]]:
+    """(step, loss) of every measurement of HELD_OUT_LOSS in a run's metrics, in order; none where it is not measured.
+    Losses that are not finite are infinite."""
+    path = Path(run_dir) / METRICS
+    found: list[tuple[int, float]] = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a kill cut it; the run cuts the file there when it goes on
+            break
+        if isinstance(row, dict) and HELD_OUT_LOSS in row:
+            found.append((row["step"], math.inf if row[HELD_OUT_LOSS] is None else row[HELD_OUT_LOSS]))
+    return found
+
+
+def best(run_dir: str | Path) -> Path | None:
+    """The complete checkpoint with the lowest held-out loss, the newest one where none was measured, or None."""
+    losses, folders = dict(held_out_losses(run_dir)), complete(run_dir)
+    measured = [folder for folder in folders if step_of(folder) in losses]
+    return min(measured, key=lambda folder: losses[step_of(folder)]) if measured else newest(run_dir)
+
+
+def step_of(folder: Path) -> int:
+    """Of a checkpoint's folder, by its name."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def newest(run_dir: str | Path) -> Path | None:

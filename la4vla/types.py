@@ -26,9 +26,9 @@ KINDS: tuple[Kind, ...] = ("la", "la_leaky", "vla")
 it). `la_leaky` is an ablation: the language model's attention skips the images, the action head does not
 (model/backbone.py)."""
 
-SOURCE_KINDS = ("la", "la_leaky", "text", "vla")
-"""Of sources and of micro-batches, in the order a step runs them: those with actions, and `text`, conversations whose
-answers are learned."""
+SOURCE_KINDS = ("la", "la_leaky", "text", "vla", "contrast")
+"""Of sources and of micro-batches, in the order a step runs them: those with actions; `text`, conversations whose
+answers are learned; and `contrast`, clips that a grounding model tells apart, which no step mixes with others."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -378,6 +378,73 @@ class TextBatch:
 def answer_places(labels_BL: Tensor) -> Tensor:
     """int64 [counted], `TextBatch.answer_index` of these labels."""
     return (labels_BL.flatten() != NOT_COUNTED).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class PairGradients:
+    """What the loss of a whole group says to one micro-batch of it: the second half of GradCache.
+
+    loss         fp32 0-d, of the group
+    motion_BD    fp32, gradient of the group's loss, times its pairs, by the micro-batch's embeddings of motions
+    sentence_BD  likewise of sentences
+    scale        fp32 0-d, this micro-batch's share of the gradient by the logarithm of the logit scale
+    """
+
+    loss: Tensor
+    motion_BD: Tensor
+    sentence_BD: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class ContrastBatch:
+    """One micro-batch of pairs of a motion and its sentence, all of one group.
+
+    kind             `contrast`
+    group            number of the group in the step's source, from 0 at the run's beginning
+    source           that the group is of
+    input_ids_BL     int64, sentences, all padded to the same length
+    images_BCHW      uint8 RGB in 0..255, the scene when the motion begins; None for a model without vision
+    actions_BTA      float32 in [-1, 1], 0 past the end of the clip
+    action_valid_BT  bool, True where the clip has an action. A row without any is left out of its group.
+    keys             one name per row, for error messages
+    gradients        of the group's loss; None: the pairs are to be embedded
+    """
+
+    kind: Literal["contrast"]
+    group: int
+    source: str
+    input_ids_BL: Tensor
+    images_BCHW: Tensor | None
+    actions_BTA: Tensor
+    action_valid_BT: Tensor
+    keys: tuple[str, ...]
+    gradients: PairGradients | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.input_ids_BL.shape[0]
+
+    @property
+    def kept_B(self) -> Tensor:
+        """bool, the rows that count."""
+        return self.action_valid_BT.any(dim=1)
+
+    @property
+    def counted(self) -> int:
+        """Pairs that count. Waits for the device where the batch is on one."""
+        return int(self.kept_B.sum())
+
+    def to(self, device: torch.device | str) -> ContrastBatch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> ContrastBatch:
+        return self._map(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
+
+    def _map(self, function: Any) -> ContrastBatch:
+        tensors = {name: self.__dict__[name] for name in ("input_ids_BL", "images_BCHW", "actions_BTA")}
+        moved = {name: None if tensor is None else function(tensor) for name, tensor in tensors.items()}
+        return replace(self, **moved, action_valid_BT=function(self.action_valid_BT))
 
 
 class TextEncoder(Protocol):

@@ -65,6 +65,8 @@ def _command(text: str) -> Command:
             return Command(text, "", (), 1)
         case ["la4vla", "construct", *rest]:
             rest = [word for word in rest if word not in (*STEPS, "texts", "--dry-run")]
+        case ["la4vla", "gpla", *rest]:
+            pass
         case ["la4vla", "eval", *rest]:
             options = parsed(rest)
             if options.command == "study":

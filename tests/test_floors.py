@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("la4vla", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 
-F0 = {"types", "config", "levels", "rng", "manifest", "files", "shell", "device"}
+F0 = {"types", "config", "levels", "directions", "rng", "manifest", "files", "shell", "device"}
 LEAVES = {"page", "chat", "action_text", "questions"}
 F1 = {"data", "model", "vlm"}
 ROOMS = {
@@ -23,8 +23,9 @@ ROOMS = {
     "data": F0 | {"page"},
     "model": F0,
     "vlm": F0 | {"model"},
+    "grounding": F0 | {"data", "model"},
     "probe_cases": F0 | {"data", "page"},
-    "train": F0 | F1 | {"page", "action_text", "probe_cases"},
+    "train": F0 | F1 | {"page", "action_text", "probe_cases", "grounding"},
     "serve": F0 | F1 | {"action_text", "chat", "questions"},
     "sim": F0 | F1,
     "construct": F0 | LEAVES | F1,
@@ -32,7 +33,8 @@ ROOMS = {
     "benchmarks": F0
     | F1
     | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct", "grounding"},
-    "cli": F0 | F1 | {"train", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
+    "gpla": F0 | F1 | {"train", "serve", "grounding", "page", "questions"},
+    "cli": F0 | F1 | {"train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
     "export": F0 | F1,
 }
@@ -79,11 +81,24 @@ SHELVES = {
         "inspect": {"normalize", "transforms", "shards", "values"},
         "order": {"shards"},
         "processor": {"collate", "transforms"},
-        "setup": {"order", "normalize", "transforms", "collate", "processor", "shards"},
-        "explain": {"setup", "mixture", "normalize", "values"},
+        "groups": {"shards", "transforms"},
+        "pairs": {"collate"},
+        "setup": {"order", "normalize", "transforms", "collate", "processor", "shards", "groups"},
+        "explain": {"setup", "mixture", "normalize", "values", "groups"},
         "imported": {"shards"},
         "text_rows": {"setup", "shards"},
-        "reader": {"values", "setup", "order", "mixture", "augment", "processor", "shards", "text_rows"},
+        "reader": {
+            "values",
+            "setup",
+            "order",
+            "mixture",
+            "augment",
+            "processor",
+            "shards",
+            "text_rows",
+            "groups",
+            "pairs",
+        },
         "loader": {"setup", "reader"},
     },
     "la4vla.train": {
@@ -93,10 +108,11 @@ SHELVES = {
         "metrics": {"dist", "disk"},
         "run_folder": {"dist", "disk"},
         "checkpoint": {"dist", "optim", "disk", "integrity", "engines"},
-        "resume": {"dist", "integrity", "checkpoint"},
+        "stopping": {"dist"},
+        "resume": {"dist", "integrity", "checkpoint", "stopping"},
         "learners": {"dist", "engines", "metrics", "run_folder", "checkpoint", "resume"},
         "report": {"dist", "metrics", "checkpoint", "learners"},
-        "run": {"dist", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report"},
+        "run": {"dist", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report", "stopping"},
         "loop": {"dist", "optim", "engines", "health", "run_folder", "learners", "report", "run"},
         "__main__": {"dist", "loop", "run"},
     },
@@ -108,8 +124,9 @@ SHELVES = {
         "sweep": {"perturb", "results", "report"},
         "study": {"perturb", "results", "report", "writing"},
         "hierarchy": set(),
+        "grounding": {"hierarchy"},
         "writing": {"results"},
-        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy"},
+        "__main__": {"perturb", "results", "rollouts", "report", "sweep", "study", "writing", "hierarchy", "grounding"},
         "speed": {"results", "rollouts"},
     },
 }

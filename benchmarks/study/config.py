@@ -19,6 +19,7 @@ class Pretraining:
 
     recipe: str = MISSING
     changes: list[str] = field(default_factory=list)  # key=value
+    seed: int | None = None  # of the one that all seeds start from, as from a public model; none: each has its own
 
 
 @dataclass

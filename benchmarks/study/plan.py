@@ -151,6 +151,7 @@ def answered(study: StudyConfig, condition: str, seed: int) -> list[StudyJob]:
 
 def pretrained(study: StudyConfig, name: str, seed: int) -> StudyJob:
     training = study.pretrainings[name]
+    seed = seed if training.seed is None else training.seed
     about = {"training": name, "seed": seed}
     return _trained(study, f"pretrain/{name}/{seed}", training.recipe, training.changes, seed, None, about)
 

@@ -8,6 +8,7 @@ An unknown key is an error that names the nearest one. Checks run before anythin
 from la4vla.config.construct import (
     ConstructConfig,
     FilterConfig,
+    IdleConfig,
     JudgeConfig,
     KeyframeConfig,
     ProposeConfig,
@@ -17,6 +18,8 @@ from la4vla.config.construct import (
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.gpla import CandidatesConfig, GplaConfig, PreferConfig, TrainingStep
+from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig
 from la4vla.config.hierarchical import HierarchicalConfig
 from la4vla.config.load import load, overrides, to_yaml
 from la4vla.config.text_policy import SamplingConfig, TextPolicyConfig
@@ -41,30 +44,37 @@ from la4vla.config.train import (
     StageConfig,
     TrainConfig,
     ValidateConfig,
+    mixing_unit,
     smallest_micro_batch,
     validate,
 )
 
 __all__ = [
+    "GROUNDING_GROUPS",
     "LANGUAGE_HEAD",
     "LORA",
     "LORA_TARGETS",
     "MODULE_GROUPS",
     "PREFERENCE",
     "TRAIN_GROUPS",
+    "CandidatesConfig",
     "CheckpointConfig",
     "ConstructConfig",
     "DataConfig",
     "EngineConfig",
     "FilterConfig",
     "FlowConfig",
+    "GplaConfig",
+    "GroundingConfig",
     "HierarchicalConfig",
+    "IdleConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
+    "PreferConfig",
     "PreferenceConfig",
     "ProposeConfig",
     "ReadConfig",
@@ -77,9 +87,11 @@ __all__ = [
     "TextPolicyConfig",
     "TextsConfig",
     "TrainConfig",
+    "TrainingStep",
     "ValidateConfig",
     "VlmConfig",
     "load",
+    "mixing_unit",
     "overrides",
     "smallest_micro_batch",
     "to_yaml",

@@ -16,6 +16,17 @@ ASKED_FOR = ("scene", "next_system")  # questions that are not written unless th
 
 
 @dataclass
+class IdleConfig:
+    """Samples in which nothing is commanded can be left out of the shard folders (la4vla/data/shards/idle.py)."""
+
+    threshold: float = 0.0  # a sample stays where a command is larger; 0: all stay (GPLA's paper: 0.1)
+    unit: str = "raw"  # of the threshold: raw, the robot's own | normalized, -1 to 1 from minimum to maximum
+    dims: list[str] = field(default_factory=list)  # action dims that count, any of them is enough; empty: all
+    frames: int = 8  # of the chunk that a sample is; as many as model and recipe predict
+    which: str = "any"  # any frame of the chunk is enough | first: its first one decides (GPLA's release)
+
+
+@dataclass
 class ReadConfig:
     """Where the demonstrations are and what their numbers mean (docs/construction.md, "Reading")."""
 
@@ -35,6 +46,7 @@ class ReadConfig:
     last_step: bool = False  # rlds: keep the last step, though RLDS does not define its action; Bridge and DROID do
     images: bool = True  # false: leave the images alone, for datasets without their videos; only la/ is written
     frame_stride: int = 1  # images are taken at every n-th frame; recorded and npz have their own
+    idle: IdleConfig = field(default_factory=IdleConfig)
     max_episodes: int = 0  # read the first so many only; 0: all
     max_bad_episodes: int = 0  # episodes left out for their faults before the step stops; all are listed either way
     decode: bool = False  # decode every image while reading, not only count frames
@@ -178,7 +190,7 @@ class ConstructConfig:
     """`la4vla construct`: demonstrations -> LA clips, their twin with images, and whole-task clips."""
 
     out_dir: str = MISSING  # gets the ledgers of all steps, and la/, vla/ and task/ shard folders
-    proposer: str = "kinematic"  # kinematic | vlm | episode: each is one clip already, its task the instruction
+    proposer: str = "kinematic"  # kinematic | vlm | tasks: the parts that the dataset names | episode: each is one clip
     read: ReadConfig = field(default_factory=ReadConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
@@ -215,6 +227,7 @@ INTERVALS = {
         ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
     ),
     **dict.fromkeys(("every", "negatives", "scenes"), "[0, inf)"),
+    "frames": "[1, inf)",
     **dict.fromkeys(("held_out_scenes", "held_out_wordings"), "[0, 1)"),
     **{
         "direction_cosine": "[-1, 1]",
@@ -229,8 +242,11 @@ INTERVALS = {
 
 def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
-    choice("proposer", config.proposer, ("kinematic", "vlm", "episode"))
+    choice("proposer", config.proposer, ("kinematic", "vlm", "tasks", "episode"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz", "rlds"))
+    choice("read.idle.unit", config.read.idle.unit, ("raw", "normalized"))
+    choice("read.idle.which", config.read.idle.which, ("any", "first"))
+    _validate_captions(config)
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
@@ -246,3 +262,22 @@ def validate_construct(config: ConstructConfig) -> None:
     within("", values, INTERVALS)
     for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter", "texts"):
         within(f"{group}.", values[group], INTERVALS)
+    within("read.idle.", values["read"]["idle"], INTERVALS)
+
+
+def _validate_captions(config: ConstructConfig) -> None:
+    read = config.read
+    if config.proposer == "tasks" and not (read.subtasks or read.captions):
+        raise UserError(
+            "proposer=tasks takes the parts that a dataset names, and nothing says where their sentences are; set "
+            "read.subtasks or read.captions (docs/rlds.md), or proposer=kinematic for a dataset without captions."
+        )
+    if read.subtasks and read.format not in ("lerobot", "rlds"):
+        raise UserError(f"read.subtasks goes with read.format lerobot or rlds, not {read.format}; leave it empty.")
+    for name, value in (("captions", read.captions), ("episode_id", read.episode_id), ("last_step", read.last_step)):
+        if value and read.format != "rlds":
+            raise UserError(f"read.{name} goes with read.format rlds, not {read.format}; leave it out.")
+    if read.subtasks and read.captions:
+        raise UserError(
+            "read.subtasks and read.captions both say what the parts of an episode are called; leave one of them empty."
+        )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
+from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig, validate_contrast, validate_grounding
 from la4vla.levels import LEVELS, levels_of
 from la4vla.types import SOURCE_KINDS, UserError
 
@@ -65,7 +66,7 @@ class FlowConfig:
 @dataclass
 class SourceConfig:
     path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
-    kind: str = MISSING  # la | vla | la_leaky (docs/choices.md) | text (docs/texts.md); la reads no image
+    kind: str = MISSING  # la | vla | la_leaky (docs/choices.md) | text (docs/texts.md) | contrast (docs/grounding.md)
     views: list[str] = field(default_factory=list)  # views a vla or la_leaky source shows, in slot order; empty: all
     levels: str = "low"  # what its samples are told: low (the clip's instruction) | both (its task, then that)
 
@@ -80,7 +81,9 @@ class DataConfig:
     action: str = "recorded"  # recorded | delta_to_state (each action minus the state of its own frame, wrap-safe)
     normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
     stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
-    augment: float = 0.0  # probability that a training image is cropped, turned and jittered (FACTS 1.7)
+    augment: float = 0.0  # probability that a training sample is augmented, as `augmentation` says
+    augmentation: str = "release"  # crop, turn and colours of images (FACTS 1.7) | gpla: its Table 3, actions too
+    contrast_group: int = 256  # learner grounding: pairs told apart at once, with no sentence twice; shapes the loss
     max_bad_samples: int = 0  # samples with bad images or numbers masked (and logged) a rank and start, before it stops
 
 
@@ -139,6 +142,9 @@ class ValidateConfig:
     shards: str = ""  # where the cases' shard folder lies; empty: where they were drawn
     texts: str = ""  # held-out conversations, a folder of kind text; empty: off
     text_rows: int = 128  # of them, the first ones
+    pairs: str = ""  # held-out clips of learner grounding, a folder of clips; empty: off
+    pair_groups: int = 8  # groups of them, as large as data.contrast_group or as their sentences allow
+    patience: int = 0  # measurements in a row without a lower loss of `pairs` after which the run ends; 0: never
     every_steps: int = 500  # a multiple of log.every_steps
 
 
@@ -151,9 +157,10 @@ class LogConfig:
 
 @dataclass
 class TrainConfig:
-    learner: str = "policy"  # policy | vlm (a model that writes: text sources alone)
+    learner: str = "policy"  # policy | vlm (a model that writes: text sources) | grounding (contrast sources)
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     data: DataConfig = field(default_factory=DataConfig)
     stages: dict[str, StageConfig] = field(default_factory=dict)  # run in the order of the file
@@ -170,6 +177,11 @@ def smallest_micro_batch(config: TrainConfig) -> int:
     return min(stage.micro_batch for stage in config.stages.values())
 
 
+def mixing_unit(config: TrainConfig) -> int:
+    """Samples of one source that a step takes together."""
+    return config.data.contrast_group if config.learner == "grounding" else config.data.streams
+
+
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
     **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank", "horizon"), "[0, inf)"),
@@ -177,7 +189,9 @@ INTERVALS = {
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha", "beta"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
     **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
-    **dict.fromkeys(("text_rows", "max_tokens"), "[1, inf)"),
+    **dict.fromkeys(("text_rows", "max_tokens", "horizon", "dim", "pair_groups"), "[1, inf)"),
+    **dict.fromkeys(("diversity", "patience"), "[0, inf)"),
+    "contrast_group": "[2, inf)",
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
@@ -185,25 +199,32 @@ INTERVALS = {
 
 def validate(config: TrainConfig) -> None:
     """The checks that need more than one field, but not the data or the world size. Raises UserError."""
-    choice("learner", config.learner, ("policy", "vlm"))
+    choice("learner", config.learner, ("policy", "vlm", "grounding"))
     choice("run.resume", config.run.resume, ("auto", "never"))
     choice("model.readout", config.model.readout, ("per_token", "flatten"))
     choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
     choice("flow.noise", config.flow.noise, ("uniform", "normal"))
     choice("data.action", config.data.action, ("recorded", "delta_to_state"))
+    choice("data.augmentation", config.data.augmentation, ("release", "gpla"))
+    if config.data.augmentation == "gpla" and not config.data.augment:
+        raise UserError("data.augmentation is gpla and data.augment is 0, so nothing is augmented; set data.augment=1.")
     choice("data.normalization", config.data.normalization, ("q01_q99", "min_max", "mean_std"))
     choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     choice("engine.precision", config.engine.precision, ("fp32", "bf16"))
     choice("engine.zero_stage", config.engine.zero_stage, (0, 1, 2, 3))
-    for group in ("run", "model", "flow", "data", "optim", "engine", "checkpoint", "log", "validate", "preference"):
+    for group in (
+        *("run", "model", "grounding", "flow", "data", "optim", "engine", "checkpoint", "log", "validate"),
+        "preference",
+    ):
         within(f"{group}.", asdict(config)[group], INTERVALS)
     _validate_lora(config)
-    checked = config.validate.cases or config.validate.texts
+    checked = config.validate.cases or config.validate.texts or config.validate.pairs
     if checked and config.validate.every_steps % config.log.every_steps:
         raise UserError(
             f"validate.every_steps is {config.validate.every_steps}; it must be a multiple of log.every_steps "
             f"({config.log.every_steps}), where its numbers are written."
         )
+    validate_grounding(config)
     if config.checkpoint.keep_every % config.checkpoint.every_steps:
         raise UserError(
             f"checkpoint.keep_every is {config.checkpoint.keep_every}; it must be a multiple of checkpoint.every_steps "
@@ -267,7 +288,7 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
     for source in stage.mixture:
         choice(f"stages.{name}.mixture", source, tuple(config.data.sources))
     for group in stage.train:
-        choice(f"stages.{name}.train", group, TRAIN_GROUPS)
+        choice(f"stages.{name}.train", group, GROUNDING_GROUPS if config.learner == "grounding" else TRAIN_GROUPS)
     for kind in stage.loss_weights:
         choice(f"stages.{name}.loss_weights", kind, (*SOURCE_KINDS, PREFERENCE))
     choice(f"stages.{name}.schedule", stage.schedule, ("cosine", "linear", "constant"))
@@ -283,7 +304,14 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
             f"({config.data.streams}), the unit of exact mixing."
         )
     kinds = {config.data.sources[source].kind for source in used}
-    if config.learner == "vlm":
+    if "contrast" in kinds and config.learner != "grounding":
+        raise UserError(
+            f"stages.{name} mixes contrast sources, which learner grounding alone takes; set learner=grounding, or "
+            "another kind."
+        )
+    if config.learner == "grounding":
+        validate_contrast(name, stage, kinds, config)
+    elif config.learner == "vlm":
         _validate_texts(name, stage, kinds)
     else:
         _validate_kinds(name, stage, kinds, config)

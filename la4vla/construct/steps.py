@@ -26,6 +26,7 @@ from la4vla.construct.propose import judge, keyframe_plot, keyframes
 from la4vla.construct.propose.candidates import Candidate, Proposal, Proposer, candidates_of
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.kinematic import Kinematic
+from la4vla.construct.propose.tasks import Tasks
 from la4vla.construct.propose.vlm import Vlm
 from la4vla.construct.propose.whole_episode import WholeEpisode
 from la4vla.construct.readers.checks import check_size, inspect
@@ -71,7 +72,7 @@ def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
         }
 
     settings = asdict(config.read)
-    for name in ("max_episodes", "max_bad_episodes"):
+    for name in ("max_episodes", "max_bad_episodes", "idle"):
         del settings[name]
     wanted = {key: digest(READ_VERSION, settings, dataset.stamp(key)) for key in dataset.keys}
     ledger = fill("reading", Path(config.out_dir) / READ, wanted, row)
@@ -146,6 +147,8 @@ def proposer(config: ConstructConfig) -> Proposer:
     """The proposer that the config names. Raises UserError if it cannot be used."""
     if config.proposer == "episode":
         return WholeEpisode()
+    if config.proposer == "tasks":
+        return Tasks(config.propose.min_clip_frames)
     return Vlm(config) if config.proposer == "vlm" else Kinematic(config.propose, config.seed)
 
 

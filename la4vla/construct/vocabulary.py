@@ -7,13 +7,13 @@ meant as the robot sees them: forward is away from its base, left is its own lef
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from la4vla.directions import DIRECTION_SPELLINGS, DIRECTIONS, words_of
 from la4vla.types import UserError
 
 ObjectStatus = Literal["HOLDING", "EMPTY", ""]
@@ -72,17 +72,6 @@ def canonical(name: str, status: ObjectStatus) -> str:
         raise UserError(f"`{name}` is not an atomic action; use one of {', '.join([*PRIMITIVES, *ALIASES])}.")
     return name
 
-
-DIRECTIONS = (("forward", "backward"), ("left", "right"), ("up", "down"))
-"""Canonical words of the positive and negative ends of (forward, left, up)."""
-
-DIRECTION_SPELLINGS = {
-    **{word: (axis, 1 - 2 * end) for axis, ends in enumerate(DIRECTIONS) for end, word in enumerate(ends)},
-    **{"forwards": (0, 1), "backwards": (0, -1), "leftward": (1, 1), "rightward": (1, -1), "upward": (2, 1)},
-    **{"upwards": (2, 1), "downward": (2, -1), "downwards": (2, -1), "lift": (2, 1), "raise": (2, 1)},
-    **{"lower": (2, -1), "ascend": (2, 1), "descend": (2, -1)},
-}
-"""Word -> (axis of (forward, left, up), sign), verbs with a direction of their own included."""
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "move": ("move the {grip}gripper {way}", "move {way} with the {grip}gripper", "bring the {grip}gripper {way}"),
@@ -175,13 +164,6 @@ SCENE = _set(
     "plate bowl cup mug pan pot bottle can lid button handle knob switch peg hole book block cube ball towel"
 )
 """Words that get a message of their own. Any other unknown word is refused as well."""
-
-WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-
-
-def words_of(sentence: str) -> list[str]:
-    """The words of a sentence in lower case. `object's` becomes `object`; numbers are left out."""
-    return WORD.findall(re.sub(r"['\u2019]s\b", "", sentence.lower()))
 
 
 def lint(instruction: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from la4vla.config import TrainConfig
+from la4vla.data.groups import Groups
 from la4vla.data.mixture import Schedule
 from la4vla.data.normalize import Normalize, beyond, near_constant, rare_dims
 from la4vla.data.setup import Setup, Source, TextSource
@@ -43,7 +44,7 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
     gb = resident / 1e9
     lines.append(f"shards in memory: at most {gb / world_size:.3g} GB a rank, {gb:.3g} GB in all")
     for source in sources.values():
-        lines += _about_shards(source)
+        lines += _about_groups(setup.groups[source.name]) if source.name in setup.groups else _about_shards(source)
         if isinstance(source, Source):
             lines += _about_values(source, setup.chain.normalize, config.data.action)
     return "\n".join([*lines, *(_about_statistics(setup.chain.normalize) if setup.robot else ())])
@@ -61,6 +62,22 @@ def _about_statistics(normalize: Normalize) -> Iterator[str]:
                 f"warning: {what} dims {', '.join(rare)} move in hardly any frame (q01 equals q99): "
                 "scaled by min and max instead"
             )
+
+
+def _about_groups(groups: Groups) -> Iterator[str]:
+    """What is told apart, and which sentences are drawn less often than they occur."""
+    yield (
+        f"{groups.source}: {len(groups.sentences):,} distinct sentences; a pass is {groups.per_pass:,} groups of "
+        f"{groups.size}, each sentence at most once in a group, and leaves {groups.left_out:,} out, others every time"
+    )
+    if rare := groups.too_rare:
+        every, most = sum(groups.samples), rare[0]
+        theirs = sum(groups.samples[one] for one in rare)
+        yield (
+            f"  {len(rare):,} sentences, {theirs / every:.1%} of the samples, are drawn less often than they occur; "
+            f"`{groups.sentences[most]}` is {groups.samples[most] / every:.1%} of the samples and "
+            f"{1 / len(groups.sentences):.1%} of the draws"
+        )
 
 
 def _about_shards(source: Source | TextSource) -> Iterator[str]:

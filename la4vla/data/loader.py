@@ -28,7 +28,7 @@ from torch import Tensor
 from la4vla.config import TrainConfig
 from la4vla.data.reader import Reader, StepData
 from la4vla.data.setup import Setup, check_world
-from la4vla.types import Batch, TextBatch, UserError
+from la4vla.types import Batch, ContrastBatch, TextBatch, UserError
 
 ALIGNMENT = 64  # bytes; a tensor starts on a cache line
 SHARED_MEMORY = "/dev/shm"
@@ -207,7 +207,7 @@ def _last_words(pipe: Connection, message: Failure | EndOfRun) -> None:
         return
 
 
-def _tensors(batch: Batch | TextBatch) -> dict[str, Tensor]:
+def _tensors(batch: Batch | TextBatch | ContrastBatch) -> dict[str, Tensor]:
     """Its tensors by name, a conversation's images as `images.NAME`."""
     tensors = {item.name: value for item in fields(batch) if isinstance(value := batch.__dict__[item.name], Tensor)}
     if isinstance(batch, TextBatch):
@@ -246,7 +246,7 @@ def _packed(step: StepData) -> StepMessage:
     return StepMessage(replace(step, batches=bare), tuple(layouts), block)
 
 
-def _unpacked(message: StepMessage) -> tuple[Batch | TextBatch, ...]:
+def _unpacked(message: StepMessage) -> tuple[Batch | TextBatch | ContrastBatch, ...]:
     pairs = zip(message.step.batches, message.layouts, strict=True)
     return tuple(
         _with_tensors(batch, {name: _view(message.block, place) for name, place in layout.items()})

@@ -1,6 +1,7 @@
 """How many samples each source gives to each step: exact, without a coin, a pure function of the config.
 
-The unit of mixing is `data.streams` samples of one source (one from each of its streams). A step is a whole number of
+The unit of mixing is `data.streams` samples of one source (one from each of its streams), or a group of a grounding
+model. A step is a whole number of
 units; error diffusion hands each unit to the source that is farthest behind its share. A source's position goes on from
 stage to stage, so a run that changes its mixture never sees a pass cut short.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from la4vla.config import TrainConfig
+from la4vla.config import TrainConfig, mixing_unit
 from la4vla.types import UserError
 
 
@@ -48,7 +49,7 @@ class Schedule:
     """The plan of a whole run, stage after stage."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._streams = config.data.streams
+        self._unit = mixing_unit(config)
         self._stages = list(config.stages)
         self._units: dict[str, np.ndarray] = {}
         self._before: dict[str, np.ndarray] = {}
@@ -57,7 +58,7 @@ class Schedule:
         position = dict.fromkeys(config.data.sources, 0)
         step = 0
         for name, stage in config.stages.items():
-            units = plan(list(stage.mixture.values()), stage.global_batch // self._streams, stage.steps)
+            units = plan(list(stage.mixture.values()), stage.global_batch // self._unit, stage.steps)
             start = np.array([position[source] for source in stage.mixture])
             self._units[name], self._before[name] = units, start + np.cumsum(units, axis=0) - units
             self._first[name] = step
@@ -81,4 +82,4 @@ class Schedule:
                 yield Draw(name, number, self._first[name] + number, takes)
 
     def _samples(self, stage: str, units: np.ndarray) -> dict[str, int]:
-        return {source: int(count) * self._streams for source, count in zip(self._mixture[stage], units, strict=True)}
+        return {source: int(count) * self._unit for source, count in zip(self._mixture[stage], units, strict=True)}

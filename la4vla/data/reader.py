@@ -5,6 +5,8 @@
     3 samples     window of the clip, images, chain, augmentation, flow draws      on a pool of `decode_threads`
                   conversation, images, tokens                                     likewise
     4 batches     `la` first, `vla` last, cut at `micro_batch`                     processor.Processor, TextEncoder
+A source of kind `contrast` has groups instead of streams: rank r reads the pairs r, r + W, ... of a group, each clip by
+itself from its tar, and a micro-batch is of one group.
 
 Every sample is a function of its name (source, n) alone, so neither ranks nor threads change what a step holds.
 """
@@ -23,25 +25,27 @@ import numpy as np
 import simplejpeg
 
 from la4vla.config import TrainConfig
-from la4vla.data.augment import augment
+from la4vla.data.augment import augment, augment_as_gpla
+from la4vla.data.groups import Pair
 from la4vla.data.mixture import Draw, Schedule
 from la4vla.data.order import Address, Block, Shuffled, Stream
+from la4vla.data.pairs import collate_pairs
 from la4vla.data.processor import PreparedSample
 from la4vla.data.setup import Setup, Source, TextSource, check_world
-from la4vla.data.shards.read import read_shard, read_texts
+from la4vla.data.shards.read import read_clip, read_shard, read_texts
 from la4vla.data.shards.texts import TextRecord
 from la4vla.data.shards.writer import Clip
 from la4vla.data.text_rows import PreparedText, batch_texts, prepare_text
 from la4vla.data.values import BadFrames, Limits, bad_frames
 from la4vla.levels import Levels, told
 from la4vla.rng import RngUse, generator
-from la4vla.types import SOURCE_KINDS, Batch, Kind, Sample, TextBatch, UserError
+from la4vla.types import SOURCE_KINDS, Batch, ContrastBatch, Kind, Sample, TextBatch, UserError
 
 logger = logging.getLogger(__name__)
 
 SHARD_THREADS = 2  # tars read at the same time: enough to hide a network's latency, few enough to keep the disk serial
 STEPS_IN_FLIGHT = 2  # steps whose samples are on the pool while an earlier one is collated
-CHUNK = {"la": 64, "la_leaky": 2, "text": 2, "vla": 2}
+CHUNK = {"la": 64, "la_leaky": 2, "text": 2, "vla": 2, "contrast": 2}
 """Samples that a task of the pool makes: an `la` sample is cheaper than a task."""
 
 Shard = TypeVar("Shard")
@@ -61,7 +65,7 @@ class StepData:
     stage: str
     stage_step: int
     step: int
-    batches: tuple[Batch | TextBatch, ...]
+    batches: tuple[Batch | TextBatch | ContrastBatch, ...]
     samples: Mapping[str, int]
     bad_samples: int
     wait_s: float = 0.0
@@ -77,6 +81,9 @@ class CheckedShard:
 
     clips: list[Clip]
     bad: Mapping[int, BadFrames]
+
+
+Prepared = PreparedSample | PreparedText
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,19 @@ class TextTask:
     shard: Future[list[TextRecord]]
 
 
+@dataclass(frozen=True)
+class MicroBatchTask:
+    """A micro-batch in the making.
+
+    source, group  of pairs; empty and 0 for other kinds
+    """
+
+    source: str
+    group: int
+    parts: list[Future[list[Prepared]]]
+
+
 Task = SampleTask | TextTask
-Prepared = PreparedSample | PreparedText
 
 
 class StreamReader(Generic[Shard]):
@@ -144,6 +162,13 @@ def read_checked(source: Source, shard: int) -> CheckedShard:
     return CheckedShard(clips, found)
 
 
+def read_pair(source: Source, pair: Pair) -> CheckedShard:
+    """The one clip of a pair, as a shard of its own. Raises UserError for a shard that is not what the index says."""
+    clip, limits = read_clip(source.index, pair.place, source.views, pair.frame), Limits.of(source.stats)
+    bad = bad_frames(clip, limits)
+    return CheckedShard([clip], {0: bad} if bad else {})
+
+
 class Reader:
     """Iterates the steps of rank `rank` of `world_size`. Close it, or use it as a context manager."""
 
@@ -157,6 +182,7 @@ class Reader:
         self._clips = {
             (name, number): StreamReader(source.streams[number], partial(read_checked, source), self._tars)
             for name, source in setup.sources.items()
+            if name not in setup.groups
             for number in self._streams
         }
         self._texts = {
@@ -178,7 +204,7 @@ class Reader:
 
     def steps(self, stage: str, stage_step: int) -> Iterator[StepData]:
         """The run from step `stage_step` of `stage` to the end of its last stage."""
-        waiting: deque[tuple[Draw, list[list[Future[list[Prepared]]]]]] = deque()
+        waiting: deque[tuple[Draw, list[MicroBatchTask]]] = deque()
         for draw in Schedule(self._config).draws(stage, stage_step):
             waiting.append((draw, [self._submit(tasks) for tasks in self._micro_batches(draw)]))
             if len(waiting) > STEPS_IN_FLIGHT:
@@ -191,9 +217,29 @@ class Reader:
         size, sources = self._config.stages[draw.stage].micro_batch, self._setup.every_source
         for kind in SOURCE_KINDS:
             names = [name for name in draw.takes if sources[name].kind == kind]
-            tasks = [task for name in names for task in self._tasks(sources[name], *draw.takes[name])]
-            for first in range(0, len(tasks), size):
-                yield tasks[first : first + size]
+            if kind == "contrast":
+                runs = [tasks for name in names for tasks in self._pairs(self._setup.sources[name], *draw.takes[name])]
+            else:
+                runs = [[task for name in names for task in self._tasks(sources[name], *draw.takes[name])]]
+            for tasks in runs:
+                for first in range(0, len(tasks), size):
+                    yield tasks[first : first + size]
+
+    def _pairs(self, source: Source, first: int, count: int) -> Iterator[list[Task]]:
+        """This rank's share of each group."""
+        groups = self._setup.groups[source.name]
+        assert first % groups.size == count % groups.size == 0, "sources of pairs are taken in whole groups"
+        for number in range(first // groups.size, (first + count) // groups.size):
+            yield [
+                SampleTask(
+                    source,
+                    number * groups.size + place,
+                    Address(pair.place.shard, 0, pair.frame),
+                    self._tars.submit(read_pair, source, pair),
+                )
+                for place, pair in enumerate(groups.group(number))
+                if place % self._config.data.streams in self._streams
+            ]
 
     def _tasks(self, source: Source | TextSource, first: int, count: int) -> Iterator[Task]:
         streams = self._config.data.streams
@@ -206,16 +252,20 @@ class Reader:
                     address, shard = self._clips[source.name, number].at(position)
                     yield SampleTask(source, position * streams + number, address, shard)
 
-    def _submit(self, tasks: Sequence[Task]) -> list[Future[list[Prepared]]]:
-        size = CHUNK[tasks[0].source.kind]
-        return [
+    def _submit(self, tasks: Sequence[Task]) -> MicroBatchTask:
+        one = tasks[0]
+        size = CHUNK[one.source.kind]
+        parts = [
             self._pool.submit(self._prepare_all, tasks[first : first + size]) for first in range(0, len(tasks), size)
         ]
+        if isinstance(one, SampleTask) and one.source.kind == "contrast":
+            return MicroBatchTask(one.source.name, one.n // self._config.data.contrast_group, parts)
+        return MicroBatchTask("", 0, parts)
 
-    def _collected(self, draw: Draw, micro_batches: list[list[Future[list[Prepared]]]]) -> StepData:
+    def _collected(self, draw: Draw, micro_batches: list[MicroBatchTask]) -> StepData:
         batches = []
-        for futures in micro_batches:
-            prepared = [item for future in futures for item in future.result()]
+        for task in micro_batches:
+            prepared = [item for part in task.parts for item in part.result()]
             samples = [item for item in prepared if isinstance(item, PreparedSample)]
             texts = [item for item in prepared if isinstance(item, PreparedText)]
             for item in samples:
@@ -224,7 +274,12 @@ class Reader:
             for item in texts:
                 if item.error:
                     self._count_bad(item.key, item.error, "answers")
-            batches.append(self._batch(samples, texts))
+            if task.source:
+                assert self._processor is not None, "pairs are read where a chain was built for them"
+                pairs = [item.sample for item in samples]
+                batches.append(collate_pairs(pairs, self._processor.encode, task.source, task.group))
+            else:
+                batches.append(self._batch(samples, texts))
         counts = {source: count for source, (_, count) in draw.takes.items()}
         return StepData(draw.stage, draw.stage_step, draw.step, tuple(batches), counts, self._bad)
 
@@ -258,7 +313,7 @@ class Reader:
         seed, spec, source = self._config.run.seed, self._processor.spec, task.source
         shard, frame = task.shard.result(), task.address.frame
         clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)
-        sample = window(clip, frame, spec.horizon, source.kind, source.name, source.levels)
+        sample = window(clip, frame, spec.horizon, source.sample_kind, source.name, source.levels)
         error = bad.within(frame, frame + int(sample.action_valid.sum()), self._setup.chain.delta) if bad else ""
         if source.views and not error:
             try:
@@ -269,9 +324,11 @@ class Reader:
             sample = _masked(sample, source)
             error = f"shard {source.index.shards[task.address.shard].name}, {error}"
         prepared = self._processor.prepare(sample, generator(seed, RngUse.FLOW, source.name, task.n))
-        if source.views and self._config.data.augment and not error:
+        data = self._config.data
+        if data.augment and not error and (source.views or data.augmentation == "gpla"):
+            change = augment_as_gpla if data.augmentation == "gpla" else augment
             draw = generator(seed, RngUse.AUGMENT, source.name, task.n)
-            return replace(prepared, sample=augment(prepared.sample, draw, self._config.data.augment))
+            return replace(prepared, sample=change(prepared.sample, draw, data.augment))
         return replace(prepared, error=error)
 
 

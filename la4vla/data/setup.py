@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from la4vla.config import DataConfig, TrainConfig
 from la4vla.data.collate import Encode
+from la4vla.data.groups import Groups, make_groups
 from la4vla.data.normalize import STATS, FolderStats, Stats
 from la4vla.data.order import Stream, make_streams
 from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
+from la4vla.data.shards.read import clip_places
 from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
 from la4vla.levels import LEVELS, Levels
 from la4vla.manifest import Checkpoint
@@ -29,17 +31,24 @@ class Source:
     """A shard folder of clips, used as one kind.
 
     stats   what the folder says of its values
-    views   those it shows, in slot order; empty for `la` and for no other kind
+    views   those it shows, in slot order; empty for `la`, and for `contrast` without vision
     levels  what of its two levels of language a sample is told
     """
 
     name: str
-    kind: Kind
+    kind: Kind | Literal["contrast"]
     index: Index
     stats: FolderStats
     views: tuple[str, ...]
     levels: Levels
     streams: tuple[Stream, ...]
+
+    @property
+    def sample_kind(self) -> Kind:
+        """Of its samples."""
+        if self.kind == "contrast":
+            return "vla" if self.views else "la"
+        return self.kind
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,14 @@ class Setup:
     texts    of conversations, likewise
     robot    None where there is no source of clips
     encoder  what turns conversations into batches; None where there are none
+    groups   of each source of kind `contrast`; with them no source is of another kind
     """
 
     sources: Mapping[str, Source]
     texts: Mapping[str, TextSource]
     robot: RobotSetup | None
     encoder: TextEncoder | None
+    groups: Mapping[str, Groups] = field(default_factory=dict)
 
     @property
     def every_source(self) -> dict[str, Source | TextSource]:
@@ -150,6 +161,26 @@ def prepare_texts(config: TrainConfig, encoder: TextEncoder) -> Setup:
     return Setup({}, {name: _text_source(config, name, index) for name, index in indexes.items()}, None, encoder)
 
 
+def prepare_pairs(
+    config: TrainConfig, image_size: int, encode: Encode, max_tokens: int, inherited: Checkpoint | None, own: bool
+) -> Setup:
+    """The same for a grounding model, whose sources are all of kind `contrast`. image_size: 0 without vision."""
+    indexes = _indexes(config)
+    embodiment = _embodiment(indexes)
+    views = {name: _pair_view(config, name, index) for name, index in indexes.items()}
+    sources = {}
+    for name, index in indexes.items():
+        sources[name] = Source(name, "contrast", index, _folder_stats(name, index), views[name], "low", ())
+    sizes = (len(embodiment.state.names), len(embodiment.action.names))
+    spec = InputSpec(image_size, 0, config.grounding.horizon, *sizes, max_tokens, -1, -1)
+    stats = _stats(config, embodiment, indexes, inherited, own)
+    chain = build_chain(config.data, embodiment, slot_order(views), stats, spec)
+    size = config.data.contrast_group
+    groups = {name: make_groups(config.run.seed, name, size, clip_places(index)) for name, index in indexes.items()}
+    robot = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow))
+    return Setup(sources, {}, robot, None, groups)
+
+
 def fingerprints(setup: Setup) -> dict[str, str]:
     """Source name -> its fingerprint. A folder that was written again with other clips under a run's feet is noticed by
     it on resume."""
@@ -192,8 +223,10 @@ def slot_order(views: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 def fingerprint(index: Index) -> str:
-    """sha256 in hex over what an index says: frame_stride, and the shards' names and sha256s. No tar is read."""
+    """sha256 in hex over what an index says: frame_stride, the shards' names and sha256s, and the samples that are
+    left out. No tar is read."""
     lines = [f"{index.frame_stride}", *(f"{shard.name} {shard.sha256}" for shard in index.shards)]
+    lines += [f"{shard.name} {shard.kept}" for shard in index.shards if shard.kept is not None]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -245,9 +278,31 @@ def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
     return tuple(asked or index.views)
 
 
+def _pair_view(config: TrainConfig, name: str, index: Index) -> tuple[str, ...]:
+    """The one view in which a grounding model sees a scene; none without vision."""
+    asked = config.data.sources[name].views
+    if not config.grounding.vision:
+        if asked:
+            raise UserError(f"data.sources.{name}.views is set and grounding.vision is false; leave one of them out.")
+        return ()
+    views = _views_of(name, asked, index)
+    if len(views) > 1:
+        raise UserError(
+            f"{name}: a grounding model sees one view; set data.sources.{name}.views to one of {', '.join(views)}."
+        )
+    return views
+
+
 def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]) -> Source:
     data: DataConfig = config.data
     kind = KINDS[KINDS.index(data.sources[name].kind)]
+    stats = _folder_stats(name, index)
+    streams = make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
+    levels = LEVELS[LEVELS.index(data.sources[name].levels)]
+    return Source(name, kind, index, stats, views, levels, streams)
+
+
+def _folder_stats(name: str, index: Index) -> FolderStats:
     stats = read_stats(index.location)
     for what, names, vector in (
         ("state", stats.state.names, index.embodiment.state),
@@ -258,9 +313,7 @@ def _source(config: TrainConfig, name: str, index: Index, views: tuple[str, ...]
                 f"{name}: {STATS} of {index.location} is of the {what} dims {' '.join(names)}, its shards are of "
                 f"{' '.join(vector.names)}; write the folder again."
             )
-    streams = make_streams(index, name, data.streams, config.run.seed, data.shuffle_bytes)
-    levels = LEVELS[LEVELS.index(data.sources[name].levels)]
-    return Source(name, kind, index, stats, views, levels, streams)
+    return stats
 
 
 def _stats(

@@ -33,13 +33,17 @@ class Transform(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
+def clean_sentence(text: str) -> str:
+    """What CleanInstruction makes of an instruction."""
+    return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip().lower()
+
+
 @dataclass(frozen=True)
 class CleanInstruction:
     """One spelling for training and serving: lower case, single spaces, no final dot (which broke openvla#279)."""
 
     def __call__(self, sample: Sample) -> Sample:
-        text = re.sub(r"\s+", " ", sample.instruction).strip().rstrip(".").rstrip()
-        return sample.but(instruction=text.lower())
+        return sample.but(instruction=clean_sentence(sample.instruction))
 
     def inverse(self, action_TA: np.ndarray, state: np.ndarray) -> np.ndarray:
         return action_TA

@@ -82,7 +82,7 @@ class Identity:
     tokenizer   file name -> content
     """
 
-    learner: Literal["policy", "vlm"]
+    learner: Literal["policy", "vlm", "grounding"]
     model: dict[str, Any]
     base: dict[str, Any]
     held: tuple[str, ...]
@@ -225,6 +225,7 @@ def _write(
     world: World,
 ) -> None:
     parent = Path(config.run.dir) / manifest.CHECKPOINTS
+    kept = manifest.best(config.run.dir) if config.validate.patience else None
     final = parent / f"step_{position.step:08d}"
     folder = _tmp(final)
     if (final / manifest.COMPLETE).is_file():
@@ -232,7 +233,7 @@ def _write(
     if final.is_dir():
         _remove_wreck(final, world)
     shutil.rmtree(folder, ignore_errors=True)
-    prune(parent, config.checkpoint)  # what a lower keep_last lets go makes room
+    prune(parent, config.checkpoint, kept)  # what a lower keep_last lets go makes room
     needed = sum(tensor.nbytes for tensors in (weights, training) for tensor in tensors.values())
     needed += sum(len(data) for data in identity.tokenizer.values())
     try:
@@ -252,16 +253,16 @@ def _write(
         raise
     folder.rename(final)
     _sync_folder(parent)
-    prune(parent, config.checkpoint)
+    prune(parent, config.checkpoint, kept)
 
 
-def prune(parent: Path, config: CheckpointConfig) -> None:
-    """Delete all but the newest `keep_last` complete ones and every `keep_every`-th. A kill leaves a .tmp, never half
-    of one."""
+def prune(parent: Path, config: CheckpointConfig, best: Path | None = None) -> None:
+    """Delete all but the newest `keep_last` complete ones, every `keep_every`-th, and the best. A kill leaves a .tmp,
+    never half of one."""
     folders = sorted(path.parent for path in parent.parent.glob(f"{manifest.STEPS}/{manifest.COMPLETE}"))
     for folder in folders[: -config.keep_last]:
-        step = int(folder.name.removeprefix("step_"))
-        if config.keep_every and step % config.keep_every == 0:
+        regular = config.keep_every and manifest.step_of(folder) % config.keep_every == 0
+        if regular or folder == best:
             continue
         shutil.rmtree(folder.rename(_tmp(folder)))
 

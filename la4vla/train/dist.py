@@ -141,6 +141,13 @@ def on_main(world: World, work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def gathered_rows(own: Tensor) -> list[Tensor]:
+    """Every rank's tensor, in rank order, on every rank; all have one shape. Queued on the device. No gradient."""
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, own.contiguous())
+    return every
+
+
 def gathered(value: T) -> list[T]:
     """Every rank's value, in rank order, on every rank (picklable)."""
     box: list[Any] = [None] * dist.get_world_size()

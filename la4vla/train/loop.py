@@ -47,6 +47,7 @@ def _train(run: Run, config: TrainConfig, world: World, stop: StopSignal) -> Non
             if data.stage != run.position.stage:
                 with run.report.paused():
                     run.enter_stage(data.stage)
+            data = learner.ready(data, run.module, run.engine)
             result = train_step(run.engine, data, config, learner.kinds, world, stop.received)
             run.position = Position(data.stage, data.stage_step + 1, data.step + 1)
             traces = tuple((loss[2], batch.keys) for loss, batch in zip(result.losses, data.batches, strict=True))
@@ -57,12 +58,17 @@ def _train(run: Run, config: TrainConfig, world: World, stop: StopSignal) -> Non
                 stopping |= run.health.flush()
             if every(config.validate.every_steps, run.position.step):
                 with run.report.paused():
-                    run.report.note(learner.validate(run.module, run.engine))
+                    measured = learner.validate(run.module, run.engine)
+                    run.report.note(measured)
+                    stopping |= run.held_out.take(run.position.step, measured)
             if stage_ends or every(config.log.every_steps, run.position.step):
                 run.report.write(run.position, run.skipped_steps())
             if stage_ends or stopping or every(config.checkpoint.every_steps, run.position.step):
                 with run.report.paused():
                     run.save()
+            if run.held_out.over:
+                log0(world, f"stopped after step {run.position.step}: {run.held_out.reason}")
+                return
             if stopping:
                 log0(world, f"stopped by a signal after step {run.position.step}; start again to resume")
                 return

@@ -12,7 +12,7 @@ from pathlib import Path
 from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.manifest import Checkpoint
-from la4vla.train import checkpoint, integrity
+from la4vla.train import checkpoint, integrity, stopping
 from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World, gathered, on_main
 from la4vla.types import UserError
@@ -120,4 +120,5 @@ def _position(config: TrainConfig, newest: Checkpoint) -> Position:
 
 
 def is_finished(config: TrainConfig, position: Position) -> bool:
-    return position.step == sum(stage.steps for stage in config.stages.values())
+    whole = sum(stage.steps for stage in config.stages.values())
+    return position.step == whole or stopping.is_over(config, position.step)

@@ -24,6 +24,7 @@ from la4vla.train.learners.policy_learner import PolicyLearner
 from la4vla.train.report import Report
 from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_config
+from la4vla.train.stopping import HeldOutStop
 from la4vla.types import UserError
 
 OpenLearner = Callable[[TrainConfig, Resume, World], Learner]
@@ -42,6 +43,7 @@ class Run:
     module          of the present stage
     engine          of the present stage, around the module
     health          what can end the run early
+    held_out        the held-out loss, which can end it, too
     report          what is measured between two log lines
     """
 
@@ -53,6 +55,7 @@ class Run:
     module: nn.Module
     engine: Engine
     health: Health
+    held_out: HeldOutStop
     report: Report
 
     def enter_stage(self, name: str) -> None:
@@ -92,8 +95,18 @@ def begin(config: TrainConfig, world: World, opener: OpenLearner) -> Run | None:
     if stands.checkpoint is not None:
         log0(world, _provenance(config, stands, stands.checkpoint, world))
     report = Report(config, world, learner, stands.position)
-    health = Health(world, config.engine.max_skipped_steps)
-    return Run(config, world, learner, stands.position, skipped_before, module, engine, health, report)
+    return Run(
+        config=config,
+        world=world,
+        learner=learner,
+        position=stands.position,
+        skipped_before=skipped_before,
+        module=module,
+        engine=engine,
+        health=Health(world, config.engine.max_skipped_steps),
+        held_out=HeldOutStop(config, stands.position.step),
+        report=report,
+    )
 
 
 def open_learner(config: TrainConfig, stands: Resume, world: World) -> Learner:
@@ -105,6 +118,10 @@ def open_learner(config: TrainConfig, stands: Resume, world: World) -> Learner:
         from la4vla.train.learners.vlm_learner import VlmLearner
 
         return VlmLearner(config, stands, world)
+    if config.learner == "grounding":
+        from la4vla.train.learners.grounding_learner import GroundingLearner
+
+        return GroundingLearner(config, stands, world)
     return PolicyLearner(config, stands, world)
 
 

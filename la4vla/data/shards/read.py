@@ -14,7 +14,8 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from webdataset.gopen import gopen
 
@@ -27,6 +28,68 @@ from la4vla.types import UserError
 Member = tuple[str, bytes | memoryview]
 Record = tuple[str, dict[str, bytes | memoryview]]
 """A key, and the contents of its members by what follows the key's dot."""
+
+
+class ClipPlace(NamedTuple):
+    """Where a clip lies, and what it says.
+
+    shard   number in the index
+    at      bytes before it in the tar
+    frames  at which a sample starts
+    """
+
+    shard: int
+    at: int
+    key: str
+    instruction: str
+    frames: Sequence[int]
+
+
+def clip_places(index: Index) -> tuple[ClipPlace, ...]:
+    """The clips of a folder in order, from the headers of its tars; images are not read.
+
+    Raises UserError for a folder that is not local, and for a damaged shard.
+    """
+    places: list[ClipPlace] = []
+    for number, shard in enumerate(index.shards):
+        if not os.path.isfile(locate(index.location, shard.name)):
+            raise UserError(
+                f"{index.location}: pairs are drawn from all over the folder, which {shard.name} of a local one "
+                "allows alone; copy the folder to this machine."
+            )
+        with _complaints(index, shard):
+            found, at, of = [], 0, ""
+            with open(locate(index.location, shard.name), "rb") as file, _tar(file, seekable=True) as tar:
+                for member in tar:
+                    key = member.name.split(".", 1)[0]
+                    at, of = (at, of) if key == of else (member.offset, key)
+                    if member.name.endswith(".json"):
+                        about = json.loads(_content(tar, member))
+                        frames = range(0, int(about["length"]), index.frame_stride)
+                        found.append(ClipPlace(number, at, key, about["instruction"], frames))
+            _check_keys(shard, [place.key for place in found])
+        places += found
+    return tuple(places)
+
+
+def read_clip(index: Index, place: ClipPlace, views: Sequence[str], frame: int) -> Clip:
+    """One clip of a local folder, with the JPEG bytes of `views` at one frame. Its shard's sums are not compared.
+
+    Raises UserError naming the shard.
+    """
+    shard = index.shards[place.shard]
+    wanted = {"json", "npz", *(f"{view}.{frame:05d}.jpg" for view in views)}
+    with _complaints(index, shard), open(locate(index.location, shard.name), "rb") as file:
+        file.seek(place.at)
+        files: dict[str, bytes | memoryview] = {}
+        with _tar(file, seekable=True) as tar:
+            for member in takewhile(lambda member: member.name.startswith(f"{place.key}."), tar):
+                suffix = member.name.split(".", 1)[1]
+                if suffix in wanted:
+                    files[suffix] = _content(tar, member)
+                if files.keys() == wanted:
+                    break
+        return _clip(place.key, files, views)
 
 
 def read_shard(index: Index, number: int, views: Sequence[str]) -> list[Clip]:
@@ -108,9 +171,13 @@ def _sparse(index: Index, shard: Shard) -> Iterator[Member]:
     with gopen(place, "rb") as stream, _tar(stream, local) as tar:
         for member in tar:
             if not member.name.endswith(".jpg"):
-                file = tar.extractfile(member)
-                assert file is not None, f"{member.name} is not a regular file"
-                yield member.name, file.read()
+                yield member.name, _content(tar, member)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, f"{member.name} is not a regular file"
+    return file.read()
 
 
 def _tar(stream: Any, seekable: bool) -> tarfile.TarFile:

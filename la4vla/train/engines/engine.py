@@ -26,7 +26,8 @@ class Engine(Protocol):
     module: nn.Module
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The module on one micro-batch of its learner: (sum of losses, counted values), fp32 0-d."""
+        """The module on one micro-batch of its learner: (sum of losses, counted values), fp32 0-d; what else a learner
+        asks of its module without a graph comes back as two tensors, too."""
         ...
 
     def backward(self, loss: Tensor, last: bool) -> None:

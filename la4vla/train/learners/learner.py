@@ -113,6 +113,11 @@ class Learner(Protocol):
         """This rank's steps, to the end of the run. Raises UserError for bad data."""
         ...
 
+    def ready(self, step: Any, module: Any, engine: Engine) -> Step:
+        """The step as its forward and backward passes take it, before the first of them. Most learners return what
+        they are given; one whose loss is of more than a micro-batch looks at the others here. Collective."""
+        ...
+
     def write_first_batch(self, step: Any, folder: Path) -> None:
         """A picture of what is learned from, for a person to look at."""
         ...

@@ -154,6 +154,9 @@ class PolicyLearner:
     def steps(self) -> Iterator[StepData]:
         return iter(self._loader)
 
+    def ready(self, step: StepData, module: Policy, engine: Engine) -> StepData:
+        return step
+
     def write_first_batch(self, step: StepData, folder: Path) -> None:
         """The first images that this rank trains on, and the first conversations."""
         shown = [

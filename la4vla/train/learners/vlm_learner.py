@@ -87,6 +87,9 @@ class VlmLearner:
     def steps(self) -> Iterator[StepData]:
         return iter(self._loader)
 
+    def ready(self, step: StepData, module: VlmModel, engine: Engine) -> StepData:
+        return step
+
     def write_first_batch(self, step: StepData, folder: Path) -> None:
         """The first images that this rank trains on as they are stored, and the conversations as they are learned."""
         batches = [batch for batch in step.batches if isinstance(batch, TextBatch)]

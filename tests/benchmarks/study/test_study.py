@@ -280,11 +280,11 @@ run.run(study, [], 1.0)
 
 
 def test_a_terminated_run_takes_its_command_along_and_is_resumed(tmp_path, ran):
-    script = "import time, os; (p / 'pid').write_text(str(os.getpid())); time.sleep(60)"
+    script = "import time, os; (p / 'pid').write_text(str(os.getpid())); time.sleep(600)"
     driver = DRIVER.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path), script=script)
     process = subprocess.Popen([sys.executable, "-c", driver])
     pid = tmp_path / "out" / "first" / "pid"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while not (pid.exists() and pid.read_text()):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
@@ -292,7 +292,7 @@ def test_a_terminated_run_takes_its_command_along_and_is_resumed(tmp_path, ran):
     with pytest.raises(UserError, match="still at work"):
         ran(study, jobs)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(300) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert ran(study, jobs) == ["first", "second"]

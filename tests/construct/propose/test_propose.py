@@ -16,7 +16,8 @@ from la4vla.construct.propose.keyframes import detect
 from la4vla.construct.propose.kinematic import _Segment, _snap, propose
 from la4vla.construct.propose.track import bends, command_jumps
 from la4vla.construct.robots.robot import Robot, RobotFrame, robot_frame
-from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, WORD, contradictions, lint
+from la4vla.construct.vocabulary import contradictions, lint
+from la4vla.directions import DIRECTION_SPELLINGS, WORD
 from la4vla.sim.metaworld import EMBODIMENT, MetaWorldEnv
 from la4vla.types import Embodiment, VectorSpec
 
