@@ -16,7 +16,8 @@ from benchmarks.results.protocols import Protocol
 from benchmarks.results.stats import Rate
 from benchmarks.study import figures, hours, writing_tables
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.plan import everything, expand, pretrained
+from benchmarks.study.jobs import everything, pretrained
+from benchmarks.study.plan import expand
 from benchmarks.study.rows import StudyRow, StudyRows
 from benchmarks.study.scores import ConditionRates, difference, score
 

@@ -15,6 +15,7 @@ from la4vla.config.construct import (
     ReadConfig,
     RecordConfig,
     ReviewConfig,
+    SecondJudgeConfig,
     TextsConfig,
     VlmConfig,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "ReviewConfig",
     "RunConfig",
     "SamplingConfig",
+    "SecondJudgeConfig",
     "SourceConfig",
     "StageConfig",
     "TextPolicyConfig",

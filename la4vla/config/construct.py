@@ -47,7 +47,8 @@ class ReadConfig:
     images: bool = True  # false: leave the images alone, for datasets without their videos; only la/ is written
     frame_stride: int = 1  # images are taken at every n-th frame; recorded and npz have their own
     idle: IdleConfig = field(default_factory=IdleConfig)
-    max_episodes: int = 0  # read the first so many only; 0: all
+    skip_episodes: int = 0  # leave out the first so many: what another config with max_episodes holds is held out here
+    max_episodes: int = 0  # read the first so many only, of those that are left; 0: all
     max_bad_episodes: int = 0  # episodes left out for their faults before the step stops; all are listed either way
     decode: bool = False  # decode every image while reading, not only count frames
 
@@ -154,14 +155,28 @@ class ReviewConfig:
 
 
 @dataclass
+class SecondJudgeConfig:
+    """A learned judge beside the rules: how well a clip's sentence fits its motion (docs/review.md)."""
+
+    scorer: str = (
+        ""  # run or checkpoint of learner grounding, or action_only:, clip:, siglip: and a folder; empty: none
+    )
+    device: str = "cpu"  # of the scorer: cpu | cuda
+    window: int = 8  # frames of a motion that is scored, at most the scorer's horizon; a clip's score is the mean
+    windows: int = 4  # of a clip at most, evenly
+
+
+@dataclass
 class FilterConfig:
     """What becomes a clip (FACTS 1.3.5)."""
 
     by: str = "automatic"  # automatic: the judge's score | human: the mean of the annotators'; unreviewed are left out
-    min_quality: float = 2.0  # on the scale 0 .. 3
+    # | grounding: the second judge's score | both: the judge's and the second judge's
+    min_quality: float = 2.0  # on the scale 0 .. 3; not of filter.by=grounding
     primitives: list[str] = field(default_factory=list)  # only these; empty: all
     direction_purity: float = 0.0  # above 0: only clips whose instruction names one direction, and whose motion's
     # cosine with it is at least this: direction-following clips (FACTS 1.2)
+    min_grounding: float = 0.0  # on the second judge's own scale; `la4vla eval judges` finds it
 
 
 @dataclass
@@ -174,6 +189,9 @@ class TextsConfig:
     views: list[str] = field(default_factory=list)  # cameras that are shown, in order; empty: all
     every: int = (
         0  # frames after which a sub-task is asked about again (plan, actions, direction); 0: at its start only
+    )
+    next_every: int = (
+        0  # the same of the questions what comes next: a policy that is asked again stands amid a sub-task
     )
     threshold: float = 0.025  # m along one axis from which a direction is named (FACTS 2.2)
     negatives: int = 1  # completion: questions answered `no` for each one answered `yes`
@@ -197,6 +215,7 @@ class ConstructConfig:
     propose: ProposeConfig = field(default_factory=ProposeConfig)
     vlm: VlmConfig = field(default_factory=VlmConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    grounding: SecondJudgeConfig = field(default_factory=SecondJudgeConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     texts: TextsConfig = field(default_factory=TextsConfig)
@@ -210,9 +229,17 @@ INTERVALS = {
     **dict.fromkeys(
         ("height", "min_clip_frames", "smooth_window", "static_window", "gripper_window", "edge_frames"), "[1, inf)"
     ),
-    **dict.fromkeys(("image_size", "processes", "episodes"), "[1, inf)"),
+    **dict.fromkeys(("image_size", "processes", "episodes", "window", "windows"), "[1, inf)"),
     **dict.fromkeys(
-        ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames", "plots"),
+        (
+            "skip_episodes",
+            "max_episodes",
+            "max_bad_episodes",
+            "max_failed_episodes",
+            "min_event_distance",
+            "slack_frames",
+            "plots",
+        ),
         "[0, inf)",
     ),
     **dict.fromkeys(("seed", "first_episode"), "[0, inf)"),
@@ -226,7 +253,7 @@ INTERVALS = {
     **dict.fromkeys(
         ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
     ),
-    **dict.fromkeys(("every", "negatives", "scenes"), "[0, inf)"),
+    **dict.fromkeys(("every", "next_every", "negatives", "scenes"), "[0, inf)"),
     "frames": "[1, inf)",
     **dict.fromkeys(("held_out_scenes", "held_out_wordings"), "[0, 1)"),
     **{
@@ -250,7 +277,10 @@ def validate_construct(config: ConstructConfig) -> None:
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
-    choice("filter.by", config.filter.by, ("automatic", "human"))
+    choice("filter.by", config.filter.by, ("automatic", "human", "grounding", "both"))
+    choice("grounding.device", config.grounding.device, ("cpu", "cuda"))
+    if config.filter.by in ("grounding", "both") and not config.grounding.scorer:
+        raise UserError(f"filter.by={config.filter.by} needs a second judge; set grounding.scorer to one.")
     choice("texts.annotator", config.texts.annotator, ("kinematic", "endpoint"))
     for question in config.texts.questions:
         choice("texts.questions", question, QUESTIONS)
@@ -260,7 +290,7 @@ def validate_construct(config: ConstructConfig) -> None:
         )
     values = asdict(config)
     within("", values, INTERVALS)
-    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter", "texts"):
+    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "grounding", "review", "filter", "texts"):
         within(f"{group}.", values[group], INTERVALS)
     within("read.idle.", values["read"]["idle"], INTERVALS)
 

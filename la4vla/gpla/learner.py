@@ -165,6 +165,9 @@ class RoundsLearner:
             wait_s = time.perf_counter() - began
             yield StepData(draw.stage, draw.stage_step, draw.step, batches, samples, 0, wait_s)
 
+    def ready(self, step: StepData, module: VlmModel, engine: Engine) -> StepData:
+        return step
+
     def write_first_batch(self, step: StepData, folder: Path) -> None:
         """The first pairs that this rank learns from, with their images."""
         pairs = [batch for batch in step.batches if isinstance(batch, PreferenceBatch)]

@@ -131,6 +131,7 @@ def test_a_kill_inside_a_round_changes_no_byte(place, straight, changes, crash, 
         with pytest.raises(Crash):
             run_here(broken)
     assert manifest.read(manifest.newest(broken.dir)).step == 2
+    round_file(broken.dir, crash[0] + 1 if changes else crash[0]).write_text("of a round that has yet to come")
     assert run_here(broken) == 0
     assert files(broken) == files(whole)
 

@@ -29,6 +29,7 @@ from la4vla.construct.readers.checks import (
     episode_key,
     is_grey_16,
     jpeg_size,
+    part_of,
     robot_of,
     sentence,
     slug,
@@ -68,7 +69,7 @@ class LeRobot:
         there, self._notes = cameras(_views(self._meta), read)
         self._views = chosen_views(read, there)
         self._stride, self._quality = read.frame_stride, config.jpeg_quality
-        episodes = self._meta.episodes[: read.max_episodes or None]
+        episodes = part_of(self._meta.episodes, read)
         self._episodes = {episode_key("episode", item.index): item for item in episodes}
         self._keys = tuple(self._episodes)
         self._subtasks, self._sentences = read.subtasks, sentences_of(self._meta, read.subtasks)

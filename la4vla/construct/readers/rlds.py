@@ -24,6 +24,7 @@ from la4vla.construct.readers.checks import (
     chosen_views,
     episode_key,
     jpeg_size,
+    part_of,
     robot_of,
     sentence,
     slug,
@@ -88,7 +89,7 @@ class Rlds:
         for path, first, count in _files(self._root, read.split):
             for number in range(count):
                 self._places[episode_key(read.split, first + number)] = (path, number, count)
-        self._keys = tuple(self._places)[: read.max_episodes or None]
+        self._keys = part_of(tuple(self._places), read)
         wanted = {*self._sentences, *self._views.values(), *self._columns["state"], *self._columns["action"]}
         self._wanted = {f"{STEPS}/{name}" for name in {*wanted, *filter(None, [self._subtasks])}} | {self._id}
         self._scanned = lru_cache(FILES_OPEN)(places)
