@@ -53,6 +53,7 @@ setup(
         "la4vla.construct.robots": ["*.yaml"],
         "la4vla.construct.texts": ["*.txt"],
         "la4vla.data.inspect": ["templates/*"],
+        "la4vla.gpla": ["templates/*"],
         "la4vla.page": ["templates/*"],
         "la4vla.serve.text": ["*.yaml"],
         "la4vla.questions": ["*.yaml"],

@@ -23,6 +23,9 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla data import-conversations FILE ...    LLaVA's or ShareGPT's JSONL -> shards (`--images DIR --out DIR`)
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
+  la4vla gpla CONFIG [key=value ...]           a hierarchical policy whose words fit its deeds: train its parts, then
+                                               rounds of candidates and preferences, one HTML page
+                                               (one step: `la4vla gpla STEP CONFIG`: ground high low rounds report)
   la4vla eval metaworld --checkpoint DIR ...   success rates in the simulator; `eval libero` (`la4vla eval --help`)
   la4vla eval compare A B                      two evaluations, episode by episode
   la4vla eval report DIR ...                   one HTML page of runs and evaluations
@@ -46,7 +49,13 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
 
 PRESET_IN_MIND = "la4vla_1b"  # whose image tokens `data stats` counts unless told otherwise
 
-LISTED = ("construct", "data", "config", "train")  # their help is what HELP says of them; the others have their own
+LISTED = (
+    "construct",
+    "data",
+    "config",
+    "train",
+    "gpla",
+)  # their help is what HELP says of them; the others have their own
 
 Command = Callable[[Sequence[str]], int]
 
@@ -117,6 +126,12 @@ def _config(arguments: Sequence[str]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     from la4vla.train.__main__ import main
+
+    return main(arguments)
+
+
+def _gpla(arguments: Sequence[str]) -> int:
+    from la4vla.gpla.__main__ import main
 
     return main(arguments)
 
@@ -283,6 +298,7 @@ COMMANDS: dict[str, Command] = {
     "data": _data,
     "config": _config,
     "train": _train,
+    "gpla": _gpla,
     "eval": _evaluate,
     "probe": _probe,
     "serve": _serve,

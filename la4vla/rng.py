@@ -37,6 +37,7 @@ class RngUse(IntEnum):
     VALIDATE = 19  # noise and time of a held-out sample
     WRITE = 20  # tokens of a written answer, by its prompt's key and the number of the draw
     TEXTS = 25  # wordings, negatives and splits of conversations
+    PAIRS = 30  # order of a round's pairs in one pass
     CONTRAST = 40  # sentences of a group, and the sample of each
     CORRUPT = 41  # what a spoiled pair of a motion and a sentence gets instead
 

@@ -65,11 +65,13 @@ def _command(text: str) -> Command:
             return Command(text, "", (), 1)
         case ["la4vla", "construct", *rest]:
             rest = [word for word in rest if word not in (*STEPS, "texts", "--dry-run")]
+        case ["la4vla", "gpla", *rest]:
+            pass
         case ["la4vla", "eval", *rest]:
             options = parsed(rest)
             if options.command == "study":
                 plan.expand(study_config.load(ROOT / options.config, options.overrides), options.part)
-            acts = options.command != "study" and "text" in options and options.text
+            acts = options.command != "study" and "text" in options and (options.text or options.high)
             rest = [str(acts or options.config), *options.overrides]
         case ["torchrun", "--standalone", "--nproc-per-node", count, "-m", module, *rest]:
             processes = int(count)

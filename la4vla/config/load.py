@@ -1,8 +1,7 @@
 """How a YAML file and the command line become a config: layers, merging, and errors that name the nearest key.
 
 Order of precedence: the dataclasses' defaults < the file named by `base:` < the YAML < `key=value` arguments.
-A YAML holds deltas only. Its `schema:` says which dataclass it fills (`train`, the default, `construct`, `text_policy`
-or `hierarchical`).
+A YAML holds deltas only. Its `schema:` says which dataclass it fills (a name in SCHEMAS; `train` is the default).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseExcep
 from yaml import YAMLError
 
 from la4vla.config.construct import ConstructConfig, validate_construct
+from la4vla.config.gpla import GplaConfig, validate_gpla
 from la4vla.config.hierarchical import HierarchicalConfig, validate_hierarchical
 from la4vla.config.text_policy import TextPolicyConfig, validate_text_policy
 from la4vla.config.train import TrainConfig, validate
@@ -27,6 +27,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "construct": ConstructConfig,
     "text_policy": TextPolicyConfig,
+    "gpla": GplaConfig,
     "hierarchical": HierarchicalConfig,
 }
 
@@ -72,6 +73,8 @@ def load(
         validate_construct(config)
     if isinstance(config, TextPolicyConfig):
         validate_text_policy(config)
+    if isinstance(config, GplaConfig):
+        validate_gpla(config)
     if isinstance(config, HierarchicalConfig):
         validate_hierarchical(config)
     return config

@@ -223,8 +223,10 @@ def slot_order(views: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 def fingerprint(index: Index) -> str:
-    """sha256 in hex over what an index says: frame_stride, and the shards' names and sha256s. No tar is read."""
+    """sha256 in hex over what an index says: frame_stride, the shards' names and sha256s, and the samples that are
+    left out. No tar is read."""
     lines = [f"{index.frame_stride}", *(f"{shard.name} {shard.sha256}" for shard in index.shards)]
+    lines += [f"{shard.name} {shard.kept}" for shard in index.shards if shard.kept is not None]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -123,7 +123,8 @@ def test_the_first_batch_can_be_read(adapted):
 def test_an_adapter_checkpoint_is_adapters_and_the_name_of_their_base(adapted, place):
     made, stored = manifest.read(newest(adapted)), load_file(newest(adapted) / manifest.WEIGHTS)
     assert made.learner == "vlm" and made.views == [] and made.transforms == []
-    assert made.embodiment["name"] == "test_arm" and made.text == {"codec": {}, "max_tokens": 1024}
+    about = {"codec": {}, "questions": ["next", "scene"], "max_tokens": 1024}
+    assert made.embodiment["name"] == "test_arm" and made.text == about
     assert set(made.base["files"]) == {"config.json", "model.safetensors"} and made.base["place"] == f"{place}/public"
     assert stored and all(".lora_" in name and ".language_model." in name for name in stored)
     vlm, _ = load_checkpoint(newest(adapted), made)
