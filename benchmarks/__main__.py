@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.grounding import commands as commands_of_grounding
 from benchmarks.hierarchy import commands as commands_of_hierarchy
 from benchmarks.perturb.perturb import KNOWN, parse
 from benchmarks.results import protocols
@@ -99,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     ceiling.add_argument("overrides", nargs="*", help="key=value changes of the config")
     commands_of_writing.add(commands)
     commands_of_hierarchy.add(commands)
+    commands_of_grounding.add(commands)
     swept = commands.add_parser("sweep", help="many evaluations and one table of them", allow_abbrev=False)
     swept.add_argument("config", type=Path, help="a YAML file of benchmarks.sweep.jobs.SweepConfig")
     swept.add_argument("overrides", nargs="*", help="key=value changes of it")

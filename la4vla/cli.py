@@ -34,6 +34,8 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla eval retention TEXTS BEFORE AFTER --out DIR
                                                questions about scenes, before and after training; one HTML page
   la4vla eval answers MODEL TEXTS --out DIR    held-out questions about motion: valid texts, main direction, words
+  la4vla eval grounding CLIPS --scorer S --out DIR
+                                               do scorers of words and motions tell true pairs from spoiled ones?
   la4vla eval credit DIR ...                   how far episodes came and what plans name; `eval latency DIR ...`
   la4vla eval sweep FILE                       many evaluations and one table of them, here or on SLURM
   la4vla eval study FILE                       the paper's claims at a small scale

@@ -71,7 +71,7 @@ def _command(text: str) -> Command:
             options = parsed(rest)
             if options.command == "study":
                 plan.expand(study_config.load(ROOT / options.config, options.overrides), options.part)
-            acts = options.command != "study" and "text" in options and options.text
+            acts = options.command != "study" and "text" in options and (options.text or options.high)
             rest = [str(acts or options.config), *options.overrides]
         case ["torchrun", "--standalone", "--nproc-per-node", count, "-m", module, *rest]:
             processes = int(count)

@@ -62,6 +62,7 @@ def test_precedence_is_defaults_then_base_then_file_then_command_line(recipe):
         ("optim.clip_norm=0", "must be in (0, inf]"),
         ("model.dropout=1", "must be in [0, 1)"),
         ("data.augment=1.5", "must be in [0, 1]"),
+        ("data.augmentation=gpla", "data.augment is 0, so nothing is augmented"),
         ("run.seed=-1", "run.seed is -1; it must be in [0, inf)"),
         ("engine.max_skipped_steps=0", "must be in [1, inf)"),
         ("checkpoint.every_steps=0", "checkpoint.every_steps"),

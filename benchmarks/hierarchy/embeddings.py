@@ -87,6 +87,27 @@ def gap_and_mixed(clouds: Sequence[np.ndarray]) -> tuple[float, float]:
     return gap, float((of_M[nearest_MK] != of_M[:, None]).mean())
 
 
+def kind_of(spec: str) -> str:
+    """What a scorer's name stands for in PAPERS; another kind, such as `action_only`, is of ours."""
+    kind, colon, _ = spec.partition(":")
+    return kind if colon else "grounding"
+
+
+def of_scorer(spec: str, deeds: Sequence[Deed], device: str) -> EmbeddedClouds:
+    """spec: of `la4vla.grounding.load.load_scorer`. A sentence that several deeds share is one point. Raises UserError
+    for a scorer that embeds nothing."""
+    kind = kind_of(spec)
+    if kind == "rules":
+        raise UserError(f"{spec}: rules embed nothing; name a grounding run, clip:DIR or siglip:DIR.")
+    from la4vla.grounding.load import load_scorer
+
+    scorer: Embedder = load_scorer(spec, device)
+    firsts = {deed.sentence: place for place, deed in reversed(list(enumerate(deeds)))}
+    found = dict(scorer.embeddings(deeds))
+    found[SENTENCES] = found[SENTENCES][sorted(firsts.values())]
+    return embedded(PAPERS[kind][0] if kind in PAPERS else kind, found)
+
+
 def left_out(kinds: Sequence[str]) -> dict[str, str]:
     """The paper's models that are not among these kinds of scorers -> what to give for them."""
     return {name: how for kind, (name, how) in PAPERS.items() if kind not in kinds}

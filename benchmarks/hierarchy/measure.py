@@ -13,7 +13,7 @@ from benchmarks.hierarchy.intervals import EpisodeMean
 from benchmarks.hierarchy.moments import moments
 from benchmarks.hierarchy.texts import open_metrics
 from la4vla import manifest
-from la4vla.config import load
+from la4vla.config import HierarchicalConfig, load
 from la4vla.data.shards.index import Index, read_index
 from la4vla.device import usable_device
 from la4vla.levels import levels_of
@@ -36,6 +36,7 @@ class WordsRequest:
     scenes: Path | None = None
     scorer: str = ""
     every: int = 8
+    steps: int = 0
     rows: int = 0
     seed: int = 0
     wordnet: Path | None = None
@@ -52,8 +53,10 @@ class WordsRequest:
 def measure(request: WordsRequest) -> dict[str, Any]:
     """Writes words.json and words.jsonl into `out`, and returns what the first holds. Raises UserError for a folder
     without images, a policy of another robot and a checkpoint that is not what it should be."""
-    if request.every < 1:
-        raise UserError(f"--every {request.every}: give at least 1 frame.")
+    if request.every < 1 or request.steps < 0:
+        raise UserError(
+            f"--every {request.every} --steps {request.steps}: give at least 1 frame, and no steps below 0."
+        )
     device = usable_device(request.device)
     metrics = open_metrics(request.wordnet, request.bert, request.bert_layers, str(device))
     held_out = _clips(request.clips)
@@ -74,7 +77,8 @@ def measure(request: WordsRequest) -> dict[str, Any]:
         _scorer(request.scorer, str(device)),
     )
     views = policy.views or tuple(held_out.views)[:1]
-    chosen = moments(held_out, views, policy.horizon, request.every, request.rows)
+    steps = min(request.steps or policy.horizon, policy.horizon)
+    chosen = moments(held_out, views, steps, request.every, request.rows)
     answers = words.answer_all(arm, chosen, request.seed)
     robot = held_out.embodiment
     about = {
@@ -87,7 +91,7 @@ def measure(request: WordsRequest) -> dict[str, Any]:
         "every": request.every,
         "seed": request.seed,
         "scorer": request.scorer,
-        "units": f"1 is {robot.action.unit}; chunks of {policy.horizon} steps at {robot.control_hz:g} Hz",
+        "units": f"1 is {robot.action.unit}; chunks of {steps} steps at {robot.control_hz:g} Hz",
     }
     return words.write(request.out, words.measured(chosen, answers, by, bool(request.high)), about, metrics)
 
@@ -112,7 +116,8 @@ def _hierarchical(request: WordsRequest, device: str) -> Served:
     from la4vla.serve.hierarchical.load import load_hierarchical
 
     assert request.high is not None
-    return load_hierarchical(request.low, load(request.high, schema=HierarchicalConfig), device)
+    config: HierarchicalConfig = load(request.high, schema=HierarchicalConfig)
+    return load_hierarchical(request.low, config, device, request.base)
 
 
 def _scorer(spec: str, device: str) -> Scorer | None:

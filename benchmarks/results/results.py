@@ -27,6 +27,9 @@ PERCENTILES = (50, 95, 99)
 ANSWERS = ("subtasks", "plan", "actions", "completion")
 """Questions whose answers a policy that writes has written itself."""
 
+INSTRUCTIONS = ("next", "next_system", "oracle")
+"""Questions of a hierarchical policy."""
+
 RENDERED_BY, ABSENT = "images were rendered by", "absent"
 
 
@@ -214,13 +217,27 @@ def texts_of(rows: Collection[Row]) -> str:
     said = [text for row in rows for text in row.texts]
     answers = [text for text in said if text["question"] in ANSWERS]
     if not answers:
-        return ""
+        return _instructions(said)
     bad = sum(bool(text["problem"]) for text in answers)
     seconds = decision_seconds(rows)
     held = sum("held still for a chunk" in text["text"] for text in said if text["question"] == "note")
     return (
         f"{len(answers)} answers, {bad} badly formed ({100 * bad / len(answers):.1f} %) and asked again; {held} times "
         f"none could be used and the hand was held still for a chunk{_spread(seconds)}{_measured(verdicts_of(rows))}"
+    )
+
+
+def _instructions(said: Sequence[Mapping[str, Any]]) -> str:
+    """How many low-level instructions a policy was told, and how many could not be used; empty for other policies."""
+    told = [text for text in said if text["question"] in INSTRUCTIONS]
+    if not told:
+        return ""
+    bad = sum(bool(text["problem"]) for text in told)
+    without = sum(text["text"].startswith("no instruction") for text in said if text["question"] == "note")
+    different = len({text["text"] for text in told if not text["problem"]})
+    return (
+        f"{len(told)} low-level instructions, {different} different ones, {bad} badly formed "
+        f"({100 * bad / len(told):.1f} %); {without} times there was none, and the last one or the task stood in"
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.perturb.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts import video
-from la4vla.serve.privileged import PHASE
+from benchmarks.rollouts.privileged import Tellers
 from la4vla.sim import render
 from la4vla.sim.env import Env
 from la4vla.sim.registry import Simulator
@@ -152,14 +152,14 @@ def check_served(protocol: Protocol, simulator: Simulator) -> None:
 
 
 def roll_out(
-    env: Env, job: RolloutJob, protocol: Protocol, infer: Infer, privileged: Callable[[], Mapping[str, float]] = dict
+    env: Env, job: RolloutJob, protocol: Protocol, infer: Infer, tellers: Tellers | None = None
 ) -> EpisodeOutcome:
     """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
     then the policy is queried again.
 
     Queries are numbered 0, 1, 2, ... in an episode, however many actions each chunk gave. Images are rendered when the
     policy is queried (and for a video, which shows what the policy sees). A success ends the episode at its step. What
-    is left of a chunk at the end of an episode is dropped: no action outlives its episode. privileged: what the policy
+    is left of a chunk at the end of an episode is dropped: no action outlives its episode. tellers: of what the policy
     is told beside what it sees.
     """
 
@@ -174,18 +174,21 @@ def roll_out(
         changes = () if change is None else (change,)
         observation = env.reset(job.task, job.episode, *changes)
     wait = np.asarray(protocol.wait_action or [0.0] * len(env.embodiment.action.names), np.float32)
+    state = observation.state
     for _ in range(protocol.wait_steps):
-        env.step(wait)
+        state = env.step(wait).state
         env.milestones()  # what has settled is where it will be moved from
     reached: dict[str, int] = {}
     horizon = protocol.horizon_of(job.task)
-    success, ended, steps, queries, state = False, False, 0, 0, observation.state
+    success, ended, steps, queries = False, False, 0, 0
+    if tellers:
+        tellers.begin(job.task, job.episode, state)
     while not ended:
         if steps or protocol.wait_steps:
             with clock("render"):
                 observation = env.observe()
         with clock("render"):
-            observation = replace(shown(observation), privileged=privileged())
+            observation = replace(shown(observation), privileged=tellers.now() if tellers else {})
         with clock("policy"):
             chunk = infer(observation, queries)
         latencies.append(clock.last)
@@ -199,6 +202,8 @@ def roll_out(
             for name in sorted(env.milestones()):
                 reached.setdefault(name, steps)
             success, state = result.success, result.state
+            if tellers:
+                tellers.stepped(state)
             ended = success or result.truncated or steps >= horizon
             if ended:
                 break
@@ -238,28 +243,14 @@ def work(
             action, _ = simulator.expert(env)
             return action[None]
 
-        def told() -> Mapping[str, float]:
-            return {name: _PRIVILEGED[name](simulator, env) for name in privileged}
-
+        tellers = Tellers(privileged, simulator, env, protocol.seed) if privileged else None
         while (job := connection.recv()) is not None:
-            connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent, told))
+            connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent, tellers))
         env.close()
     except UserError as error:
         connection.send(Refusal(str(error)))
     except EOFError:
         return  # the parent is gone; nobody is left to report to
-
-
-def _phase(simulator: Simulator, env: Env) -> float:
-    """Number of the phase in which the scripted expert would be. Raises UserError where the expert tells none."""
-    _, decision = simulator.expert(env)
-    if decision is None:
-        raise UserError(f"the scripted expert of {simulator.name} tells no phases; set another verifier.")
-    return float(decision.phase)
-
-
-_PRIVILEGED: Mapping[str, Callable[[Simulator, Env], float]] = {PHASE: _phase}
-"""What a policy may be told of the simulator, by the name it asks for."""
 
 
 def _redirect_output(log: str) -> None:

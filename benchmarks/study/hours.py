@@ -6,7 +6,8 @@ import statistics
 from dataclasses import dataclass
 
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.plan import StudyJob, everything, expand
+from benchmarks.study.jobs import StudyJob, everything
+from benchmarks.study.plan import expand
 from benchmarks.study.rows import StudyRows
 
 DEFAULT_MINUTES = 5.0  # of a kind of job that `minutes` in the study's YAML does not name

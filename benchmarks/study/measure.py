@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from benchmarks.hierarchy import words
 from benchmarks.report import curves
 from benchmarks.results import latency, results
 from benchmarks.results.rubric import Rubric
-from benchmarks.study.plan import CASES, CEILING, Kind, StudyJob
+from benchmarks.study.hierarchy_plan import JUDGES
+from benchmarks.study.jobs import Kind, StudyJob
+from benchmarks.study.plan import CASES, CEILING
 from benchmarks.writing import answers, retention
 from la4vla import config, manifest
 from la4vla.config import TrainConfig
@@ -21,6 +24,9 @@ from la4vla.construct.texts import write as texts
 from la4vla.data.mixture import Schedule
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_shard
+from la4vla.gpla.candidates import from_jsonl
+from la4vla.gpla.learner import CANDIDATES
+from la4vla.gpla.report import RoundNumbers
 from la4vla.model import flops
 from la4vla.model.presets import preset
 from la4vla.model.tokenizer import build_prompter
@@ -42,6 +48,9 @@ def measure(job: StudyJob) -> dict[str, Any]:
         "ceiling": replayed,
         "retention": retained,
         "answers": answered,
+        "gpla": rounds,
+        "words": worded,
+        "judges": judged,
     }
     return readers[job.kind](job)
 
@@ -68,7 +77,7 @@ def training(job: StudyJob) -> dict[str, Any]:
     assert newest is not None
     return {
         "samples": samples(recipe),
-        "operations": None if talks(recipe) else operations(recipe),
+        "operations": None if talks(recipe) or recipe.learner != "policy" else operations(recipe),
         "loss": round(records.last("loss"), 5),
         "policy": manifest.read(newest).weights_sha256,
     }
@@ -209,3 +218,46 @@ def answered(job: StudyJob) -> dict[str, Any]:
     """Rates of what was said about motion."""
     numbers = json.loads((job.folder / answers.NUMBERS).read_text())
     return {name: numbers[name] for name in ("identity", "rates", "error_cm", "examples")}
+
+
+def rounds(job: StudyJob) -> dict[str, Any]:
+    """The first and the last round: scores, pairs, what was left out; and the identity of the weights.
+
+    Raises UserError for a folder without rounds.
+    """
+    # Imported only where a study has rounds: it brings the trainer.
+
+    files = sorted((job.folder / CANDIDATES).glob("round_*.jsonl"))
+    newest = manifest.newest(job.folder)
+    if not files or newest is None:
+        raise UserError(f"{job.folder}: no finished round in it; run the study again to go on.")
+    ends = [RoundNumbers.of(from_jsonl(path.read_bytes(), str(path))) for path in (files[0], files[-1])]
+    return {
+        "count": len(files),
+        **dict(zip(("first", "last"), map(asdict, ends), strict=True)),
+        "policy": manifest.read(newest).weights_sha256,
+    }
+
+
+def worded(job: StudyJob) -> dict[str, Any]:
+    """Sums of every metric by episode, and some sentences."""
+    numbers, rows = words.read(job.folder)
+    sums = {
+        name: {episode: [round(total, 6), count] for episode, (total, count) in of.items()}
+        for name, of in numbers["sums"].items()
+    }
+    return {
+        "n": numbers["rows"],
+        "episodes": numbers["episodes"],
+        "identity": numbers["identity"],
+        "missing": numbers["missing"],
+        "corpus_bleu": numbers[words.CORPUS_BLEU],
+        "sums": sums,
+        "said": [{name: row[name] for name in ("task", "instruction", "said")} for row in rows[:: len(rows) // 4 or 1]],
+    }
+
+
+def judged(job: StudyJob) -> dict[str, Any]:
+    """What each judge loses and catches."""
+    numbers = json.loads((job.folder / JUDGES).read_text())
+    return {name: numbers[name] for name in ("scorer", "good", "judges")}

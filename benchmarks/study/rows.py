@@ -18,7 +18,7 @@ from typing import Any
 
 import la4vla
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.plan import StudyJob
+from benchmarks.study.jobs import StudyJob
 from la4vla.types import UserError
 
 StudyRow = dict[str, Any]

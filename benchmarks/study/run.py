@@ -21,8 +21,9 @@ from types import FrameType
 
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.hours import by_part, expected_minutes
+from benchmarks.study.jobs import StudyJob, everything, reread
 from benchmarks.study.measure import measure
-from benchmarks.study.plan import StudyJob, everything, expand, reread
+from benchmarks.study.plan import expand
 from benchmarks.study.rows import StudyRows, circumstances, cores
 from la4vla.files import locked, write_atomic
 from la4vla.types import UserError
@@ -67,6 +68,8 @@ class StudyRunner:
         began = circumstances()
         self._forget_others(job)
         job.folder.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in job.files:
+            write_atomic(path, text.encode())
         process = subprocess.Popen(job.command, env=self._environment(), pass_fds=(self.lock,))
         try:
             while True:

@@ -16,7 +16,8 @@ from benchmarks.results.protocols import Protocol
 from benchmarks.results.stats import Rate
 from benchmarks.study import figures, hours, writing_tables
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.plan import everything, expand
+from benchmarks.study.jobs import everything, pretrained
+from benchmarks.study.plan import expand
 from benchmarks.study.rows import StudyRow, StudyRows
 from benchmarks.study.scores import ConditionRates, difference, score
 
@@ -97,7 +98,7 @@ def paradigms(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
     lines = _section("Table 4: paradigms", "paradigms_0 and its like", head, cells, "evaluate.jsonl")
     lines += published("metaworld")
     lines += ["", *differences(study, scored, conditions)]
-    return [*lines, "", *_budgets(made, conditions)]
+    return [*lines, "", *_budgets(study, made, conditions)]
 
 
 def differences(study: StudyConfig, scored: Mapping[str, Sequence[StudyRow]], conditions: Iterable[str]) -> list[str]:
@@ -205,7 +206,7 @@ def variations(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
             study, {condition: rows for condition in study.conditions if (rows := _clean(made, condition))}, conditions
         ),
     ]
-    return [*lines, "", *_budgets(made, conditions)]
+    return [*lines, "", *_budgets(study, made, conditions)]
 
 
 def costs(study: StudyConfig, rows: StudyRows) -> list[str]:
@@ -223,7 +224,7 @@ def costs(study: StudyConfig, rows: StudyRows) -> list[str]:
     return [*_heading("Hours", "", "*.jsonl"), "", about, "", *_table(head, cells)]
 
 
-def _budgets(made: Sequence[StudyRow], conditions: Sequence[str]) -> list[str]:
+def _budgets(study: StudyConfig, made: Sequence[StudyRow], conditions: Sequence[str]) -> list[str]:
     """Samples and operations of pretraining and finetuning by condition, of the first seed that has rows."""
     trained = {row["job"]: row for row in made if "samples" in row}
     cells = []
@@ -232,7 +233,7 @@ def _budgets(made: Sequence[StudyRow], conditions: Sequence[str]) -> list[str]:
         if tuned is None:
             continue
         start = tuned["pretraining"]
-        before = trained.get(f"pretrain/{start}/{tuned['seed']}") if start else None
+        before = trained.get(pretrained(study, start, tuned["seed"]).name) if start else None
         cells.append([condition, _budget(before), _budget(tuned), f"{tuned['loss']:.4f}"])
     head = ["condition", "pretraining", "finetuning", "last loss"]
     return ["Budgets (`train.jsonl`):", "", *_table(head, cells)] if cells else []

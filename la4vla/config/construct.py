@@ -16,6 +16,17 @@ ASKED_FOR = ("scene", "next_system")  # questions that are not written unless th
 
 
 @dataclass
+class IdleConfig:
+    """Samples in which nothing is commanded can be left out of the shard folders (la4vla/data/shards/idle.py)."""
+
+    threshold: float = 0.0  # a sample stays where a command is larger; 0: all stay (GPLA's paper: 0.1)
+    unit: str = "raw"  # of the threshold: raw, the robot's own | normalized, -1 to 1 from minimum to maximum
+    dims: list[str] = field(default_factory=list)  # action dims that count, any of them is enough; empty: all
+    frames: int = 8  # of the chunk that a sample is; as many as model and recipe predict
+    which: str = "any"  # any frame of the chunk is enough | first: its first one decides (GPLA's release)
+
+
+@dataclass
 class ReadConfig:
     """Where the demonstrations are and what their numbers mean (docs/construction.md, "Reading")."""
 
@@ -35,7 +46,9 @@ class ReadConfig:
     last_step: bool = False  # rlds: keep the last step, though RLDS does not define its action; Bridge and DROID do
     images: bool = True  # false: leave the images alone, for datasets without their videos; only la/ is written
     frame_stride: int = 1  # images are taken at every n-th frame; recorded and npz have their own
-    max_episodes: int = 0  # read the first so many only; 0: all
+    idle: IdleConfig = field(default_factory=IdleConfig)
+    skip_episodes: int = 0  # leave out the first so many: what another config with max_episodes holds is held out here
+    max_episodes: int = 0  # read the first so many only, of those that are left; 0: all
     max_bad_episodes: int = 0  # episodes left out for their faults before the step stops; all are listed either way
     decode: bool = False  # decode every image while reading, not only count frames
 
@@ -142,14 +155,28 @@ class ReviewConfig:
 
 
 @dataclass
+class SecondJudgeConfig:
+    """A learned judge beside the rules: how well a clip's sentence fits its motion (docs/review.md)."""
+
+    scorer: str = (
+        ""  # run or checkpoint of learner grounding, or action_only:, clip:, siglip: and a folder; empty: none
+    )
+    device: str = "cpu"  # of the scorer: cpu | cuda
+    window: int = 8  # frames of a motion that is scored, at most the scorer's horizon; a clip's score is the mean
+    windows: int = 4  # of a clip at most, evenly
+
+
+@dataclass
 class FilterConfig:
     """What becomes a clip (FACTS 1.3.5)."""
 
     by: str = "automatic"  # automatic: the judge's score | human: the mean of the annotators'; unreviewed are left out
-    min_quality: float = 2.0  # on the scale 0 .. 3
+    # | grounding: the second judge's score | both: the judge's and the second judge's
+    min_quality: float = 2.0  # on the scale 0 .. 3; not of filter.by=grounding
     primitives: list[str] = field(default_factory=list)  # only these; empty: all
     direction_purity: float = 0.0  # above 0: only clips whose instruction names one direction, and whose motion's
     # cosine with it is at least this: direction-following clips (FACTS 1.2)
+    min_grounding: float = 0.0  # on the second judge's own scale; `la4vla eval judges` finds it
 
 
 @dataclass
@@ -162,6 +189,9 @@ class TextsConfig:
     views: list[str] = field(default_factory=list)  # cameras that are shown, in order; empty: all
     every: int = (
         0  # frames after which a sub-task is asked about again (plan, actions, direction); 0: at its start only
+    )
+    next_every: int = (
+        0  # the same of the questions what comes next: a policy that is asked again stands amid a sub-task
     )
     threshold: float = 0.025  # m along one axis from which a direction is named (FACTS 2.2)
     negatives: int = 1  # completion: questions answered `no` for each one answered `yes`
@@ -178,13 +208,14 @@ class ConstructConfig:
     """`la4vla construct`: demonstrations -> LA clips, their twin with images, and whole-task clips."""
 
     out_dir: str = MISSING  # gets the ledgers of all steps, and la/, vla/ and task/ shard folders
-    proposer: str = "kinematic"  # kinematic | vlm | episode: each is one clip already, its task the instruction
+    proposer: str = "kinematic"  # kinematic | vlm | tasks: the parts that the dataset names | episode: each is one clip
     read: ReadConfig = field(default_factory=ReadConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
     propose: ProposeConfig = field(default_factory=ProposeConfig)
     vlm: VlmConfig = field(default_factory=VlmConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    grounding: SecondJudgeConfig = field(default_factory=SecondJudgeConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     texts: TextsConfig = field(default_factory=TextsConfig)
@@ -198,9 +229,17 @@ INTERVALS = {
     **dict.fromkeys(
         ("height", "min_clip_frames", "smooth_window", "static_window", "gripper_window", "edge_frames"), "[1, inf)"
     ),
-    **dict.fromkeys(("image_size", "processes", "episodes"), "[1, inf)"),
+    **dict.fromkeys(("image_size", "processes", "episodes", "window", "windows"), "[1, inf)"),
     **dict.fromkeys(
-        ("max_episodes", "max_bad_episodes", "max_failed_episodes", "min_event_distance", "slack_frames", "plots"),
+        (
+            "skip_episodes",
+            "max_episodes",
+            "max_bad_episodes",
+            "max_failed_episodes",
+            "min_event_distance",
+            "slack_frames",
+            "plots",
+        ),
         "[0, inf)",
     ),
     **dict.fromkeys(("seed", "first_episode"), "[0, inf)"),
@@ -214,7 +253,8 @@ INTERVALS = {
     **dict.fromkeys(
         ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
     ),
-    **dict.fromkeys(("every", "negatives", "scenes"), "[0, inf)"),
+    **dict.fromkeys(("every", "next_every", "negatives", "scenes"), "[0, inf)"),
+    "frames": "[1, inf)",
     **dict.fromkeys(("held_out_scenes", "held_out_wordings"), "[0, 1)"),
     **{
         "direction_cosine": "[-1, 1]",
@@ -229,12 +269,18 @@ INTERVALS = {
 
 def validate_construct(config: ConstructConfig) -> None:
     """Raises UserError for a value that is not one of its few, or out of its interval."""
-    choice("proposer", config.proposer, ("kinematic", "vlm", "episode"))
+    choice("proposer", config.proposer, ("kinematic", "vlm", "tasks", "episode"))
     choice("read.format", config.read.format, ("recorded", "lerobot", "libero", "npz", "rlds"))
+    choice("read.idle.unit", config.read.idle.unit, ("raw", "normalized"))
+    choice("read.idle.which", config.read.idle.which, ("any", "first"))
+    _validate_captions(config)
     choice("keyframes.rule", config.keyframes.rule, ("mean", "quantile"))
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
-    choice("filter.by", config.filter.by, ("automatic", "human"))
+    choice("filter.by", config.filter.by, ("automatic", "human", "grounding", "both"))
+    choice("grounding.device", config.grounding.device, ("cpu", "cuda"))
+    if config.filter.by in ("grounding", "both") and not config.grounding.scorer:
+        raise UserError(f"filter.by={config.filter.by} needs a second judge; set grounding.scorer to one.")
     choice("texts.annotator", config.texts.annotator, ("kinematic", "endpoint"))
     for question in config.texts.questions:
         choice("texts.questions", question, QUESTIONS)
@@ -244,5 +290,24 @@ def validate_construct(config: ConstructConfig) -> None:
         )
     values = asdict(config)
     within("", values, INTERVALS)
-    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "review", "filter", "texts"):
+    for group in ("read", "record", "keyframes", "propose", "vlm", "judge", "grounding", "review", "filter", "texts"):
         within(f"{group}.", values[group], INTERVALS)
+    within("read.idle.", values["read"]["idle"], INTERVALS)
+
+
+def _validate_captions(config: ConstructConfig) -> None:
+    read = config.read
+    if config.proposer == "tasks" and not (read.subtasks or read.captions):
+        raise UserError(
+            "proposer=tasks takes the parts that a dataset names, and nothing says where their sentences are; set "
+            "read.subtasks or read.captions (docs/rlds.md), or proposer=kinematic for a dataset without captions."
+        )
+    if read.subtasks and read.format not in ("lerobot", "rlds"):
+        raise UserError(f"read.subtasks goes with read.format lerobot or rlds, not {read.format}; leave it empty.")
+    for name, value in (("captions", read.captions), ("episode_id", read.episode_id), ("last_step", read.last_step)):
+        if value and read.format != "rlds":
+            raise UserError(f"read.{name} goes with read.format rlds, not {read.format}; leave it out.")
+    if read.subtasks and read.captions:
+        raise UserError(
+            "read.subtasks and read.captions both say what the parts of an episode are called; leave one of them empty."
+        )

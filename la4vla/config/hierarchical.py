@@ -9,6 +9,8 @@ from la4vla.config.text_policy import INTERVALS, SamplingConfig
 from la4vla.types import UserError
 
 INSTRUCTORS = ("vlm", "oracle")
+QUESTIONS = ("next", "next_system")
+"""Types of questions whose answers are low-level instructions."""
 
 
 @dataclass
@@ -19,6 +21,7 @@ class HierarchicalConfig:
     instructor: str = "vlm"  # who says the low-level instruction: vlm (`high` writes it) | oracle (the scripted expert)
     high: str = ""  # instructor vlm: checkpoint of the model that writes, or its run (then its newest one)
     high_base: str = ""  # where the weights of its adapters lie, if not where they lay in training
+    question: str = ""  # instructor vlm: next | next_system, as `high` was trained; empty: the one that it was asked
     views: list[str] = field(default_factory=list)  # instructor vlm: cameras that it is shown, in the order of training
     replan: int = 1  # chunks for which an instruction holds; then the next one is said
     next: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_tokens=48))
@@ -30,6 +33,8 @@ def validate_hierarchical(config: HierarchicalConfig) -> None:
     """Raises UserError for values that are out of range, a model that writes without a folder or cameras, and settings
     of one where none writes."""
     choice("instructor", config.instructor, INSTRUCTORS)
+    if config.question:
+        choice("question", config.question, QUESTIONS)
     intervals = {**INTERVALS, "replan": "[1, inf)"}
     within("", vars(config), intervals)
     within("next.", vars(config.next), intervals)

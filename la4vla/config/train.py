@@ -44,6 +44,7 @@ class LoraConfig:
 @dataclass
 class ModelConfig:
     preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b); learner vlm: tiny_vlm
+    horizon: int = 0  # steps of a policy's chunk; 0: the preset's own
     weights: str = ""  # pretrained InternVL (`-hf` layout), for a vlm also Gemma 3 or Qwen: folder or hub id
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
@@ -80,7 +81,8 @@ class DataConfig:
     action: str = "recorded"  # recorded | delta_to_state (each action minus the state of its own frame, wrap-safe)
     normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
     stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
-    augment: float = 0.0  # probability that a training image is cropped, turned and jittered (FACTS 1.7)
+    augment: float = 0.0  # probability that a training sample is augmented, as `augmentation` says
+    augmentation: str = "release"  # crop, turn and colours of images (FACTS 1.7) | gpla: its Table 3, actions too
     contrast_group: int = 256  # learner grounding: pairs told apart at once, with no sentence twice; shapes the loss
     max_bad_samples: int = 0  # samples with bad images or numbers masked (and logged) a rank and start, before it stops
 
@@ -182,7 +184,7 @@ def mixing_unit(config: TrainConfig) -> int:
 
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
-    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank", "horizon"), "[0, inf)"),
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay", "gamma"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha", "beta"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
@@ -203,6 +205,9 @@ def validate(config: TrainConfig) -> None:
     choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
     choice("flow.noise", config.flow.noise, ("uniform", "normal"))
     choice("data.action", config.data.action, ("recorded", "delta_to_state"))
+    choice("data.augmentation", config.data.augmentation, ("release", "gpla"))
+    if config.data.augmentation == "gpla" and not config.data.augment:
+        raise UserError("data.augmentation is gpla and data.augment is 0, so nothing is augmented; set data.augment=1.")
     choice("data.normalization", config.data.normalization, ("q01_q99", "min_max", "mean_std"))
     choice("engine.name", config.engine.name, ("plain", "deepspeed"))
     choice("engine.precision", config.engine.precision, ("fp32", "bf16"))

@@ -4,6 +4,7 @@ record       records demonstrations of MetaWorld's or LIBERO's scripted experts,
 read         reads every episode once and lists its faults
 keyframes    finds moments of low motion and gripper transitions
 propose      proposes labelled spans and judges them; with --dry-run prints only the cost (proposer=vlm)
+ground       asks the second judge how well each span's sentence fits its motion (grounding.scorer)
 review       prints how far the annotators are and how they agree; --serve opens the page they work on; --export FILE
              and --import FILE write and read their scores as .csv, .jsonl or .labelstudio.json
 filter       chooses the candidates that become clips
@@ -34,7 +35,7 @@ from la4vla.shell import exit_status
 from la4vla.types import UserError
 
 TEXTS = "texts"
-STEPS = ("record", "read", "keyframes", "propose", "review", "filter", "shards")
+STEPS = ("record", "read", "keyframes", "propose", "ground", "review", "filter", "shards")
 DRY_RUN = "--dry-run"
 
 
@@ -61,8 +62,13 @@ def run(config: ConstructConfig, step: str, dry_run: bool = False) -> None:
         return
     if "propose" in wanted:
         ledger = steps.propose(config, dataset, ledger, again=step in ("", "propose"))
+    grounded = None
+    if "ground" in wanted:
+        if step == "ground" and not config.grounding.scorer:
+            raise UserError("there is no second judge to ask; set grounding.scorer to a run of learner grounding.")
+        grounded = steps.ground(config, dataset, ledger)
     if "filter" in wanted:
-        ledger = steps.filter_candidates(config, dataset, ledger)
+        ledger = steps.filter_candidates(config, dataset, ledger, grounded)
     if "shards" in wanted:
         build(config, dataset, ledger)
     if step == TEXTS:

@@ -15,9 +15,9 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -26,6 +26,7 @@ from la4vla.construct.episodes import Dataset, Episode, Frames, named
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.propose.candidates import candidate_key
 from la4vla.construct.readers.checks import check_size, jpeg_size
+from la4vla.data.shards.idle import Idle
 from la4vla.data.shards.writer import WHOLE, Clip, ShardWriter, View, read_index
 from la4vla.files import write_atomic
 from la4vla.types import UserError
@@ -48,7 +49,8 @@ def build(config: ConstructConfig, dataset: Dataset, kept: Ledger) -> None:
     wanted = set(dataset.keys)
     chosen = [row for row in kept if row["key"] in wanted]
     out = Path(config.out_dir)
-    fingerprint = digest(BUILD_VERSION, config.shards, config.jpeg_quality, sorted(row["of"] for row in chosen))
+    made_of = sorted(row["of"] for row in chosen)
+    fingerprint = digest(BUILD_VERSION, config.shards, config.jpeg_quality, asdict(config.read.idle), made_of)
     if _is_built(out, fingerprint):
         print(f"{out}: up to date, nothing to build")
     else:
@@ -117,6 +119,9 @@ def summary_table(out: Path) -> str:
             f"{name:8}{episodes:>9}{index.clips:>8}{index.frames:>9}{index.frames / index.clips:>13.1f}"
             f"{index.samples:>9}{size_mb:>8.1f}"
         )
+    for name, index in indexes.items():
+        if index.left_out:
+            lines.append(f"idle: {index.left_out} of {index.left_out + index.samples} samples of {name}/ are left out")
     if list(indexes) == ["la"]:
         lines.append("the dataset has no images: vla/ and task/ are not written, train with la/ alone")
     total = about["frames"]
@@ -148,7 +153,7 @@ def _write(config: ConstructConfig, out: Path, dataset: Dataset, kept: Mapping[s
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
-                ShardWriter(out / name, first.embodiment, *shapes[name], config.shards, overwrite=True)
+                ShardWriter(out / name, first.embodiment, *shapes[name], config.shards, True, _idle(config))
             )
             for name in folders
         }
@@ -170,6 +175,14 @@ def _write(config: ConstructConfig, out: Path, dataset: Dataset, kept: Mapping[s
                 writers["task"].add(with_frames(task_clip(episode), frames))
             total += len(episode)
     return {"folders": list(folders), "frames": total, "primitives": dict(counts.most_common())}
+
+
+def _idle(config: ConstructConfig) -> Idle | None:
+    """Which samples are left out; None: all stay."""
+    idle = config.read.idle
+    unit: Literal["raw", "normalized"] = "normalized" if idle.unit == "normalized" else "raw"
+    which: Literal["any", "first"] = "first" if idle.which == "first" else "any"
+    return Idle(idle.threshold, unit, tuple(idle.dims), idle.frames, which) if idle.threshold else None
 
 
 def _check_like(episode: Episode, first: Episode) -> None:

@@ -1,4 +1,4 @@
-"""Filter: which candidates of an episode become clips, by the judge's scores or by people's (FACTS 1.3.5).
+"""Filter: which candidates of an episode become clips, by a judge's scores or by people's (FACTS 1.3.5).
 
 Pure functions. Of several annotators' answers, a clip's quality is the mean, and each boundary is the median.
 """
@@ -67,6 +67,18 @@ def by_judge(candidates: Sequence[Candidate], min_quality: float) -> dict[str, A
     """The ledger row of an episode: the kept clips in the order of time, and how many were dropped for which reason."""
     kept = [_kept_clip(item, item.score, ()) for item in candidates if item.score >= min_quality]
     return _row(kept, Counter(low=len(candidates) - len(kept)))
+
+
+def by_grounding(
+    candidates: Sequence[Candidate], scores: Mapping[str, float], episode: str, least: float, min_quality: float
+) -> dict[str, Any]:
+    """The ledger row of an episode by the second judge's scores, as by_judge gives it.
+
+    scores: candidate_key -> its score. least: of the scores. min_quality: of the first judge; 0 to let all pass.
+    """
+    fit = [item for item in candidates if scores[candidate_key(episode, item.start)] >= least]
+    kept = [_kept_clip(item, item.score, ()) for item in fit if item.score >= min_quality]
+    return _row(kept, Counter(ungrounded=len(candidates) - len(fit), low=len(fit) - len(kept)))
 
 
 def by_people(

@@ -92,7 +92,7 @@ def _no_grasp(
     """A gripper that moves in a dataset where nothing is ever held."""
     held = any(item["status"] == "HOLDING" for row in rows for item in row["candidates"])
     moving = [row["key"] for row in keyframes if any(kind in GRIPPER_EVENTS for _, kind in row["keyframes"])]
-    if proposer == "episode" or held or not moving or not rows:
+    if proposer in ("episode", "tasks") or held or not moving or not rows:
         return []
     text = (
         "the gripper opens or closes, but no candidate of the dataset holds anything; if the robot does grasp, the "

@@ -1,4 +1,4 @@
-"""The steps of the construction: read -> keyframes -> propose -> review -> filter -> shards.
+"""The steps of the construction: read -> keyframes -> propose -> ground -> review -> filter -> shards.
 
 Each step is a function that brings its ledger up to date and returns it. A step builds on the ledger of the one before,
 so each may be called alone, interrupted and repeated (ledger.py). `build` writes the shards, `review` serves the page.
@@ -19,28 +19,32 @@ from tqdm import tqdm
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Dataset, named
 from la4vla.construct.filter import VERSION as FILTER_VERSION
-from la4vla.construct.filter import by_judge, by_people, fitting
+from la4vla.construct.filter import by_grounding, by_judge, by_people, fitting
 from la4vla.construct.ledger import Ledger, LedgerRow, digest
 from la4vla.construct.notes import proposal_notes, reading_notes
 from la4vla.construct.propose import judge, keyframe_plot, keyframes
 from la4vla.construct.propose.candidates import Candidate, Proposal, Proposer, candidates_of
 from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.kinematic import Kinematic
+from la4vla.construct.propose.tasks import Tasks
 from la4vla.construct.propose.vlm import Vlm
 from la4vla.construct.propose.whole_episode import WholeEpisode
 from la4vla.construct.readers.checks import check_size, inspect
 from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, standing
+from la4vla.construct.second_judge import SecondJudge
 from la4vla.types import UserError
 
 READ, KEYFRAMES, CANDIDATES, KEPT = "episodes.jsonl", "keyframes.jsonl", "candidates.jsonl", "kept.jsonl"
+GROUNDED = "grounded.jsonl"
 """Ledgers in out_dir. Rows, besides `key` and `of`:
 
 episodes    task, instruction, frames, fps, faults (why the episode is left out; empty if it is not), notes: [Note ...],
             sizes: {view: [height, width]}
 keyframes   keyframes: [[frame, kind] ...]
 candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer, failed (why there are none)
+grounded    scores: {candidate_key: score of the second judge}, scorer: its name; no ledger without a second judge
 kept        kept: [KeptClip ...] in the order of time; dropped: {reason: number of candidates}, the reasons are low,
-            unreviewed, short and other
+            unreviewed, ungrounded, short and other
 """
 
 READ_VERSION = 2
@@ -71,7 +75,7 @@ def read(config: ConstructConfig, dataset: Dataset) -> Ledger:
         }
 
     settings = asdict(config.read)
-    for name in ("max_episodes", "max_bad_episodes"):
+    for name in ("skip_episodes", "max_episodes", "max_bad_episodes", "idle"):
         del settings[name]
     wanted = {key: digest(READ_VERSION, settings, dataset.stamp(key)) for key in dataset.keys}
     ledger = fill("reading", Path(config.out_dir) / READ, wanted, row)
@@ -146,6 +150,8 @@ def proposer(config: ConstructConfig) -> Proposer:
     """The proposer that the config names. Raises UserError if it cannot be used."""
     if config.proposer == "episode":
         return WholeEpisode()
+    if config.proposer == "tasks":
+        return Tasks(config.propose.min_clip_frames)
     return Vlm(config) if config.proposer == "vlm" else Kinematic(config.propose, config.seed)
 
 
@@ -194,11 +200,41 @@ def propose(config: ConstructConfig, dataset: Dataset, hints: Ledger, again: boo
     return ledger
 
 
-def filter_candidates(config: ConstructConfig, dataset: Dataset, candidates: Ledger) -> Ledger:
-    """Keeps the candidates whose quality is at least `filter.min_quality`, by the judge or by people.
+def ground(config: ConstructConfig, dataset: Dataset, candidates: Ledger) -> Ledger | None:
+    """Asks the second judge about every candidate; None without one, and then its old scores are removed.
 
-    candidates: ledger of `propose`. Raises UserError if people are to decide and nobody has scored any candidate, or
-    if the scores belong to another dataset.
+    candidates: ledger of `propose`. Raises UserError for a scorer that cannot be opened and episodes without images.
+    """
+    path = Path(config.out_dir) / GROUNDED
+    if not config.grounding.scorer:
+        path.unlink(missing_ok=True)
+        return None
+    judging = SecondJudge(config.grounding)
+    proposed = {item["key"]: candidates_of(item) for item in rows(candidates, dataset)}
+
+    def row(key: str) -> dict[str, Any]:
+        found = judging.scores(dataset.read(key), proposed[key]) if proposed[key] else {}
+        return {"scores": found, "scorer": judging.scorer.name}
+
+    by = judging.digest
+    wanted = {item["key"]: digest(by, item["of"]) for item in rows(candidates, dataset)}
+    return fill("grounding", path, wanted, row)
+
+
+def grounding_scores(config: ConstructConfig) -> dict[str, float]:
+    """candidate_key -> the second judge's score of all that it was asked about; empty without it."""
+    path = Path(config.out_dir) / GROUNDED
+    return {key: score for row in Ledger(path) for key, score in row["scores"].items()} if path.is_file() else {}
+
+
+def filter_candidates(
+    config: ConstructConfig, dataset: Dataset, candidates: Ledger, grounded: Ledger | None = None
+) -> Ledger:
+    """Keeps the candidates whose quality is at least `filter.min_quality`, by the judge or by people, and those whose
+    words fit their motion, where the second judge is asked.
+
+    candidates: ledger of `propose`. grounded: of `ground`. Raises UserError if people are to decide and nobody has
+    scored any candidate, or if the scores belong to another dataset.
     """
     proposed = {item["key"]: candidates_of(item) for item in rows(candidates, dataset)}
     human, least = config.filter.by == "human", config.filter.min_quality
@@ -206,12 +242,19 @@ def filter_candidates(config: ConstructConfig, dataset: Dataset, candidates: Led
     frames = {item["key"]: item["frames"] for item in Ledger(Path(config.out_dir) / READ)}
     stride = dataset.read(next(iter(proposed))).frame_stride if human else 1
     shortest = config.propose.min_clip_frames
+    by = config.filter.by
+    fit = {item["key"]: item["scores"] for item in grounded or ()}
+    asked_second = {item["key"]: item["of"] for item in grounded or ()}
 
     def row(key: str) -> dict[str, Any]:
         usable = fitting([*proposed[key].values()], config.filter.primitives, config.filter.direction_purity)
-        made = (
-            by_people(usable, scores, key, frames[key], stride, least, shortest) if human else by_judge(usable, least)
-        )
+        if by in ("grounding", "both"):
+            rules = least if by == "both" else 0.0
+            made = by_grounding(usable, fit[key], key, config.filter.min_grounding, rules)
+        elif human:
+            made = by_people(usable, scores, key, frames[key], stride, least, shortest)
+        else:
+            made = by_judge(usable, least)
         if others := len(proposed[key]) - len(usable):
             made["dropped"]["other"] = others
         return made
@@ -220,7 +263,8 @@ def filter_candidates(config: ConstructConfig, dataset: Dataset, candidates: Led
     wanted = {}
     for item in rows(candidates, dataset):
         given = [[astuple(score) for score in scores.get(name, ())] for name in proposed[item["key"]]]
-        wanted[item["key"]] = digest(settings, item["of"], given if human else [])
+        second = asked_second[item["key"]] if by in ("grounding", "both") else ""
+        wanted[item["key"]] = digest(settings, item["of"], given if human else [], *([second] if second else []))
     ledger = fill("filtering", Path(config.out_dir) / KEPT, wanted, row)
     dropped = sum((Counter(item["dropped"]) for item in rows(ledger, dataset)), Counter[str]())
     if dropped["unreviewed"]:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from la4vla.data.shards.index import starts
 from la4vla.data.shards.read import ClipPlace
 from la4vla.data.transforms import clean_sentence
 from la4vla.rng import RngUse, generator
@@ -38,7 +37,6 @@ class Groups:
     size       pairs of a group
     sentences  distinct ones, as the model reads them
     places     of each sentence, its clips
-    stride     frames between two starts of a clip
     """
 
     seed: int
@@ -46,7 +44,6 @@ class Groups:
     size: int
     sentences: tuple[str, ...]
     places: tuple[tuple[ClipPlace, ...], ...]
-    stride: int
     _orders: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -85,20 +82,21 @@ class Groups:
         sample = int(self._orders[sentence][1][position])
         clip = int(np.searchsorted(ends, sample, side="right"))
         first = int(ends[clip - 1]) if clip else 0
-        return Pair(self.places[sentence][clip], (sample - first) * self.stride)
+        place = self.places[sentence][clip]
+        return Pair(place, place.frames[sample - first])
 
     def _ends(self, sentence: int) -> np.ndarray:
         """int [clips], running sum of their starts."""
-        return np.cumsum([starts(place.length, self.stride) for place in self.places[sentence]])
+        return np.cumsum([len(place.frames) for place in self.places[sentence]])
 
 
-def make_groups(seed: int, source: str, size: int, places: Sequence[ClipPlace], stride: int) -> Groups:
+def make_groups(seed: int, source: str, size: int, places: Sequence[ClipPlace]) -> Groups:
     """The groups of a folder. Instructions that the model reads alike are one sentence.
 
     Raises UserError where the distinct sentences do not fill a group.
     """
     by_sentence: dict[str, list[ClipPlace]] = defaultdict(list)
-    for place in places:
+    for place in (place for place in places if place.frames):
         by_sentence[clean_sentence(place.instruction)].append(place)
     if len(by_sentence) < size:
         raise UserError(
@@ -106,4 +104,4 @@ def make_groups(seed: int, source: str, size: int, places: Sequence[ClipPlace], 
             f"in which each occurs at most once; set it to at most {len(by_sentence)}, or add clips with others."
         )
     names = sorted(by_sentence)
-    return Groups(seed, source, size, tuple(names), tuple(tuple(by_sentence[name]) for name in names), stride)
+    return Groups(seed, source, size, tuple(names), tuple(tuple(by_sentence[name]) for name in names))

@@ -9,6 +9,7 @@ whatever the position. Knows nothing of ranks, threads or steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,7 @@ class Stream:
     shards   their numbers
     lengths  frames of each shard's clips
     sizes    bytes
+    kept     of each shard, the frames of each clip at which a sample starts; None: 0, stride, 2 * stride ...
     """
 
     seed: int
@@ -65,6 +67,7 @@ class Stream:
     sizes: tuple[int, ...]
     stride: int
     shuffle_bytes: int
+    kept: tuple[tuple[tuple[int, ...], ...] | None, ...]
 
     @property
     def samples(self) -> int:
@@ -78,7 +81,12 @@ class Stream:
 
     @property
     def _samples(self) -> list[int]:
-        return [sum(starts(length, self.stride) for length in lengths) for lengths in self.lengths]
+        return [sum(self._counts(place)) for place in range(len(self.shards))]
+
+    def _counts(self, place: int) -> list[int]:
+        """Samples of each clip of a shard. place: of the shard in `shards`."""
+        kept = self.kept[place]
+        return [starts(length, self.stride) for length in self.lengths[place]] if kept is None else [*map(len, kept)]
 
     def blocks(self, number: int) -> list[Block]:
         """The blocks of pass `number`, in the order they are read."""
@@ -106,16 +114,21 @@ class Stream:
 
     def shuffled(self, block: Block) -> Shuffled:
         """The addresses of a block's samples, in the order they are read."""
-        lengths, shards, clips = [], [], []
+        counts: list[int] = []
+        shards: list[int] = []
+        clips: list[int] = []
+        kept: dict[int, tuple[tuple[int, ...], ...]] = {}
         for shard in block.shards:
-            of_shard = self.lengths[self.shards.index(shard)]
-            lengths.extend(of_shard)
+            place = self.shards.index(shard)
+            of_shard = self._counts(place)
+            counts.extend(of_shard)
             shards.extend([shard] * len(of_shard))
             clips.extend(range(len(of_shard)))
-        counts = -(-np.asarray(lengths) // self.stride)
+            if (frames := self.kept[place]) is not None:
+                kept[shard] = frames
         draw = generator(self.seed, RngUse.SAMPLES, self.source, self.number, block.first)
         order = draw.permutation(block.samples).astype(np.uint32)
-        return Shuffled(order, np.cumsum(counts), np.asarray(shards), np.asarray(clips), self.stride)
+        return Shuffled(order, np.cumsum(counts), np.asarray(shards), np.asarray(clips), self.stride, kept)
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ class Shuffled:
 
     order  uint32 [samples], a permutation
     ends   int [clips], running sum of the clips' starts
+    kept   shard -> the frames of each clip at which a sample starts; without those of which all do
     """
 
     order: np.ndarray
@@ -131,12 +145,16 @@ class Shuffled:
     shards: np.ndarray
     clips: np.ndarray
     stride: int
+    kept: Mapping[int, tuple[tuple[int, ...], ...]]
 
     def __getitem__(self, number: int) -> Address:
         sample = int(self.order[number])
         clip = int(np.searchsorted(self.ends, sample, side="right"))
         first = int(self.ends[clip - 1]) if clip else 0
-        return Address(int(self.shards[clip]), int(self.clips[clip]), (sample - first) * self.stride)
+        shard, number = int(self.shards[clip]), int(self.clips[clip])
+        frames = self.kept.get(shard)
+        frame = (sample - first) * self.stride if frames is None else frames[number][sample - first]
+        return Address(shard, number, frame)
 
 
 def make_streams(index: Index, source: str, streams: int, seed: int, shuffle_bytes: int) -> tuple[Stream, ...]:
@@ -162,7 +180,8 @@ def _stream(index: Index, source: str, number: int, streams: int, seed: int, shu
     shards = tuple(range(number, len(index.shards), streams))
     lengths = tuple(index.shards[shard].lengths for shard in shards)
     sizes = tuple(index.shards[shard].size for shard in shards)
-    return Stream(seed, source, number, shards, lengths, sizes, index.frame_stride, shuffle_bytes)
+    kept = tuple(index.shards[shard].kept for shard in shards)
+    return Stream(seed, source, number, shards, lengths, sizes, index.frame_stride, shuffle_bytes, kept)
 
 
 def _at_most(shards: int) -> int:

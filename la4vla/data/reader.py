@@ -25,7 +25,7 @@ import numpy as np
 import simplejpeg
 
 from la4vla.config import TrainConfig
-from la4vla.data.augment import augment
+from la4vla.data.augment import augment, augment_as_gpla
 from la4vla.data.groups import Pair
 from la4vla.data.mixture import Draw, Schedule
 from la4vla.data.order import Address, Block, Shuffled, Stream
@@ -324,9 +324,11 @@ class Reader:
             sample = _masked(sample, source)
             error = f"shard {source.index.shards[task.address.shard].name}, {error}"
         prepared = self._processor.prepare(sample, generator(seed, RngUse.FLOW, source.name, task.n))
-        if source.views and self._config.data.augment and not error:
+        data = self._config.data
+        if data.augment and not error and (source.views or data.augmentation == "gpla"):
+            change = augment_as_gpla if data.augmentation == "gpla" else augment
             draw = generator(seed, RngUse.AUGMENT, source.name, task.n)
-            return replace(prepared, sample=augment(prepared.sample, draw, self._config.data.augment))
+            return replace(prepared, sample=change(prepared.sample, draw, data.augment))
         return replace(prepared, error=error)
 
 

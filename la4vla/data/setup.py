@@ -176,10 +176,7 @@ def prepare_pairs(
     stats = _stats(config, embodiment, indexes, inherited, own)
     chain = build_chain(config.data, embodiment, slot_order(views), stats, spec)
     size = config.data.contrast_group
-    groups = {
-        name: make_groups(config.run.seed, name, size, clip_places(index), index.frame_stride)
-        for name, index in indexes.items()
-    }
+    groups = {name: make_groups(config.run.seed, name, size, clip_places(index)) for name, index in indexes.items()}
     robot = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow))
     return Setup(sources, {}, robot, None, groups)
 
@@ -226,8 +223,10 @@ def slot_order(views: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 def fingerprint(index: Index) -> str:
-    """sha256 in hex over what an index says: frame_stride, and the shards' names and sha256s. No tar is read."""
+    """sha256 in hex over what an index says: frame_stride, the shards' names and sha256s, and the samples that are
+    left out. No tar is read."""
     lines = [f"{index.frame_stride}", *(f"{shard.name} {shard.sha256}" for shard in index.shards)]
+    lines += [f"{shard.name} {shard.kept}" for shard in index.shards if shard.kept is not None]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -25,7 +25,7 @@ from la4vla.model import flow, init, lora, weights
 from la4vla.model.backbone import Backbone
 from la4vla.model.freeze import keep_frozen_in_eval
 from la4vla.model.head import ContextCache, FlowHead
-from la4vla.model.presets import ModelSize, preset
+from la4vla.model.presets import ModelSize, size_of
 from la4vla.types import Batch, InputSpec, TextBatch
 
 
@@ -129,7 +129,7 @@ def build_policy(config: ModelConfig, seed: int, writes: bool = False) -> Policy
 
     Raises UserError for an unknown preset, an absent attention backend or weights that do not fit the preset.
     """
-    policy = _empty(preset(config.preset), config.readout, config.attention, config.dropout, writes)
+    policy = _empty(size_of(config), config.readout, config.attention, config.dropout, writes)
     if config.weights:
         given = weights.load(policy, config.weights)
         for name in {"head", LANGUAGE_HEAD} & dict(policy.named_children()).keys() - given:

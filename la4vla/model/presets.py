@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from la4vla.config import ModelConfig
 from la4vla.types import InputSpec, UserError
 
 
@@ -164,6 +165,12 @@ SMALL = replace(  # pictures, tokens, rows and chunks are tiny's, so both train 
 )
 
 PRESETS: dict[str, ModelSize] = {"tiny": TINY, "small": SMALL, "la4vla_1b": LA4VLA_1B}
+
+
+def size_of(model: ModelConfig) -> ModelSize:
+    """The preset's, with the horizon that the config asks for. Raises UserError for a preset that does not exist."""
+    size = preset(model.preset)
+    return replace(size, horizon=model.horizon or size.horizon)
 
 
 def preset(name: str) -> ModelSize:

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from tokenizers import AddedToken, Tokenizer
 
 from la4vla.config import ModelConfig
-from la4vla.model.presets import preset
+from la4vla.model.presets import size_of
 from la4vla.types import InputSpec, UserError
 
 PAD, IMAGE_OPEN, IMAGE_CLOSE, IMAGE_CONTEXT = "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>"
@@ -113,7 +113,7 @@ def build_prompter(config: ModelConfig) -> Prompter:
 
     Raises UserError for one that is missing, damaged or not of this model.
     """
-    size = preset(config.preset)
+    size = size_of(config)
     where = config.tokenizer or config.weights
     if where:
         prompter = Prompter.load(local_folder(where, [FILE]), size.spec)

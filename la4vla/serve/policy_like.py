@@ -39,8 +39,8 @@ class NoiseKey(NamedTuple):
 class Said(NamedTuple):
     """One thing that a policy wrote, or was told, in an episode.
 
-    question  what was asked: `subtasks`, `plan`, `actions`, `completion`, `next`; or `verdict`, `truth`, `oracle`,
-              `note`
+    question  what was asked: `subtasks`, `plan`, `actions`, `completion`, `next`, `next_system`; or `verdict`,
+              `truth`, `oracle`, `note`
     subtask   or low-level instruction that was at work; empty before the first
     text      as it was written
     problem   why it could not be used, and was asked again; empty if it was used

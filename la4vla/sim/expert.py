@@ -34,6 +34,22 @@ class Decision:
     object: np.ndarray
 
 
+@dataclass(frozen=True)
+class Intent:
+    """What a scripted expert is about at a state.
+
+    phase    another one means that it goes elsewhere, or tells the gripper something else
+    target   float32 [3], m, base frame: where the hand shall be
+    opening  that is commanded, 1 open and 0 closed; None: the gripper is left as it is
+    grasps   whether closing is to take an object
+    """
+
+    phase: tuple[int, ...]
+    target: np.ndarray
+    opening: float | None
+    grasps: bool
+
+
 def decide(policy: Any, observation: np.ndarray) -> Decision:
     """Calls the policy once. observation: [39]; some policies write into it, traced or not."""
     lines: dict[str, int] = {}

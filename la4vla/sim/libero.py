@@ -29,6 +29,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from la4vla.data.rotation import rotation_vectors
+from la4vla.sim.expert import Intent
 from la4vla.sim.libero_expert import LiberoExpert
 from la4vla.sim.mujoco_env import MujocoEnv
 from la4vla.sim.things import JointPart, Thing, joint_parts
@@ -150,6 +151,14 @@ class LiberoEnv(MujocoEnv):
         if self._expert is None:
             self._expert = LiberoExpert(self._scene)
         return self._expert.action()
+
+    def expert_intent(self) -> Intent:
+        """What the expert is about at this state. It follows its plan and gives a way that takes too long up, whatever
+        moves the hand. Call it once a step, from the episode's first on, and `expert_action` never."""
+        if self._expert is None:
+            self._expert = LiberoExpert(self._scene)
+        self._expert.action()
+        return self._expert.intent
 
     def physics_state(self) -> np.ndarray:
         """float64: what identifies the simulation's state (positions, velocities, fixtures); for tests."""

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from la4vla.sim.expert import Intent
+
 Actions = Iterator[np.ndarray]
 
 OPEN, HOLD, CLOSE = -1.0, 0.0, 1.0
@@ -36,14 +38,19 @@ class Grasp:
 
 
 class LiberoExpert:
-    """Decides one action a step; `scene` is LIBERO's ControlEnv after a reset."""
+    """Decides one action a step.
+
+    intent  what the last action was for
+    """
 
     def __init__(self, scene: Any) -> None:
+        """scene: LIBERO's ControlEnv after a reset."""
         self._scene, self._domain = scene, scene.env
         self._model, self._data = scene.sim.model._model, scene.sim.data._data
         self._site = scene.robots[0].eef_site_id
         self._fingers = scene.robots[0]._ref_gripper_joint_pos_indexes
         self._yaw, self._grip, self._carried_3 = 0.0, OPEN, np.zeros(3)
+        self.intent = Intent((0,), self._hand()[0].astype(np.float32), 1.0, False)
         self._actions = self._plan()
 
     def action(self) -> np.ndarray:
@@ -101,6 +108,7 @@ class LiberoExpert:
     def _go(self, target_3: np.ndarray, steps: int, tolerance: float = 0.01, gain: float = 2.0) -> Actions:
         """Steers until the hand is there and turned as it should be, for at most so many steps."""
         self._carried_3 = np.zeros(3)
+        self._intend(target_3)
         for _ in range(steps):
             yield self._towards(target_3, gain)
             point_3, turn = self._hand()
@@ -109,6 +117,7 @@ class LiberoExpert:
 
     def _stay(self, grip: float, steps: int) -> Actions:
         self._grip, point_3 = grip, self._hand()[0].copy()
+        self._intend(point_3, grasps=grip == CLOSE)
         for _ in range(steps):
             yield self._towards(point_3)
 
@@ -120,6 +129,10 @@ class LiberoExpert:
                 break
             yield self._towards(point_3)
         self._grip = HOLD
+
+    def _intend(self, target_3: np.ndarray, grasps: bool = False) -> None:
+        opening = None if self._grip == HOLD else float(self._grip == OPEN)
+        self.intent = Intent((self.intent.phase[0] + 1,), target_3.astype(np.float32), opening, grasps)
 
     def _towards(self, target_3: np.ndarray, gain: float = 2.0) -> np.ndarray:
         """Proportional, with a small integral near the target: a payload leaves 1-2 cm without it."""

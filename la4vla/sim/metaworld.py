@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from la4vla.sim.expert import Decision, decide
+from la4vla.sim.expert import Decision, Intent, decide
 from la4vla.sim.mujoco_env import MujocoEnv
 from la4vla.sim.things import JointPart, Thing, joint_parts
 from la4vla.types import Embodiment, VectorSpec
@@ -64,6 +64,8 @@ BLOCK = 50  # layouts one MT1 construction samples
 MAX_STEPS = 500  # MetaWorld itself raises at the 501st step
 WORKSPACE = (0.0, 0.6, 0.1)  # m, about the middle of the layouts
 REACH = (0.4, 0.3)  # m along x and y: the layouts, and what the cameras see of the table around them
+AT_OBJECT = 0.09  # m, twice as far from the hand as its fingertips: a hand that closes on its way there is to grasp,
+NEAR_OBJECT = 0.15  # m, unless it is still so far away: some experts close the gripper long before, and push with it
 SURFACES = ("table_wood", "basic_floor", "wall_metal")
 PARTS = {  # the experts leave these joints at 0.25 and less, or 0.5 and more, of their range
     "button": JointPart("button", "pressed", "released"),
@@ -126,7 +128,16 @@ class MetaWorldEnv(MujocoEnv):
         with warnings.catch_warnings():
             # The scripted policies warn on every step that their gains saturate; the clip below is what they rely on.
             warnings.filterwarnings("ignore", message="Constant.s. may be too high")
-            return decide(self._expert, self._full_observation)
+            return decide(self._expert, self._full_observation.copy())
+
+    def expert_intent(self) -> Intent:
+        """What the policy is about at this state."""
+        decision = self.expert_decision()
+        closing = bool(decision.action[3] > 0)
+        near = float(np.linalg.norm(decision.object - self._state()[:3])) < NEAR_OBJECT
+        meant = float(np.linalg.norm(decision.object - decision.target)) < AT_OBJECT
+        opening = 0.0 if closing else 1.0
+        return Intent((decision.phase, int(closing)), decision.target, opening, closing and near and meant)
 
     def physics_state(self) -> np.ndarray:
         """float64: what identifies the simulation's state (positions, velocities, layout); for tests."""

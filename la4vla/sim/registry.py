@@ -14,7 +14,7 @@ import numpy as np
 
 from la4vla.sim import libero, metaworld
 from la4vla.sim.env import Env
-from la4vla.sim.expert import Decision
+from la4vla.sim.expert import Decision, Intent
 from la4vla.sim.libero import LiberoEnv
 from la4vla.sim.metaworld import MetaWorldEnv
 from la4vla.sim.render import use_backend
@@ -86,6 +86,7 @@ class Simulator:
     prepare         in the process that starts workers: the GL backend's name; UserError where nothing can be simulated
     asset_folders   folders of its models and textures and of its config; None where its package holds all
     expert          the scripted policy's action float32 [A] at the env's present state, and its decision if it tells
+    intent          what that policy is about at the env's present state; asked once a step from an episode's first on
     expert_steps    steps that the expert gets for a demonstration
     wait            action [A] that lets objects settle after a reset
     wait_steps      how often `wait` is sent before a demonstration begins; those steps are not recorded
@@ -105,6 +106,7 @@ class Simulator:
     prepare: Callable[[], str]
     asset_folders: Callable[[], tuple[Path, Path] | None]
     expert: Callable[[Env], tuple[np.ndarray, Decision | None]]
+    intent: Callable[[Env], Intent]
     expert_steps: int
     wait: tuple[float, ...]
     wait_steps: int
@@ -124,6 +126,11 @@ def _metaworld_expert(env: Env) -> tuple[np.ndarray, Decision]:
     return decision.action, decision
 
 
+def _metaworld_intent(env: Env) -> Intent:
+    assert isinstance(env, MetaWorldEnv)
+    return env.expert_intent()
+
+
 def _metaworld_held_out(episode: int) -> bool:
     return episode < METAWORLD_EVALUATED
 
@@ -137,6 +144,11 @@ def _libero_prepare() -> str:
 def _libero_expert(env: Env) -> tuple[np.ndarray, None]:
     assert isinstance(env, LiberoEnv)
     return env.expert_action(), None
+
+
+def _libero_intent(env: Env) -> Intent:
+    assert isinstance(env, LiberoEnv)
+    return env.expert_intent()
 
 
 def _libero_held_out(episode: int) -> bool:
@@ -154,6 +166,7 @@ _METAWORLD = Simulator(
     prepare=use_backend,
     asset_folders=_metaworld_assets,
     expert=_metaworld_expert,
+    intent=_metaworld_intent,
     expert_steps=metaworld.MAX_STEPS,
     wait=(0.0, 0.0, 0.0, 0.0),
     wait_steps=0,
@@ -180,6 +193,7 @@ _LIBERO = Simulator(
     prepare=_libero_prepare,
     asset_folders=libero.asset_folders,
     expert=_libero_expert,
+    intent=_libero_intent,
     expert_steps=400,  # its successes take 66 to 176 steps
     wait=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0),  # as in libero/openvla-v1
     wait_steps=10,

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.results.protocols import Protocol
 from la4vla.rng import name_id
 from la4vla.sim.env import EnvStep
+from la4vla.sim.expert import Intent
 from la4vla.sim.registry import GoldenScenes, Setting, Simulator
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
@@ -77,6 +78,10 @@ def expert(env) -> tuple[np.ndarray, None]:
     return np.ones(1, np.float32), None
 
 
+def intent(env) -> Intent:
+    return Intent((0,), np.ones(3, np.float32), None, False)
+
+
 def held_out(episode: int) -> bool:
     return False
 
@@ -91,8 +96,8 @@ def prepare() -> str:
 
 POINT = Simulator(
     name="point", embodiment=EMBODIMENT, prompts=prompts, cameras=("eye", "ear"), max_steps=100, views=("eye",),
-    make_env=PointEnv, prepare=prepare, asset_folders=no_folders, expert=expert, expert_steps=27, wait=(0.0,),
-    wait_steps=0, held_out=held_out, packages=("numpy",), pins=("numpy",),
+    make_env=PointEnv, prepare=prepare, asset_folders=no_folders, expert=expert, intent=intent, expert_steps=27,
+    wait=(0.0,), wait_steps=0, held_out=held_out, packages=("numpy",), pins=("numpy",),
     scenes=GoldenScenes(("easy-a",), ("easy-a",), Setting(("eye",), 16, False), (), "easy-a"),
 )  # fmt: skip
 

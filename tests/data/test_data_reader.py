@@ -471,10 +471,11 @@ def test_no_pixel_reaches_a_batch_of_kind_la(tmp_path):
     assert not all(itertools.starmap(same_batch, zip(found["one", "vla"], found["two", "vla"], strict=True)))
 
 
-def test_augmentation_belongs_to_the_sample_not_to_the_rank(folders):
+@pytest.mark.parametrize("recipe", ["release", "gpla"])
+def test_augmentation_belongs_to_the_sample_not_to_the_rank(folders, recipe):
     config = train_config({"vla": (folders / "vla", "vla")}, steps=3)
     plain = [rows(step) for step in steps(config)]
-    config.data.augment = 0.5
+    config.data.augment, config.data.augmentation = 0.5, recipe
     alone = [rows(step) for step in steps(config)]
     parts = [steps(config, rank, 2) for rank in range(2)]
     assert [merged(list(pair)) for pair in zip(*parts, strict=True)] == alone

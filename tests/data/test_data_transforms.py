@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from la4vla.config import DataConfig, FlowConfig
-from la4vla.data.augment import Look, apply_look, augment, draw_look
+from la4vla.data.augment import CHANCE, NOISE, Look, apply_look, augment, augment_as_gpla, draw_gpla_look, draw_look
 from la4vla.data.collate import collate, draw_flow
 from la4vla.data.normalize import NEAR_CONSTANT, Normalize, beyond, compute_stats, near_constant, rare_dims
 from la4vla.data.rotation import wrapped
@@ -268,6 +268,51 @@ def test_resize_keeps_the_picture_upright(size):
     picture = resized.views["a"]
     assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
     assert picture[:6, :6].max() < 40 < picture[10:, 10:].min()
+
+
+def test_gplas_changes_come_with_the_papers_probabilities_each_for_itself():
+    draws = [draw_gpla_look(np.random.Generator(np.random.Philox(number))) for number in range(2000)]
+    changed = {
+        "brightness": [look.brightness != 1 for look in draws],
+        "contrast": [look.contrast != 1 for look in draws],
+        "saturation": [look.saturation != 1 for look in draws],
+        "shift_right": [look.shift[0] != 0 for look in draws],
+        "shift_down": [look.shift[1] != 0 for look in draws],
+        "crop": [look.centre != (0.5, 0.5) for look in draws],
+    }
+    for name, happened in changed.items():
+        assert np.mean(happened) == pytest.approx(CHANCE[name], abs=0.04), name
+    assert np.abs(np.corrcoef(np.array(list(changed.values()), float)) - np.eye(6)).max() < 0.1
+    whole = [look for look in draws if look.centre == (0.5, 0.5)]
+    assert np.mean([look.crop != (1, 1) for look in whole]) == pytest.approx(CHANCE["scale"], abs=0.06)
+    assert all(look.degrees == look.hue_degrees == 0 and look.crop[0] > 0 for look in draws), "no turn, no mirror"
+    assert all(0.85 / 1.1 - 1e-9 < look.crop[0] < 1 / 0.9 + 1e-9 for look in draws)
+
+
+def test_gplas_noise_is_on_actions_that_count_and_the_rest_stays():
+    action = np.zeros((6, 7), np.float32)
+    action[:, 0] = 1.0
+    valid, mask = np.arange(6) < 4, np.arange(7) < 5
+    raw = replace(sample_of(np.zeros(7, np.float32), action, action, valid), action_mask=mask)
+    noise = []
+    for number in range(400):
+        made = augment_as_gpla(raw, np.random.Generator(np.random.Philox(number)), 1.0)
+        assert made.action is not None and made.action.dtype == np.float32 and made.action.max() <= 1
+        assert not made.action[~valid, 1:].any() and not made.action[:, ~mask].any()
+        assert np.array_equal(made.state, raw.state)
+        noise.append(made.action[:4, 1:5])
+    noisy = [item for item in noise if item.any()]
+    assert len(noisy) / len(noise) == pytest.approx(CHANCE["noise"], abs=0.06)
+    assert np.std(noisy) == pytest.approx(NOISE, rel=0.1)
+    assert augment_as_gpla(raw, np.random.Generator(np.random.Philox(0)), 0.0) is raw
+
+
+def test_a_shift_moves_the_picture_and_its_content():
+    picture = np.zeros((40, 40, 3), np.uint8)
+    picture[20, 20] = 255
+    plain = Look((1.0, 1.0), (0.5, 0.5), 0.0, 1.0, 1.0, 1.0, 0.0)
+    moved = apply_look(replace(plain, shift=(0.1, -0.2)), picture)
+    assert np.array_equal(apply_look(plain, picture), picture) and tuple(np.argwhere(moved[..., 0])[0]) == (28, 16)
 
 
 def test_augmentation_is_one_look_for_all_views_and_leaves_no_black_corner():

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_group_holds_a_sentence_once_and_a_pass_holds_them_all(folder):
-    groups = make_groups(0, "clips", 3, clip_places(folder), folder.frame_stride)
+    groups = make_groups(0, "clips", 3, clip_places(folder))
     assert len(groups.sentences) == 7 and (groups.per_pass, groups.left_out) == (2, 1)
     said = {place: number for number, places in enumerate(groups.places) for place in places}
     left_out = set()
@@ -43,12 +43,12 @@ def test_a_group_holds_a_sentence_once_and_a_pass_holds_them_all(folder):
 
 
 def test_every_sample_of_a_sentence_is_taken_before_one_comes_again(folder):
-    groups = make_groups(0, "clips", 7, clip_places(folder), folder.frame_stride)
+    groups = make_groups(0, "clips", 7, clip_places(folder))
     taken = {sentence: [] for sentence in range(7)}
     said = {place: number for number, places in enumerate(groups.places) for place in places}
     for number in range(2 * max(groups.samples)):
         for pair in groups.group(number):
-            assert pair.frame % folder.frame_stride == 0 and pair.frame < pair.place.length
+            assert pair.frame % folder.frame_stride == 0 and pair.frame in pair.place.frames
             taken[said[pair.place]].append(pair)
     for sentence, pairs in taken.items():
         count = groups.samples[sentence]
@@ -59,21 +59,21 @@ def test_every_sample_of_a_sentence_is_taken_before_one_comes_again(folder):
 def test_a_group_is_a_function_of_its_number(folder):
     """Whatever was asked before, in any order, and by another object."""
     places = clip_places(folder)
-    one, other = (make_groups(0, "clips", 4, places, folder.frame_stride) for _ in range(2))
+    one, other = (make_groups(0, "clips", 4, places) for _ in range(2))
     forth = [one.group(number) for number in range(40)]
     assert [other.group(number) for number in reversed(range(40))] == forth[::-1]
-    assert make_groups(1, "clips", 4, places, 2).group(0) != forth[0]
-    assert make_groups(0, "others", 4, places, 2).group(0) != forth[0]
+    assert make_groups(1, "clips", 4, places).group(0) != forth[0]
+    assert make_groups(0, "others", 4, places).group(0) != forth[0]
 
 
 def test_what_is_drawn_less_often_than_it_occurs_is_known(folder):
-    groups = make_groups(0, "clips", 3, clip_places(folder), folder.frame_stride)
+    groups = make_groups(0, "clips", 3, clip_places(folder))
     assert [groups.sentences[number] for number in groups.too_rare] == ["go left"]
 
 
 def test_too_few_sentences_say_how_many_there_are(folder):
     with pytest.raises(UserError, match=r"its clips have 7 distinct instructions, and data\.contrast_group is 8"):
-        make_groups(0, "clips", 8, clip_places(folder), folder.frame_stride)
+        make_groups(0, "clips", 8, clip_places(folder))
 
 
 def test_a_clip_alone_is_the_clip_of_its_shard(folder):

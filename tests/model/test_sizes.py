@@ -5,8 +5,8 @@ import torch
 
 from la4vla.config import MODULE_GROUPS, ModelConfig
 from la4vla.model import flops, freeze
-from la4vla.model.policy import Policy, build_policy
-from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset
+from la4vla.model.policy import Policy, build_policy, rebuild
+from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset, size_of
 from la4vla.types import UserError
 
 EVERYTHING = MODULE_GROUPS
@@ -67,6 +67,16 @@ def test_a_missing_size_is_an_error():
     del raw["horizon"]
     with pytest.raises(UserError, match="horizon"):
         ModelSize.from_dict(raw)
+
+
+def test_another_horizon_is_another_chunk_and_no_other_weight():
+    config = ModelConfig(preset="tiny", horizon=8)
+    assert size_of(config).horizon == 8 and size_of(ModelConfig(preset="tiny")) == TINY
+    short, usual = build_policy(config, 0), build_policy(ModelConfig(preset="tiny"), 0)
+    assert short.spec.horizon == 8 and rebuild(short.description).spec == short.spec
+    assert {name: p.shape for name, p in short.named_parameters()} == {
+        name: p.shape for name, p in usual.named_parameters()
+    }
 
 
 TF = 1e12

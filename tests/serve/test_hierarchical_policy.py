@@ -10,7 +10,8 @@ import torch
 
 from la4vla.config import HierarchicalConfig, load
 from la4vla.levels import told
-from la4vla.questions.wordings import ask, turns
+from la4vla.questions import wordings
+from la4vla.questions.wordings import ask
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.hierarchical.instructors import WrittenInstructions
 from la4vla.serve.hierarchical.load import load_hierarchical
@@ -27,7 +28,7 @@ from tests.serve.text_writers import Scripted, asked
 
 torch.set_num_threads(1)
 TASK = "push the button"
-CONFIG = HierarchicalConfig(high="high", views=["topview"])
+CONFIG = HierarchicalConfig(high="high", question="next", views=["topview"])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,9 @@ def policy_of(low, answer=None, **settings):
     config = replace(CONFIG, **settings)
     acting, told_to = recording(ServedPolicy.load(low))
     return (
-        HierarchicalPolicy(acting, WrittenInstructions(writer, config), "both", config.replan, "h", {}),
+        HierarchicalPolicy(
+            acting, WrittenInstructions(writer, config.question, config), "both", config.replan, "h", {}
+        ),
         told_to,
         writer,
     )
@@ -85,21 +88,20 @@ def test_an_instruction_holds_for_so_many_chunks_and_reaches_the_policy_as_in_tr
     assert policy.views == ("corner4", "topview") and policy.trained == ServedPolicy.load(low).trained
 
 
-def test_a_model_of_the_papers_prompt_is_asked_with_it(low):
-    writer = Scripted(lambda prompt: "go")
-    policy = HierarchicalPolicy(
-        ServedPolicy.load(low), WrittenInstructions(writer, CONFIG, "next_system"), "both", 1, "h", {}
-    )
-    run(policy, [seen()])
-    assert writer.batches[0][0][0].turns == turns("next_system", (0,), task=TASK)
-
-
 def test_another_task_or_a_client_that_asks_gets_another_instruction(low):
     policy, told_to, _ = policy_of(low, replan=9)
     run(policy, [seen(), seen(1, replan=True), seen(2), seen(3, task="open the door"), seen(4, task="open the door")])
     assert [observation.instruction for observation in told_to] == [
         f"{TASK}: step 0", f"{TASK}: step 1", f"{TASK}: step 1", "open the door: step 3", "open the door: step 3",
     ]  # fmt: skip
+
+
+def test_a_model_is_asked_as_it_was_trained(low):
+    policy, _, writer = policy_of(low, question="next_system")
+    _, said = run(policy, [seen()])
+    (prompt,), *_ = writer.batches[0]
+    assert prompt.turns == wordings.turns("next_system", (0,), task=TASK) and prompt.turns[0].role == "system"
+    assert said[0][0].question == "next_system"
 
 
 def test_without_an_instruction_the_last_one_or_the_task_alone_is_told_and_a_note_says_so(low):
@@ -189,12 +191,12 @@ def test_refused_queries_leave_the_episode_as_it_was(low):
 def test_a_pair_that_does_not_fit_is_one_sentence(low, high, tmp_path):
     def refused(low, high, words):
         with pytest.raises(UserError, match=words):
-            load_hierarchical(low, replace(CONFIG, high=str(high)))
+            load_hierarchical(low, replace(CONFIG, high=str(high), question=""))
 
     never = write_vlm_checkpoint(tmp_path / "never", EMBODIMENT, {}, questions=("plan", "scene"))
-    refused(
-        low, never, r"never asked for the next instruction; train it on the texts of .* `next` or `next_system` among"
-    )
+    refused(low, never, r"never asked for the next instruction; train it on the texts of .* next or next_system among")
+    both = write_vlm_checkpoint(tmp_path / "both", EMBODIMENT, {}, questions=("next", "next_system"))
+    refused(low, both, "was asked next and next_system; say which with `question`")
     refused(low, write_vlm_checkpoint(tmp_path / "arm", ARM, {}, questions=("next",)), "another embodiment.*is arm")
     refused(low, low, "is a policy with actions; name a checkpoint of learner vlm")
     refused(high, high, "is a model that writes .*not a policy with actions")

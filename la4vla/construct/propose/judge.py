@@ -8,6 +8,9 @@ finding.
     1   direction, kind of motion or object status contradict what was measured
     2   acceptable: it fits loosely (crooked path, a boundary where nothing changes), or states cannot tell
 
+Sentences that a dataset gives to its parts (proposer tasks) speak of objects and places: of them only those are found
+fault with in whose frames nothing moves.
+
 The judge sees states and commands only. It catches what is physically wrong; people judge what the object does.
 """
 
@@ -50,18 +53,21 @@ def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConf
     """
     has_position = episode.embodiment.state.has_position
     track = track_of(episode.state, episode.action, episode.robot) if has_position else None
-    others = undescribed_motion(episode)
+    others, named_by_dataset = undescribed_motion(episode), config.proposer == "tasks"
     judged = []
     for proposal in proposals:
-        item = proposal
-        findings = [(0.0, f"{fault}.") for fault in lint(item.instruction)] + list(_label(item))
-        findings += _others(item, others)
+        item, findings = proposal, list[Finding]()
+        if not named_by_dataset:
+            findings += [(0.0, f"{fault}.") for fault in lint(item.instruction)]
+            findings += [*_label(item), *_others(item, others)]
         if track is None:
             findings.append((2.0, "The state has no position: the motion is not checked."))
         else:
             moved_3 = track.moved(item.start, item.end)
             item = replace(item, displacement=(float(moved_3[0]), float(moved_3[1]), float(moved_3[2])))
-            if not any(score == 0.0 for score, _ in findings):
+            if named_by_dataset:
+                findings += _still(item, track, config)
+            elif not any(score == 0.0 for score, _ in findings):
                 findings += _motion(item, track, moved_3, config.propose)
                 findings += _fit(item, track, moved_3, config.judge)
                 findings += _gripper(item, track, config.judge) if track.gripper != "none" else ()
@@ -125,6 +131,16 @@ def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: Propo
         yield 1.0, f"`{name}`, but most of the motion is horizontal."
     if name == "transport" and vertical:
         yield 1.0, "`transport`, but most of the motion is vertical."
+
+
+def _still(proposal: Proposal, track: Track, config: ConstructConfig) -> Iterator[Finding]:
+    """Whether neither hand nor gripper does anything in the span."""
+    inside = slice(track.seen(proposal.start), track.seen(proposal.end) + 1)
+    reach = float(np.linalg.norm(track.path_T3[inside] - track.path_T3[inside][0], axis=1).max())
+    turned = float(np.linalg.norm(track.spin_T3[inside] - track.spin_T3[inside][0], axis=1).max())
+    acts = track.gripper != "none" and np.ptp(track.open_T[inside]) >= config.judge.min_gripper_change
+    if reach < config.propose.min_move and turned < config.propose.min_turn and not acts:
+        yield 1.0, f"Nothing happens: the hand stays within {reach * 100:.1f} cm."
 
 
 def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +23,8 @@ from la4vla.construct.readers.plausible import angle_notes, plausibility
 from la4vla.construct.robots.robot import RobotFile, robot_file
 from la4vla.construct.robots.units import VectorUnits, convert
 from la4vla.types import UserError
+
+Item = TypeVar("Item")
 
 MAX_KEY = 60  # characters of an episode's key (episodes.py)
 STILL_SHARE = 0.9  # a camera is called frozen if this share of its images equal the one before
@@ -37,6 +40,14 @@ def robot_of(read: ReadConfig) -> RobotFile:
             "droid_franka, metaworld_sawyer or your own YAML)."
         )
     return robot_file(read.robot)
+
+
+def part_of(episodes: Sequence[Item], read: ReadConfig) -> Sequence[Item]:
+    """Those that read.skip_episodes and read.max_episodes leave. Raises UserError where these are none."""
+    left = episodes[read.skip_episodes :][: read.max_episodes or None]
+    if episodes and not left:
+        raise UserError(f"read.skip_episodes is {read.skip_episodes} of {len(episodes)} episodes; leave some.")
+    return left
 
 
 def existing(path: Path, looked_for: str, pattern: str, format: str) -> Path:

@@ -106,7 +106,7 @@ def texts(name: str, feature: Feature, values: Values, frames: int) -> list[str]
         raise BadEpisode(f"{name} is not UTF-8 ({error}); leave the episode out.") from error
 
 
-def images(name: str, feature: Feature, values: Values, frames: int) -> list[bytes]:
+def images_of(name: str, feature: Feature, values: Values, frames: int) -> list[bytes]:
     """The encoded image of every step. Raises BadEpisode."""
     if not isinstance(values, list):
         raise BadEpisode(f"{name} holds numbers, and {FILE} says images; get the dataset anew.")
@@ -114,7 +114,7 @@ def images(name: str, feature: Feature, values: Values, frames: int) -> list[byt
     return values
 
 
-def count(feature: Feature, values: Values) -> int:
+def count_steps(feature: Feature, values: Values) -> int:
     """The number of steps that a tensor of known shape has."""
     each = 1 if isinstance(values, list) else prod(size or 0 for size in feature.shape)
     return len(values) // max(each, 1)

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from la4vla.config import ConstructConfig
-from la4vla.construct.episodes import BadEpisode, Episode, Frames
+from la4vla.construct.episodes import BadEpisode, Caption, Episode, Frames
 from la4vla.construct.ledger import digest
 from la4vla.construct.notes import Note
+from la4vla.construct.readers.captions import checked, from_changes, joined
 from la4vla.construct.readers.checks import (
     MAX_KEY,
     as_jpeg,
@@ -28,6 +29,7 @@ from la4vla.construct.readers.checks import (
     episode_key,
     is_grey_16,
     jpeg_size,
+    part_of,
     robot_of,
     sentence,
     slug,
@@ -35,6 +37,7 @@ from la4vla.construct.readers.checks import (
     vectors,
 )
 from la4vla.construct.readers.lerobot_meta import EpisodeInfo, Meta, read_meta
+from la4vla.construct.readers.lerobot_subtasks import TASK, frame_sentences, sentences_of
 from la4vla.construct.readers.tables import (
     STANDARD,
     column_values,
@@ -66,16 +69,19 @@ class LeRobot:
         there, self._notes = cameras(_views(self._meta), read)
         self._views = chosen_views(read, there)
         self._stride, self._quality = read.frame_stride, config.jpeg_quality
-        episodes = self._meta.episodes[: read.max_episodes or None]
+        episodes = part_of(self._meta.episodes, read)
         self._episodes = {episode_key("episode", item.index): item for item in episodes}
         self._keys = tuple(self._episodes)
+        self._subtasks, self._sentences = read.subtasks, sentences_of(self._meta, read.subtasks)
+        extra = {self._subtasks} - {"", *STANDARD}
         self._table = lru_cache(TABLES)(
-            partial(read_table, columns=(*STANDARD, *self._columns["state"], *self._columns["action"]))
+            partial(read_table, columns=(*STANDARD, *extra, *self._columns["state"], *self._columns["action"]))
         )
         self._images = lru_cache(max(TABLES, len(self._views)))(read_cells)
         meta = self._meta
         files = [stat_of(path) for path in meta.files]
-        self._about = digest(self._robot_file.text, files, dict(meta.tasks), meta.fps, dict(meta.features))
+        named = [[str(number), text] for number, text in self._sentences.items()]
+        self._about = digest(self._robot_file.text, files, dict(meta.tasks), meta.fps, dict(meta.features), named)
 
     @property
     def keys(self) -> Sequence[str]:
@@ -103,7 +109,9 @@ class LeRobot:
         names = {name for columns in self._columns.values() for name in columns}
         column = {name: column_values(table[name], name) for name in (*STANDARD, *names)}
         _check_time(column, self._meta.fps)
-        instruction = sentence(self._meta.tasks.get(int(column["task_index"][0]), ""))
+        captions = self._captions(table, column["timestamp"]) if self._subtasks else ()
+        first = self._meta.tasks.get(int(column[TASK][0]), "")
+        instruction = sentence(joined(captions) if self._subtasks == TASK else first)
         state, notes = vectors(column, self._columns["state"], self._robot_file.state, "state")
         action, more = vectors(column, self._columns["action"], self._robot_file.action, "action")
         if path != info.data:
@@ -121,7 +129,13 @@ class LeRobot:
             frame_stride=self._stride,
             frames=partial(self._frames, info),
             notes=(*notes, *more),
+            captions=captions,
         )
+
+    def _captions(self, table: pa.Table, stamps_T: np.ndarray) -> tuple[Caption, ...]:
+        time_T = stamps_T.astype(np.float64) - float(stamps_T[0])
+        every = frame_sentences(table[self._subtasks], self._subtasks, self._sentences, time_T, self._meta.fps)
+        return checked(from_changes(every), len(table), self._subtasks)
 
     def video_faults(self, episode: Episode) -> list[str]:
         info = self._episodes[episode.key]

@@ -29,6 +29,7 @@ from la4vla.construct.readers.checks import (
     encode,
     episode_key,
     existing,
+    part_of,
     robot_of,
     sentence,
     stat_of,
@@ -65,7 +66,7 @@ class Libero:
         chosen = chosen_views(read, views)
         self._views = chosen if read.views else {CAMERAS.get(name, name): name for name in chosen}
         self._named = {"state": tuple(read.state), "action": tuple(read.action) or ("actions",)}
-        self._keys = tuple(self._demos)[: read.max_episodes or None]
+        self._keys = part_of(tuple(self._demos), read)
 
     @property
     def keys(self) -> Sequence[str]:

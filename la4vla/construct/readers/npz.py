@@ -23,6 +23,7 @@ from la4vla.construct.readers.checks import (
     chosen_views,
     encode,
     existing,
+    part_of,
     robot_of,
     sentence,
     slug,
@@ -46,7 +47,7 @@ class Npz:
         self._robot_file = robot_of(read)
         self._robot = self._robot_file.robot
         self._quality = config.jpeg_quality
-        paths = sorted(root.glob("*.npz"))[: read.max_episodes or None]
+        paths = part_of(sorted(root.glob("*.npz")), read)
         self._paths = {slug(path.stem, MAX_KEY): (number, path) for number, path in enumerate(paths)}
         if len(self._paths) < len(paths):
             raise UserError(f"{root}: two file names differ only in characters that keys cannot have; rename one.")

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-import la4vla.construct.readers.captions as captions
-import la4vla.construct.readers.features as features
 from la4vla.config import ConstructConfig
 from la4vla.construct.episodes import BadEpisode, Caption, Episode, Frames
 from la4vla.construct.ledger import digest
 from la4vla.construct.notes import Note
+from la4vla.construct.readers.captions import checked, from_changes, joined
 from la4vla.construct.readers.checks import (
     MAX_KEY,
     as_jpeg,
@@ -25,6 +24,7 @@ from la4vla.construct.readers.checks import (
     chosen_views,
     episode_key,
     jpeg_size,
+    part_of,
     robot_of,
     sentence,
     slug,
@@ -32,7 +32,19 @@ from la4vla.construct.readers.checks import (
     vectors,
 )
 from la4vla.construct.readers.example import Values, parse_example
-from la4vla.construct.readers.features import STEPS, RecordFeatures, read_features
+from la4vla.construct.readers.features import (
+    FILE,
+    STEPS,
+    WHOLE,
+    Feature,
+    RecordFeatures,
+    count_steps,
+    images_of,
+    numbers,
+    read_features,
+    texts,
+)
+from la4vla.construct.readers.goals import CaptionedChain, Goals, chain_of, read_chains
 from la4vla.construct.readers.tfrecord import RecordPlaces, places, read_record
 from la4vla.types import UserError
 
@@ -72,12 +84,12 @@ class Rlds:
             raise UserError("read.captions finds goals by the clips' first pictures; set read.images=true.")
         beside = self._captions
         files = sorted(beside.rglob("*")) if beside and beside.is_dir() else [beside] if beside else []
-        self._about = digest([stat_of(item) for item in (self._root / features.FILE, *files)])
+        self._about = digest([stat_of(item) for item in (self._root / FILE, *files)])
         self._places: dict[str, tuple[Path, int, int]] = {}
         for path, first, count in _files(self._root, read.split):
             for number in range(count):
                 self._places[episode_key(read.split, first + number)] = (path, number, count)
-        self._keys = tuple(self._places)[: read.max_episodes or None]
+        self._keys = part_of(tuple(self._places), read)
         wanted = {*self._sentences, *self._views.values(), *self._columns["state"], *self._columns["action"]}
         self._wanted = {f"{STEPS}/{name}" for name in {*wanted, *filter(None, [self._subtasks])}} | {self._id}
         self._scanned = lru_cache(FILES_OPEN)(places)
@@ -100,11 +112,10 @@ class Rlds:
         where = f"{path}: record {number}"
         record = self._record(key)
         action = self._columns["action"]
-        steps = features.count(self._features.steps[action[0]], self._values(record, action[0], where))
+        steps = count_steps(self._features.steps[action[0]], self._values(record, action[0], where))
         names = {*self._columns["state"], *action}
         column = {
-            name: features.numbers(name, self._features.steps[name], self._values(record, name, where), steps)
-            for name in names
+            name: numbers(name, self._features.steps[name], self._values(record, name, where), steps) for name in names
         }
         frames = steps if self._last else steps - 1
         column = {name: values[:frames].reshape(frames, -1) for name, values in column.items()}
@@ -154,16 +165,18 @@ class Rlds:
     def _images(self, key: str, name: str, steps: int | None) -> list[bytes]:
         path, number, _ = self._places[key]
         values = self._values(self._record(key), name, f"{path}: record {number}")
-        return features.images(name, self._features.steps[name], values, len(values) if steps is None else steps)
+        return images_of(name, self._features.steps[name], values, len(values) if steps is None else steps)
 
     def _parsed(self, key: str) -> dict[str, Values]:
         """The wanted features of an episode's record. Raises BadEpisode."""
         path, number, count = self._places[key]
         found: RecordPlaces = self._scanned(path)
-        if not found.fault and len(found.starts) != count:
+        if len(found.starts) != count and not found.fault:
             raise BadEpisode(
                 f"{path} has {len(found.starts)} records, and {self._root / INFO} says {count}; get both anew."
             )
+        if found.fault and len(found.starts) >= count:
+            raise BadEpisode(found.fault)  # something stands behind the last record
         try:
             return parse_example(read_record(path, found, number), self._wanted)
         except (ValueError, UnicodeDecodeError) as error:
@@ -174,7 +187,7 @@ class Rlds:
     def _values(self, record: Mapping[str, Values], name: str, where: str) -> Values:
         """Of a feature of the steps. Raises BadEpisode."""
         if f"{STEPS}/{name}" not in record:
-            raise BadEpisode(f"{where} has no {STEPS}/{name}, which {features.FILE} names; get the dataset anew.")
+            raise BadEpisode(f"{where} has no {STEPS}/{name}, which {FILE} names; get the dataset anew.")
         return record[f"{STEPS}/{name}"]
 
     def _language(self, record: Mapping[str, Values], steps: int, where: str) -> tuple[str, tuple[Caption, ...]]:
@@ -191,44 +204,44 @@ class Rlds:
             said = said or every[0].strip()
         found: tuple[Caption, ...] = ()
         if self._subtasks:
-            found = captions.from_changes(self._texts(record, self._subtasks, steps, where))
-            said = captions.joined(found) if self._subtasks in self._sentences else said
+            found = from_changes(self._texts(record, self._subtasks, steps, where))
+            said = joined(found) if self._subtasks in self._sentences else said
         if self._chains is not None:
             assert self._captions is not None, "chains are read from a file"
-            chain = captions.chain_of(self._chains, self._name(record, where), steps, self._captions)
+            chain = chain_of(self._chains, self._name(record, where), steps, self._captions)
             found, said = chain.captions, chain.goal
         elif self._goals is not None:
             low = sentence(said)
             first = as_jpeg(self._values(record, next(iter(self._views.values())), where)[0], self._quality)
             found, said = (Caption(0, steps, low),), self._goals.of(low, first)
-        return sentence(said), captions.checked(found, steps, where)
+        return sentence(said), checked(found, steps, where)
 
     def _texts(self, record: Mapping[str, Values], name: str, steps: int, where: str) -> list[str]:
-        return features.texts(name, self._features.steps[name], self._values(record, name, where), steps)
+        return texts(name, self._features.steps[name], self._values(record, name, where), steps)
 
     def _name(self, record: Mapping[str, Values], where: str) -> str:
         values = record.get(self._id)
         if values is None:
             raise BadEpisode(f"{where} has no {self._id}, which names it in the captions; get the dataset anew.")
-        return features.texts(self._id, self._features.episode[self._id], values, 1)[0]
+        return texts(self._id, self._features.episode[self._id], values, 1)[0]
 
 
 def _beside(
     path: Path | None, name: str, there: RecordFeatures
-) -> tuple[Mapping[str, captions.CaptionedChain] | None, captions.Goals | None]:
+) -> tuple[Mapping[str, CaptionedChain] | None, Goals | None]:
     """The captions that read.captions names: whole chains, or goals of clips. Raises UserError."""
     if path is None:
         return None, None
     if not path.exists():
         raise UserError(f"read.captions: no file or folder {path}.")
     if path.suffix != ".json":
-        return None, captions.Goals(path)
+        return None, Goals(path)
     if name not in there.episode:
         raise UserError(
             f"read.episode_id is `{name}`; it must name the feature that {path} knows the episodes by, of "
             f"{', '.join(there.episode) or 'which there are none'}."
         )
-    return captions.read_chains(path), None
+    return read_chains(path), None
 
 
 def _views(there: RecordFeatures) -> dict[str, str]:
@@ -248,7 +261,7 @@ def _named(there: RecordFeatures, root: Path, what: str, named: Sequence[str], k
     readable = [name for name, feature in there.steps.items() if _reads(feature, kind)]
     if missing := [name for name in wanted if name not in readable]:
         raise UserError(
-            f"read.{what}: {root / features.FILE} has no {kind} `{missing[0]}` in its steps; it has "
+            f"read.{what}: {root / FILE} has no {kind} `{missing[0]}` in its steps; it has "
             f"{', '.join(readable) or 'none'}."
         )
     if not wanted:
@@ -256,10 +269,10 @@ def _named(there: RecordFeatures, root: Path, what: str, named: Sequence[str], k
     return wanted
 
 
-def _reads(feature: features.Feature, kind: str) -> bool:
+def _reads(feature: Feature, kind: str) -> bool:
     if kind == "tensor":
         return feature.kind == "tensor" and feature.dtype != "string"
-    codes = feature.kind == "tensor" and len(feature.shape) == 1 and feature.dtype in features.WHOLE
+    codes = feature.kind == "tensor" and len(feature.shape) == 1 and feature.dtype in WHOLE
     return feature.dtype == "string" or codes
 
 

@@ -51,9 +51,11 @@ def write(config: ConstructConfig, dataset: Dataset) -> Path:
     numbers = {
         "dataset": out.resolve().name,
         "proposer": config.proposer,
-        "filter": {"by": config.filter.by, "min_quality": config.filter.min_quality},
+        "filter": {name: asdict(config.filter)[name] for name in ("by", "min_quality", "min_grounding")},
         "notes": [asdict(note) for note in _notes(config, dataset, rows)],
-        **statistics(rows, scores, outdated, Responses(out / CACHE).paid(), config.seed),
+        **statistics(
+            rows, scores, outdated, Responses(out / CACHE).paid(), config.seed, list(Ledger(out / steps.GROUNDED))
+        ),
         "texts": written(out),
     }
     shown = examples(config, dataset, rows)

@@ -33,6 +33,7 @@ PAPER_TOKENS = {"in": 4633.0, "out": 354.0}
 """Tokens of an episode, Qwen3-VL-Plus (FACTS 1.3.4)."""
 
 REASONS = 20  # the most that are listed
+GROUNDED_SHARES = (5, 50, 95)  # percent of the candidates below
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -69,13 +70,18 @@ class LedgerRows:
 
 
 def statistics(
-    rows: LedgerRows, scores: Sequence[Score], outdated: int, paid: tuple[int, int, int], seed: int
+    rows: LedgerRows,
+    scores: Sequence[Score],
+    outdated: int,
+    paid: tuple[int, int, int],
+    seed: int,
+    grounded: Sequence[LedgerRow] = (),
 ) -> dict[str, Any]:
     """All numbers of the report, JSON-able.
 
     scores: those that count now (steps.reviewed). outdated: number of other scores. paid: calls, input tokens and
-    output tokens that the dataset has cost (Responses.paid). seed: for the interval of alpha. Raises UserError if there
-    are scores and the `krippendorff` library is not installed.
+    output tokens that the dataset has cost (Responses.paid). seed: for the interval of alpha. grounded: rows of
+    steps.GROUNDED. Raises UserError if there are scores and the `krippendorff` library is not installed.
     """
     candidates, kept = _labels(rows, rows.candidates, "candidates"), _labels(rows, rows.kept, "kept")
     return {
@@ -87,6 +93,7 @@ def statistics(
         "frames": _frames(rows),
         "keyframes": _keyframes(rows),
         "automatic": _automatic(rows),
+        "grounding": _grounding(rows, grounded),
         "unusable": _unusable(rows),
         "review": _review(rows, scores, outdated, seed),
         "tokens": _tokens(rows, paid),
@@ -175,6 +182,29 @@ def _automatic(rows: LedgerRows) -> dict[str, Any]:
     counts = Counter(reason for reasons in all_reasons for reason in set(reasons))
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:REASONS]
     return {"reasons": [{"reason": reason, "candidates": count} for reason, count in top]}
+
+
+def _grounding(rows: LedgerRows, grounded: Sequence[LedgerRow]) -> dict[str, Any] | None:
+    """What the second judge says of the candidates, by the score of the first; None where it was not asked."""
+    found = {key: score for row in grounded for key, score in row["scores"].items()}
+    by_rules: dict[float, list[float]] = {}
+    for key, item in rows.proposed().items():
+        if key in found:
+            by_rules.setdefault(item.score, []).append(found[key])
+    if not by_rules:
+        return None
+    return {
+        "scorer": grounded[0]["scorer"],
+        "by_rules": [
+            {
+                "rules": rules,
+                "candidates": len(values),
+                "mean": float(np.mean(values)),
+                **{f"p{share}": float(np.quantile(values, share / 100)) for share in GROUNDED_SHARES},
+            }
+            for rules, values in sorted(by_rules.items())
+        ],
+    }
 
 
 def _unusable(rows: LedgerRows) -> dict[str, int]:

@@ -22,7 +22,7 @@ from la4vla.construct.propose.candidates import Candidate, candidates_of
 from la4vla.construct.review import assign
 from la4vla.construct.review.assign import Progress
 from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
-from la4vla.construct.steps import CANDIDATES, KEYFRAMES, READ, rows
+from la4vla.construct.steps import CANDIDATES, KEYFRAMES, READ, grounding_scores, rows
 from la4vla.types import ROTATION, TRANSLATION, UserError
 
 EPISODES_AT_HAND = 4  # episodes kept in memory; the page goes through an episode clip by clip
@@ -46,6 +46,7 @@ class ReviewSession:
                 self.candidates |= {key: (row["key"], item) for key, item in candidates_of(row).items()}
         if not self.candidates:
             raise UserError(f"{out}: no candidates to review; run `la4vla construct propose` first.")
+        self._grounding = grounding_scores(config)
         self._keyframes = {row["key"]: row["keyframes"] for row in Ledger(out / KEYFRAMES)}
         self._of = {key: proposal_digest(item) for key, (_, item) in self.candidates.items()}
         self._shares = assign.shares(self.candidates, config.review, config.seed)
@@ -79,8 +80,8 @@ class ReviewSession:
     def clip(self, key: str, annotator: str) -> dict[str, Any]:
         """What the page shows of a candidate, JSON-able, without images. Spans and keyframes are frames of the episode.
 
-        `first` and `last` are the span that is shown, the candidate with its context; `answer` is the annotator's own
-        score, or None. Raises UserError, BadEpisode.
+        `first` and `last` are the span that is shown, the candidate with its context; `scores` are the judge's of rules
+        and the second judge's, or None; `answer` is the annotator's own score, or None. Raises UserError, BadEpisode.
         """
         episode, item = self._find(key)
         first, last = self._window(episode, item)
@@ -90,7 +91,8 @@ class ReviewSession:
             "task": episode.task,
             "task_instruction": episode.instruction,
             **{name: item.to_dict()[name] for name in ("start", "end", "primitive", "status", "instruction")},
-            "score": item.score,
+            "scores": {"rules": item.score, "grounding": self._grounding.get(key)},
+            "grounded_below": self._grounded_below(key),
             "reasons": item.reasons,
             "frames": len(episode),
             "fps": episode.fps,
@@ -154,6 +156,13 @@ class ReviewSession:
         name, item = self.candidates[key]
         with self._reading:
             return self._read(name), item
+
+    def _grounded_below(self, key: str) -> float | None:
+        """Share of the candidates that the second judge scores lower; None for one that it was not asked about."""
+        mine = self._grounding.get(key)
+        if mine is None:
+            return None
+        return sum(score < mine for score in self._grounding.values()) / len(self._grounding)
 
     def _window(self, episode: Episode, item: Candidate) -> tuple[int, int]:
         """The frames that are shown, [first, last). `first` has an image."""

@@ -89,26 +89,26 @@ class Rows:
         yield Draft("subtasks", text, labels, self._shown(0), (0, len(self._episode)), "")
 
     def _next(self, held_out: bool) -> Iterator[Draft]:
-        for number, item in enumerate(self._subtasks):
+        for number, (item, frame) in enumerate(self._moments(self._config.next_every)):
             text = self._ask("next", number, held_out, task=self._episode.instruction)
-            yield self._about(item, "next", text, item.label, item.start)
+            yield self._about(item, "next", text, item.label, frame)
 
     def _next_system(self, held_out: bool) -> Iterator[Draft]:
         task = self._episode.instruction
-        for number, item in enumerate(self._subtasks):
+        for number, (item, frame) in enumerate(self._moments(self._config.next_every)):
             text = self._ask("next_system", number, held_out, task=task)
-            drafted = self._about(item, "next_system", text, item.label, item.start)
+            drafted = self._about(item, "next_system", text, item.label, frame)
             yield replace(drafted, system=system("next_system", task=task))
 
     def _plan(self, held_out: bool) -> Iterator[Draft]:
-        for number, (item, frame) in enumerate(self._moments()):
+        for number, (item, frame) in enumerate(self._moments(self._config.every)):
             text = self._with_hand(self._ask("plan", number, held_out, subtask=item.label), frame)
             yield self._about(item, "plan", text, self._plan_from(item, frame), frame)
 
     def _action_texts(self, held_out: bool) -> Iterator[Draft]:
         assert self._actions is not None, "a codec is opened where action texts are asked for"
         state, action = self._episode.state, self._episode.action
-        for number, (item, frame) in enumerate(self._moments()):
+        for number, (item, frame) in enumerate(self._moments(self._config.every)):
             if self._config.plan:
                 fields = {"subtask": item.label, "plan": self._plan_from(item, frame)}
                 text = self._ask("actions", number, held_out, **fields)
@@ -120,7 +120,7 @@ class Rows:
             yield self._about(item, "actions", self._with_hand(text, frame), written.text, frame)
 
     def _direction(self, held_out: bool) -> Iterator[Draft]:
-        for number, (item, frame) in enumerate(self._moments()):
+        for number, (item, frame) in enumerate(self._moments(self._config.every)):
             words = self._motion.direction_words(frame, item.end, self._config.threshold)
             text = self._ask("direction", number, held_out, subtask=item.label)
             yield self._about(item, "direction", text, words, frame)
@@ -160,10 +160,10 @@ class Rows:
     def _about(self, item: SubTask, question: str, text: str, answer: str, frame: int) -> Draft:
         return Draft(question, text, answer, self._shown(frame), (frame, item.end), item.label)
 
-    def _moments(self) -> Iterator[tuple[SubTask, int]]:
-        """Sub-tasks and the frames, with images, at which they are asked about."""
+    def _moments(self, every: int) -> Iterator[tuple[SubTask, int]]:
+        """Sub-tasks and the frames, with images, at which they are asked about. every: frames; 0: once."""
         for item in self._subtasks:
-            frames = range(item.start, item.end, self._config.every) if self._config.every else (item.start,)
+            frames = range(item.start, item.end, every) if every else (item.start,)
             for frame in dict.fromkeys(self._image_at(frame) for frame in frames):
                 if frame >= item.start:
                     yield item, frame

@@ -93,6 +93,8 @@ def _counts(index: Index, facts: Facts) -> Iterable[str]:
     lengths = facts.lengths
     yield f"{index.location}: embodiment {index.embodiment.name}, {hz:g} Hz, views {views}, stride {index.frame_stride}"
     yield f"  {facts.episodes:,} episodes  {len(lengths):,} clips  {index.frames:,} frames  {index.samples:,} samples"
+    if index.left_out:
+        yield f"  {index.left_out:,} idle samples are left out"
     least, most = min(shard.samples for shard in index.shards), max(shard.samples for shard in index.shards)
     yield f"  {len(index.shards)} shards, {size:,.1f} MiB, {least:,} to {most:,} samples each"
     yield (

@@ -102,6 +102,11 @@ def _text_problems(index: Index, number: int) -> list[str]:
 
 def _count_problems(index: Index, shard: Shard) -> list[str]:
     samples = sum(starts(length, index.frame_stride) for length in shard.lengths)
+    if shard.kept is not None:
+        due = (set(range(0, length, index.frame_stride)) for length in shard.lengths)
+        if any(set(frames) - allowed for frames, allowed in zip(shard.kept, due, strict=True)):
+            return ["starts samples at frames without an image"]
+        samples = sum(map(len, shard.kept))
     return [] if samples == shard.samples else [f"holds {samples} samples, the index says {shard.samples}"]
 
 

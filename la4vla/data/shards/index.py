@@ -46,6 +46,8 @@ class Shard:
     keys, lengths  its clips in order
     samples        the sum of their starts
     size           bytes of the tar
+    kept           frames of each clip at which a sample starts, where some are left out (idle.py); None: all that there
+                   may be
     """
 
     name: str
@@ -54,6 +56,7 @@ class Shard:
     samples: int
     size: int
     sha256: str
+    kept: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class Index:
         return sum(shard.samples for shard in self.shards)
 
     @property
+    def left_out(self) -> int:
+        """Samples that there would be without those that are left out (idle.py), less those that there are."""
+        every = sum(starts(length, self.frame_stride) for shard in self.shards for length in shard.lengths)
+        return every - self.samples
+
+    @property
     def clips(self) -> int:
         """Records: clips, or conversations in a folder of texts."""
         return sum(len(shard.keys) for shard in self.shards)
@@ -94,10 +103,12 @@ class Index:
 
     def to_json(self) -> str:
         def entry(shard: Shard) -> dict[str, Any]:
-            clips = [
+            clips: list[dict[str, Any]] = [
                 {"key": key, "length": length, "starts": starts(length, self.frame_stride)}
                 for key, length in zip(shard.keys, shard.lengths, strict=True)
             ]
+            for clip, frames in zip(clips, shard.kept or (), strict=shard.kept is not None):
+                clip |= {"starts": len(frames), "kept": list(frames)}
             about = {"name": shard.name, "samples": shard.samples, "bytes": shard.size, "sha256": shard.sha256}
             return {**about, "clips": clips}
 
@@ -181,6 +192,9 @@ def _parsed(location: str, raw: Mapping[str, Any]) -> Index:
             samples=int(shard["samples"]),
             size=int(shard["bytes"]),
             sha256=shard["sha256"],
+            kept=tuple(tuple(map(int, clip["kept"])) for clip in shard["clips"])
+            if any("kept" in clip for clip in shard["clips"])
+            else None,
         )
         for shard in raw["shards"]
     )

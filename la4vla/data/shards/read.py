@@ -33,15 +33,16 @@ Record = tuple[str, dict[str, bytes | memoryview]]
 class ClipPlace(NamedTuple):
     """Where a clip lies, and what it says.
 
-    shard  number in the index
-    at     bytes before it in the tar
+    shard   number in the index
+    at      bytes before it in the tar
+    frames  at which a sample starts
     """
 
     shard: int
     at: int
     key: str
     instruction: str
-    length: int
+    frames: Sequence[int]
 
 
 def clip_places(index: Index) -> tuple[ClipPlace, ...]:
@@ -64,7 +65,8 @@ def clip_places(index: Index) -> tuple[ClipPlace, ...]:
                     at, of = (at, of) if key == of else (member.offset, key)
                     if member.name.endswith(".json"):
                         about = json.loads(_content(tar, member))
-                        found.append(ClipPlace(number, at, key, about["instruction"], int(about["length"])))
+                        frames = range(0, int(about["length"]), index.frame_stride)
+                        found.append(ClipPlace(number, at, key, about["instruction"], frames))
             _check_keys(shard, [place.key for place in found])
         places += found
     return tuple(places)

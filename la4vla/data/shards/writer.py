@@ -12,13 +12,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 
 from la4vla.data.normalize import STATS, FolderStats, compute_stats
+from la4vla.data.shards.idle import Idle
 from la4vla.data.shards.index import Index, Shard, View, read_index, read_stats
 from la4vla.data.shards.tars import Files, FolderWriter, check_view
 from la4vla.data.transforms import action_variants
@@ -72,10 +74,15 @@ class ShardWriter(FolderWriter):
         frame_stride: int,
         shards: int,
         overwrite: bool = False,
+        idle: Idle | None = None,
     ) -> None:
+        """idle: which samples the index leaves out; the clips are written whole either way."""
         for name in views:
             check_view(name)
+        if idle is not None:
+            idle.check(embodiment)
         super().__init__(folder, shards, frame_stride, overwrite)
+        self._idle, self._numbers = idle, dict[str, int]()
         self._embodiment, self._views = embodiment, dict(views)
         self._values: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -83,13 +90,23 @@ class ShardWriter(FolderWriter):
         """Checks a clip and writes it to the emptiest tar. Raises UserError naming the key and what is wrong."""
         self._check(clip)
         self.put(clip.key, len(clip), self._files(clip))
+        self._numbers[clip.key] = len(self._values)
         self._values.append((clip.state.copy(), clip.action.copy()))
 
     def _describe(self, shards: tuple[Shard, ...]) -> Index:
-        return Index(str(self.folder), "clips", self._embodiment, self._views, self._stride, shards)
+        kept = shards if self._idle is None else tuple(self._without_idle(shard, self._idle) for shard in shards)
+        if not sum(shard.samples for shard in kept):
+            raise UserError(f"{self.folder}: every sample is idle; lower the threshold of what counts as motion.")
+        return Index(str(self.folder), "clips", self._embodiment, self._views, self._stride, kept)
+
+    def _without_idle(self, shard: Shard, idle: Idle) -> Shard:
+        stats = self._folder_stats.action("recorded")
+        values = (self._values[self._numbers[key]] for key in shard.keys)
+        kept = tuple(idle.starts(state, action, self._stride, self._embodiment, stats) for state, action in values)
+        return replace(shard, samples=sum(map(len, kept)), kept=kept)
 
     def _companions(self) -> Mapping[str, str]:
-        return {STATS: self._stats().to_json()}
+        return {STATS: self._folder_stats.to_json()}
 
     def _check(self, clip: Clip) -> None:
         sizes = (len(self._embodiment.state.names), len(self._embodiment.action.names))
@@ -154,7 +171,9 @@ class ShardWriter(FolderWriter):
         ]
         return [(f"{clip.key}.json", json.dumps(about).encode()), (f"{clip.key}.npz", arrays.getvalue()), *images]
 
-    def _stats(self) -> FolderStats:
+    @cached_property
+    def _folder_stats(self) -> FolderStats:
+        """Of all clips; asked for when they are written."""
         state_FS = np.concatenate([state for state, _ in self._values])
         action_FA = np.concatenate([action for _, action in self._values])
         variants = action_variants(self._embodiment, state_FS, action_FA)

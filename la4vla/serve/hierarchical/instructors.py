@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 
 from la4vla.config import HierarchicalConfig
-from la4vla.questions.wordings import ask, system
+from la4vla.questions import wordings
 from la4vla.serve.privileged import LOW_LEVEL
 from la4vla.serve.text.answers import Read, read_instruction
 from la4vla.serve.text.asking import AskedQuery, Question, ask_all
 from la4vla.serve.text.writer import Writer
+from la4vla.types import Turn
 
 Fits = Callable[[str, str], str]
 """(task, instruction) -> why the policy cannot be told them; empty if it can."""
@@ -71,12 +72,12 @@ class Instructor(Protocol):
 class WrittenInstructions:
     """A model writes them, from the present images and the task. The questions of all queries are one batch.
 
-    asked_as  type of its rows: `next`, or `next_system`
+    question  as which it was trained to say them, of config.hierarchical.QUESTIONS
     """
 
     writer: Writer
+    question: str
     config: HierarchicalConfig
-    asked_as: str = "next"
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -87,11 +88,8 @@ class WrittenInstructions:
         return ()
 
     def instructions(self, queries: Sequence[InstructedQuery], fits: Fits) -> dict[int, str]:
-        def words(query: InstructedQuery) -> str:
-            return ask(self.asked_as, task=query.observation.instruction)
-
-        def before(query: InstructedQuery) -> str:
-            return system(self.asked_as, task=query.observation.instruction)
+        def turns(query: InstructedQuery, numbers: Sequence[int]) -> tuple[Turn, ...]:
+            return wordings.turns(self.question, numbers, task=query.observation.instruction)
 
         def shown(query: InstructedQuery) -> tuple[np.ndarray, ...]:
             return tuple(query.observation.views[name] for name in self.views)
@@ -101,8 +99,8 @@ class WrittenInstructions:
             wrong = fits(query.observation.instruction, found.value) if found.value else ""
             return Read(None, wrong) if wrong else found
 
-        how = Question("next", self.config.next, self.config.top_p, self.config.attempts, first=True)
-        return ask_all(self.writer, how, queries, words, shown, read, before)
+        how = Question(self.question, self.config.next, self.config.top_p, self.config.attempts, first=True)
+        return ask_all(self.writer, how, queries, turns, shown, read)
 
 
 @dataclass(frozen=True)

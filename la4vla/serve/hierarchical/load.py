@@ -12,6 +12,7 @@ import transformers
 
 from la4vla import manifest
 from la4vla.config import HierarchicalConfig
+from la4vla.config.hierarchical import QUESTIONS
 from la4vla.levels import levels_of
 from la4vla.manifest import Manifest
 from la4vla.serve.hierarchical.instructors import Instructor, TrueInstructions, WrittenInstructions
@@ -22,9 +23,6 @@ from la4vla.types import Embodiment, UserError
 
 PLACES = ("high", "high_base")
 """Settings that say where weights lie, and change nothing of what is said."""
-
-ASKED_AS = ("next", "next_system")
-"""Types of question that a model can be asked as, the first that it was trained on."""
 
 
 def load_hierarchical(
@@ -46,15 +44,16 @@ def load_hierarchical(
     levels = levels_of(description.config)
     policy = ServedPolicy.load(folder, device, base)
     settings = {name: value for name, value in asdict(config).items() if name not in PLACES}
-    versions = {"torch": torch.__version__}
+    versions: dict[str, str] = {"torch": torch.__version__}
     instructor: Instructor = TrueInstructions()
     weights = [description.weights_sha256]
     if config.instructor == "vlm":
         high = manifest.resolve(config.high)
         written = manifest.read(high)
+        question = _question(high, written, config.question)
         _check_fit(high, written, policy.embodiment)
-        asked_as = next(name for name in ASKED_AS if name in written.text["questions"])
-        instructor = WrittenInstructions(_writer(high, written, device, config.high_base), config, asked_as)
+        instructor = WrittenInstructions(_writer(high, written, device, config.high_base), question, config)
+        settings["question"] = question
         weights.append(written.weights_sha256)
         versions["transformers"] = transformers.__version__
     digest = hashlib.sha256(json.dumps([weights, settings, levels], sort_keys=True).encode()).hexdigest()
@@ -70,15 +69,24 @@ def _writer(folder: Path, description: Manifest, device: str | torch.device, bas
     return VlmWriter(vlm.to(device), encoder)
 
 
-def _check_fit(folder: Path, description: Manifest, embodiment: Embodiment) -> None:
-    """Raises UserError unless this is a model that was asked for the next instruction of this robot."""
+def _question(folder: Path, description: Manifest, wanted: str) -> str:
+    """As which type of question this model says the next instruction. Raises UserError where it was not trained to."""
     if description.learner != "vlm":
         raise UserError(f"high: {folder} is a policy with actions; name a checkpoint of learner vlm.")
-    if not set(ASKED_AS) & set(description.text.get("questions", [])):
+    asked = [question for question in QUESTIONS if question in description.text.get("questions", [])]
+    if not asked or (wanted and wanted not in asked):
+        what = f"the question {wanted}" if wanted and asked else "for the next instruction"
         raise UserError(
-            f"high: {folder} was never asked for the next instruction; train it on the texts of `la4vla construct "
-            "texts`, `next` or `next_system` among their questions."
+            f"high: {folder} was never asked {what}; train it on the texts of `la4vla construct texts`, "
+            f"{wanted or ' or '.join(QUESTIONS)} among their questions."
         )
+    if len(asked) > 1 and not wanted:
+        raise UserError(f"high: {folder} was asked {' and '.join(asked)}; say which with `question`.")
+    return wanted or asked[0]
+
+
+def _check_fit(folder: Path, description: Manifest, embodiment: Embodiment) -> None:
+    """Raises UserError unless the model learned texts of this robot."""
     if not description.embodiment:
         raise UserError(
             f"high: {folder} learned texts of no robot; write them with `la4vla construct texts` from a robot's clips."

@@ -65,16 +65,14 @@ def ask_all(
     writer: Writer,
     question: Question,
     queries: Sequence[Asked],
-    words: Callable[[Asked], str],
+    turns: Callable[[Asked, Sequence[int]], tuple[Turn, ...]],
     shown: Callable[[Asked], tuple[np.ndarray, ...]],
     read: Callable[[Asked, str], Read[Value]],
-    before: Callable[[Asked], str] = lambda query: "",
 ) -> dict[int, Value]:
     """id of the query -> what was read of the first well-formed answer; a query without one is missing.
 
-    words, shown: of a query, the question and the images before it. before: what a system turn says first, if anything.
-    Raises UserError for a `first` question that the
-    writer cannot take.
+    turns: of a query, and the numbers of its images. shown: its images. Raises UserError for a `first` question that
+    the writer cannot take.
     """
     values: dict[int, Value] = {}
     for attempt in range(question.attempts):
@@ -84,10 +82,8 @@ def ask_all(
         prompts = []
         for query in asked:
             images = shown(query)
-            turns = [Turn("user", words(query), tuple(range(len(images))))]
-            if told := before(query):
-                turns = [Turn("system", told), *turns]
-            prompts.append(Prompt(f"{_name(query.key)}/{question.name}/{attempt}", tuple(turns), images))
+            key = f"{_name(query.key)}/{question.name}/{attempt}"
+            prompts.append(Prompt(key, turns(query, range(len(images))), images))
         for query, answer in zip(asked, writer.write(prompts, question.sampling, question.top_p), strict=True):
             if answer.refused and question.first:
                 raise UserError(answer.refused)

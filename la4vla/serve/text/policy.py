@@ -33,7 +33,7 @@ from la4vla.serve.text.open_episodes import OpenEpisodes, check_observation
 from la4vla.serve.text.safety import filtered
 from la4vla.serve.text.verify import Cycle, Inspector, Verdict, simulator_says
 from la4vla.serve.text.writer import Writer
-from la4vla.types import Embodiment, Observation, UserError
+from la4vla.types import Embodiment, Observation, Turn, UserError
 
 Value = TypeVar("Value")
 
@@ -270,8 +270,11 @@ class TextPolicy:
         def shown(query: TextQuery) -> tuple[np.ndarray, ...]:
             return images[id(query)] if images else tuple(query.observation.views[name] for name in self.views)
 
+        def turns(query: TextQuery, numbers: Sequence[int]) -> tuple[Turn, ...]:
+            return (Turn("user", words(query), tuple(numbers)),)
+
         how = Question(question, sampling, self.config.top_p, self.config.attempts, first=question == "subtasks")
-        return ask_all(self.writer, how, queries, words, shown, read)
+        return ask_all(self.writer, how, queries, turns, shown, read)
 
     def _chunk(self, query: TextQuery) -> np.ndarray:
         """The next commands of the episode's text, or stillness where there are none."""

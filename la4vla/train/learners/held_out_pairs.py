@@ -55,11 +55,11 @@ class HeldOutPairs:
                 )
         _warn_of_shared(setup, index, world)
         places = clip_places(index)
-        distinct = len(make_groups(config.run.seed, NAME, 1, places, index.frame_stride).sentences)
+        distinct = len(make_groups(config.run.seed, NAME, 1, places).sentences)
         if distinct < 2:
             raise UserError(f"validate.pairs: {asked.pairs} has one instruction, which nothing can be told from.")
         size = min(config.data.contrast_group, distinct)
-        groups = make_groups(config.run.seed, NAME, size, places, index.frame_stride)
+        groups = make_groups(config.run.seed, NAME, size, places)
         self.size = size
         self._groups = [self._read(index, groups, number) for number in range(asked.pair_groups)]
 

@@ -20,7 +20,7 @@ from la4vla.model.backbone import IMAGES
 from la4vla.model.conversation import ConversationEncoder, as_text
 from la4vla.model.freeze import set_trainable, summary_table
 from la4vla.model.policy import Policy, build_policy, rebuild
-from la4vla.model.presets import preset
+from la4vla.model.presets import preset, size_of
 from la4vla.model.tokenizer import Prompter, build_prompter
 from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
@@ -45,7 +45,7 @@ class PolicyLearner:
         self._config, self._world = config, world
         self._writes = any(source.kind == "text" for source in _mixed(config))
         self._adapted = adapting.find_base(config, resume, world)
-        size = preset(config.model.preset)
+        size = size_of(config.model)
         self._spec = size.spec
         self._prompter = self._find_prompter(resume)
         self._encoder = None
@@ -104,7 +104,7 @@ class PolicyLearner:
         """Of a policy that begins with fresh adapters, or with those of another run."""
         model = self._config.model
         return {
-            "size": preset(model.preset).to_dict(),
+            "size": size_of(model).to_dict(),
             "readout": model.readout,
             "attention": model.attention,
             "dropout": model.dropout,
@@ -235,6 +235,13 @@ class PolicyLearner:
                 raise UserError(
                     f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
                     "with which it was trained."
+                )
+        if of_policy and (resume.own or model.readout == "flatten"):  # else no weight knows of the horizon
+            horizon = source.manifest.model["size"]["horizon"]
+            if horizon != size_of(model).horizon:
+                raise UserError(
+                    f"{source.folder} gives chunks of {horizon} steps, not of {size_of(model).horizon}; set "
+                    f"model.horizon={horizon}, with which it was trained."
                 )
         prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():

@@ -16,7 +16,7 @@ from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey, Said
 from la4vla.types import UserError
 from tests.fixtures import ARM, make_clip, write_shards
-from tests.hand_checkpoint import write_checkpoint
+from tests.hand_checkpoint import write_checkpoint, write_vlm_checkpoint
 
 VIEWS = {"front": View(16, 16)}
 TASK = "put the red cube into the bowl"
@@ -94,6 +94,18 @@ class Judge:
 
     def scores(self, deeds):
         return np.array([len(deed.sentence) for deed in deeds], np.float32)
+
+
+def test_a_hierarchical_policy_out_of_its_folders(clips, low, tmp_path):
+    high = write_vlm_checkpoint(tmp_path / "high", ARM, {}, questions=("next",))
+    (tmp_path / "high.yaml").write_text(
+        f"schema: hierarchical\nhigh: {high}\nviews: [front]\nnext: {{max_tokens: 4}}\n"
+    )
+    asked = ["words", str(low), str(clips), "--high", str(tmp_path / "high.yaml"), "--rows", "2"]
+    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    numbers, rows = words.read(tmp_path / "out")
+    assert numbers["arm"] == words.HIERARCHICAL and len(rows) == 2
+    assert {texts.BLEU, "MSE (raw)", "unknown per 100"} <= set(numbers["metrics"])
 
 
 def test_table_1_has_the_published_rows_beside_ours(clips, low, tmp_path):

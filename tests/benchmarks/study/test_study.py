@@ -16,6 +16,7 @@ import pytest
 from benchmarks.results import protocols, results, stats
 from benchmarks.study import config as study_config
 from benchmarks.study import hours, measure, plan, rows, run, scores, tables
+from benchmarks.study.jobs import StudyJob, everything
 from la4vla import config
 from la4vla.types import UserError
 
@@ -71,7 +72,7 @@ def test_a_digest_is_of_what_decides_a_result(tmp_path, job):
     """The job itself, and through what it needs the others. Seeds, recipes and data count; processes do not."""
 
     def digest(study):
-        chain = {item.name: item for item in tables.everything(plan.expand(study, ["paradigms_0"]))}
+        chain = {item.name: item for item in everything(plan.expand(study, ["paradigms_0"]))}
         return chain[job].of
 
     study = study_config.load(STUDY)
@@ -79,7 +80,7 @@ def test_a_digest_is_of_what_decides_a_result(tmp_path, job):
     copied = tmp_path / "construct.yaml"
     copied.write_text((ROOT / study.construct["pretrain"]).read_text().replace("episodes: 20", "episodes: 21"))
     assert digest(replace(study, construct={**study.construct, "pretrain": str(copied)})) != digest(study)
-    chain = {item.name: item.of for item in tables.everything(plan.expand(study, ["paradigms_0", "paradigms_1"]))}
+    chain = {item.name: item.of for item in everything(plan.expand(study, ["paradigms_0", "paradigms_1"]))}
     assert job == "construct/pretrain" or chain[job] != chain[job.replace("/0", "/1")]
     longer = study_config.load(STUDY, ["pretrainings.la.changes=[stages.pretrain.steps=601]"])
     assert (digest(longer) != digest(study)) == (job != "construct/pretrain")
@@ -143,7 +144,7 @@ def test_the_committed_tables_are_what_the_committed_rows_give(tmp_path):
     `la4vla eval study configs/study/study.yaml --tables`."""
     study = study_config.load(STUDY)
     found = rows.StudyRows(Path(study.rows))
-    assert len(found.newest(plan.everything(plan.expand(study)))) == sum(len(lines) for lines in committed().values())
+    assert len(found.newest(everything(plan.expand(study)))) == sum(len(lines) for lines in committed().values())
     path = tables.write(study, tmp_path)
     assert path.read_text() == (ROOT / "docs/study/tables.md").read_text()
 
@@ -195,7 +196,7 @@ def toy(tmp_path, script="pass"):
         folder = tmp_path / "out" / name
         code = f"import pathlib; p = pathlib.Path({str(folder)!r}); p.mkdir(exist_ok=True, parents=True)\n"
         code += f"open({str(tmp_path / 'log')!r}, 'a').write({name!r} + '\\n')\n{extra}"
-        return plan.StudyJob(name, "train", f"of-{name}", folder, (sys.executable, "-c", code), needs, {})
+        return StudyJob(name, "train", f"of-{name}", folder, (sys.executable, "-c", code), needs, {})
 
     first = job("first", extra=script)
     return study, [first, job("second", (first,))]
@@ -244,7 +245,7 @@ def test_data_of_another_recipe_in_the_same_folder_are_made_again(tmp_path, ran)
     study, (first, _) = toy(tmp_path)
     one, two = (replace(first, kind="construct", of=name) for name in ("one", "two"))
     wanted = [
-        plan.StudyJob(f"use {n}", "train", f"use {n}", first.folder, first.command, (job,), {})
+        StudyJob(f"use {n}", "train", f"use {n}", first.folder, first.command, (job,), {})
         for n, job in enumerate((one, two, one))
     ]
     assert ran(study, wanted[:1]) == ran(study, wanted[1:2]) == ran(study, wanted[2:]) == ["first", "first"]
@@ -280,11 +281,11 @@ run.run(study, [], 1.0)
 
 
 def test_a_terminated_run_takes_its_command_along_and_is_resumed(tmp_path, ran):
-    script = "import time, os; (p / 'pid').write_text(str(os.getpid())); time.sleep(60)"
+    script = "import time, os; (p / 'pid').write_text(str(os.getpid())); time.sleep(600)"
     driver = DRIVER.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path), script=script)
     process = subprocess.Popen([sys.executable, "-c", driver])
     pid = tmp_path / "out" / "first" / "pid"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while not (pid.exists() and pid.read_text()):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
@@ -292,7 +293,7 @@ def test_a_terminated_run_takes_its_command_along_and_is_resumed(tmp_path, ran):
     with pytest.raises(UserError, match="still at work"):
         ran(study, jobs)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(300) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert ran(study, jobs) == ["first", "second"]
@@ -371,7 +372,7 @@ def test_sign_flip(differences, p):
 
 def test_the_tables_are_made_of_the_rows_alone(tmp_path):
     study = study_config.load(STUDY, [f"rows={tmp_path / 'rows'}"])
-    jobs = {job.name: job for job in tables.everything(plan.expand(study))}
+    jobs = {job.name: job for job in everything(plan.expand(study))}
     empty = tables.write(study, tmp_path / "empty").read_text()
     assert "Nothing yet; the part paradigms" in empty
     (tmp_path / "rows").mkdir()

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.results import protocols
 from benchmarks.study import config as study_config
 from benchmarks.study import hours, plan, rows, run, writing_tables
+from benchmarks.study.jobs import everything
 from la4vla import config
 from la4vla.types import UserError
 from tests.train.launch import Rank
@@ -38,7 +39,7 @@ def test_the_shipped_study_asks_what_the_paper_claims():
     assert "ceiling/robot" in names
     recipes = {
         job.about["arm"]: job.about
-        for job in plan.everything(plan.expand(study))
+        for job in everything(plan.expand(study))
         if "recipe" in job.about and "arm" in job.about
     }
     loaded = {name: config.load(about["recipe"], about["settings"]) for name, about in recipes.items()}
@@ -49,6 +50,9 @@ def test_the_shipped_study_asks_what_the_paper_claims():
         assert stage.insulate is (name == "flow_scene_insulated")
         assert (stage.mixture.get("scene", 0.0) > 0) is name.startswith("flow_scene")
     assert "language_head" not in loaded["whole_flow"].stages["robot"].train
+    assert {job.name for job in everything(plan.expand(study)) if job.name.startswith("pretrain/")} == {
+        "pretrain/scenes/0"
+    }, "one model that all seeds start from"
     claimed = {name for claim in writing_tables.CLAIMS for name in (claim.better, claim.worse)}
     assert claimed <= set(EIGHT)
 
@@ -66,7 +70,7 @@ def test_acts_and_texts_are_part_of_a_jobs_digest(tmp_path):
     changed = study_config.load(STUDY, [f"conditions.lora_decimals.acts={other}"])
 
     def digests(study):
-        return {job.name: job.of for job in plan.everything(plan.expand(study, ["seed_0"]))}
+        return {job.name: job.of for job in everything(plan.expand(study, ["seed_0"]))}
 
     before, after = digests(study), digests(changed)
     assert {name for name in before if before[name] != after[name]} == {"evaluate/lora_decimals/0"}
@@ -183,9 +187,7 @@ def test_a_miniature_runs_from_demonstrations_to_tables(miniature, tmp_path, mon
     assert set(next(row for row in written["answers"] if row["arm"] == "whole_flow")["rates"]) == {"main"}
     assert all("decision_s" in row for row in written["evaluate"])
     text = "\n".join(
-        writing_tables.lines(
-            miniature, rows.StudyRows(tmp_path / "rows").newest(plan.everything(plan.expand(miniature)))
-        )
+        writing_tables.lines(miniature, rows.StudyRows(tmp_path / "rows").newest(everything(plan.expand(miniature))))
     )
     assert text.index("otherwise than in the paper") < text.index("## Acting and keeping")
     assert "| ceiling (decimals, commanded) |" in text and "| before | 1 |" in text

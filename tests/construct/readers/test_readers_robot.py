@@ -162,5 +162,5 @@ def test_a_robot_file_with_a_mistake_is_refused_with_the_place(tmp_path, change,
 
 
 def test_an_unknown_robot_names_those_there_are():
-    with pytest.raises(UserError, match="droid_franka, libero_panda, metaworld_sawyer"):
+    with pytest.raises(UserError, match="droid_franka, language_table, libero_panda, metaworld_sawyer"):
         robot_file("xarm9")

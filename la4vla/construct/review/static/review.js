@@ -100,7 +100,10 @@ function describe(clip) {
   $("primitive").textContent = clip.primitive;
   $("status").textContent = clip.status;
   $("task").textContent = clip.task_instruction ? `${clip.task_instruction} (${clip.task})` : clip.task;
-  $("score").textContent = `${clip.score} of 3`;
+  $("score").textContent = `${clip.scores.rules} of 3`;
+  const fit = clip.scores.grounding;
+  $("grounding").textContent =
+    fit === null ? "not asked" : `${fit.toFixed(2)}, above ${Math.round(100 * clip.grounded_below)} % of the candidates`;
   $("reasons").replaceChildren(...clip.reasons.map((reason) => Object.assign(document.createElement("li"), { textContent: reason })));
 }
 
