@@ -1,4 +1,4 @@
-"""Why: `la4vla gpla` is one command for hours of work; what is done must not be done again, and what fails must end it."""
+"""Why: `la4vla gpla` is one command for hours of work; what is done is not done again, and what fails ends it."""
 
 from dataclasses import replace
 
