@@ -32,7 +32,7 @@ ROOMS = {
     "probe": F0 | F1 | {"page", "probe_cases", "serve", "construct"},
     "benchmarks": F0
     | F1
-    | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct", "grounding"},
+    | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct", "grounding", "gpla"},
     "gpla": F0 | F1 | {"train", "serve", "grounding", "page", "questions"},
     "cli": F0 | F1 | {"train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from la4vla.construct.vocabulary import APPEARANCE, DIRECTION_SPELLINGS, NEUTRAL, VERBS, words_of
+from la4vla.construct.vocabulary import APPEARANCE, NEUTRAL, VERBS
+from la4vla.directions import DIRECTION_SPELLINGS, words_of
 from la4vla.types import ROTATION, Embodiment, UserError
 
 FAILURES = ("repeated", "impossible", "absent", "unknown")

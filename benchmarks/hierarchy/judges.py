@@ -31,8 +31,10 @@ from la4vla.construct.propose import judge
 from la4vla.construct.propose.candidates import Candidate, Proposal, candidates_of
 from la4vla.construct.readers import open_dataset
 from la4vla.construct.second_judge import SecondJudge
-from la4vla.construct.vocabulary import DIRECTIONS, WORD, phrase, way
+from la4vla.construct.vocabulary import phrase, way
+from la4vla.directions import WORD
 from la4vla.page import page
+from la4vla.probe.wording import opposite
 from la4vla.types import UserError
 
 LOSS = 0.05  # of the good clips
@@ -41,16 +43,8 @@ WORDS, SPAN, STATUS = "words", "span", "status"
 SPOILS = (WORDS, SPAN, STATUS)
 LEVELS_OF_RULES = (0.5, 1.5, 2.5, 3.5)  # between the scores 0 .. 3
 
-OTHER_WAY = {
-    word: other
-    for one, two in (
-        *DIRECTIONS,
-        *((f"{one}s", f"{two}s") for one, two in (("forward", "backward"), ("upward", "downward"))),
-        *(("leftward", "rightward"), ("upward", "downward"), ("lift", "lower"), ("raise", "lower"), ("top", "bottom")),
-        *(("above", "below"), ("ascend", "descend"), ("clockwise", "counter-clockwise"), ("upper", "lower")),
-    )
-    for word, other in ((one, two), (two, one))
-}
+IN_A_PLANE = {"top": "bottom", "bottom": "top", "above": "below", "below": "above"}
+"""Direction words that are not among a hand's own."""
 OTHER_STATUS = {
     **{"move": "transport", "transport": "move", "lift": "move", "lower": "move", "grasp": "place", "place": "grasp"},
     **{"wrist_rotate": "rotate_free", "rotate_free": "wrist_rotate"},
@@ -124,7 +118,7 @@ def spoil(item: Candidate, how: str, frames: int, config: ConstructConfig) -> Pr
 
 def turned_around(sentence: str) -> str:
     """The sentence with every direction word turned around."""
-    return WORD.sub(lambda found: OTHER_WAY.get(found[0].lower(), found[0]), sentence)
+    return WORD.sub(lambda found: IN_A_PLANE.get(found[0].lower(), found[0]), opposite(sentence))
 
 
 def caught(good: Sequence[JudgedClip], spoiled: Mapping[str, Sequence[JudgedClip]]) -> dict[str, Any]:

@@ -225,6 +225,8 @@ def rounds(job: StudyJob) -> dict[str, Any]:
 
     Raises UserError for a folder without rounds.
     """
+    # Imported only where a study has rounds: it brings the trainer.
+
     files = sorted((job.folder / CANDIDATES).glob("round_*.jsonl"))
     newest = manifest.newest(job.folder)
     if not files or newest is None:

@@ -253,8 +253,8 @@ INTERVALS = {
     **dict.fromkeys(
         ("second_axis", "gripper_min_range", "min_gripper_change", "edge_change", "direction_purity"), "[0, 1]"
     ),
-    "frames": "[1, inf)",
     **dict.fromkeys(("every", "next_every", "negatives", "scenes"), "[0, inf)"),
+    "frames": "[1, inf)",
     **dict.fromkeys(("held_out_scenes", "held_out_wordings"), "[0, 1)"),
     **{
         "direction_cosine": "[-1, 1]",

@@ -137,7 +137,8 @@ class CandidateMaker:
         mixed: bool,
     ) -> None:
         self._config, self._seed, self._views = config, seed, tuple(views)
-        self._low, self._levels, self._scorer, self._mixed = low, levels, scorer, mixed
+        self._low, self._scorer, self._mixed = low, scorer, mixed
+        self._levels: Levels = levels
 
     @property
     def scorer_view(self) -> str:
@@ -175,8 +176,20 @@ class CandidateMaker:
             for start, written in zip(some, answers, strict=True):
                 sentences = tuple(_sentence(answer, scores[start.key].get(answer.text)) for answer in written)
                 pair = choose(sentences, self._config.margin)
-                made = (start.key, start.task, round_number, self._seed, weights, sentences, *pair)
-                rows.append(JudgedPrompt(*made))
+                rows.append(
+                    JudgedPrompt(
+                        key=start.key,
+                        task=start.task,
+                        round=round_number,
+                        seed=self._seed,
+                        weights=weights,
+                        candidates=sentences,
+                        chosen=pair.chosen,
+                        rejected=pair.rejected,
+                        margin=pair.margin,
+                        left_out=pair.left_out,
+                    )
+                )
         vlm.train(training)
         return rows
 

@@ -35,9 +35,11 @@ def start(name: str, processes: int, module: str, *arguments: str) -> None:
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    passed_on: list[int] = []
     with subprocess.Popen([*command, module, *arguments]) as child:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
+            passed_on.append(number)
             child.send_signal(number)
 
         before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -46,5 +48,7 @@ def start(name: str, processes: int, module: str, *arguments: str) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+    if passed_on:
+        raise UserError(f"{name} was stopped by a signal; start again, and it goes on from its newest checkpoint.")
     if status:
         raise UserError(f"{name} ended with status {status}; it says why above. Start again after mending it.")

@@ -50,7 +50,7 @@ def test_the_shipped_study_asks_what_the_paper_claims():
         assert stage.insulate is (name == "flow_scene_insulated")
         assert (stage.mixture.get("scene", 0.0) > 0) is name.startswith("flow_scene")
     assert "language_head" not in loaded["whole_flow"].stages["robot"].train
-    assert {job.name for job in plan.everything(plan.expand(study)) if job.name.startswith("pretrain/")} == {
+    assert {job.name for job in everything(plan.expand(study)) if job.name.startswith("pretrain/")} == {
         "pretrain/scenes/0"
     }, "one model that all seeds start from"
     claimed = {name for claim in writing_tables.CLAIMS for name in (claim.better, claim.worse)}
