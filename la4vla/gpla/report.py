@@ -123,7 +123,8 @@ def _examples(config: GplaConfig, rows: Sequence[JudgedPrompt]) -> list[dict[str
     shown = []
     for row in rows[:EXAMPLES]:
         start = found[row.key]
-        judged = sorted(enumerate(row.candidates), key=lambda pair: -(pair[1].score or float("-inf")))
+        scores = [float("-inf") if item.score is None else item.score for item in row.candidates]
+        judged = [(place, row.candidates[place]) for place in sorted(range(len(scores)), key=lambda n: -scores[n])]
         marks = {row.chosen: "chosen", row.rejected: "rejected", None: ""}
         shown.append(
             {
