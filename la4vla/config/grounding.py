@@ -34,6 +34,8 @@ def validate_grounding(config: Any) -> None:
         raise UserError("validate.patience is for a run of one stage; train the stages as runs, with run.init_from.")
     if config.learner != "grounding":
         return
+    if config.grounding.horizon < 1:
+        raise UserError(f"grounding.horizon is {config.grounding.horizon}; it must be in [1, inf).")
     if config.grounding.dim % HEADS:
         raise UserError(f"grounding.dim is {config.grounding.dim}; it must be a multiple of {HEADS}.")
     if config.model.lora.rank:

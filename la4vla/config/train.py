@@ -189,7 +189,7 @@ INTERVALS = {
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha", "beta"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
     **dict.fromkeys(("steps", "global_batch", "micro_batch", "max_skipped_steps"), "[1, inf)"),
-    **dict.fromkeys(("text_rows", "max_tokens", "horizon", "dim", "pair_groups"), "[1, inf)"),
+    **dict.fromkeys(("text_rows", "max_tokens", "dim", "pair_groups"), "[1, inf)"),
     **dict.fromkeys(("diversity", "patience"), "[0, inf)"),
     "contrast_group": "[2, inf)",
     **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
