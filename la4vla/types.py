@@ -387,7 +387,7 @@ class PairGradients:
     loss         fp32 0-d, of the group
     motion_BD    fp32, gradient of the group's loss, times its pairs, by the micro-batch's embeddings of motions
     sentence_BD  likewise of sentences
-    scale        fp32 0-d, this micro-batch's share of the gradient by the logarithm of the logit scale
+    scale        fp32 [1], this micro-batch's share of the gradient by the logarithm of the logit scale
     """
 
     loss: Tensor

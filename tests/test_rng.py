@@ -52,6 +52,8 @@ def test_the_numbers_are_those_that_runs_were_made_with():
         "WRITE": 507302094,
         "TEXTS": 609161602,
         "PAIRS": 70559748,
+        "CONTRAST": 605617559,
+        "CORRUPT": 1447421652,
     }
     assert int(torch.randint(2**31, (1,), generator=torch_generator(0, RngUse.INIT, 1))) == 48684875
 

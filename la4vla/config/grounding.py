@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from la4vla.config.checks import within
 from la4vla.types import UserError
 
 HEADS = 4  # of the action encoder, whose width is grounding.dim
@@ -34,8 +35,7 @@ def validate_grounding(config: Any) -> None:
         raise UserError("validate.patience is for a run of one stage; train the stages as runs, with run.init_from.")
     if config.learner != "grounding":
         return
-    if config.grounding.horizon < 1:
-        raise UserError(f"grounding.horizon is {config.grounding.horizon}; it must be in [1, inf).")
+    within("grounding.", {"horizon": config.grounding.horizon}, {"horizon": "[1, inf)"})
     if config.grounding.dim % HEADS:
         raise UserError(f"grounding.dim is {config.grounding.dim}; it must be a multiple of {HEADS}.")
     if config.model.lora.rank:

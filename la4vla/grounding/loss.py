@@ -15,7 +15,7 @@ def group_loss(motion_GD: Tensor, sentence_GD: Tensor, log_scale: Tensor, kept_G
     """fp32 0-d, the mean over the pairs of a group that count.
 
     motion_GD, sentence_GD  embeddings of length 1; row i of both is one pair
-    log_scale               logarithm of what cosines are multiplied with, 0-d; above LARGEST_SCALE it does not count
+    log_scale               logarithm of what cosines are multiplied with, [1]; above LARGEST_SCALE it does not count
     kept_G                  bool, the pairs that count; the others are neither right nor wrong answers
     diversity               weight of the mean positive cosine between different motions and different sentences
     """

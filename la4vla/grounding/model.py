@@ -103,7 +103,8 @@ class GroundingHead(nn.Module):
         self.vision_projection = nn.Linear(sizes.vision, sizes.dim) if sizes.vision else None
         self.action = MotionEncoder(sizes)
         self.film = nn.ModuleList([FilmLayer(sizes.dim) for _ in range(FILM_LAYERS)])
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / FIRST_TEMPERATURE)))
+        # Of one element, not a scalar: DeepSpeed cannot send those.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / FIRST_TEMPERATURE)]))
 
     def motion(self, pooled_BV: Tensor | None, actions_BTA: Tensor, valid_BT: Tensor) -> Tensor:
         action_BD = self.action(actions_BTA, valid_BT)
@@ -149,7 +150,7 @@ class GroundingModel(nn.Module):
         counted = batch.kept_B.sum().float()
         # Its gradient is that of the group's loss by way of these embeddings, its value the batch's share of the loss.
         reached = (motion_BD * given.motion_BD).sum() + (sentence_BD * given.sentence_BD).sum()
-        reached = reached + self.head.log_scale * given.scale
+        reached = reached + (self.head.log_scale * given.scale).sum()
         return counted * given.loss + reached - reached.detach(), counted
 
     def motion(self, images_BCHW: Tensor | None, actions_BTA: Tensor, valid_BT: Tensor) -> Tensor:

@@ -177,7 +177,8 @@ def test_scenes_of_recorded_episodes_are_the_simulators(real):
     assert set(Counter(states.values())) <= {1, 2, 3} and len(states) % 2 == 0
     for row in written:
         if row.question == "scene_state":
-            source = read_episode(episode_path(Path(real.read.path), row.task, int(row.episode.rsplit("-", 1)[1])))
+            name, number = row.episode.rsplit("-", 1)
+            source = read_episode(episode_path(Path(real.read.path), name, int(number)))
             (image,) = row.images
             assert bytes(image.jpeg) == source.frames("corner4", [image.t])[image.t]
             assert (image.t == 0) == (row.answer in ("closed", "up"))

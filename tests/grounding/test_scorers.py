@@ -114,6 +114,12 @@ def test_towers_come_from_a_folder(public):
     assert load_towers(str(public / "siglip"), vision=False).vision is None
 
 
+def test_no_weight_is_a_scalar():
+    """DeepSpeed cannot send one to other ranks."""
+    model = build_grounding(build_towers("tiny", True, 0), 16, 4, 3, 0)
+    assert all(parameter.ndim for parameter in model.parameters())
+
+
 def test_fresh_towers_are_a_function_of_the_seed():
     one, same, other = (build_towers("tiny", True, seed) for seed in (1, 1, 2))
     states = [{**towers.text.state_dict(), **towers.vision.state_dict()} for towers in (one, same, other)]
