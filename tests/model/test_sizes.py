@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from la4vla import manifest
 from la4vla.config import MODULE_GROUPS, ModelConfig
-from la4vla.model import flops, freeze
+from la4vla.model import flops, freeze, weights
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset, size_of
 from la4vla.types import UserError
+from tests.hand_checkpoint import complete
 
 EVERYTHING = MODULE_GROUPS
 
@@ -77,6 +80,14 @@ def test_another_horizon_is_another_chunk_and_no_other_weight():
     assert {name: p.shape for name, p in short.named_parameters()} == {
         name: p.shape for name, p in usual.named_parameters()
     }
+
+
+def test_weights_of_another_horizon_do_not_fit_where_they_depend_on_it(tmp_path):
+    made = build_policy(ModelConfig(preset="tiny", readout="flatten"), 0)
+    save_file(made.state_dict(), tmp_path / manifest.WEIGHTS)
+    complete(tmp_path, learner="policy", model=made.description, embodiment={})
+    with pytest.raises(UserError, match="head.readout.pool.weight.*use the model settings it was trained with"):
+        weights.load(build_policy(ModelConfig(preset="tiny", readout="flatten", horizon=8), 0), str(tmp_path))
 
 
 TF = 1e12

@@ -236,13 +236,6 @@ class PolicyLearner:
                     f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
                     "with which it was trained."
                 )
-        if of_policy and (resume.own or model.readout == "flatten"):  # else no weight knows of the horizon
-            horizon = source.manifest.model["size"]["horizon"]
-            if horizon != size_of(model).horizon:
-                raise UserError(
-                    f"{source.folder} gives chunks of {horizon} steps, not of {size_of(model).horizon}; set "
-                    f"model.horizon={horizon}, with which it was trained."
-                )
         prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
