@@ -86,7 +86,7 @@ def test_weights_of_another_horizon_do_not_fit_where_they_depend_on_it(tmp_path)
     made = build_policy(ModelConfig(preset="tiny", readout="flatten"), 0)
     save_file(made.state_dict(), tmp_path / manifest.WEIGHTS)
     complete(tmp_path, learner="policy", model=made.description, embodiment={})
-    with pytest.raises(UserError, match="head.readout.pool.weight.*use the model settings it was trained with"):
+    with pytest.raises(UserError, match=r"head\.readout\.pool\.weight.*use the model settings it was trained with"):
         weights.load(build_policy(ModelConfig(preset="tiny", readout="flatten", horizon=8), 0), str(tmp_path))
 
 
