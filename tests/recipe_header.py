@@ -10,6 +10,7 @@ from benchmarks.__main__ import parsed
 from benchmarks.study import config as study_config
 from benchmarks.study import plan
 from la4vla.construct.__main__ import STEPS
+from la4vla.gpla.__main__ import STEPS as GPLA_STEPS
 
 ROOT = Path(__file__).parents[1]
 FIELD = re.compile(r"\b(Hardware|Cost|Expected result)(?: \([^)]*\))?: ")
@@ -66,7 +67,7 @@ def _command(text: str) -> Command:
         case ["la4vla", "construct", *rest]:
             rest = [word for word in rest if word not in (*STEPS, "texts", "--dry-run")]
         case ["la4vla", "gpla", *rest]:
-            pass
+            rest = rest[1:] if rest[0] in GPLA_STEPS else rest
         case ["la4vla", "eval", *rest]:
             options = parsed(rest)
             if options.command == "study":
