@@ -21,11 +21,12 @@ from benchmarks.hierarchy.failures import FAILURES, KnownWords, failures, known_
 from benchmarks.hierarchy.moments import Moment, sentences
 from benchmarks.hierarchy.texts import CORPUS_BLEU, TextMetrics
 from la4vla import __version__
+from la4vla.config.hierarchical import QUESTIONS
 from la4vla.data.shards.index import Index, read_stats
 from la4vla.levels import Levels, told
 from la4vla.page import page
 from la4vla.serve.policy_like import NoiseKey, Served, open_episodes
-from la4vla.types import Scorer, UserError
+from la4vla.types import Deed, Scorer, UserError
 
 ROWS, NUMBERS = "words.jsonl", "words.json"
 AT_ONCE = 16  # moments; changes no number but the last digits
@@ -97,7 +98,7 @@ def _asked(policy: Served, chosen: Sequence[Moment], told: Sequence[str], seed: 
     chunks = policy.infer([moment.seen(text) for moment, text in zip(chosen, told, strict=True)], keys)
     if not writes:
         return [Answered("", chunk) for chunk in chunks]
-    written = [[item.text for item in said if item.question == "next"] for said in policy.said()]
+    written = [[item.text for item in said if item.question in QUESTIONS] for said in policy.said()]
     if len(written) < len(chosen) or not all(written):
         raise UserError("the policy wrote no sentence for a moment; evaluate it with --oracle or --flat instead.")
     return [Answered(texts[-1], chunk) for texts, chunk in zip(written, chunks, strict=True)]
@@ -148,15 +149,28 @@ def measured(chosen: Sequence[Moment], answers: Sequence[Answered], by: Judges, 
 
 def _scores(
     chosen: Sequence[Moment], answers: Sequence[Answered], scorer: Scorer | None, writes: bool
-) -> list[float] | None:
-    """How well each chunk fits its sentence; of an arm that writes none, the sentence that it was told by people."""
+) -> list[float | None] | None:
+    """How well each chunk fits its sentence; of an arm that writes none, the sentence that it was told by people. A
+    sentence that the scorer cannot take, such as one that never ends, has no score. Raises UserError where none has."""
     if scorer is None:
         return None
     deeds = [
         moment.deed(answer.said if writes else moment.instruction, answer.chunk[: len(moment.chunk)])
         for moment, answer in zip(chosen, answers, strict=True)
     ]
-    return [float(score) for score in scorer.scores(deeds)]
+    found = scored(scorer, deeds)
+    if all(score is None for score in found):
+        scorer.scores(deeds[:1])
+    return found
+
+
+def scored(scorer: Scorer, deeds: Sequence[Deed]) -> list[float | None]:
+    """One score a deed; None for a deed that the scorer refuses."""
+    try:
+        return [float(score) for score in scorer.scores(deeds)]
+    except UserError:
+        half = len(deeds) // 2
+        return [*scored(scorer, deeds[:half]), *scored(scorer, deeds[half:])] if half else [None]
 
 
 def summary(rows: Sequence[Mapping[str, Any]], metrics: TextMetrics) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study.config import Hierarchy, Part, StudyConfig
 from benchmarks.study.jobs import StudyJob, constructed, pretrained, protocol_of, values_of
 from la4vla.construct.ledger import digest
 
 STEPS = 8  # actions of a chunk that are compared, and frames between two moments (FACTS 2.1: horizon 8)
+MOST_TOKENS = 24  # of a sentence, as of the rounds' candidates
 JUDGES = "judges.json"
 HIGH = "high.yaml"
 CLEAN = "clean"
@@ -50,7 +52,7 @@ def worded(study: StudyConfig, name: str, seed: int) -> StudyJob:
     needs += [constructed(study, arm.learned)] if arm.learned else []
     scorer = pretrained(study, arm.scorer, seed) if arm.scorer else None
     needs += [scorer] if scorer else []
-    of = digest("words", STEPS, arm.told, list(arm.views), seed, [job.of for job in needs])
+    of = digest("words", STEPS, MOST_TOKENS, arm.told, list(arm.views), seed, [job.of for job in needs])
     folder = Path(study.out) / "words" / f"{name}-{seed}-{of[:6]}"
     command = (sys.executable, "-m", "benchmarks", "words", str(needs[0].folder))
     command += (str(constructed(study, arm.clips).folder / "vla"), "--out", str(folder), "--device", study.device)
@@ -68,7 +70,7 @@ def acted(study: StudyConfig, name: str, seed: int) -> StudyJob:
     """The arm's success in the study's protocol."""
     arm, protocol = study.hierarchies[name], protocol_of(study.protocol)
     needs = _models(study, arm, seed)
-    of = digest(protocol.hash, arm.told, list(arm.views), [job.of for job in needs])
+    of = digest(protocol.hash, MOST_TOKENS, arm.told, list(arm.views), [job.of for job in needs])
     folder = Path(study.out) / "evaluate" / f"{name}-{seed}-{of[:6]}"
     command = (sys.executable, "-m", "benchmarks", protocol.suite, "--checkpoint", str(needs[0].folder))
     command += ("--protocol", study.protocol, "--out", str(folder), "--device", study.device)
@@ -102,8 +104,11 @@ def _writer(study: StudyConfig, name: str, seed: int) -> StudyJob:
 
 def _high(study: StudyConfig, arm: Hierarchy, seed: int) -> str:
     """The file that `--high` takes. JSON is YAML."""
-    settings = {"schema": "hierarchical"}
+    settings: dict[str, Any] = {"schema": "hierarchical"}
     if not arm.high:
         return json.dumps({**settings, "instructor": "oracle"}) + "\n"
     folder = _writer(study, arm.high, seed).folder
-    return json.dumps({**settings, "high": str(folder), "views": list(arm.views)}) + "\n"
+    return (
+        json.dumps({**settings, "high": str(folder), "views": list(arm.views), "next": {"max_tokens": MOST_TOKENS}})
+        + "\n"
+    )

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.results import compare, protocols
 from benchmarks.results.protocols import Protocol
 from benchmarks.results.stats import Rate
-from benchmarks.study import figures, hours, writing_tables
+from benchmarks.study import figures, gpla_tables, hours, writing_tables
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.jobs import everything, pretrained
 from benchmarks.study.plan import expand
@@ -47,7 +47,7 @@ def write(study: StudyConfig, folder: Path) -> Path:
         "",
         f"Made from the rows in `{study.rows}` by `la4vla eval study CONFIG --tables`, not edited by hand.",
         "Rates are percent with 95 % intervals over all episodes of all seeds; `macro` is the mean of the groups.",
-        *(writing_tables.lines(study, made) if study.scenes else _about_paradigms(study, made)),
+        *_own(study, made),
         *costs(study, rows),
     ]
     path = folder / ("tables.md" if study.name == "tiny" else f"tables_{study.name}.md")
@@ -57,6 +57,13 @@ def write(study: StudyConfig, folder: Path) -> Path:
     if scores:
         path.with_suffix(".svg").write_bytes(figures.rates(scores))
     return path
+
+
+def _own(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
+    """The tables of its kind of study."""
+    if study.hierarchies:
+        return gpla_tables.lines(study, made)
+    return writing_tables.lines(study, made) if study.scenes else _about_paradigms(study, made)
 
 
 def _about_paradigms(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
@@ -256,7 +263,7 @@ def _scores(study: StudyConfig, made: Sequence[StudyRow]) -> dict[str, dict[str,
     rows = [row for row in made if "successes" in row]
     drawn: dict[str, dict[str, ConditionRates]] = {}
     for variant in dict.fromkeys(row["perturbation"] for row in rows):
-        for condition in study.conditions:
+        for condition in (*study.conditions, *study.hierarchies):
             here = [row for row in rows if (row["arm"], row["perturbation"]) == (condition, variant)]
             if here:
                 drawn.setdefault(variant, {})[condition] = score(here, groups)

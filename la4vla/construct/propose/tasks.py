@@ -13,11 +13,11 @@ from la4vla.construct.ledger import digest
 from la4vla.construct.propose.candidates import Proposal, ProposerResult
 from la4vla.construct.propose.keyframes import Keyframe
 
-VERSION = 1
+VERSION = 2
 """Raised when the same captions would become other candidates."""
 
-SUBTASK = "task"
-"""The primitive of a part that its dataset names: as of whole demonstrations, no atomic action."""
+SUBTASK = "subtask"
+"""The primitive of a part that its dataset names: no atomic action, and no whole demonstration either."""
 
 
 class Tasks:

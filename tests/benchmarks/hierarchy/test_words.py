@@ -108,6 +108,18 @@ def test_a_hierarchical_policy_out_of_its_folders(clips, low, tmp_path):
     assert {texts.BLEU, "MSE (raw)", "unknown per 100"} <= set(numbers["metrics"])
 
 
+def test_a_sentence_that_the_scorer_refuses_has_no_score(clips):
+    class Strict(Judge):
+        def scores(self, deeds):
+            if any(len(deed.sentence) > 30 for deed in deeds):
+                raise UserError("too long")
+            return super().scores(deeds)
+
+    moment = moments(read_index(clips), ["front"], 4, 8)[0]
+    deeds = [moment.deed("a" * length, moment.chunk) for length in (5, 40, 7, 31, 9)]
+    assert words.scored(Strict(), deeds) == [5.0, None, 7.0, None, 9.0]
+
+
 def test_table_1_has_the_published_rows_beside_ours(clips, low, tmp_path):
     assert main(["words", str(low), str(clips), "--oracle", "--out", str(tmp_path / "oracle")]) == 0
     oracle = json.loads((tmp_path / "oracle" / words.NUMBERS).read_text())

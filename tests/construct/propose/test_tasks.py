@@ -50,7 +50,7 @@ def test_a_datasets_own_parts_become_clips_with_both_levels(tmp_path):
     for name in ("la", "vla"):
         made = clips(tmp_path / "out" / name)
         assert sorted((clip.instruction, clip.task, clip.span) for clip in made) == sorted(wanted)
-        assert {clip.quality for clip in made} == {3.0} and {clip.primitive for clip in made} == {"task"}
+        assert {clip.quality for clip in made} == {3.0} and {clip.primitive for clip in made} == {"subtask"}
     for clip in clips(tmp_path / "out/task"):
         assert clip.instruction == clip.task and clip.task in {goal for _, goal, _ in wanted}
     run(config, "texts")
