@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
     embeddings.add_argument("--device", default="", help="of the scorers (default: cuda where there is one, else cpu)")
     embeddings.set_defaults(run=_embeddings)
     judges = commands.add_parser(
-        "judges", help="spoiled clips that the judges of a construction catch at 5 % loss of good ones"
+        "judges", help="spoiled clips that the judges of a construction catch at 5 %% loss of good ones"
     )
     judges.add_argument("config", type=Path, help="a construct config; grounding.scorer names its second judge")
     judges.add_argument("--json", type=Path, help="write the numbers there as well")
