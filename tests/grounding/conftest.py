@@ -1,5 +1,6 @@
 """Two small grounding runs, one of which is not shown the scene; small random CLIP and SigLIP of the real classes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from transformers import (
 )
 
 from tests.train.conftest import run_here
+from tests.train.launch import Ended
 from tests.train.pairs import COLOURS, WAYS, write_config, write_pairs
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 WORDS = ["[UNK]", "<pad>", "<end>", "push", "the", "cube", *COLOURS, *WAYS]
 SIDE = 16
-QUICK = ("checkpoint.every_steps=40", "log.every_steps=40", "stages.only.micro_batch=8")
+QUICK = ("checkpoint.every_steps=4", "checkpoint.keep_last=1", "checkpoint.keep_every=4", "stages.only.micro_batch=8")
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +67,9 @@ def public(tmp_path_factory) -> Path:
         for part in (model, fast, processor):
             part.save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture
+def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """A training run in this process, with what it printed."""
+    return lambda *arguments: Ended((run_here(*arguments),), *capfd.readouterr())
