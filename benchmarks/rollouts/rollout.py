@@ -15,17 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.perturb.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.results.protocols import Protocol
 from benchmarks.rollouts import video
-from benchmarks.rollouts.privileged import Tellers
 from la4vla.sim import render
 from la4vla.sim.env import Env
 from la4vla.sim.registry import Simulator
 from la4vla.types import Embodiment, Observation, UserError
+
+if TYPE_CHECKING:  # it brings the labeller, 0.4 s and 40 MB a worker, which few evaluations ask for
+    from benchmarks.rollouts.privileged import Tellers
 
 VIDEO_STRIDE = 4  # env steps between two frames of a video
 
@@ -243,7 +246,7 @@ def work(
             action, _ = simulator.expert(env)
             return action[None]
 
-        tellers = Tellers(privileged, simulator, env, protocol.seed) if privileged else None
+        tellers = _tellers(privileged, simulator, env, protocol.seed) if privileged else None
         while (job := connection.recv()) is not None:
             connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent, tellers))
         env.close()
@@ -251,6 +254,12 @@ def work(
         connection.send(Refusal(str(error)))
     except EOFError:
         return  # the parent is gone; nobody is left to report to
+
+
+def _tellers(names: tuple[str, ...], simulator: Simulator, env: Env, seed: int) -> Tellers:
+    from benchmarks.rollouts.privileged import Tellers
+
+    return Tellers(names, simulator, env, seed)
 
 
 def _redirect_output(log: str) -> None:

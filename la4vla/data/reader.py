@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -39,7 +39,7 @@ from la4vla.data.text_rows import PreparedText, batch_texts, prepare_text
 from la4vla.data.values import BadFrames, Limits, bad_frames
 from la4vla.levels import Levels, told
 from la4vla.rng import RngUse, generator
-from la4vla.types import SOURCE_KINDS, Batch, ContrastBatch, Kind, Sample, TextBatch, UserError
+from la4vla.types import SOURCE_KINDS, Batch, Kind, Sample, TextBatch, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class StepData:
     """What one rank needs for one optimizer step.
 
     stage, stage_step, step  counted from 0; step counts over all stages
-    batches                  in the order of SOURCE_KINDS: `la` ones first, `vla` ones last
+    batches                  in the order of SOURCE_KINDS: `la` ones first, `vla` ones last; each a Batch or a
+                             TextBatch, or all of them a ContrastBatch
     samples                  source -> samples of this step over all ranks
     bad_samples              masked ones on this rank since it started
     wait_s                   how long the trainer waited for this (0 in process)
@@ -65,7 +66,7 @@ class StepData:
     stage: str
     stage_step: int
     step: int
-    batches: tuple[Batch | TextBatch | ContrastBatch, ...]
+    batches: tuple[Any, ...]
     samples: Mapping[str, int]
     bad_samples: int
     wait_s: float = 0.0

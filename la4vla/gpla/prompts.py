@@ -102,5 +102,7 @@ class ClipStarts:
 
 def _of_clips(index: Index) -> Index:
     """The same with one sample a clip."""
-    ones = tuple(replace(shard, lengths=(1,) * len(shard.keys), samples=len(shard.keys)) for shard in index.shards)
+    ones = tuple(
+        replace(shard, lengths=(1,) * len(shard.keys), samples=len(shard.keys), kept=None) for shard in index.shards
+    )
     return replace(index, frame_stride=1, shards=ones)

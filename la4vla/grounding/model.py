@@ -120,6 +120,9 @@ class GroundingHead(nn.Module):
 
 
 class GroundingModel(nn.Module):
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(self, towers: Towers, dim: int, horizon: int, action_dim: int) -> None:
         """The head's weights are unset: see `set_fresh`."""
         super().__init__()
@@ -169,7 +172,7 @@ class GroundingModel(nn.Module):
     def flops(self, trained: Collection[str]) -> float:
         """Useful operations for one pair of a step that trains these groups: two a weight and token in the forward
         pass, twice as many again where the backward pass goes."""
-        vision = self.vision.config if self.vision is not None else None
+        vision: Any = self.vision.config if self.vision is not None else None
         tokens = {
             "text": self.text.config.max_position_embeddings,
             "vision": (vision.image_size // vision.patch_size) ** 2 if vision is not None else 0,

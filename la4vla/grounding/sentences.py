@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -26,7 +27,7 @@ class SentenceEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer  # transformers types its ids and texts as any of several forms
         self.length = length
 
     @property

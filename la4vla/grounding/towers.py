@@ -23,8 +23,13 @@ from la4vla.rng import RngUse, torch_generator
 from la4vla.types import UserError
 
 PRESET = "tiny"
-TINY_SIZES = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
-TINY_IMAGE = {"image_size": 112, "patch_size": 16}
+TINY_SIZES: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+TINY_IMAGE: dict[str, Any] = {"image_size": 112, "patch_size": 16}
 PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 """What SigLIP's towers were trained with."""
 PROCESSOR = "preprocessor_config.json"
@@ -50,7 +55,8 @@ class Towers:
     @property
     def image_size(self) -> int:
         """Pixels, square; 0 without vision."""
-        return self.vision.config.image_size if self.vision is not None else 0
+        config: Any = self.vision.config if self.vision is not None else None
+        return config.image_size if config is not None else 0
 
 
 def build_towers(preset: str, vision: bool, seed: int) -> Towers:
@@ -89,11 +95,12 @@ def load_towers(place: str, vision: bool) -> Towers:
     folder = local_folder(place, FILES)
     config = _siglip_config(folder)
     try:
-        whole, found = SiglipModel.from_pretrained(
+        loaded: Any = SiglipModel.from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: its weights cannot be read ({_first_line(error)}); fetch them again.") from error
+    whole, found = loaded
     wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])])
     if wrong:
         raise UserError(f"{folder}: its weights do not fit its config.json ({', '.join(wrong[:3])}); fetch them again.")
@@ -129,7 +136,8 @@ def _xavier(weight: Tensor, draw: torch.Generator) -> None:
     weight.uniform_(-bound, bound, generator=draw)
 
 
-def _siglip_config(folder: Path) -> SiglipConfig:
+def _siglip_config(folder: Path) -> Any:
+    """A SiglipConfig, whose parts transformers types as dicts."""
     try:
         raw = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

@@ -85,6 +85,15 @@ def test_a_clip_alone_is_the_clip_of_its_shard(folder):
         assert bytes(clip.frames["front"][2]) == bytes(same.frames["front"][2]) and len(clip.frames["front"]) == 1
 
 
+def test_idle_samples_are_in_no_group(folder):
+    """Those that a folder leaves out; a sentence of which none is left is no sentence."""
+    kept = [tuple((0,) if key == "clip-00000" else () for key in shard.keys) for shard in folder.shards]
+    shards = tuple(replace(shard, kept=frames) for shard, frames in zip(folder.shards, kept, strict=True))
+    groups = make_groups(0, "clips", 1, clip_places(replace(folder, shards=shards)))
+    assert groups.sentences == ("go left",) and groups.samples == (1,)
+    assert [(pair.place.key, pair.frame) for pair in groups.group(5)] == [("clip-00000", 0)]
+
+
 def test_a_folder_that_is_not_here_is_refused(folder):
     with pytest.raises(UserError, match="drawn from all over the folder"):
         clip_places(replace(folder, location="http://nowhere/clips"))

@@ -26,7 +26,7 @@ low: {{config: {place}/low.yaml}}
 scorer: by_rule
 candidates: {{clips: {place}/clips, count: 3, max_tokens: 6, actions: 4, rows_at_once: 6}}
 prefer:
-  rounds: 4
+  rounds: 3
   steps: 1
   global_batch: 4
   micro_batch: 2

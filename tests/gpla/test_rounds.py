@@ -61,7 +61,7 @@ def straight(place):
 
 
 def test_a_row_says_what_was_written_and_why_it_was_chosen(straight):
-    for number in range(4):
+    for number in range(3):
         found = rows(straight, number)
         assert len(found) == 4 and {row["round"] for row in found} == {number}
         assert len({row["weights"] for row in found}) == 1
@@ -70,11 +70,11 @@ def test_a_row_says_what_was_written_and_why_it_was_chosen(straight):
             assert [item["seed"] for item in row["candidates"]] == [0, 1, 2]
             assert (scores[row["chosen"]], scores[row["rejected"]]) == (max(scores), min(scores))
             assert row["margin"] == max(scores) - min(scores)
-    assert len({rows(straight, number)[0]["weights"] for number in range(4)}) == 4
+    assert len({rows(straight, number)[0]["weights"] for number in range(3)}) == 3
     assert {row["key"] for number in (0, 1) for row in rows(straight, number)} == {f"clip-{n:05d}" for n in range(8)}
     made = manifest.read(manifest.newest(straight.dir))
-    assert made.text["round"] == {"number": 3, "weights": rows(straight, 3)[0]["weights"]}
-    assert (made.step, made.stage_step, made.learner) == (4, 4, "vlm")
+    assert made.text["round"] == {"number": 2, "weights": rows(straight, 2)[0]["weights"]}
+    assert (made.step, made.stage_step, made.learner) == (3, 3, "vlm")
 
 
 def test_log_probabilities_are_those_of_a_plain_forward(straight, place):
@@ -113,8 +113,8 @@ def test_training_makes_what_is_preferred_likelier(straight, place):
 @pytest.mark.parametrize(
     ("changes", "crash"),
     [
-        ((), (3, 0)),
-        (("prefer.rounds=1", "prefer.steps=4", "prefer.prompts=6"), (0, 3)),
+        ((), (2, 0)),
+        (("prefer.rounds=1", "prefer.steps=3", "prefer.prompts=6"), (0, 2)),
     ],
     ids=["on_policy", "offline"],
 )
@@ -131,20 +131,20 @@ def test_a_kill_inside_a_round_changes_no_byte(place, straight, changes, crash, 
         with pytest.raises(Crash):
             run_here(broken)
     assert manifest.read(manifest.newest(broken.dir)).step == 2
-    round_file(broken.dir, crash[0] + 1 if changes else crash[0]).write_text("of a round that has yet to come")
+    round_file(broken.dir, crash[0] + 1).write_text("of a round that has yet to come")
     assert run_here(broken) == 0
     assert files(broken) == files(whole)
 
 
 def test_two_ranks_killed_then_one_equal_one(place, straight):
     """They sample and learn shares of the same rounds."""
-    ended = wait(start(2, "tests/gpla/two_ranks.py", str(place), "ranks", "3"))
+    ended = wait(start(2, "tests/gpla/two_ranks.py", str(place), "ranks", "2"))
     assert ended.codes[0] == -9, ended.stderr
     config = config_of(place, "ranks")
     made = manifest.read(manifest.newest(config.dir))
     assert (made.step, made.world_size) == (2, 2)
     assert run_here(config) == 0
-    for number in range(4):
+    for number in range(3):
         ours, theirs = rows(config, number), rows(straight, number)
         said = [[[item["text"] for item in row["candidates"]] for row in found] for found in (ours, theirs)]
         assert said[0] == said[1]
@@ -215,7 +215,7 @@ def _unfinished(config, place):
     folder = place / "unfinished"
     if not folder.exists():
         shutil.copytree(config.dir, folder)
-        shutil.rmtree(folder / "checkpoints" / "step_00000004")
+        shutil.rmtree(folder / "checkpoints" / "step_00000003")
     return str(folder)
 
 
@@ -269,7 +269,7 @@ def test_the_page_shows_every_round_and_is_the_same_twice(straight):
     row = rows(straight)[0]
     for shown in (row["task"], row["candidates"][row["chosen"]]["text"], "demonstrated: Move the gripper"):
         assert html.escape(shown) in text
-    assert text.count(">chosen</td>") == text.count(">rejected</td>") == 8 and "<td>3</td><td>4</td><td>4</td>" in text
+    assert text.count(">chosen</td>") == text.count(">rejected</td>") == 8 and "<td>2</td><td>4</td><td>4</td>" in text
     assert report(straight).read_text() == text
     with pytest.raises(UserError, match="no candidates in it yet"):
         report(replace(straight, dir=str(path.parent.parent / "nothing")))

@@ -68,6 +68,8 @@ def clip_places(index: Index) -> tuple[ClipPlace, ...]:
                         frames = range(0, int(about["length"]), index.frame_stride)
                         found.append(ClipPlace(number, at, key, about["instruction"], frames))
             _check_keys(shard, [place.key for place in found])
+            if shard.kept is not None:
+                found = [place._replace(frames=kept) for place, kept in zip(found, shard.kept, strict=True)]
         places += found
     return tuple(places)
 
