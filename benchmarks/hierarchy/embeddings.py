@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ COLOURS = {SENTENCES: "#d97706"}
 OTHER = "#2f81f7"
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """A scorer whose scores are cosines of embeddings."""
 
@@ -96,12 +97,12 @@ def kind_of(spec: str) -> str:
 def of_scorer(spec: str, deeds: Sequence[Deed], device: str) -> EmbeddedClouds:
     """spec: of `la4vla.grounding.load.load_scorer`. A sentence that several deeds share is one point. Raises UserError
     for a scorer that embeds nothing."""
-    kind = kind_of(spec)
-    if kind == "rules":
-        raise UserError(f"{spec}: rules embed nothing; name a grounding run, clip:DIR or siglip:DIR.")
+    # Imported only when asked for: it brings the classes of image and text towers.
     from la4vla.grounding.load import load_scorer
 
-    scorer: Embedder = load_scorer(spec, device)
+    kind, scorer = kind_of(spec), load_scorer(spec, device)
+    if not isinstance(scorer, Embedder):
+        raise UserError(f"{spec} embeds nothing; name a grounding run, clip:DIR or siglip:DIR.")
     firsts = {deed.sentence: place for place, deed in reversed(list(enumerate(deeds)))}
     found = dict(scorer.embeddings(deeds))
     found[SENTENCES] = found[SENTENCES][sorted(firsts.values())]

@@ -34,12 +34,13 @@ def pooled(measured: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[f
     }
 
 
-def table_1(arms: Mapping[str, Sums]) -> list[list[str]]:
-    """Head and rows: published ones first. A cell that nothing measured is empty."""
-    known = published()
-    shown = ["", *COLUMNS]
+def table_1(arms: Mapping[str, Sums], with_published: bool = True) -> list[list[str]]:
+    """Head and rows: published ones first, which are of LanguageTable. A cell that nothing measured is empty."""
+    known, shown = published(), ["", *COLUMNS]
     rows = [
-        [f"{name} (published)", *_published_cells(cells, known["columns"])] for name, cells in known["rows"].items()
+        [f"{name} (published)", *_published_cells(cells, known["columns"])]
+        for name, cells in known["rows"].items()
+        if with_published
     ]
     rows += [[name, *(_cell(sums, column) for column in COLUMNS)] for name, sums in arms.items()]
     return [shown, *rows]

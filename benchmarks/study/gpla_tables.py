@@ -81,7 +81,11 @@ def lines(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
             body += ["Nothing yet; the parts `seed_0` and its like make it."]
             continue
         arm_rows = {arm: words[arm] for arm in here}
-        body += ["Means over moments of all seeds; intervals draw episodes.", "", *table.markdown(table.table_1(here))]
+        body += [
+            "Means over moments of all seeds; intervals draw episodes.",
+            "",
+            *table.markdown(table.table_1(here, start == "lt")),
+        ]
         body += ["", *table.markdown(table.more(here)), "", *_empty(arm_rows), "", *_differences(study, here)]
     body += ["", "## Rounds", "", *_rounds(study, made)]
     body += ["", "## Success in MetaWorld", "", *_success(study, made)]

@@ -36,6 +36,10 @@ def test_the_shipped_study_asks_what_it_says():
     assert claimed <= set(study.hierarchies)
     shares = [config.load(study.construct[name]).read.max_episodes for name in ("lt", "lt_30", "lt_10")]
     assert shares == [39, 12, 4] and config.load(study.construct["lt_held_out"]).read.skip_episodes == 39
+    for path in study.construct.values():
+        made = config.load(path)
+        recorded = len(made.record.tasks) * made.record.episodes
+        assert made.shards <= (recorded if made.read.format == "recorded" else made.read.max_episodes or 10)
     for name, rounds in study.rounds.items():
         job = jobs[f"gpla/{name}/0"]
         settings = config.load(rounds.config, job.about["settings"])
