@@ -44,7 +44,7 @@ def system(question: str, **fields: str) -> str:
 def turns(question: str, shown: Sequence[int], **fields: str) -> tuple[Turn, ...]:
     """A question as policies put it: its system turn, where it has one, and the user's with the images `shown`."""
     before = system(question, **fields)
-    asked = Turn("user", ask(question, **fields), tuple(shown))
+    asked = Turn("user", ask(question, "", False, 0.0, **fields), tuple(shown))
     return (Turn("system", before), asked) if before else (asked,)
 
 
