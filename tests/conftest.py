@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ from la4vla.sim.libero import ASSETS_VARIABLE
 # Mesa's software renderer and triton each bring an LLVM: loaded after the first picture, triton's crashes the process.
 if importlib.util.find_spec("triton"):
     importlib.import_module("triton")
+
+# The log of absl, which rouge-score brings, closes the stream that it began with when another library (submitit) sets its
+# own up: here that would be what pytest reads the output of tests from.
+if importlib.util.find_spec("absl"):
+    importlib.import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
 
 # The same examples every time, and no folder of them beside the code.
 settings.register_profile("house", derandomize=True, database=None, deadline=None)
