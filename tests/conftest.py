@@ -18,8 +18,8 @@ from la4vla.sim.libero import ASSETS_VARIABLE
 if importlib.util.find_spec("triton"):
     importlib.import_module("triton")
 
-# The log of absl, which rouge-score brings, closes the stream that it began with when another library (submitit) sets its
-# own up: here that would be what pytest reads the output of tests from.
+# The log of absl, which rouge-score brings, closes the stream that it began with when another library (submitit) sets
+# its own up: here that would be what pytest reads the output of tests from.
 if importlib.util.find_spec("absl"):
     importlib.import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
 
