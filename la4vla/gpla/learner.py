@@ -27,6 +27,7 @@ from la4vla.config import GplaConfig, TrainConfig
 from la4vla.data.mixture import Schedule
 from la4vla.data.reader import StepData
 from la4vla.data.setup import Setup
+from la4vla.data.shards.index import read_index
 from la4vla.files import write_atomic
 from la4vla.gpla.candidates import CandidateMaker, JudgedPrompt, from_jsonl, to_jsonl
 from la4vla.gpla.prompts import ClipStart, ClipStarts
@@ -93,7 +94,7 @@ class RoundsLearner:
         low = partners.low
         self._source = VlmSource(config, resume, world)
         asked = gpla.candidates
-        shown = tuple(asked.views) or tuple(ClipStarts(asked.clips, (), gpla.seed).index.views)
+        shown = tuple(asked.views) or tuple(read_index(asked.clips).views)
         read = dict.fromkeys((*shown, *low.views, *((asked.view,) if asked.view else ())))
         self._starts = ClipStarts(asked.clips, tuple(read), gpla.seed)
         if differs := low.embodiment.difference(self._starts.index.embodiment):
@@ -180,11 +181,7 @@ class RoundsLearner:
         (folder / manifest.FIRST_TEXTS).write_text(told)
 
     def validate(self, module: VlmModel, engine: Engine) -> Record:
-        """As the learner of conversations does."""
-        if self._held_out is None:
-            return {}
-        losses = self._held_out.losses(module, engine)
-        return losses | self._source.exact(module, self._held_out, self._world.device)
+        return self._source.validate(module, engine, self._held_out, self._world.device)
 
     def flops(self, module: VlmModel, step: StepData) -> float:
         """Of learning alone: sampling is counted as waiting for data."""

@@ -17,7 +17,7 @@ from la4vla.levels import levels_of
 from la4vla.manifest import Manifest
 from la4vla.serve.hierarchical.instructors import Instructor, TrueInstructions, WrittenInstructions
 from la4vla.serve.hierarchical.policy import HierarchicalPolicy
-from la4vla.serve.policy import ServedPolicy, whole_weights
+from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.text.writer import VlmWriter
 from la4vla.types import Embodiment, UserError
 
@@ -52,21 +52,13 @@ def load_hierarchical(
         written = manifest.read(high)
         question = _question(high, written, config.question)
         _check_fit(high, written, policy.embodiment)
-        instructor = WrittenInstructions(_writer(high, written, device, config.high_base), question, config)
+        instructor = WrittenInstructions(VlmWriter.load(high, written, device, config.high_base), question, config)
         settings["question"] = question
         weights.append(written.weights_sha256)
         versions["transformers"] = transformers.__version__
     digest = hashlib.sha256(json.dumps([weights, settings, levels], sort_keys=True).encode()).hexdigest()
     identity = f"{description.weights_sha256[:40]}-{config.instructor}-{digest[:12]}"
     return HierarchicalPolicy(policy, instructor, levels, config.replan, identity, versions)
-
-
-def _writer(folder: Path, description: Manifest, device: str | torch.device, base: str) -> VlmWriter:
-    from la4vla.vlm.stored import load_checkpoint
-
-    whole_weights(folder, description)
-    vlm, encoder = load_checkpoint(folder, description, base)
-    return VlmWriter(vlm.to(device), encoder)
 
 
 def _question(folder: Path, description: Manifest, wanted: str) -> str:

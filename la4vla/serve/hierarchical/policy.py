@@ -21,7 +21,9 @@ from la4vla.serve.hierarchical.instructors import HierarchicalEpisode, Instructe
 from la4vla.serve.policy import ServedPolicy, require_match
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said, TrainedInputs
 from la4vla.serve.text.open_episodes import OpenEpisodes, check_observation
-from la4vla.types import Embodiment, Observation, UserError
+from la4vla.types import Embodiment, Observation
+
+NEEDED = "instructor=oracle needs; evaluate with `la4vla eval` in a simulator, or set instructor=vlm"
 
 
 @dataclass
@@ -100,12 +102,7 @@ class HierarchicalPolicy:
         """The queries, each with its episode. Changes nothing."""
         episodes = self._episodes.of(keys)
         for seen in observations:
-            check_observation(seen, self.embodiment, self.views)
-            if missing := [name for name in self.privileged if name not in seen.privileged]:
-                raise UserError(
-                    f"the observation has no privileged `{missing[0]}`, which instructor=oracle needs; evaluate with "
-                    "`la4vla eval` in a simulator, or set instructor=vlm."
-                )
+            check_observation(seen, self.embodiment, self.views, self.privileged, NEEDED)
         return [
             InstructedQuery(seen, key, [], episode, episode.instruction, self._is_due(episode, seen))
             for seen, key, episode in zip(observations, keys, episodes, strict=True)

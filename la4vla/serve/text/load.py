@@ -15,11 +15,9 @@ import transformers
 from la4vla import manifest
 from la4vla.action_text.action_text import ActionText
 from la4vla.config import TextPolicyConfig
-from la4vla.serve.policy import whole_weights
 from la4vla.serve.text.policy import TextPolicy
 from la4vla.serve.text.writer import VlmWriter
 from la4vla.types import Embodiment, UserError
-from la4vla.vlm.stored import load_checkpoint
 
 NOT_WRITTEN = ("cache",)
 """Settings that change nothing of what is written."""
@@ -35,8 +33,7 @@ def load_text_policy(
     """
     folder = manifest.resolve(folder)
     description = manifest.read(folder)
-    whole_weights(folder, description)
-    vlm, encoder = load_checkpoint(folder, description, base)
+    writer = VlmWriter.load(folder, description, device, base)
     codec = description.text.get("codec")
     if not codec or not description.embodiment:
         raise UserError(
@@ -47,7 +44,7 @@ def load_text_policy(
     action = ActionText.from_dict(played, Embodiment.from_dict(description.embodiment))
     return TextPolicy.of(
         config,
-        VlmWriter(vlm.to(device), encoder),
+        writer,
         action,
         text_identity(description.weights_sha256, asdict(config), action.to_dict()),
         description.step,

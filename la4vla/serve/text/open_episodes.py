@@ -55,11 +55,18 @@ class OpenEpisodes(Generic[Kept]):
         return [self._open[episode] for episode in named]
 
 
-def check_observation(seen: Observation, embodiment: Embodiment, views: Sequence[str]) -> None:
-    """Raises UserError for a missing view and a state of the wrong size."""
+def check_observation(
+    seen: Observation, embodiment: Embodiment, views: Sequence[str], privileged: Sequence[str], needed: str
+) -> None:
+    """Raises UserError for a missing view, a state of the wrong size and a missing privileged value.
+
+    needed: who needs those values, and what to do without them: the end of the sentence.
+    """
     require_match(embodiment, views, embodiment, tuple(seen.views))
     if seen.state.shape != (len(embodiment.state.names),):
         raise UserError(
             f"the state has shape {list(seen.state.shape)}; this policy's embodiment has "
             f"{len(embodiment.state.names)} dims."
         )
+    if missing := [name for name in privileged if name not in seen.privileged]:
+        raise UserError(f"the observation has no privileged `{missing[0]}`, which {needed}.")

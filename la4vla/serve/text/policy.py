@@ -33,9 +33,14 @@ from la4vla.serve.text.open_episodes import OpenEpisodes, check_observation
 from la4vla.serve.text.safety import filtered
 from la4vla.serve.text.verify import Cycle, Inspector, Verdict, simulator_says
 from la4vla.serve.text.writer import Writer
-from la4vla.types import Embodiment, Observation, Turn, UserError
+from la4vla.types import Embodiment, Observation, Turn
 
 Value = TypeVar("Value")
+
+NEEDED = (
+    "verifier=simulator and measure_verifier need; evaluate with `la4vla eval` in a simulator whose expert tells its "
+    "phases, or set others"
+)
 
 
 @dataclass
@@ -124,12 +129,7 @@ class TextPolicy:
         """The queries, each with its episode. Changes nothing."""
         episodes = self._episodes.of(keys)
         for seen in observations:
-            check_observation(seen, self.embodiment, self.views)
-            if missing := [name for name in self.privileged if name not in seen.privileged]:
-                raise UserError(
-                    f"the observation has no privileged `{missing[0]}`, which verifier=simulator and measure_verifier "
-                    "need; evaluate with `la4vla eval` in a simulator whose expert tells its phases, or set others."
-                )
+            check_observation(seen, self.embodiment, self.views, self.privileged, NEEDED)
         return [
             TextQuery(seen, key, [], episode) for seen, key, episode in zip(observations, keys, episodes, strict=True)
         ]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from la4vla.config import SamplingConfig
+from la4vla.manifest import Manifest
+from la4vla.serve.policy import whole_weights
 from la4vla.types import Turn, UserError
 from la4vla.vlm.generate import Writing, write
 from la4vla.vlm.model import VlmModel
@@ -60,6 +64,17 @@ class VlmWriter:
     vlm: VlmModel
     encoder: ChatEncoder
     rows_at_once: int = 16
+
+    @staticmethod
+    def load(folder: Path, description: Manifest, device: str | torch.device, base: str) -> VlmWriter:
+        """The model of a checkpoint. base: where the weights lie that its adapters belong to, if not where they lay.
+        Raises UserError for damaged or other weights."""
+        # Imported only when asked for: it brings the classes of every family.
+        from la4vla.vlm.stored import load_checkpoint
+
+        whole_weights(folder, description)
+        vlm, encoder = load_checkpoint(folder, description, base)
+        return VlmWriter(vlm.to(device), encoder)
 
     def write(self, prompts: Sequence[Prompt], sampling: SamplingConfig, top_p: float) -> list[WriterAnswer]:
         answers = [WriterAnswer("")] * len(prompts)

@@ -98,12 +98,7 @@ class VlmLearner:
         (folder / manifest.FIRST_TEXTS).write_text(told)
 
     def validate(self, module: VlmModel, engine: Engine) -> Record:
-        """`val/text` (cross-entropy of an answer token) and `val/exact` (answers written to the letter, upper and lower
-        case alike), over all held-out rows and by question type."""
-        if self._held_out is None:
-            return {}
-        losses = self._held_out.losses(module, engine)
-        return losses | self._source.exact(module, self._held_out, self._world.device)
+        return self._source.validate(module, engine, self._held_out, self._world.device)
 
     def flops(self, module: VlmModel, step: StepData) -> float:
         return self._source.flops(module, step.stage, step.batches)

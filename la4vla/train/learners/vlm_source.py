@@ -19,6 +19,7 @@ from la4vla.model.freeze import set_trainable
 from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
 from la4vla.train.dist import World
+from la4vla.train.engines.engine import Engine
 from la4vla.train.learners import adapting, texts
 from la4vla.train.metrics import Record
 from la4vla.train.resume import Resume
@@ -89,9 +90,16 @@ class VlmSource:
         rows = [batch.texts if isinstance(batch, PreferenceBatch) else batch for batch in batches]
         return sum(text_step(module, batch, reached) for batch in rows if isinstance(batch, TextBatch))
 
-    def exact(self, module: VlmModel, held_out: texts.HeldOutTexts, device: torch.device) -> Record:
-        """`val/exact`: answers written to the letter, upper and lower case alike, over all held-out rows and by
-        question type."""
+    def validate(
+        self, module: VlmModel, engine: Engine, held_out: texts.HeldOutTexts | None, device: torch.device
+    ) -> Record:
+        """`val/text` (cross-entropy of an answer token) and `val/exact` (answers written to the letter, upper and lower
+        case alike), over all held-out rows and by question type; nothing without any."""
+        if held_out is None:
+            return {}
+        return held_out.losses(module, engine) | self._exact(module, held_out, device)
+
+    def _exact(self, module: VlmModel, held_out: texts.HeldOutTexts, device: torch.device) -> Record:
         rows, training, size = held_out.rows, module.training, held_out.rows_at_once
         module.eval()
         prompts = [self.encoder.question(row) for row in rows]
