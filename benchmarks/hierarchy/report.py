@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.hierarchy import table
 from benchmarks.hierarchy.moments import Moment, moments
 from benchmarks.hierarchy.words import read
+from benchmarks.results import markdown
 from la4vla.data.shards.index import read_index
 from la4vla.page import page
 from la4vla.page.page import data_uri
@@ -104,5 +105,5 @@ def _blame(failures: Mapping[str, Sequence[str]]) -> str:
 def _markdown(tables: Mapping[str, Sequence[Sequence[str]]], missing: Mapping[str, str]) -> list[str]:
     lines = []
     for title, rows in tables.items():
-        lines += [f"## {title}", "", *table.markdown(rows), ""]
-    return [*lines, *(f"{column} is empty; `la4vla eval words ... {how}` fills it." for column, how in missing.items())]
+        lines += [f"## {title}", "", *markdown.table(rows[0], rows[1:]), ""]
+    return [*lines, *table.how_to_fill(missing)]

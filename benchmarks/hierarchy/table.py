@@ -35,7 +35,7 @@ def pooled(measured: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[f
 
 
 def table_1(arms: Mapping[str, Sums], with_published: bool = True) -> list[list[str]]:
-    """Head and rows: published ones first, which are of LanguageTable. A cell that nothing measured is empty."""
+    """The head, then rows: published ones first, which are of LanguageTable. A cell that nothing measured is empty."""
     known, shown = published(), ["", *COLUMNS]
     rows = [
         [f"{name} (published)", *_published_cells(cells, known["columns"])]
@@ -61,14 +61,14 @@ def empty_cells(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {column: how for numbers in measured for column, how in numbers["missing"].items()}
 
 
+def how_to_fill(missing: Mapping[str, str]) -> list[str]:
+    """A sentence for each of `empty_cells`."""
+    return [f"{column} is empty; `la4vla eval words ... {how}` fills it." for column, how in missing.items()]
+
+
 @cache
 def published() -> dict[str, Any]:
     return json.loads(PUBLISHED.read_text(encoding="utf-8"))
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = rows
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]]
 
 
 def _published_cells(cells: Sequence[Any], columns: Sequence[str]) -> list[str]:

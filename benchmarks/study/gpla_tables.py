@@ -7,7 +7,6 @@ drawn by episode over all seeds, leaves zero out, and open elsewhere. Success is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -15,8 +14,9 @@ from benchmarks.hierarchy import intervals, table
 from benchmarks.hierarchy.intervals import EpisodeMean
 from benchmarks.hierarchy.texts import BLEU, NO_SYNONYMS, ROUGE
 from benchmarks.hierarchy.words import SCORE
-from benchmarks.results import compare, stats
+from benchmarks.results import compare, markdown, stats
 from benchmarks.results.stats import Rate
+from benchmarks.study.claims import Claim, JudgedClaims
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.rows import StudyRow
 from benchmarks.study.scores import difference, episodes
@@ -25,33 +25,20 @@ SUCCESS = "success"
 MSE, COSINE = table.MOTION_COLUMNS[0], table.MOTION_COLUMNS[2]
 
 
-@dataclass(frozen=True)
-class ArmClaim:
-    """better: the arm that is ahead of `worse` in `column`. lower: ahead means less. where: in the paper, or `asked
-    here` for what it does not measure."""
-
-    better: str
-    worse: str
-    column: str
-    says: str
-    where: str
-    lower: bool = False
-
-
 ARM_CLAIMS = (
-    ArmClaim("lt_supervised", "lt_gpla", BLEU, "GPLA loses words that overlap (BLEU)", "Table 1"),
-    ArmClaim("lt_supervised", "lt_gpla", ROUGE, "GPLA loses words that overlap (ROUGE-1)", "Table 1"),
-    ArmClaim("lt_gpla", "lt_supervised", MSE, "GPLA's trajectories err less", "Table 1", lower=True),
-    ArmClaim("lt_gpla", "lt_supervised", COSINE, "GPLA's trajectories point better", "Table 1"),
-    ArmClaim("lt_oracle", "lt_supervised", MSE, "people's words make the best trajectories", "Table 1", lower=True),
-    ArmClaim("lt_gpla", "lt_gpla_blind", ROUGE, "a scorer that sees the scene teaches better words", "section 6.3"),
-    ArmClaim("lt_gpla_10", "lt_supervised_10", ROUGE, "GPLA makes up for captions, 10 %", "section 1"),
-    ArmClaim("lt_gpla_30", "lt_supervised_30", ROUGE, "GPLA makes up for captions, 30 %", "section 1"),
-    ArmClaim("lt_gpla", "lt_supervised", SCORE, "GPLA's words fit its deeds better", "section 4.3"),
-    ArmClaim("mw_gpla", "mw_supervised", SCORE, "GPLA's words fit its deeds better, MetaWorld", "section 4.3"),
-    ArmClaim("mw_supervised", "mw_flat", SUCCESS, "words help to act", "asked here"),
-    ArmClaim("mw_gpla", "mw_supervised", SUCCESS, "grounded words help to act", "asked here"),
-    ArmClaim("mw_oracle", "mw_flat", SUCCESS, "true words help to act", "asked here"),
+    Claim("lt_supervised", "lt_gpla", BLEU, "GPLA loses words that overlap (BLEU)", "Table 1"),
+    Claim("lt_supervised", "lt_gpla", ROUGE, "GPLA loses words that overlap (ROUGE-1)", "Table 1"),
+    Claim("lt_gpla", "lt_supervised", MSE, "GPLA's trajectories err less", "Table 1", lower=True),
+    Claim("lt_gpla", "lt_supervised", COSINE, "GPLA's trajectories point better", "Table 1"),
+    Claim("lt_oracle", "lt_supervised", MSE, "people's words make the best trajectories", "Table 1", lower=True),
+    Claim("lt_gpla", "lt_gpla_blind", ROUGE, "a scorer that sees the scene teaches better words", "section 6.3"),
+    Claim("lt_gpla_10", "lt_supervised_10", ROUGE, "GPLA makes up for captions, 10 %", "section 1"),
+    Claim("lt_gpla_30", "lt_supervised_30", ROUGE, "GPLA makes up for captions, 30 %", "section 1"),
+    Claim("lt_gpla", "lt_supervised", SCORE, "GPLA's words fit its deeds better", "section 4.3"),
+    Claim("mw_gpla", "mw_supervised", SCORE, "GPLA's words fit its deeds better, MetaWorld", "section 4.3"),
+    Claim("mw_supervised", "mw_flat", SUCCESS, "words help to act", "asked here"),
+    Claim("mw_gpla", "mw_supervised", SUCCESS, "grounded words help to act", "asked here"),
+    Claim("mw_oracle", "mw_flat", SUCCESS, "true words help to act", "asked here"),
 )
 
 
@@ -59,61 +46,50 @@ def lines(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
     """The tables as Markdown."""
     words = {arm: [row for row in made if row["job"].startswith(f"words/{arm}/")] for arm in study.hierarchies}
     words = {arm: rows for arm, rows in words.items() if rows}
-    met, against, undecided = judged(made)
-    body = [
-        "",
-        "## What came out otherwise than in the paper",
-        "",
-        *_listed(against, "Nothing that the rows so far decide."),
-        "",
-        "As in the paper, or as hoped:",
-        "",
-        *_listed(met, "Nothing that the rows so far decide."),
-        "",
-        "Open, since the interval holds zero or rows are missing:",
-        "",
-        *_listed(undecided, "Nothing."),
-    ]
+    body = judged(made).lines("As in the paper, or as hoped:")
     for title, start in (("LanguageTable, offline", "lt"), ("MetaWorld's clips, offline", "mw")):
         here = {arm: table.pooled(rows) for arm, rows in words.items() if arm.startswith(f"{start}_")}
         body += ["", f"## {title}", ""]
         if not here:
             body += ["Nothing yet; the parts `seed_0` and its like make it."]
             continue
-        arm_rows = {arm: words[arm] for arm in here}
+        first, beside = table.table_1(here, start == "lt"), table.more(here)
+        missing = table.empty_cells([row for arm in here for row in words[arm]])
         body += [
             "Means over moments of all seeds; intervals draw episodes.",
             "",
-            *table.markdown(table.table_1(here, start == "lt")),
+            *markdown.table(first[0], first[1:]),
+            "",
+            *markdown.table(beside[0], beside[1:]),
+            "",
+            *table.how_to_fill(missing),
+            "",
+            *_differences(study, here),
         ]
-        body += ["", *table.markdown(table.more(here)), "", *_empty(arm_rows), "", *_differences(study, here)]
     body += ["", "## Rounds", "", *_rounds(study, made)]
     body += ["", "## Success in MetaWorld", "", *_success(study, made)]
     return [*body, "", "## Two judges of clips", "", *_judges(made), "", "## Sentences", "", *_sentences(words)]
 
 
-def judged(made: Sequence[StudyRow]) -> tuple[list[str], list[str], list[str]]:
-    """Claims that are met, contradicted and open, each as a line."""
-    met: list[str] = []
-    against: list[str] = []
-    undecided: list[str] = []
+def judged(made: Sequence[StudyRow]) -> JudgedClaims:
+    found = JudgedClaims([], [], [])
     for claim in ARM_CLAIMS:
         change = _change(claim, made)
-        name = f"{claim.says[0].upper()}{claim.says[1:]} ({claim.where})"
+        name = f"{claim.says} ({claim.where})"
         if change is None:
-            undecided.append(f"{name}: no rows yet.")
+            found.undecided.append(f"{name}: no rows yet.")
             continue
         value, low, high, shown = change
         line = f"{name}: {claim.better} - {claim.worse} in {claim.column} {shown}."
         sign = -1 if claim.lower else 1
         if low is None or high is None or low <= 0 <= high:
-            undecided.append(line)
+            found.undecided.append(line)
         else:
-            (met if sign * value > 0 else against).append(line)
-    return met, against, undecided
+            (found.met if sign * value > 0 else found.against).append(line)
+    return found
 
 
-def _change(claim: ArmClaim, made: Sequence[StudyRow]) -> tuple[float, float | None, float | None, str] | None:
+def _change(claim: Claim, made: Sequence[StudyRow]) -> tuple[float, float | None, float | None, str] | None:
     """Better minus worse, its interval, and both as text; None without rows."""
     if claim.column == SUCCESS:
         before, after = (
@@ -142,7 +118,7 @@ def _differences(study: StudyConfig, arms: Mapping[str, table.Sums]) -> list[str
         for other in study.hierarchies[arm].against
         if other in arms
     ]
-    return table.markdown([["difference", *columns], *cells]) if cells else ["No two arms to compare yet."]
+    return markdown.table(["difference", *columns], cells) if cells else ["No two arms to compare yet."]
 
 
 def _difference_cell(before: table.Sums, after: table.Sums, column: str) -> str:
@@ -170,7 +146,7 @@ def _rounds(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
             )
     head = ["rounds", "seeds", "of each"]
     head += [f"{key}, {end}" for key in ("score", "chosen", "rejected") for end in ("first", "last")]
-    return table.markdown([[*head, "pairs that count"], *cells]) if cells else ["Nothing yet."]
+    return markdown.table([*head, "pairs that count"], cells) if cells else ["Nothing yet."]
 
 
 def _mean(ends: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -193,7 +169,7 @@ def _success(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
             if other in acted and (change := difference(acted[other], rows))
         ]
         cells.append([arm, str(len(rows)), f"{str(rate).strip()}, n {rate.n}", by_seed, "; ".join(others)])
-    return table.markdown([["arm", "seeds", SUCCESS, "by seed, %", "minus, points [95 %]"], *cells])
+    return markdown.table(["arm", "seeds", SUCCESS, "by seed, %", "minus, points [95 %]"], cells)
 
 
 def _judges(made: Sequence[StudyRow]) -> list[str]:
@@ -209,17 +185,12 @@ def _judges(made: Sequence[StudyRow]) -> list[str]:
             cells[-1] += [f"{how}: {_summed([one['caught'][how] for one in asked])}" for how in spoils]
             cells[-1] += [""] * (3 - len(spoils))
     head = ["clips", "judge", "good ones lost", "caught", "", ""]
-    return table.markdown([head, *cells]) if cells else ["Nothing yet."]
+    return markdown.table(head, cells) if cells else ["Nothing yet."]
 
 
 def _summed(rates: Sequence[Mapping[str, Any]]) -> str:
     hits, n = sum(one["successes"] for one in rates), sum(one["n"] for one in rates)
     return str(Rate(hits, n, hits / n, *stats.wilson(hits, n))).strip() if n else ""
-
-
-def _empty(arms: Mapping[str, Sequence[StudyRow]]) -> list[str]:
-    missing = table.empty_cells([row for rows in arms.values() for row in rows])
-    return [f"{column} is empty; `la4vla eval words ... {how}` fills it." for column, how in missing.items()]
 
 
 def _sentences(words: Mapping[str, Sequence[StudyRow]]) -> list[str]:
@@ -228,8 +199,4 @@ def _sentences(words: Mapping[str, Sequence[StudyRow]]) -> list[str]:
     if not said:
         return ["Nothing yet."]
     cells = [[arm, one["task"], one["instruction"], one["said"]] for arm, rows in said.items() for one in rows[:2]]
-    return table.markdown([["arm", "task", "people", "said"], *cells])
-
-
-def _listed(texts: Sequence[str], nothing: str) -> list[str]:
-    return [f"- {text}" for text in texts] or [nothing]
+    return markdown.table(["arm", "task", "people", "said"], cells)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import compare, protocols
+from benchmarks.results import compare, markdown, protocols
 from benchmarks.results.protocols import Protocol
 from benchmarks.results.stats import Rate
 from benchmarks.study import figures, gpla_tables, hours, writing_tables
@@ -126,7 +126,7 @@ def differences(study: StudyConfig, scored: Mapping[str, Sequence[StudyRow]], co
         "Points on the same initial states, condition minus reference. Intervals and p are of these trained policies",
         "alone: how far other seeds would differ shows in `by seed` only.",
     ]
-    return [" ".join(about), "", *_table(head, cells)]
+    return [" ".join(about), "", *markdown.table(head, cells)]
 
 
 def noise(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
@@ -147,7 +147,7 @@ def noise(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
             own = compare.difference(lost.pairs) if lost else "no clean rows of these policies"
             cells.append([*_rate_cells(condition, score(perturbed, protocol.groups), protocol), own])
         head = [*_rate_head(protocol), "minus clean [95 %]"]
-        lines += ["", f"### {variant}", "", *_table(head, cells), "", *differences(study, here, here)]
+        lines += ["", f"### {variant}", "", *markdown.table(head, cells), "", *differences(study, here, here)]
     return [*lines, *published("noise")]
 
 
@@ -157,7 +157,7 @@ def published(name: str) -> list[str]:
     rows = [row for row in table["rows"] if row["model"] == "LA4VLA-1B"]
     cells = [[f"{row['model']} {row['pretrain']}", *row["rates"], row["average"]] for row in rows]
     head = ["condition", *table["columns"], "macro"]
-    return ["", f"{table['source']}, about 1 B parameters. {table['note']}", "", *_table(head, cells)]
+    return ["", f"{table['source']}, about 1 B parameters. {table['note']}", "", *markdown.table(head, cells)]
 
 
 def directions(made: Sequence[StudyRow]) -> list[str]:
@@ -177,11 +177,11 @@ def directions(made: Sequence[StudyRow]) -> list[str]:
                 if one and one["pooled"]:
                     shown = [_estimate(one["pooled"][key]) for key in SCORES]
                     cells.append([name, row["seed"], one["trials"], *shown])
-        lines += _table(["condition", "seed", "n", *(key.upper() for key in SCORES)], cells)
+        lines += markdown.table(["condition", "seed", "n", *(key.upper() for key in SCORES)], cells)
         lines += _conflicts(here)
     known = json.loads((DATA / "directions.json").read_text())
     cells = [[name, *values] for name, values in known["rows"].items()]
-    lines += ["", f"{known['source']}. {known['note']}", "", *_table(["", *known["columns"]], cells)]
+    lines += ["", f"{known['source']}. {known['note']}", "", *markdown.table(["", *known["columns"]], cells)]
     return lines
 
 
@@ -228,7 +228,7 @@ def costs(study: StudyConfig, rows: StudyRows) -> list[str]:
     cells.append(["all", f"{done}/{jobs}", f"{measured:.2f}", f"{left:.2f}", ""])
     head = ["part", "jobs done", "hours measured", "hours left, expected", "machine"]
     about = "A job that several parts need is counted in the first of them; other jobs ran on the same cores at times."
-    return [*_heading("Hours", "", "*.jsonl"), "", about, "", *_table(head, cells)]
+    return [*_heading("Hours", "", "*.jsonl"), "", about, "", *markdown.table(head, cells)]
 
 
 def _budgets(study: StudyConfig, made: Sequence[StudyRow], conditions: Sequence[str]) -> list[str]:
@@ -243,7 +243,7 @@ def _budgets(study: StudyConfig, made: Sequence[StudyRow], conditions: Sequence[
         before = trained.get(pretrained(study, start, tuned["seed"]).name) if start else None
         cells.append([condition, _budget(before), _budget(tuned), f"{tuned['loss']:.4f}"])
     head = ["condition", "pretraining", "finetuning", "last loss"]
-    return ["Budgets (`train.jsonl`):", "", *_table(head, cells)] if cells else []
+    return ["Budgets (`train.jsonl`):", "", *markdown.table(head, cells)] if cells else []
 
 
 def _budget(row: StudyRow | None) -> str:
@@ -299,13 +299,9 @@ def _estimate(one: Mapping[str, float | None]) -> str:
 
 
 def _section(title: str, part: str, head: Sequence[str], cells: Sequence[Sequence[Any]], file: str) -> list[str]:
-    return [*_heading(title, "" if cells else part, file), *(["", *_table(head, cells)] if cells else [])]
+    return [*_heading(title, "" if cells else part, file), *(["", *markdown.table(head, cells)] if cells else [])]
 
 
 def _heading(title: str, missing: str, file: str) -> list[str]:
     lines = ["", f"## {title}", "", f"Rows: `{file}`."]
     return [*lines, "", f"Nothing yet; the part {missing} makes it."] if missing else lines
-
-
-def _table(head: Sequence[str], cells: Sequence[Sequence[Any]]) -> list[str]:
-    return ["| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *cells]]

@@ -7,29 +7,18 @@ of the difference on the same questions, or episodes, leaves zero out, and open 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from benchmarks.results import stats
+from benchmarks.results import markdown, stats
 from benchmarks.results.stats import Pairs
+from benchmarks.study.claims import Claim, JudgedClaims
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.rows import StudyRow
 from benchmarks.study.scores import episodes
 from benchmarks.writing.retention import SEES
 
 SCENES, SUCCESS = "scene questions right", "success"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """better: the condition that the paper finds ahead of `worse` in `column`. where: in the paper."""
-
-    better: str
-    worse: str
-    column: str
-    says: str
-    where: str
 
 
 CLAIMS = (
@@ -45,20 +34,8 @@ CLAIMS = (
 def lines(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
     """The tables as Markdown."""
     kinds = {kind: [row for row in made if row["job"].startswith(f"{kind}/")] for kind in ("evaluate", "retention")}
-    met, against, undecided = _judged(kinds)
     return [
-        "",
-        "## What came out otherwise than in the paper",
-        "",
-        *_listed(against, "Nothing that the rows so far decide."),
-        "",
-        "As in the paper:",
-        "",
-        *_listed(met, "Nothing that the rows so far decide."),
-        "",
-        "Open, since the interval holds zero or rows are missing:",
-        "",
-        *_listed(undecided, "Nothing."),
+        *_judged(kinds).lines("As in the paper:"),
         "",
         "## Acting and keeping",
         "",
@@ -101,7 +78,7 @@ def _table(study: StudyConfig, made: Sequence[StudyRow]) -> list[str]:
                 _success(acted),
             ]
         )
-    return _markdown(head, [row for row in cells if row])
+    return markdown.table(head, [row for row in cells if row])
 
 
 NAMED = ("valid", "words", "main")
@@ -137,7 +114,7 @@ def _by_type(study: StudyConfig, rows: Sequence[StudyRow]) -> list[str]:
         here = [row for row in rows if row["arm"] == condition]
         if here:
             cells.append([condition, *(_pooled([row["rates"]["after"][name][SEES] for row in here]) for name in types)])
-    return _markdown(["", *types], cells)
+    return markdown.table(["", *types], cells)
 
 
 def _seconds(study: StudyConfig, rows: Sequence[StudyRow]) -> list[str]:
@@ -151,7 +128,7 @@ def _seconds(study: StudyConfig, rows: Sequence[StudyRow]) -> list[str]:
             cells.append([condition, str(sum(one["n"] for one in here)), median, mean, sd, f"{low} - {high}", *ends])
     head = ["condition", "n", "median", "mean", "sd", "IQR", "min", "max"]
     about = "Means of the seeds' numbers; batches with another episode included (docs/measuring_writing.md)."
-    return [about, "", *_markdown(head, cells)] if cells else ["Nothing yet."]
+    return [about, "", *markdown.table(head, cells)] if cells else ["Nothing yet."]
 
 
 def _ceiling(made: Sequence[StudyRow]) -> list[str]:
@@ -159,11 +136,10 @@ def _ceiling(made: Sequence[StudyRow]) -> list[str]:
     if not rows:
         return ["Nothing yet; the part `data` makes it."]
     cells = [[name, _rate(one["successes"], one["n"])] for row in rows for name, one in row["conditions"].items()]
-    return _markdown(["demonstrations played as", SUCCESS], cells)
+    return markdown.table(["demonstrations played as", SUCCESS], cells)
 
 
-def _judged(kinds: Mapping[str, Sequence[StudyRow]]) -> tuple[list[str], list[str], list[str]]:
-    """Sentences: met, contradicted, open."""
+def _judged(kinds: Mapping[str, Sequence[StudyRow]]) -> JudgedClaims:
     pairing: dict[str, Callable[[str, str], Pairs | None]] = {
         SCENES: lambda worse, better: _paired(
             _answers(kinds["retention"], worse), _answers(kinds["retention"], better)
@@ -172,20 +148,20 @@ def _judged(kinds: Mapping[str, Sequence[StudyRow]]) -> tuple[list[str], list[st
             _outcomes(kinds["evaluate"], worse), _outcomes(kinds["evaluate"], better)
         ),
     }
-    met, against, undecided = [], [], []
+    judged = JudgedClaims([], [], [])
     for claim in CLAIMS:
         pairs = pairing[claim.column](claim.worse, claim.better)
         words = f"{claim.says} ({claim.where})"
         if pairs is None:
-            undecided.append(f"{words}: no rows yet.")
+            judged.undecided.append(f"{words}: no rows yet.")
             continue
         low, high = pairs.interval
         shown = (
             f"{words}: {claim.column}, {claim.better} - {claim.worse} {100 * pairs.difference:+.1f} points "
             f"[{100 * low:+.1f}, {100 * high:+.1f}], n {pairs.n}."
         )
-        (met if low > 0 else against if high < 0 else undecided).append(shown)
-    return met, against, undecided
+        (judged.met if low > 0 else judged.against if high < 0 else judged.undecided).append(shown)
+    return judged
 
 
 def _answers(rows: Sequence[StudyRow], condition: str) -> dict[tuple[int, int], bool]:
@@ -226,11 +202,3 @@ def _rate(right: int, n: int) -> str:
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{100 * fmean(known):.0f}" if known else ""
-
-
-def _listed(sentences: Sequence[str], otherwise: str) -> list[str]:
-    return [f"- {sentence[:1].upper()}{sentence[1:]}" for sentence in sentences] or [otherwise]
-
-
-def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells]]
