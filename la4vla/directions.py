@@ -15,6 +15,9 @@ DIRECTION_SPELLINGS = {
 }
 """Word -> (axis of (forward, left, up), sign), verbs with a direction of their own included."""
 
+IN_A_PLANE = {"top": "bottom", "bottom": "top", "above": "below", "below": "above"}
+"""Words for directions on a table or in a picture, which are not among a hand's own -> their opposites."""
+
 WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.grounding.deeds import ClipDeed, meaning
 from la4vla.construct.vocabulary import SCENE, VERB_LABELS
-from la4vla.directions import words_of
+from la4vla.directions import IN_A_PLANE, words_of
 from la4vla.probe.wording import opposite
 from la4vla.rng import RngUse, generator
 from la4vla.types import TRANSLATION, Deed, Embodiment
@@ -35,8 +35,6 @@ COLOURS = frozenset(
         *("cyan", "golden", "silver"),
     )
 )
-WAYS = {"top": "bottom", "bottom": "top", "above": "below", "below": "above"}
-"""Words for directions in a plane, which are not among a hand's own."""
 ANY_OBJECT = frozenset(("block", "blocks", "object", "objects", "thing", "things", "one"))
 """Names that may be right for any object."""
 
@@ -80,7 +78,7 @@ def corrupted(deeds: Sequence[ClipDeed], name: str, embodiment: Embodiment, seed
 
 
 def _reversed(sentence: str, words: FolderWords, draw: np.random.Generator) -> str | None:
-    return re.sub(rf"\b(?:{'|'.join(WAYS)})\b", lambda match: WAYS[match[0]], opposite(sentence))
+    return re.sub(rf"\b(?:{'|'.join(IN_A_PLANE)})\b", lambda match: IN_A_PLANE[match[0]], opposite(sentence))
 
 
 def _other_primitive(sentence: str, words: FolderWords, draw: np.random.Generator) -> str | None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.hierarchy.intervals import RESAMPLES, TAIL
-from la4vla.rng import RngUse, generator
+from benchmarks.hierarchy.intervals import interval
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ def area(true: Sequence[float], spoiled: Sequence[float], episodes: Sequence[str
     value, paired = float(above_NN.mean()), float(np.diagonal(above_NN).mean())
     if len(names) < 2:
         return Area(value, None, None, paired, len(true_N), len(names))
-    draw = generator(0, RngUse.BOOTSTRAP, "area", len(names))
-    drawn_RE = draw.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES).astype(float)
-    areas_R = np.einsum("re,ef,rf->r", drawn_RE, wins_EE, drawn_RE) / (drawn_RE @ counts_E) ** 2
-    low, high = np.quantile(areas_R, (TAIL, 1 - TAIL))
-    return Area(value, float(low), float(high), paired, len(true_N), len(names))
+
+    def areas(drawn_RE: np.ndarray) -> np.ndarray:
+        return np.einsum("re,ef,rf->r", drawn_RE, wins_EE, drawn_RE) / (drawn_RE @ counts_E) ** 2
+
+    return Area(value, *interval(areas, "area", len(names)), paired, len(true_N), len(names))
 
 
 def among_first(scores: np.ndarray, right: np.ndarray, first: int) -> float:

@@ -91,10 +91,18 @@ def _estimated(value: float, statistic: Callable[[np.ndarray], np.ndarray], of: 
     rows, episodes = sum(count for _, count in of.values()), len(of)
     if episodes < 2:
         return EpisodeMean(value, None, None, rows, episodes)
-    draw = generator(0, RngUse.BOOTSTRAP, "episodes", episodes)
+    return EpisodeMean(value, *interval(statistic, "episodes", episodes), rows, episodes)
+
+
+def interval(statistic: Callable[[np.ndarray], np.ndarray], name: str, episodes: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of a statistic.
+
+    statistic: of resamples float [R, E], how often each holds an episode; gives [R]. name: of their draws.
+    """
+    draw = generator(0, RngUse.BOOTSTRAP, name, episodes)
     drawn_RE = draw.multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES).astype(float)
     low, high = np.quantile(statistic(drawn_RE), (TAIL, 1 - TAIL))
-    return EpisodeMean(value, float(low), float(high), rows, episodes)
+    return float(low), float(high)
 
 
 def _columns(of: EpisodeSums, episodes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

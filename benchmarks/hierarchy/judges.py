@@ -32,7 +32,7 @@ from la4vla.construct.propose.candidates import Candidate, Proposal, candidates_
 from la4vla.construct.readers import open_dataset
 from la4vla.construct.second_judge import SecondJudge
 from la4vla.construct.vocabulary import phrase, way
-from la4vla.directions import WORD
+from la4vla.directions import IN_A_PLANE, WORD
 from la4vla.page import page
 from la4vla.probe.wording import opposite
 from la4vla.types import UserError
@@ -43,8 +43,6 @@ WORDS, SPAN, STATUS = "words", "span", "status"
 SPOILS = (WORDS, SPAN, STATUS)
 LEVELS_OF_RULES = (0.5, 1.5, 2.5, 3.5)  # between the scores 0 .. 3
 
-IN_A_PLANE = {"top": "bottom", "bottom": "top", "above": "below", "below": "above"}
-"""Direction words that are not among a hand's own."""
 OTHER_STATUS = {
     **{"move": "transport", "transport": "move", "lift": "move", "lower": "move", "grasp": "place", "place": "grasp"},
     **{"wrist_rotate": "rotate_free", "rotate_free": "wrist_rotate"},

@@ -112,7 +112,6 @@ def _clips(folder: Path) -> Index:
 
 
 def _hierarchical(request: WordsRequest, device: str) -> Served:
-    from la4vla.config import HierarchicalConfig
     from la4vla.serve.hierarchical.load import load_hierarchical
 
     assert request.high is not None

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.perturb.perturb import CLEAN
 from benchmarks.study.config import Hierarchy, Part, StudyConfig
-from benchmarks.study.jobs import StudyJob, constructed, pretrained, protocol_of, values_of
+from benchmarks.study.jobs import StudyJob, constructed, evaluation, pretrained, protocol_of, values_of
 from la4vla.construct.ledger import digest
 
 STEPS = 8  # actions of a chunk that are compared, and frames between two moments (FACTS 2.1: horizon 8)
 MOST_TOKENS = 24  # of a sentence, as of the rounds' candidates
 JUDGES = "judges.json"
 HIGH = "high.yaml"
-CLEAN = "clean"
 
 
 def of_part(study: StudyConfig, part: Part) -> list[StudyJob]:
@@ -68,16 +68,15 @@ def worded(study: StudyConfig, name: str, seed: int) -> StudyJob:
 
 def acted(study: StudyConfig, name: str, seed: int) -> StudyJob:
     """The arm's success in the study's protocol."""
-    arm, protocol = study.hierarchies[name], protocol_of(study.protocol)
+    arm = study.hierarchies[name]
     needs = _models(study, arm, seed)
-    of = digest(protocol.hash, MOST_TOKENS, arm.told, list(arm.views), [job.of for job in needs])
+    of = digest(protocol_of(study.protocol).hash, MOST_TOKENS, arm.told, list(arm.views), [job.of for job in needs])
     folder = Path(study.out) / "evaluate" / f"{name}-{seed}-{of[:6]}"
-    command = (sys.executable, "-m", "benchmarks", protocol.suite, "--checkpoint", str(needs[0].folder))
-    command += ("--protocol", study.protocol, "--out", str(folder), "--device", study.device)
+    command = evaluation(study, needs[0], folder)
     high = Path(study.out) / "evaluate" / f"{folder.name}-{HIGH}"
     files = () if arm.told == "flat" else ((high, _high(study, arm, seed)),)
     command += ("--high", str(high)) if files else ()
-    about = {"arm": name, "seed": seed, "perturbation": CLEAN}
+    about = {"arm": name, "seed": seed, "perturbation": CLEAN.title}
     return StudyJob(f"evaluate/{name}/{seed}", "evaluate", of, folder, command, tuple(needs), about, files)
 
 

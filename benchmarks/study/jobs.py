@@ -134,6 +134,13 @@ def data_of(study: StudyConfig, recipe: TrainConfig) -> list[StudyJob]:
     return [*(constructed(study, name) for name in names), *(told(study, name) for name in spoken)]
 
 
+def evaluation(study: StudyConfig, policy: StudyJob, out: Path) -> tuple[str, ...]:
+    """The command that evaluates the policy of a job by the study's protocol."""
+    suite = protocol_of(study.protocol).suite
+    command = (sys.executable, "-m", "benchmarks", suite, "--checkpoint", str(policy.folder))
+    return (*command, "--protocol", study.protocol, "--out", str(out), "--device", study.device)
+
+
 @cache
 def values_of(path: str) -> dict[str, Any]:
     """The values of a file. It and the three below read a file once, since many jobs share it; `reread` forgets."""

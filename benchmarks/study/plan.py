@@ -8,10 +8,9 @@ from pathlib import Path
 
 from benchmarks.perturb import perturb
 from benchmarks.perturb.perturb import Variant
-from benchmarks.results import protocols
 from benchmarks.study import hierarchy_plan
 from benchmarks.study.config import Part, StudyConfig, known_names
-from benchmarks.study.jobs import StudyJob, constructed, pretrained, protocol_of, told, trained, values_of
+from benchmarks.study.jobs import StudyJob, constructed, evaluation, pretrained, protocol_of, told, trained, values_of
 from la4vla.construct.ledger import digest
 
 CASES, CEILING = "cases.jsonl", "ceiling.json"
@@ -99,10 +98,9 @@ def finetuned(study: StudyConfig, name: str, seed: int) -> StudyJob:
 def evaluated(study: StudyConfig, condition: str, seed: int) -> StudyJob:
     """The clean evaluation of a condition, in the folder where the perturbed ones of the same policy look for it."""
     policy = finetuned(study, condition, seed)
-    protocol = protocol_of(study.protocol)
     folder = Path(study.out) / "evaluate" / f"{condition}-{seed}-{policy.of[:6]}"
-    command = _evaluation(study, protocol, policy, folder / perturb.CLEAN.folder)
-    of = digest(protocol.hash, policy.of)
+    command = evaluation(study, policy, folder / perturb.CLEAN.folder)
+    of = digest(protocol_of(study.protocol).hash, policy.of)
     if acts := study.conditions[condition].acts:
         command, of = (*command, "--text", acts), digest(of, values_of(acts))
     about = {"arm": condition, "seed": seed, "perturbation": perturb.CLEAN.title}
@@ -112,9 +110,8 @@ def evaluated(study: StudyConfig, condition: str, seed: int) -> StudyJob:
 
 
 def perturbed(study: StudyConfig, clean: StudyJob, variant: Variant) -> StudyJob:
-    protocol = protocol_of(study.protocol)
     folder = clean.folder.parent
-    command = (*_evaluation(study, protocol, clean.needs[0], folder), "--perturb", variant.title)
+    command = (*evaluation(study, clean.needs[0], folder), "--perturb", variant.title)
     about = {**clean.about, "perturbation": variant.title}
     name = f"{clean.name}/{variant.folder}"
     of = digest(clean.of, variant.identity)
@@ -139,8 +136,3 @@ def probed(study: StudyConfig, pretraining: str, cases: str, seed: int) -> Study
     command += ("--cases", str(listed.folder / CASES), "--out", str(folder))
     about = {"training": pretraining, "seed": seed, "cases": cases}
     return StudyJob(f"probe/{pretraining}/{cases}/{seed}", "probe", of, folder, command, (policy, listed), about)
-
-
-def _evaluation(study: StudyConfig, protocol: protocols.Protocol, policy: StudyJob, out: Path) -> tuple[str, ...]:
-    command = (sys.executable, "-m", "benchmarks", protocol.suite, "--checkpoint", str(policy.folder))
-    return (*command, "--protocol", study.protocol, "--out", str(out), "--device", study.device)
