@@ -210,6 +210,7 @@ def _serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
     parser.add_argument("--text", type=Path, help="of a model that writes: YAML file of how it acts")
     parser.add_argument("--high", type=Path, help="of a policy: YAML file of who says its low-level instructions")
+    parser.add_argument("--embodiment", metavar="NAME", help="of a policy that knows several robots: the one it drives")
     parser.add_argument("--dialect", help="la4vla (default), openpi or evo1")
     parser.add_argument("--host", help="127.0.0.1 unless given; elsewhere clients need a token")
     parser.add_argument("--port", type=int, help="0 for any free one")

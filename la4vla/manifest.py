@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from la4vla.types import UserError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
     "manifest.json",
     "model.safetensors",
@@ -41,6 +41,27 @@ CONFIG, METRICS, LOCK = "config.yaml", "metrics.jsonl", "lock"
 HELD_OUT_LOSS = "val/contrast"
 """The number in metrics.jsonl by which a run may stop, and by which its best checkpoint is chosen."""
 FIRST_BATCH, FIRST_TEXTS = "first_batch.png", "first_batch.txt"
+
+
+@dataclass(frozen=True)
+class TrainedRobot:
+    """One robot of a checkpoint's data.
+
+    embodiment  its typed interface
+    transforms  the chain that `serve` rebuilds, its statistics included; empty for a vlm
+    views       names in slot order; empty for a vlm
+    view_sizes  view -> [height, width] of its stored images in pixels, one for each size in the data
+    """
+
+    embodiment: dict[str, Any]
+    transforms: list[dict[str, Any]]
+    views: list[str]
+    view_sizes: dict[str, list[list[int]]]
+
+    @property
+    def name(self) -> str:
+        """Of its embodiment."""
+        return self.embodiment["name"]
 
 
 @dataclass(frozen=True)
@@ -58,10 +79,7 @@ class Manifest:
     base              of adapters: the weights they belong to (place, sha256 of its files); empty where
                       model.safetensors holds every weight
     input_spec        sizes of a policy's input; empty for a vlm
-    transforms        the chain that `serve` rebuilds; empty for a vlm
-    embodiment        of the data; empty where no source says one
-    views             names in slot order; empty for a vlm
-    view_sizes        view -> [height, width] of its stored images in pixels, one for each size in the data
+    robots            what it learned of each robot in its data (TrainedRobot), in the order of the sources
     text              of a policy: `instructions`, the sources whose clips are told what they are about, and not the
                       task of a whole demonstration. Of all that learned conversations: `questions` (their types, those
                       of the run that it began with included), `codec` of its actions (empty where no source has one)
@@ -85,10 +103,7 @@ class Manifest:
     model: dict[str, Any]
     base: dict[str, Any]
     input_spec: dict[str, Any]
-    transforms: list[dict[str, Any]]
-    embodiment: dict[str, Any]
-    views: list[str]
-    view_sizes: dict[str, list[list[int]]]
+    robots: list[dict[str, Any]]
     text: dict[str, Any]
     sources: dict[str, str]
     weights_sha256: str
@@ -100,6 +115,26 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1))
+
+    @property
+    def trained_robots(self) -> tuple[TrainedRobot, ...]:
+        """Raises TypeError or KeyError where the manifest is damaged."""
+        return tuple(TrainedRobot(**raw) for raw in self.robots)
+
+    def robot(self, embodiment: str = "") -> TrainedRobot:
+        """The robot with this embodiment's name; of a checkpoint of one robot that one, whatever the name.
+
+        Raises UserError where the name is none of several robots, and where there is no robot.
+        """
+        robots = self.trained_robots
+        if len(robots) == 1:
+            return robots[0]
+        chosen = [robot for robot in robots if robot.name == embodiment]
+        if not chosen:
+            names = ", ".join(robot.name for robot in robots) or "none"
+            asked = f"and {embodiment} is none of them; name" if embodiment else "so say which; name"
+            raise UserError(f"this checkpoint knows the embodiments {names}, {asked} one with --embodiment.")
+        return chosen[0]
 
 
 @dataclass(frozen=True)

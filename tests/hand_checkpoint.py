@@ -54,10 +54,13 @@ def write_checkpoint(
         learner="policy",
         model=policy.description,
         input_spec=asdict(policy.spec),
-        transforms=chain_to_dicts(chain),
-        embodiment=embodiment.to_dict(),
-        views=list(views),
-        view_sizes={view: [list(size)] for view in views},
+        robots=[
+            asdict(
+                manifest.TrainedRobot(
+                    embodiment.to_dict(), chain_to_dicts(chain), list(views), {view: [list(size)] for view in views}
+                )
+            )
+        ],
         text={"instructions": list(instructions)},
     )
 
@@ -75,7 +78,7 @@ def write_vlm_checkpoint(
         folder,
         learner="vlm",
         model={**vlm.description, "lora": {}},
-        embodiment=embodiment.to_dict(),
+        robots=[asdict(manifest.TrainedRobot(embodiment.to_dict(), [], [], {}))],
         text={"codec": codec, "questions": list(questions), "max_tokens": encoder.max_tokens},
     )
 
@@ -91,9 +94,7 @@ def complete(folder: Path, **about: Any) -> Path:
         config={},
         base={},
         input_spec={},
-        transforms=[],
-        views=[],
-        view_sizes={},
+        robots=[],
         text={},
         sources={},
         weights_sha256=file_sha256(folder / manifest.WEIGHTS),

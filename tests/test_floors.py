@@ -84,8 +84,9 @@ SHELVES = {
         "processor": {"collate", "transforms"},
         "groups": {"shards", "transforms"},
         "pairs": {"collate"},
-        "setup": {"order", "normalize", "transforms", "collate", "processor", "shards", "groups"},
-        "explain": {"setup", "mixture", "normalize", "values", "groups"},
+        "robots": {"normalize", "transforms", "collate", "processor", "shards"},
+        "setup": {"order", "normalize", "collate", "robots", "shards", "groups"},
+        "explain": {"setup", "robots", "mixture", "normalize", "values", "groups"},
         "imported": {"shards"},
         "text_rows": {"setup", "shards"},
         "reader": {

@@ -259,9 +259,10 @@ def load_policy(request: EvaluationRequest) -> Served | None:
     if device == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores - request.workers))
+    robot = request.simulator.embodiment.name
     if request.untrained:
-        return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device)
-    return load_served(request.checkpoint, request.text, device, request.base, request.high)
+        return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device, robot)
+    return load_served(request.checkpoint, request.text, device, request.base, request.high, robot)
 
 
 def run_jobs(

@@ -17,6 +17,8 @@ MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 PREFERENCE = "preference"
 """Kind of the pairs that `la4vla gpla` makes out of a folder of clips."""
 
+ACTIONS = ("recorded", "delta_to_state")
+
 LORA = "lora"
 LORA_TARGETS = ("llm", "vision", "projector", "head")
 LANGUAGE_HEAD = "language_head"
@@ -49,6 +51,7 @@ class ModelConfig:
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
     attention: str = "sdpa"  # sdpa | eager | flash_attention_2; an absent backend is an error
+    embodiments: str = "shared"  # shared | separate: state and action projections of its own for every robot
     dropout: float = 0.2  # inside the head's attention (FACTS 1.7)
     max_tokens: int = 1024  # longest row of a model that writes, with model.weights; a preset has its own
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -68,6 +71,7 @@ class SourceConfig:
     path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
     kind: str = MISSING  # la | vla | la_leaky (docs/choices.md) | text (docs/texts.md) | contrast (docs/grounding.md)
     views: list[str] = field(default_factory=list)  # views a vla or la_leaky source shows, in slot order; empty: all
+    action: str = ""  # as data.action, for the robot of this source; empty: data.action
     levels: str = "low"  # what its samples are told: low (the clip's instruction) | both (its task, then that)
 
 
@@ -202,9 +206,12 @@ def validate(config: TrainConfig) -> None:
     choice("learner", config.learner, ("policy", "vlm", "grounding"))
     choice("run.resume", config.run.resume, ("auto", "never"))
     choice("model.readout", config.model.readout, ("per_token", "flatten"))
+    choice("model.embodiments", config.model.embodiments, ("shared", "separate"))
+    if config.model.embodiments == "separate" and config.model.readout == "flatten":
+        raise UserError("model.embodiments=separate needs model.readout=per_token; the flatten readout is one for all.")
     choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
     choice("flow.noise", config.flow.noise, ("uniform", "normal"))
-    choice("data.action", config.data.action, ("recorded", "delta_to_state"))
+    choice("data.action", config.data.action, ACTIONS)
     choice("data.augmentation", config.data.augmentation, ("release", "gpla"))
     if config.data.augmentation == "gpla" and not config.data.augment:
         raise UserError("data.augmentation is gpla and data.augment is 0, so nothing is augmented; set data.augment=1.")
@@ -242,6 +249,7 @@ def validate(config: TrainConfig) -> None:
     for name, source in config.data.sources.items():
         choice(f"data.sources.{name}.kind", source.kind, (*SOURCE_KINDS, PREFERENCE))
         choice(f"data.sources.{name}.levels", source.levels, LEVELS)
+        choice(f"data.sources.{name}.action", source.action, ("", *ACTIONS))
         if source.kind == "text" and source.levels == "both":
             raise UserError(
                 f"data.sources.{name}.levels is both, and a conversation is told as it was written; leave it out."
@@ -266,6 +274,11 @@ def _validate_lora(config: TrainConfig) -> None:
         raise UserError(
             "model.lora.rank is set and no adapter trains; add lora to a stage's `train` and a group to "
             "model.lora.targets, or set model.lora.rank=0."
+        )
+    if lora.rank and "head" in lora.targets and config.model.embodiments == "separate":
+        raise UserError(
+            "model.lora.targets has head, and with model.embodiments=separate some of its projections are no linear "
+            "layers that adapters fit; train head whole (stages.NAME.train), or set model.embodiments=shared."
         )
     if lora.rank and not (config.model.weights or config.run.init_from):
         raise UserError(

@@ -76,7 +76,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     within("--", {**asdict(request.settings), "states": request.states}, INTERVALS)
     conditions = _chosen(request.conditions)
     listed = read_cases(request.cases)
-    policy = _policy(request)
+    policy = _policy(request, listed.embodiment)
     case_clips = open_case_clips(listed, policy.views, request.shards)
     check(policy, case_clips)
     states = distinct_states(listed.cases, case_clips)[: request.states]
@@ -100,11 +100,11 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     return numbers
 
 
-def _policy(request: ProbeRequest) -> ServedPolicy:
+def _policy(request: ProbeRequest, embodiment: str) -> ServedPolicy:
     device = usable_device(request.device)
     if request.untrained:
-        return ServedPolicy.untrained(request.checkpoint, request.settings.seed, device)
-    return ServedPolicy.load(request.checkpoint, device, request.base)
+        return ServedPolicy.untrained(request.checkpoint, request.settings.seed, device, embodiment)
+    return ServedPolicy.load(request.checkpoint, device, request.base, embodiment)
 
 
 def require_libraries() -> None:

@@ -14,13 +14,19 @@ from la4vla.types import UserError
 
 
 def load_served(
-    folder: str | Path, text: Path | None, device: str | torch.device, base: str = "", high: Path | None = None
+    folder: str | Path,
+    text: Path | None,
+    device: str | torch.device,
+    base: str = "",
+    high: Path | None = None,
+    embodiment: str = "",
 ) -> Served:
     """The policy of a checkpoint folder, or of a run's newest checkpoint.
 
     text: YAML file of the settings of a model that writes; None for a policy with actions. base: where the weights lie
     that its adapters belong to. high: YAML file of who says a policy's low-level instructions; None: nobody, it is told
-    the task. Raises UserError where they do not fit, and for what cannot be loaded.
+    the task. embodiment: name of the robot to drive, where a policy knows several. Raises UserError where they do not
+    fit, and for what cannot be loaded.
     """
     writes = manifest.read(manifest.resolve(folder)).learner == "vlm"
     if writes and text is None:
@@ -39,5 +45,5 @@ def load_served(
     if high is not None:
         from la4vla.serve.hierarchical.load import load_hierarchical
 
-        return load_hierarchical(folder, load(high, schema=HierarchicalConfig), device, base)
-    return ServedPolicy.load(folder, device, base)
+        return load_hierarchical(folder, load(high, schema=HierarchicalConfig), device, base, embodiment)
+    return ServedPolicy.load(folder, device, base, embodiment)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from la4vla import manifest
 from la4vla.config import CheckpointConfig, TrainConfig
 from la4vla.files import sha256
-from la4vla.manifest import Checkpoint, Manifest
+from la4vla.manifest import Checkpoint, Manifest, TrainedRobot
 from la4vla.model.base import load_stored, some
 from la4vla.train import disk, integrity
 from la4vla.train.dist import World, log0, on_main
@@ -73,10 +73,7 @@ class Identity:
     base        the weights that adapters belong to, or empty
     held        names in the module's state dict that are stored; all of them where `base` is empty
     input_spec  sizes of its input
-    transforms  the chain
-    embodiment  of the data
-    views       names in slot order
-    view_sizes  view -> [height, width] of its stored images, one for each size in the data
+    robots      those of its data
     text        what it is taught to write
     sources     source -> fingerprint of its data
     tokenizer   file name -> content
@@ -87,10 +84,7 @@ class Identity:
     base: dict[str, Any]
     held: tuple[str, ...]
     input_spec: dict[str, Any]
-    transforms: list[dict[str, Any]]
-    embodiment: dict[str, Any]
-    views: list[str]
-    view_sizes: dict[str, list[list[int]]]
+    robots: tuple[TrainedRobot, ...]
     text: dict[str, Any]
     sources: dict[str, str]
     tokenizer: dict[str, bytes]
@@ -294,10 +288,7 @@ def _manifest(
         model=identity.model,
         base=identity.base,
         input_spec=identity.input_spec,
-        transforms=identity.transforms,
-        embodiment=identity.embodiment,
-        views=identity.views,
-        view_sizes=identity.view_sizes,
+        robots=[asdict(robot) for robot in identity.robots],
         text=identity.text,
         sources=identity.sources,
         weights_sha256=sha256(folder / manifest.WEIGHTS),

@@ -18,7 +18,7 @@ EVERYTHING = MODULE_GROUPS
 @pytest.fixture(scope="module")
 def full_size():
     with torch.device("meta"):
-        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False)
+        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False, embodiments=())
 
 
 def test_parameters_by_module(full_size):
@@ -52,7 +52,7 @@ def test_tiny_is_tiny():
 
 def test_small_is_small_and_reads_what_tiny_reads():
     with torch.device("meta"):
-        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False)
+        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False, embodiments=())
     assert 55e6 < sum(p.numel() for p in small.parameters()) < 65e6
     assert SMALL.spec == TINY.spec
 
@@ -85,7 +85,7 @@ def test_another_horizon_is_another_chunk_and_no_other_weight():
 def test_weights_of_another_horizon_do_not_fit_where_they_depend_on_it(tmp_path):
     made = build_policy(ModelConfig(preset="tiny", readout="flatten"), 0)
     save_file(made.state_dict(), tmp_path / manifest.WEIGHTS)
-    complete(tmp_path, learner="policy", model=made.description, embodiment={})
+    complete(tmp_path, learner="policy", model=made.description)
     with pytest.raises(UserError, match=r"head\.readout\.pool\.weight.*use the model settings it was trained with"):
         weights.load(build_policy(ModelConfig(preset="tiny", readout="flatten", horizon=8), 0), str(tmp_path))
 

@@ -102,6 +102,7 @@ def test_what_is_served_is_the_saved_model(served, folder):
         action_mask_BTA=present.expand(1, spec.horizon, 8),
         noise_BTA=noise[None],
         time_B=torch.zeros(1),
+        embodiment_B=torch.zeros(1, dtype=torch.int64),
         keys=("by hand",),
     )
     chunk = policy.sample(batch, 10)[0, :, :4].numpy()  # the actions' q01 and q99 are -1 and 1
@@ -205,7 +206,7 @@ def spoilt(where: str, value: object = None):
         *above, last = where.split(".")
         inner = raw
         for key in above:
-            inner = inner[key]
+            inner = inner[int(key) if isinstance(inner, list) else key]
         inner[last] = value
         if value is None:
             del inner[last]
@@ -224,8 +225,8 @@ def tokenizer_of(text: str):
         (tokenizer_of('{"added_tokens": [], "mod'), "tokenizer"),
         (tokenizer_of('{"added_tokens": [], "model": {}}'), "tokenizer"),
         (tokenizer_of("3"), "tokenizer"),
-        (spoilt("embodiment.state"), "embodiment"),
-        (spoilt("embodiment.action.names", 7), "embodiment"),
+        (spoilt("robots.0.embodiment.state"), "embodiment"),
+        (spoilt("robots.0.embodiment.action.names", 7), "embodiment"),
         (spoilt("model.size"), "model"),
         (spoilt("model.readout"), "model"),
         (spoilt("model.size", {}), "model"),
@@ -236,8 +237,8 @@ def tokenizer_of(text: str):
         (spoilt("config.flow.step", 3), "config"),
         (spoilt("config.flow.steps", "ten"), "config"),
         (spoilt("config.stages", []), "config"),
-        (spoilt("views", 1), "config"),
-        (spoilt("transforms", 1), "transforms"),
+        (spoilt("robots.0.views", 1), "config"),
+        (spoilt("robots.0.transforms", 1), "transforms"),
     ],
 )
 def test_each_damaged_part_is_one_sentence_with_the_cure(folder, tmp_path, spoil, part):

@@ -70,7 +70,21 @@ def batch(kind: Any, seed: int) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     state, vision, target = (torch.randn(2, width, generator=draw) for width in (5, 6, 3))
     ids, none = torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
-    return Batch(kind, ids, ids > 0, None, None, state, none, 3 * target, none, vision, torch.zeros(2), ("a", "b"))
+    return Batch(
+        kind,
+        ids,
+        ids > 0,
+        None,
+        None,
+        state,
+        none,
+        3 * target,
+        none,
+        vision,
+        torch.zeros(2),
+        torch.zeros(2, dtype=torch.int64),
+        ("a", "b"),
+    )
 
 
 def step_batches(step: int, rank: int, size: int) -> list[Batch]:
@@ -159,7 +173,7 @@ def worst(values: Iterable[torch.Tensor]) -> float:
 
 
 NAMES = tuple(Toy().state_dict())
-IDENTITY = Identity("policy", {}, {}, NAMES, {}, [], {}, [], {}, {}, {}, {})
+IDENTITY = Identity("policy", {}, {}, NAMES, {}, (), {}, {}, {})
 
 
 def all_engines(folder: Path, world: World) -> dict:

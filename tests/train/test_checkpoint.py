@@ -22,7 +22,7 @@ from la4vla.config import (
     StageConfig,
     TrainConfig,
 )
-from la4vla.manifest import Checkpoint
+from la4vla.manifest import Checkpoint, TrainedRobot
 from la4vla.train import checkpoint, disk, metrics, resume, run_folder
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
@@ -39,10 +39,7 @@ IDENTITY = Identity(
     base={},
     held=NAMES,
     input_spec={},
-    transforms=[],
-    embodiment={},
-    views=["front"],
-    view_sizes={"front": [[2, 3]]},
+    robots=(TrainedRobot({"name": "arm"}, [], ["front"], {"front": [[2, 3]]}),),
     text={},
     sources={"a": "1f", "b": "2e"},
     tokenizer={"tokenizer.json": b"{}"},
@@ -127,7 +124,7 @@ def test_everything_comes_back(config, world):
     assert again.updates() == engine.updates() == 2
     assert fresh["a"].weight is fresh["b"].weight
     found = manifest.read(folder)
-    assert (found.stage, found.stage_step, found.step, found.views) == ("one", 3, 3, ["front"])
+    assert (found.stage, found.stage_step, found.step, found.robot().views) == ("one", 3, 3, ["front"])
     assert (folder / manifest.TOKENIZER / "tokenizer.json").read_bytes() == b"{}"
 
 

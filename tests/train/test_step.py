@@ -35,7 +35,8 @@ def batch(kind, rows, valid):
     mask = torch.zeros(rows, 4, 3, dtype=torch.bool)
     mask.view(-1)[:valid] = True
     none, ids = torch.zeros(rows, 4, 3), torch.zeros(rows, 1, dtype=torch.long)
-    return Batch(kind, ids, ids == 0, None, None, none[:, 0], none, none, mask, none, none[:, 0, 0], ("key",) * rows)
+    zeros = none[:, 0, 0]
+    return Batch(kind, ids, ids == 0, None, None, none[:, 0], none, none, mask, none, zeros, ids[:, 0], ("key",) * rows)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(1.0, (0.25, 0.5, 2.0)), (3.0, (0.75, 1.5, 2.0))])

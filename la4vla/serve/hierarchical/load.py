@@ -26,12 +26,17 @@ PLACES = ("high", "high_base")
 
 
 def load_hierarchical(
-    low: str | Path, config: HierarchicalConfig, device: str | torch.device = "cpu", base: str = ""
+    low: str | Path,
+    config: HierarchicalConfig,
+    device: str | torch.device = "cpu",
+    base: str = "",
+    embodiment: str = "",
 ) -> HierarchicalPolicy:
     """The policy of a checkpoint folder, or of a run's newest checkpoint, told instructions as `config` says.
 
-    base: where the weights lie that the policy's adapters belong to. Raises UserError for a policy that learned no
-    low-level instructions, a model that was never asked for one, two robots, and damaged or other weights.
+    base: where the weights lie that the policy's adapters belong to. embodiment: name of the robot to drive, where it
+    knows several. Raises UserError for a policy that learned no low-level instructions, a model that was never asked
+    for one, two robots, and damaged or other weights.
     """
     folder = manifest.resolve(low)
     description = manifest.read(folder)
@@ -42,7 +47,7 @@ def load_hierarchical(
             "it on the clips of `la4vla construct` (la or vla), or evaluate it without --high."
         )
     levels = levels_of(description.config)
-    policy = ServedPolicy.load(folder, device, base)
+    policy = ServedPolicy.load(folder, device, base, embodiment)
     settings = {name: value for name, value in asdict(config).items() if name not in PLACES}
     versions: dict[str, str] = {"torch": torch.__version__}
     instructor: Instructor = TrueInstructions()
@@ -79,11 +84,11 @@ def _question(folder: Path, description: Manifest, wanted: str) -> str:
 
 def _check_fit(folder: Path, description: Manifest, embodiment: Embodiment) -> None:
     """Raises UserError unless the model learned texts of this robot."""
-    if not description.embodiment:
+    if not description.robots:
         raise UserError(
             f"high: {folder} learned texts of no robot; write them with `la4vla construct texts` from a robot's clips."
         )
-    if differs := embodiment.difference(Embodiment.from_dict(description.embodiment)):
+    if differs := embodiment.difference(Embodiment.from_dict(description.robot(embodiment.name).embodiment)):
         raise UserError(
             f"high: {folder} learned texts of another embodiment than the policy's ({differs.field} is "
             f"{differs.other}, the policy's is {differs.mine}); train both on one robot's demonstrations."

@@ -35,13 +35,13 @@ def load_text_policy(
     description = manifest.read(folder)
     writer = VlmWriter.load(folder, description, device, base)
     codec = description.text.get("codec")
-    if not codec or not description.embodiment:
+    if not codec or not description.robots:
         raise UserError(
             f"{folder}: it was trained on no action texts, so how it writes motion is not known; train it on the texts "
             "of `la4vla construct texts`, `actions` among their questions."
         )
     played = {**codec, "play": {**codec["play"], **config.play}}
-    action = ActionText.from_dict(played, Embodiment.from_dict(description.embodiment))
+    action = ActionText.from_dict(played, Embodiment.from_dict(description.robot().embodiment))
     return TextPolicy.of(
         config,
         writer,

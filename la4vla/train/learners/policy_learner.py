@@ -12,7 +12,8 @@ from la4vla.config import LANGUAGE_HEAD, LORA, SourceConfig, TrainConfig
 from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
-from la4vla.data.setup import fingerprints, prepare, view_sizes
+from la4vla.data.robots import RobotSetup, places
+from la4vla.data.setup import fingerprints, prepare
 from la4vla.data.shards.read import tells_instructions
 from la4vla.data.transforms import ResizeImages, chain_to_dicts
 from la4vla.model import flops, lora, weights
@@ -53,8 +54,9 @@ class PolicyLearner:
             self._encoder = ConversationEncoder(self._prompter, size.vocab, ResizeImages(size.image_size).resized)
         inherited = resume.checkpoint if resume.checkpoint and resume.checkpoint.manifest.learner == "policy" else None
         self._setup = prepare(config, self._spec, self._prompter.encode, inherited, resume.own, self._encoder)
-        if self._setup.robot is None:
+        if not self._setup.robots:
             raise UserError("a policy learns actions, and no source holds clips; add one, or set learner=vlm.")
+        self._embodiments = places(self._setup.robots, inherited) if config.model.embodiments == "separate" else []
         where = (resume.position.stage, resume.position.stage_step)
         self._loader = Loader(config, self._setup, world.rank, world.size, where)
         if resume.own:
@@ -90,13 +92,13 @@ class PolicyLearner:
                 checkpoint.load_weights(policy, source.folder, resume.own, policy.from_base)
             return policy
         if source is None:
-            return build_policy(model, seed, self._writes)
+            return build_policy(model, seed, self._writes, self._embodiments)
         if resume.own:
             policy = rebuild(source.manifest.model)
             checkpoint.load_weights(policy, source.folder, own=True)
             return policy
         # What the checkpoint does not hold stays fresh: the language head, or the flow head of a model that writes.
-        policy = build_policy(replace(model, weights=""), seed, self._writes)
+        policy = build_policy(replace(model, weights=""), seed, self._writes, self._embodiments)
         weights.load(policy, str(source.folder))
         return policy
 
@@ -109,6 +111,7 @@ class PolicyLearner:
             "attention": model.attention,
             "dropout": model.dropout,
             "writes": self._writes,
+            "embodiments": self._embodiments,
             "lora": lora.description(model.lora),
         }
 
@@ -119,10 +122,7 @@ class PolicyLearner:
             base=self._adapted.base.to_dict() if self._adapted else {},
             held=adapting.held(module, self._config, self._adapted),
             input_spec=asdict(self._spec),
-            transforms=chain_to_dicts(self._setup.chain),
-            embodiment=self._setup.embodiment.to_dict(),
-            views=list(self._setup.chain.views),
-            view_sizes=view_sizes(self._setup),
+            robots=self._setup.trained_robots,
             text=self._about_text(),
             sources=fingerprints(self._setup),
             tokenizer=self._prompter.files(),
@@ -132,24 +132,14 @@ class PolicyLearner:
         return summary_table(module)
 
     def explain(self) -> str:
-        body = self._setup.embodiment
-        lines = [
-            explain(self._config, self._setup, self._world.size),
-            f"embodiment {body.name}, {body.control_hz:g} Hz",
-        ]
-        for what, spec in (("state", body.state), ("action", body.action)):
-            near = f"near {' '.join(f'{angle:g}' for angle in spec.rotation_near)}, " if any(spec.rotation_near) else ""
-            lines.append(
-                f"  {what}: {' '.join(spec.names)}; {spec.reference}, frame {spec.frame}, rotation {spec.rotation}, "
-                f"{near}gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}"
-            )
-        if self._writes:
-            lines.append(self._about_language_head())
-        lines.append("transforms: " + " -> ".join(type(item).__name__ for item in self._setup.chain.transforms))
-        return "\n".join(lines)
+        lines = [explain(self._config, self._setup, self._world.size)]
+        for robot in self._setup.robots.values():
+            lines += _about_robot(robot, len(self._setup.robots) > 1)
+        return "\n".join([*lines, *([self._about_language_head()] if self._writes else [])])
 
     def shared_by_ranks(self) -> dict[str, Any]:
-        return {"shards": fingerprints(self._setup), "statistics of the data": chain_to_dicts(self._setup.chain)}
+        chains = {name: chain_to_dicts(robot.chain) for name, robot in self._setup.robots.items()}
+        return {"shards": fingerprints(self._setup), "statistics of the data": chains}
 
     def steps(self) -> Iterator[StepData]:
         return iter(self._loader)
@@ -249,3 +239,17 @@ def _mixed(config: TrainConfig) -> list[SourceConfig]:
     """The sources that some stage mixes."""
     names = {name for stage in config.stages.values() for name in stage.mixture}
     return [source for name, source in config.data.sources.items() if name in names]
+
+
+def _about_robot(robot: RobotSetup, several: bool) -> Iterator[str]:
+    """Lines. several: whether it is one of several, whose sources are said."""
+    body = robot.embodiment
+    sources = f", in {', '.join(robot.sources)}" if several else ""
+    yield f"embodiment {body.name}, {body.control_hz:g} Hz{sources}"
+    for what, spec in (("state", body.state), ("action", body.action)):
+        near = f"near {' '.join(f'{angle:g}' for angle in spec.rotation_near)}, " if any(spec.rotation_near) else ""
+        yield (
+            f"  {what}: {' '.join(spec.names)}; {spec.reference}, frame {spec.frame}, rotation {spec.rotation}, "
+            f"{near}gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}"
+        )
+    yield "transforms: " + " -> ".join(type(item).__name__ for item in robot.chain.transforms)
