@@ -29,7 +29,7 @@ import torch
 from la4vla.config import StageConfig, TrainConfig, load
 from la4vla.model import flops, freeze
 from la4vla.model.policy import Policy
-from la4vla.model.presets import ModelSize, preset
+from la4vla.model.presets import ModelSize, size_of
 from la4vla.shell import exit_status
 from la4vla.types import UserError
 
@@ -99,7 +99,7 @@ def costs(instruction_tokens: int) -> Iterator[Cost]:
         raise UserError(f"{RECIPES}: no recipes; start this command in the folder that holds configs/.")
     for path in files:
         config: TrainConfig = load(path, ["run.init_from=another run"], TrainConfig)
-        size = preset(config.model.preset)
+        size = size_of(config.model)
         groups = parameters(size, config.model.readout)
         for name, stage in config.stages.items():
             rows, sample_flops = _mean_sample(config, stage, size, instruction_tokens)

@@ -17,6 +17,9 @@ MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 PREFERENCE = "preference"
 """Kind of the pairs that `la4vla gpla` makes out of a folder of clips."""
 
+SIZES = ("horizon", "llm_layers", "state_dim", "action_dim")
+"""Sizes of a policy that a config may set beside its preset (docs/training.md)."""
+
 LORA = "lora"
 LORA_TARGETS = ("llm", "vision", "projector", "head")
 LANGUAGE_HEAD = "language_head"
@@ -45,6 +48,9 @@ class LoraConfig:
 class ModelConfig:
     preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b); learner vlm: tiny_vlm
     horizon: int = 0  # steps of a policy's chunk; 0: the preset's own
+    llm_layers: int = 0  # of a policy's language model, from the bottom; 0: the preset's own
+    state_dim: int = 0  # numbers of a policy's state, at least as many as the robot's; 0: the preset's own
+    action_dim: int = 0  # the same of one action
     weights: str = ""  # pretrained InternVL (`-hf` layout), for a vlm also Gemma 3 or Qwen: folder or hub id
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
@@ -184,7 +190,8 @@ def mixing_unit(config: TrainConfig) -> int:
 
 INTERVALS = {
     **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
-    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank", "horizon"), "[0, inf)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),
+    **dict.fromkeys(SIZES, "[0, inf)"),
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay", "gamma"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha", "beta"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
@@ -217,6 +224,7 @@ def validate(config: TrainConfig) -> None:
         "preference",
     ):
         within(f"{group}.", asdict(config)[group], INTERVALS)
+    _validate_sizes(config)
     _validate_lora(config)
     checked = config.validate.cases or config.validate.texts or config.validate.pairs
     if checked and config.validate.every_steps % config.log.every_steps:
@@ -251,6 +259,16 @@ def validate(config: TrainConfig) -> None:
     for name, stage in config.stages.items():
         _validate_stage(name, stage, config)
     levels_of(asdict(config))
+
+
+def _validate_sizes(config: TrainConfig) -> None:
+    set_here = [name for name in SIZES if asdict(config.model)[name]]
+    if set_here and config.learner != "policy":
+        elsewhere = "grounding.horizon" if config.learner == "grounding" else "model.weights or model.preset"
+        raise UserError(
+            f"model.{set_here[0]} is a size of the policy, and learner is {config.learner}, whose sizes are those of "
+            f"{elsewhere}; leave it out."
+        )
 
 
 def _validate_lora(config: TrainConfig) -> None:

@@ -2,7 +2,7 @@
 config.json and safetensors), or a checkpoint of ours, of a policy or of a model that writes.
 
 Strict: sizes are compared with the preset, every parameter must be found, nothing may be left over. Dropped, by name:
-the language layers above the preset's (FACTS 4.1 keeps 14 of 24), and the language head where the policy has none.
+the language layers above the model's (FACTS 4.1 keeps 14 of 24), and the language head where the policy has none.
 Nothing here runs remote code.
 """
 
@@ -166,6 +166,8 @@ def check_sizes(folder: Path, size: ModelSize) -> None:
         raise UserError(f"{folder}: no config.json in it; model.weights is a checkpoint in the native `-hf` layout.")
     try:
         _compare(path, size)
+    except UserError:  # is a ValueError, too
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); fetch the checkpoint again.") from error
 
@@ -196,7 +198,10 @@ def _compare(path: Path, size: ModelSize) -> None:
                 f"{path}: {name} is {stored}, the preset has {needed}; choose the preset made for these weights."
             )
     if text["num_hidden_layers"] < size.llm_layers:
-        raise UserError(f"{path}: {text['num_hidden_layers']} language layers, the preset needs {size.llm_layers}.")
+        raise UserError(
+            f"{path}: {text['num_hidden_layers']} language layers, the model asks for {size.llm_layers}; "
+            "set model.llm_layers to as many as it has, or fewer."
+        )
 
 
 def _shards(folder: Path) -> list[Path]:

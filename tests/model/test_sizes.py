@@ -1,9 +1,12 @@
 """Why: the sizes are the published model's, so parameter and operation counts must come out as in FACTS 4.1."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.speed.recipes import parameters
 from la4vla import manifest
 from la4vla.config import MODULE_GROUPS, ModelConfig
 from la4vla.model import flops, freeze, weights
@@ -82,6 +85,24 @@ def test_another_horizon_is_another_chunk_and_no_other_weight():
     }
 
 
+SIZES_SET = dict(horizon=5, llm_layers=3, state_dim=33, action_dim=40)
+
+
+@pytest.mark.parametrize("readout", ["per_token", "flatten"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_takes_other_sizes_from_the_config(name, readout):
+    size = size_of(ModelConfig(preset=name, **SIZES_SET))
+    assert size == replace(PRESETS[name], **SIZES_SET)
+    with torch.device("meta"):
+        made = Policy(size, readout, "sdpa", 0.0, writes=False)
+    assert (made.spec.horizon, made.spec.state_dim, made.spec.action_dim) == (5, 33, 40)
+    assert len(made.backbone.internvl.language_model.layers) == 3
+    shapes = {name: tuple(p.shape) for name, p in made.head.named_parameters()}
+    assert shapes["state_encoder.fc1.weight"][1] == 33 and shapes["action_encoder.w1.weight"][1] == 40
+    assert shapes["readout.fc2.weight"][0] == (40 if readout == "per_token" else 5 * 40)
+    assert parameters(size, readout)["head"] == sum(p.numel() for p in made.head.parameters())
+
+
 def test_weights_of_another_horizon_do_not_fit_where_they_depend_on_it(tmp_path):
     made = build_policy(ModelConfig(preset="tiny", readout="flatten"), 0)
     save_file(made.state_dict(), tmp_path / manifest.WEIGHTS)
@@ -139,8 +160,8 @@ def test_counts_match_torchs_counter(make_batch):
     """torch counts what really runs; the analytic count has to be that, image slots and all."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    for readout in ("per_token", "flatten"):
-        policy = build_policy(ModelConfig(readout=readout, attention="eager"), 0).eval()
+    for readout, sizes in (("per_token", {}), ("flatten", {}), ("per_token", SIZES_SET), ("flatten", SIZES_SET)):
+        policy = build_policy(ModelConfig(readout=readout, attention="eager", **sizes), 0).eval()
         batch = make_batch(policy.spec, "vla", rows=1, views=(2,))
         with FlopCounterMode(display=False) as counter:
             policy(batch)

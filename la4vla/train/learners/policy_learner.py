@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from la4vla import manifest
-from la4vla.config import LANGUAGE_HEAD, LORA, SourceConfig, TrainConfig
+from la4vla.config import LANGUAGE_HEAD, LORA, ModelConfig, SourceConfig, TrainConfig
 from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
 from la4vla.data.setup import fingerprints, prepare, view_sizes
 from la4vla.data.shards.read import tells_instructions
 from la4vla.data.transforms import ResizeImages, chain_to_dicts
+from la4vla.manifest import Checkpoint
 from la4vla.model import flops, lora, weights
 from la4vla.model.backbone import IMAGES
 from la4vla.model.conversation import ConversationEncoder, as_text
 from la4vla.model.freeze import set_trainable, summary_table
 from la4vla.model.policy import Policy, build_policy, rebuild
-from la4vla.model.presets import preset, size_of
+from la4vla.model.presets import size_of
 from la4vla.model.tokenizer import Prompter, build_prompter
 from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
@@ -34,6 +35,13 @@ from la4vla.train.run_folder import write_first_batch
 from la4vla.types import KINDS, SOURCE_KINDS, TextBatch, UserError
 
 OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
+DEPENDING = {
+    "horizon": "the weights of the flatten readout are of one horizon (those of per_token are of any)",
+    "llm_layers": "every layer has weights of its own",
+    "state_dim": "the weights that read the state have a column for each of its numbers",
+    "action_dim": "the weights that read and write actions have a row for each of their numbers",
+}
+"""Sizes that a config may set -> why weights of another one do not fit."""
 FIRST_IMAGES = 32  # on the contact sheet of the first batch
 
 
@@ -218,7 +226,7 @@ class PolicyLearner:
         how = f"trains in {', '.join(trains)}" if trains else "is frozen"
         if not config.model.weights:
             return f"language head: random where run.init_from has none; it {how}"
-        left_out = weights.truncated(config.model.weights, preset(config.model.preset))
+        left_out = weights.truncated(config.model.weights, size_of(config.model))
         unseen = f", whose features it never saw: it was trained behind {left_out} more layers" if left_out > 0 else ""
         return f"language head: that of {config.model.weights} where it has one{unseen}; it {how}"
 
@@ -228,14 +236,8 @@ class PolicyLearner:
         model, source = self._config.model, resume.checkpoint
         if source is None:
             return build_prompter(model)
-        now, then = asdict(model), source.manifest.config["model"]
-        of_policy = source.manifest.learner == "policy"
-        for key in OF_WEIGHTS if of_policy and not resume.own else ():
-            if now[key] != then[key]:
-                raise UserError(
-                    f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
-                    "with which it was trained."
-                )
+        if source.manifest.learner == "policy" and not resume.own:
+            _check_model(model, source)
         prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
@@ -243,6 +245,26 @@ class PolicyLearner:
                 "empty, the checkpoint has its own."
             )
         return prompter
+
+
+def _check_model(model: ModelConfig, source: Checkpoint) -> None:
+    """Raises UserError, with the reason, where the weights of a policy do not fit the model that the config asks
+    for."""
+    now, then = asdict(model), source.manifest.config["model"]
+    for key in OF_WEIGHTS:
+        if now[key] != then[key]:
+            raise UserError(
+                f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
+                "with which it was trained."
+            )
+    size, stored = size_of(model).to_dict(), source.manifest.model["size"]
+    for name, reason in DEPENDING.items():
+        if size[name] == stored[name] or (name == "horizon" and model.readout == "per_token"):
+            continue
+        raise UserError(
+            f"{source.folder} was trained with model.{name}={stored[name]}, this run has {size[name]}, and {reason}; "
+            f"set model.{name}={stored[name]}."
+        )
 
 
 def _mixed(config: TrainConfig) -> list[SourceConfig]:
