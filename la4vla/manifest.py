@@ -5,6 +5,7 @@ Owns every name inside a run's folder, RUN_DIR/
     config.yaml                  the resolved config
     metrics.jsonl                one line a log interval
     first_batch.png              the first images that were trained on
+    init_parts.json              what was taken, left and fresh, where it began with parts of other weights
     first_batch.txt              the first conversations, and what of them is learned
     lock                         held while the run is at work
 
@@ -40,6 +41,7 @@ STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
 CONFIG, METRICS, LOCK = "config.yaml", "metrics.jsonl", "lock"
 HELD_OUT_LOSS = "val/contrast"
 """The number in metrics.jsonl by which a run may stop, and by which its best checkpoint is chosen."""
+PARTS = "init_parts.json"
 FIRST_BATCH, FIRST_TEXTS = "first_batch.png", "first_batch.txt"
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
+from la4vla.config.finetuning import SIZES, InitPartsConfig, validate_beginning
 from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig, validate_contrast, validate_grounding
 from la4vla.levels import LEVELS, levels_of
 from la4vla.types import SOURCE_KINDS, UserError
@@ -16,9 +17,6 @@ MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 
 PREFERENCE = "preference"
 """Kind of the pairs that `la4vla gpla` makes out of a folder of clips."""
-
-SIZES = ("horizon", "llm_layers", "state_dim", "action_dim")
-"""Sizes of a policy that a config may set beside its preset (docs/training.md)."""
 
 LORA = "lora"
 LORA_TARGETS = ("llm", "vision", "projector", "head")
@@ -34,6 +32,7 @@ class RunConfig:
     seed: int = 0
     resume: str = "auto"  # auto: continue from the newest complete checkpoint in `dir`; never: an old one is an error
     init_from: str = ""  # checkpoint or run folder whose weights and statistics start this run, at step 0
+    init_parts: InitPartsConfig = field(default_factory=InitPartsConfig)  # only some of these weights; empty: all
 
 
 @dataclass
@@ -224,7 +223,7 @@ def validate(config: TrainConfig) -> None:
         "preference",
     ):
         within(f"{group}.", asdict(config)[group], INTERVALS)
-    _validate_sizes(config)
+    validate_beginning(config)
     _validate_lora(config)
     checked = config.validate.cases or config.validate.texts or config.validate.pairs
     if checked and config.validate.every_steps % config.log.every_steps:
@@ -259,16 +258,6 @@ def validate(config: TrainConfig) -> None:
     for name, stage in config.stages.items():
         _validate_stage(name, stage, config)
     levels_of(asdict(config))
-
-
-def _validate_sizes(config: TrainConfig) -> None:
-    set_here = [name for name in SIZES if asdict(config.model)[name]]
-    if set_here and config.learner != "policy":
-        elsewhere = "grounding.horizon" if config.learner == "grounding" else "model.weights or model.preset"
-        raise UserError(
-            f"model.{set_here[0]} is a size of the policy, and learner is {config.learner}, whose sizes are those of "
-            f"{elsewhere}; leave it out."
-        )
 
 
 def _validate_lora(config: TrainConfig) -> None:

@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "run.dir",
     "run.resume",
     "run.init_from",
+    "run.init_parts",
     "model.weights",
     "model.tokenizer",
     "model.base",

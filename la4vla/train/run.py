@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from la4vla.config import PREFERENCE, TrainConfig
+from la4vla.config import PREFERENCE, TrainConfig, begins_in_parts
 from la4vla.manifest import Checkpoint, Manifest
 from la4vla.train import checkpoint, resume
 from la4vla.train.checkpoint import Position
@@ -157,6 +157,8 @@ def build_engine(config: TrainConfig, learner: Learner, stands: Resume, world: W
 def _provenance(config: TrainConfig, stands: Resume, source: Checkpoint, world: World) -> str:
     if stands.own:
         return f"resume: {_likeness(source.manifest, config, world)}, from {source.folder}"
+    if begins_in_parts(config.run):
+        return f"parts of the weights from {source.folder}; step and optimizer start fresh"
     return f"weights from {source.folder}; step and optimizer start fresh"
 
 

@@ -28,6 +28,7 @@ from la4vla.train.checkpoint import Identity
 from la4vla.train.dist import World
 from la4vla.train.engines.engine import Engine
 from la4vla.train.learners import adapting, texts
+from la4vla.train.learners.beginning import find_beginning
 from la4vla.train.learners.validate import Validation
 from la4vla.train.metrics import Record
 from la4vla.train.resume import Resume
@@ -55,11 +56,14 @@ class PolicyLearner:
         self._adapted = adapting.find_base(config, resume, world)
         size = size_of(config.model)
         self._spec = size.spec
+        self._beginning = find_beginning(config, resume, self._writes)
         self._prompter = self._find_prompter(resume)
         self._encoder = None
         if self._writes:
             self._encoder = ConversationEncoder(self._prompter, size.vocab, ResizeImages(size.image_size).resized)
         inherited = resume.checkpoint if resume.checkpoint and resume.checkpoint.manifest.learner == "policy" else None
+        if self._beginning is not None and not self._beginning.keeps_statistics:
+            inherited = None
         self._setup = prepare(config, self._spec, self._prompter.encode, inherited, resume.own, self._encoder)
         if self._setup.robot is None:
             raise UserError("a policy learns actions, and no source holds clips; add one, or set learner=vlm.")
@@ -102,6 +106,10 @@ class PolicyLearner:
         if resume.own:
             policy = rebuild(source.manifest.model)
             checkpoint.load_weights(policy, source.folder, own=True)
+            return policy
+        if self._beginning is not None:
+            policy = self._beginning.build(model, seed, self._writes)
+            self._beginning.tell(policy, self._config, self._world)
             return policy
         # What the checkpoint does not hold stays fresh: the language head, or the flow head of a model that writes.
         policy = build_policy(replace(model, weights=""), seed, self._writes)
@@ -234,9 +242,9 @@ class PolicyLearner:
         """The tokenizer, which belongs to the weights: that of the checkpoint a run starts from or goes on from,
         whatever became of its folder since. Raises UserError where the config asks for another."""
         model, source = self._config.model, resume.checkpoint
-        if source is None:
+        if source is None or (self._beginning is not None and not self._beginning.keeps_tokenizer):
             return build_prompter(model)
-        if source.manifest.learner == "policy" and not resume.own:
+        if source.manifest.learner == "policy" and not resume.own and self._beginning is None:
             _check_model(model, source)
         prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
@@ -263,7 +271,7 @@ def _check_model(model: ModelConfig, source: Checkpoint) -> None:
             continue
         raise UserError(
             f"{source.folder} was trained with model.{name}={stored[name]}, this run has {size[name]}, and {reason}; "
-            f"set model.{name}={stored[name]}."
+            f"set model.{name}={stored[name]}, or take the other weights alone (run.init_parts)."
         )
 
 
