@@ -6,10 +6,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from la4vla.config.checks import choice, within
 from la4vla.types import UserError
 
 SIZES = ("horizon", "llm_layers", "state_dim", "action_dim")
 """Sizes of a policy that a config may set beside its preset (docs/training.md)."""
+
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+"""How a learning rate goes on after its warm-up (docs/training_finetuning.md)."""
 
 
 @dataclass
@@ -45,4 +49,16 @@ def validate_beginning(config: Any) -> None:
         raise UserError(
             "model.lora adapts a checkpoint as it is, and run.init_parts takes a part of it; train one step with "
             "run.init_parts and without model.lora, then set run.init_from to that run."
+        )
+
+
+def validate_rates(name: str, stage: Any) -> None:
+    """The checks of a stage's learning rates. Raises UserError."""
+    for group in stage.lr_groups:
+        choice(f"stages.{name}.lr_groups", group, tuple(stage.train))
+    within(f"stages.{name}.lr_groups.", stage.lr_groups, dict.fromkeys(stage.lr_groups, "[0, inf)"))
+    if stage.schedule == "constant" and stage.min_lr_ratio:
+        raise UserError(
+            f"stages.{name}.min_lr_ratio is {stage.min_lr_ratio:g}, and schedule is constant, which never goes down; "
+            "leave it out, or set another schedule."
         )

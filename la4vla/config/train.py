@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
-from la4vla.config.finetuning import SIZES, InitPartsConfig, validate_beginning
+from la4vla.config.finetuning import SCHEDULES, SIZES, InitPartsConfig, validate_beginning, validate_rates
 from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig, validate_contrast, validate_grounding
 from la4vla.levels import LEVELS, levels_of
 from la4vla.types import SOURCE_KINDS, UserError
@@ -109,8 +109,11 @@ class StageConfig:
     train: list[str] = field(default_factory=lambda: ["llm", "head"])  # module groups; all others are frozen
     insulate: bool = False  # stop the actions' loss before the language model, which then learns from `text` alone
     lr: float = 1e-5
-    warmup_steps: int = 1000  # linear from 0, then down to 0 at `steps` as `schedule` says
-    schedule: str = "cosine"  # cosine | linear | constant (as it is)
+    lr_groups: dict[str, float] = field(default_factory=dict)  # group of `train` -> its lr, in place of `lr`
+    warmup_steps: int = 1000  # linear from 0, then down at `steps` as `schedule` says
+    schedule: str = "cosine"  # cosine | linear | constant (as it is) | wsd (as it is, then down on a straight line)
+    decay_share: float = 0.1  # wsd: last part of `steps`, in which the rate goes down
+    min_lr_ratio: float = 0.0  # where the rate goes down to, a share of the group's lr
     weight_decay: float = 1e-3  # not on biases, norms and other 1-d tensors
     loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in SOURCE_KINDS})
 
@@ -198,7 +201,13 @@ INTERVALS = {
     **dict.fromkeys(("text_rows", "max_tokens", "dim", "pair_groups"), "[1, inf)"),
     **dict.fromkeys(("diversity", "patience"), "[0, inf)"),
     "contrast_group": "[2, inf)",
-    **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
+    **{
+        "augment": "[0, 1]",
+        "min_lr_ratio": "[0, 1]",
+        "decay_share": "(0, 1]",
+        "clip_norm": "(0, inf]",
+        "timeout_s": "[1, inf)",
+    },
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
 
@@ -298,7 +307,8 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
         choice(f"stages.{name}.train", group, GROUNDING_GROUPS if config.learner == "grounding" else TRAIN_GROUPS)
     for kind in stage.loss_weights:
         choice(f"stages.{name}.loss_weights", kind, (*SOURCE_KINDS, PREFERENCE))
-    choice(f"stages.{name}.schedule", stage.schedule, ("cosine", "linear", "constant"))
+    choice(f"stages.{name}.schedule", stage.schedule, SCHEDULES)
+    validate_rates(name, stage)
     within(f"stages.{name}.", asdict(stage), INTERVALS)
     within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
     within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(stage.loss_weights, "[0, inf)"))

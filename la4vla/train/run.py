@@ -13,6 +13,7 @@ from torch import nn
 
 from la4vla.config import PREFERENCE, TrainConfig, begins_in_parts
 from la4vla.manifest import Checkpoint, Manifest
+from la4vla.model.freeze import group_parameters
 from la4vla.train import checkpoint, resume
 from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World, gathered, log0, on_main
@@ -21,6 +22,7 @@ from la4vla.train.engines.engine import Engine
 from la4vla.train.health import Health
 from la4vla.train.learners.learner import Learner
 from la4vla.train.learners.policy_learner import PolicyLearner
+from la4vla.train.optim import Rules
 from la4vla.train.report import Report
 from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_config
@@ -147,7 +149,9 @@ def build_engine(config: TrainConfig, learner: Learner, stands: Resume, world: W
     stage = stands.position.stage
     module = learner.build(stands)
     log0(world, f"stage {stage}, {config.engine.name}, {config.engine.precision}:\n{learner.trainable_table(module)}")
-    engine = build.build(module, config, config.stages[stage].weight_decay, world)
+    parameters, asked = group_parameters(module), config.stages[stage]
+    rules = Rules(asked.weight_decay, {group: parameters[group] for group in asked.lr_groups})
+    engine = build.build(module, config, rules, world)
     if stands.inside_stage:
         assert stands.checkpoint is not None
         checkpoint.load_training(engine, stands.checkpoint.folder)

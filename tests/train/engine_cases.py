@@ -20,9 +20,11 @@ from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
 from la4vla.train.engines import build, deepspeed, plain
 from la4vla.train.engines.engine import Engine
+from la4vla.train.optim import OTHERS, Rules
 from la4vla.types import Batch
 
 STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
+OWN, OWN_LR = "head", 0.02  # a group with a learning rate of its own
 WAIT_S = 333.0  # engine.timeout_s, unlike any default
 ENGINES = (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3))
 INSULATED = "insulated"  # a `vla` micro-batch whose loss stops before the trunk
@@ -90,8 +92,13 @@ def reference(bf16: bool) -> tuple[dict, dict, list[float]]:
     named = {name: p for name, p in toy.named_parameters() if p.requires_grad}
     decayed = {name: name.endswith("weight") and p.ndim > 1 for name, p in named.items()}
     groups = [
-        {"params": [p for name, p in named.items() if decayed[name] == wanted], "weight_decay": DECAY * wanted}
+        {
+            "params": [p for name, p in named.items() if decayed[name] == wanted and name.startswith(OWN) == own],
+            "weight_decay": DECAY * wanted,
+            "lr": OWN_LR if own else LR,
+        }
         for wanted in (True, False)
+        for own in (True, False)
     ]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.999), eps=1e-8, foreach=False)
     norms = []
@@ -128,7 +135,7 @@ def advance(built: Engine, world: World, first: int, last: int) -> list[float]:
         for number, item in enumerate(items):
             squared_error, _ = built.forward(item)
             built.backward(loss_of(squared_error, step, world.rank), last=number == len(items) - 1)
-        norms.append(float(built.step(LR)))
+        norms.append(float(built.step(RATES)))
     return norms
 
 
@@ -159,6 +166,7 @@ def worst(values: Iterable[torch.Tensor]) -> float:
 
 
 NAMES = tuple(Toy().state_dict())
+RULES, RATES = Rules(DECAY, {OWN: {name for name in NAMES if name.startswith(OWN)}}), {OTHERS: LR, OWN: OWN_LR}
 IDENTITY = Identity("policy", {}, {}, NAMES, {}, [], {}, [], {}, {}, {}, {})
 
 
@@ -169,7 +177,7 @@ def all_engines(folder: Path, world: World) -> dict:
         saved = []
         for name, stage in ENGINES:
             config = config_of(folder, name, stage, precision)
-            built = build.build(Toy(), config, DECAY, world)
+            built = build.build(Toy(), config, RULES, world)
             norms = advance(built, world, 0, HALF)
             checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), 0, world)
             saved.append(Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}")
@@ -190,7 +198,7 @@ def all_engines(folder: Path, world: World) -> dict:
         for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
             toy = Toy()
             checkpoint.load_weights(toy, source, own=True)
-            built = build.build(toy, config_of(folder, name, stage, precision), DECAY, world)
+            built = build.build(toy, config_of(folder, name, stage, precision), RULES, world)
             checkpoint.load_training(built, source)
             advance(built, world, HALF, STEPS)
             report[f"{name}-{stage}-{precision} from {source.parent.parent.name}"] = {
@@ -219,7 +227,7 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
         source = Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}"
         toy = Toy()
         checkpoint.load_weights(toy, source, own=True)
-        built = build.build(toy, config, DECAY, world)
+        built = build.build(toy, config, RULES, world)
         checkpoint.load_training(built, source)
         advance(built, world, HALF, STEPS)
         report[f"{name}-{stage}"] = differences(outcome(built), (weights, moments))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -31,6 +31,7 @@ from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
 from la4vla.train.engines.engine import ReadMoments
+from la4vla.train.optim import Rules
 from la4vla.types import UserError
 
 OLDEST = Version("0.19.8")
@@ -38,7 +39,7 @@ BUCKET_ELEMENTS = 50_000_000  # 200 MB of fp32 a reduction
 
 
 class DeepSpeedEngine:
-    def __init__(self, module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
+    def __init__(self, module: nn.Module, config: TrainConfig, rules: Rules, world: World) -> None:
         deepspeed = _import_deepspeed(world)
         self.module = module.to(world.device)
         self._deepspeed = deepspeed
@@ -46,7 +47,7 @@ class DeepSpeedEngine:
         self._stage = config.engine.zero_stage
         self._clip_norm = config.optim.clip_norm
         self._parameters = optim.trainable(self.module)
-        self._optimizer = optim.build(self._parameters, config.optim, weight_decay)
+        self._optimizer = optim.build(self._parameters, config.optim, rules)
         groups = deepspeed.utils.groups
         if groups._WORLD_GROUP is None:  # its copy of the process group, to which it would give a timeout of its own
             groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=config.engine.timeout_s))
@@ -69,9 +70,8 @@ class DeepSpeedEngine:
         # DeepSpeed averages over ranks; the seam promises sums.
         self._engine.backward(loss * self._world.size)
 
-    def step(self, lr: float) -> Tensor:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+    def step(self, rates: Mapping[str, float]) -> Tensor:
+        optim.set_rates(self._engine.optimizer.param_groups, rates)
         if self._stage == 0:
             norm = optim.clip_and_guard(self._optimizer, list(self._parameters.values()), self._clip_norm)
             self._engine.step()

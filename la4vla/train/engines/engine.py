@@ -14,7 +14,7 @@ What every engine promises
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -34,8 +34,9 @@ class Engine(Protocol):
         """Add the gradients of one micro-batch. last: no further micro-batch follows in this step."""
         ...
 
-    def step(self, lr: float) -> Tensor:
-        """Clip, update, clear the gradients. Returns the global gradient norm before clipping, fp32 0-d."""
+    def step(self, rates: Mapping[str, float]) -> Tensor:
+        """Clip, update with these rates (optim.rates_at), clear the gradients. Returns the global gradient norm before
+        clipping, fp32 0-d."""
         ...
 
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ and whatever is left over after it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from la4vla.config import TrainConfig
 from la4vla.train import optim
 from la4vla.train.dist import World
 from la4vla.train.engines.engine import ReadMoments
+from la4vla.train.optim import Rules
 
 BUCKET_ELEMENTS = 8 * 2**20  # 32 MB of fp32, near the 25 MB that DDP uses
 
@@ -38,7 +39,7 @@ class Bucket:
 
 
 class PlainEngine:
-    def __init__(self, module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
+    def __init__(self, module: nn.Module, config: TrainConfig, rules: Rules, world: World) -> None:
         self.module = module.to(world.device)
         self._world = world
         self._clip_norm = config.optim.clip_norm
@@ -47,7 +48,7 @@ class PlainEngine:
         if world.size > 1:
             for tensor in self.module.state_dict().values():
                 dist.broadcast(tensor, src=0)
-        self._optimizer = optim.build(self._parameters, config.optim, weight_decay)
+        self._optimizer = optim.build(self._parameters, config.optim, rules)
         optim.fill_state(self._optimizer, self._parameters.values())
         # Backward reaches the last layers first, so buckets are filled and sent in that order.
         self._buckets = _make_buckets(list(reversed(self._parameters.values())))
@@ -74,10 +75,9 @@ class PlainEngine:
                 bucket.work.wait()
             self._next = 0
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, rates: Mapping[str, float]) -> Tensor:
         norm = optim.clip_and_guard(self._optimizer, list(self._parameters.values()), self._clip_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rates(self._optimizer.param_groups, rates)
         self._optimizer.step()
         for bucket in self._buckets:
             bucket.flat.zero_()

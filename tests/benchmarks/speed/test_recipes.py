@@ -13,6 +13,7 @@ from la4vla.model.presets import LA4VLA_1B, TINY
 from la4vla.shell import exit_status
 from la4vla.train import dist
 from la4vla.train.engines.plain import PlainEngine
+from la4vla.train.optim import Rules
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -41,7 +42,7 @@ def test_memory_is_what_the_plain_engine_holds(train):
     config = TrainConfig(stages={"only": StageConfig(mixture={}, steps=1, train=list(train))})
     policy = build_policy(config.model, seed=0)
     freeze.set_trainable(policy, train)
-    engine = PlainEngine(policy, config, 0.0, dist.connect())
+    engine = PlainEngine(policy, config, Rules(0.0, {}), dist.connect())
     weights = list(engine.module.parameters())
     held = [*weights, *(weight.grad for weight in weights if weight.grad is not None)]
     held += [moment for _, *moments in engine.moments() for moment in moments]
