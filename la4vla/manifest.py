@@ -14,6 +14,7 @@ A checkpoint folder holds
     model.safetensors       every weight of the model in fp32, loads without DeepSpeed; with adapters only those that
                             trained, and those that the base does not give
     training.safetensors    AdamW moments by parameter name, free of the world size (the fp32 masters are the weights)
+    ema.safetensors         with optim.ema_decay: the moving average of what trains, by parameter name
     tokenizer/              the tokenizer's files
     COMPLETE                written last; a folder without it is a wreck and is never read
 """
@@ -28,14 +29,17 @@ from typing import Any, Literal
 
 from la4vla.types import UserError
 
-SCHEMA_VERSION = 3
-MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
+SCHEMA_VERSION = 4
+MANIFEST, WEIGHTS, TRAINING, EMA, TOKENIZER, COMPLETE = (
     "manifest.json",
     "model.safetensors",
     "training.safetensors",
+    "ema.safetensors",
     "tokenizer",
     "COMPLETE",
 )
+CHOICES = ("raw", "ema")
+"""Weights of a checkpoint that can be served: as they were trained, or their moving average."""
 CHECKPOINTS = "checkpoints"
 STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
 CONFIG, METRICS, LOCK = "config.yaml", "metrics.jsonl", "lock"
@@ -71,6 +75,7 @@ class Manifest:
     sources           source that the run mixes -> sha256 hex of what its data is
     weights_sha256    of model.safetensors; the model's identity in result files
     training_sha256   of training.safetensors
+    ema_sha256        of ema.safetensors; empty where there is none
     tokenizer_sha256  file of tokenizer/ -> its sha256
     git_sha           commit of the code, or `unknown`
     versions          of Python, the device and the libraries
@@ -95,6 +100,7 @@ class Manifest:
     sources: dict[str, str]
     weights_sha256: str
     training_sha256: str
+    ema_sha256: str
     tokenizer_sha256: dict[str, str]
     git_sha: str
     versions: dict[str, str]
@@ -102,6 +108,13 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1))
+
+    def identity(self, weights: str) -> str:
+        """What results call the model: the sha256 of its weights, and `ema-` before that of their average.
+
+        weights: one of CHOICES.
+        """
+        return f"ema-{self.ema_sha256}" if weights == "ema" else self.weights_sha256
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def complete(folder: Path, **about: Any) -> Path:
         sources={},
         weights_sha256=file_sha256(folder / manifest.WEIGHTS),
         training_sha256="",
+        ema_sha256="",
         tokenizer_sha256={},
         git_sha="",
         versions={},

@@ -124,6 +124,7 @@ class OptimConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
+    ema_decay: float = 0.0  # of a moving average of the weights (docs/training_finetuning.md), such as 0.999; 0: none
 
 
 @dataclass
@@ -191,7 +192,7 @@ def mixing_unit(config: TrainConfig) -> int:
 
 
 INTERVALS = {
-    **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
+    **dict.fromkeys(("dropout", "beta1", "beta2", "ema_decay"), "[0, 1)"),
     **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),
     **dict.fromkeys(SIZES, "[0, inf)"),
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay", "gamma"), "[0, inf)"),

@@ -155,6 +155,8 @@ def build_engine(config: TrainConfig, learner: Learner, stands: Resume, world: W
     if stands.inside_stage:
         assert stands.checkpoint is not None
         checkpoint.load_training(engine, stands.checkpoint.folder)
+        if config.optim.ema_decay:
+            checkpoint.load_averages(engine, stands.checkpoint.folder)
     return module, engine
 
 

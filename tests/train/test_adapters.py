@@ -45,12 +45,16 @@ stages:
     lr: 1.0e-3
     warmup_steps: 1
     schedule: linear
+    min_lr_ratio: 0.1
+optim: {{ema_decay: 0.9}}
 checkpoint: {{every_steps: 2, keep_last: 9}}
 log: {{every_steps: 1}}
 """
+OWN_RATE = "stages.only.lr_groups.head=2.0e-3"
 ENGINES = {
-    "plain": (),
+    "plain": (OWN_RATE,),
     "zero2": (
+        OWN_RATE,
         *("engine.name=deepspeed", "engine.zero_stage=2"),
         *("engine.precision=bf16", "engine.compute=frozen_bf16"),
     ),
@@ -89,7 +93,7 @@ def newest(config: Path, step: int = STEPS) -> Path:
 
 
 def digests(folder: Path) -> list[str]:
-    return [sha256(folder / name) for name in (manifest.WEIGHTS, manifest.TRAINING)]
+    return [sha256(folder / name) for name in (manifest.WEIGHTS, manifest.TRAINING, manifest.EMA)]
 
 
 @pytest.fixture(scope="module")

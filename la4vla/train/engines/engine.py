@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 ReadMoments = Callable[[str], tuple[Tensor, Tensor]]
+ReadAverage = Callable[[str], Tensor]
 
 
 class Engine(Protocol):
@@ -47,12 +48,21 @@ class Engine(Protocol):
         """(name, exp_avg, exp_avg_sq) of every trainable parameter, whole. All ranks must iterate."""
         ...
 
+    def averages(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, moving average in fp32) of every trainable parameter, whole; none without optim.ema_decay. All ranks
+        must iterate."""
+        ...
+
     def updates(self) -> int:
         """Optimizer updates applied (skipped steps do not count)."""
         ...
 
     def load_moments(self, read: ReadMoments, updates: int) -> None:
         """Continue with the moments that `read(name)` gives."""
+        ...
+
+    def load_averages(self, read: ReadAverage) -> None:
+        """Continue with the averages that `read(name)` gives."""
         ...
 
     def masters(self) -> list[Tensor]:
