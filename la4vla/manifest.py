@@ -38,7 +38,7 @@ MANIFEST, WEIGHTS, TRAINING, EMA, TOKENIZER, COMPLETE = (
     "tokenizer",
     "COMPLETE",
 )
-CHOICES = ("raw", "ema")
+WHICH_WEIGHTS = ("raw", "ema")
 """Weights of a checkpoint that can be served: as they were trained, or their moving average."""
 CHECKPOINTS = "checkpoints"
 STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
@@ -112,7 +112,7 @@ class Manifest:
     def identity(self, weights: str) -> str:
         """What results call the model: the sha256 of its weights, and `ema-` before that of their average.
 
-        weights: one of CHOICES.
+        weights: one of WHICH_WEIGHTS.
         """
         return f"ema-{self.ema_sha256}" if weights == "ema" else self.weights_sha256
 

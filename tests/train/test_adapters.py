@@ -14,6 +14,7 @@ from transformers import InternVLForConditionalGeneration
 
 from la4vla import manifest
 from la4vla.config import load
+from la4vla.export import export
 from la4vla.files import sha256
 from la4vla.model.backbone import internvl_config
 from la4vla.model.presets import TINY
@@ -166,6 +167,18 @@ def test_it_is_served_from_where_its_base_lay_or_is_said_to_lie(trained, base, t
         ServedPolicy.load(trained, base=str(tmp_path / "nowhere"))
 
 
+def test_the_average_of_adapters_is_what_trained_and_is_exported_with_its_base(trained, tmp_path):
+    made, raw, average = (
+        manifest.read(trained),
+        *(load_file(trained / name) for name in (manifest.WEIGHTS, manifest.EMA)),
+    )
+    assert average.keys() == raw.keys() and made.ema_sha256 == sha256(trained / manifest.EMA)
+    assert any(not torch.equal(average[name], raw[name]) for name in raw)
+    export(trained, tmp_path / "out", weights="ema")
+    here, out = chunk(ServedPolicy.load(trained, weights="ema")), chunk(ServedPolicy.load(tmp_path / "out"))
+    assert (here - out).abs().max() < 1e-5 < (here - chunk(ServedPolicy.load(trained))).abs().max()
+
+
 def test_another_base_is_refused(straight, base, place, tmp_path, in_process):
     """One weight of it is another."""
     other = shutil.copytree(base, tmp_path / "other")
@@ -177,7 +190,7 @@ def test_another_base_is_refused(straight, base, place, tmp_path, in_process):
         ServedPolicy.load(newest(config), base=str(other))
     shorter = shutil.copytree(Path(load(config).run.dir), tmp_path / "run")
     shutil.rmtree(shorter / "checkpoints" / f"step_{STEPS:08d}")
-    ended = in_process(str(config), f"run.dir={shorter}", f"model.base={other}")
+    ended = in_process(str(config), f"run.dir={shorter}", f"model.base={other}", *ENGINES["plain"])
     assert ended.codes == (2,) and "say with model.base where" in ended.stderr and ended.stderr.count("\n") == 1
 
 
