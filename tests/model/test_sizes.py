@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from benchmarks.speed.recipes import parameters
 from la4vla import manifest
-from la4vla.config import MODULE_GROUPS, ModelConfig
-from la4vla.model import flops, freeze, weights
+from la4vla.config import LORA_TARGETS, MODULE_GROUPS, LoraConfig, ModelConfig
+from la4vla.model import flops, freeze, lora, weights
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset, size_of
 from la4vla.types import UserError
@@ -100,7 +100,7 @@ def test_every_preset_takes_other_sizes_from_the_config(name, readout):
     shapes = {name: tuple(p.shape) for name, p in made.head.named_parameters()}
     assert shapes["state_encoder.fc1.weight"][1] == 33 and shapes["action_encoder.w1.weight"][1] == 40
     assert shapes["readout.fc2.weight"][0] == (40 if readout == "per_token" else 5 * 40)
-    assert parameters(size, readout)["head"] == sum(p.numel() for p in made.head.parameters())
+    assert parameters(size, readout, LoraConfig())["head"] == sum(p.numel() for p in made.head.parameters())
 
 
 def test_weights_of_another_horizon_do_not_fit_where_they_depend_on_it(tmp_path):
@@ -167,6 +167,24 @@ def test_counts_match_torchs_counter(make_batch):
             policy(batch)
         expected = flops.forward(policy.size, readout, 2, batch.input_ids_BL.shape[1]).total
         assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_operations_of_adapters_match_torchs_counter(make_batch):
+    """Forward and backward, since what adapters cost is mostly what they save: no gradient of what they adapt."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for readout, targets in (("per_token", list(LORA_TARGETS)), ("flatten", list(LORA_TARGETS)), ("flatten", ["llm"])):
+        policy = build_policy(ModelConfig(readout=readout, attention="eager", dropout=0.0), 0)
+        settings = LoraConfig(rank=32, targets=targets)
+        lora.inject(policy, settings, seed=0)
+        freeze.set_trainable(policy, ["lora"])
+        batch = make_batch(policy.spec, "vla", rows=1, views=(2,))
+        with FlopCounterMode(display=False) as counter:
+            policy(batch)[0].backward()
+        tokens = batch.input_ids_BL.shape[1]
+        cost = flops.forward(policy.size, readout, 2, tokens)
+        added = flops.adapters(policy.size, readout, settings, 2, tokens)
+        assert flops.training(cost, (), False, added) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize(

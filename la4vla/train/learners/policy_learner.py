@@ -190,20 +190,24 @@ class PolicyLearner:
 
     def flops(self, module: Policy, step: StepData) -> float:
         """Recomputation of checkpointed blocks is not counted: it is no progress."""
-        total, readout = 0.0, self._config.model.readout
+        total, readout, stage = 0.0, self._config.model.readout, self._config.stages[step.stage]
+        lora = self._config.model.lora if LORA in stage.train else None
         for batch in step.batches:
-            stage, tokens = self._config.stages[step.stage], batch.input_ids_BL.shape[1]
-            trained = {*stage.train, *(self._config.model.lora.targets if LORA in stage.train else ())}
+            tokens = batch.input_ids_BL.shape[1]
             if isinstance(batch, TextBatch):
                 shown = batch.images.get(IMAGES)
                 images = 0 if shown is None else shown.shape[0]
-                total += flops.text_step(module.size, images, batch.rows, tokens, batch.counted, trained)
+                total += flops.text_step(module.size, images, batch.rows, tokens, batch.counted, stage.train, lora)
                 continue
             images = 0 if batch.images_NCHW is None else batch.images_NCHW.shape[0]
-            reached = {"head"} if stage.insulate else trained
-            for_one = flops.forward(module.size, readout, 0, tokens)
-            for_images = flops.forward(module.size, readout, images, tokens)
-            total += (batch.rows - 1) * flops.training(for_one, reached) + flops.training(for_images, reached)
+            reached = {"head"} & {*stage.train} if stage.insulate else stage.train
+            for seen, rows in ((0, batch.rows - 1), (images, 1)):
+                cost, added = flops.forward(module.size, readout, seen, tokens), flops.NO_ADAPTERS
+                if lora is not None:
+                    added = flops.adapters(module.size, readout, lora, seen, tokens)
+                if stage.insulate:
+                    added = flops.Forward(0.0, 0.0, 0.0, added.head)
+                total += rows * flops.training(cost, reached, False, added)
         return total
 
     def close(self) -> None:
