@@ -234,3 +234,21 @@ def test_a_whole_checkpoint_is_a_base_too(alone, shards, base, place, in_process
     assert made.base == {"place": str(whole), "files": {manifest.WEIGHTS: sha256(whole / manifest.WEIGHTS)}}
     assert all(".lora_" in name for name in load_file(newest(config, 1) / manifest.WEIGHTS))
     assert torch.equal(*(chunk(ServedPolicy.load(path)) for path in (whole, newest(config, 1))))
+
+
+def test_the_recipe_for_one_gpu_moves_every_adapter(alone, shards, place, in_process):
+    """On the tiny preset: recomputed blocks whose inputs need no gradient, on weights in bf16, must not cut it off."""
+    whole = newest(alone, 10)
+    recipe = Path(__file__).parents[2] / "configs/la4vla_1b/finetune_libero_lora.yaml"
+    smaller = {
+        **{"model.preset": "tiny", "model.weights": "", "model.readout": "per_token", "data.streams": 4},
+        **{"run.dir": place / "recipe", "run.init_from": whole, "data.sources.task.path": shards / "vla"},
+        **{f"stages.finetune.{key}": value for key, value in (("steps", 2), ("global_batch", 8), ("warmup_steps", 1))},
+    }
+    ended = in_process(str(recipe), *(f"{key}={value}" for key, value in smaller.items()))
+    assert ended.codes == (0,), ended.stderr
+    stored = load_file(place / "recipe" / "checkpoints" / "step_00000002" / manifest.WEIGHTS)
+    moved = {name: float(value.abs().max()) > 0 for name, value in stored.items() if ".lora_B." in name}
+    assert all(moved.values()) and len(moved) == 7 * TINY.llm_layers + 6 * TINY.vision_layers
+    (row, *_) = [json.loads(line) for line in (place / "recipe" / "metrics.jsonl").read_text().splitlines()]
+    assert row["lr/head"] == pytest.approx(row["lr"] / 10)
