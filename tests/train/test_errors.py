@@ -91,7 +91,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, shards, in_process, ov
         (("run.dir={run}", "run.resume=never"), r"or set (run.resume=auto)\."),
         ((*SHORT, "run.init_from={run}", "model.preset=small"), r"set (model.preset=tiny), with which it was trained"),
         ((*SHORT, "run.init_from={run}", "model.readout=flatten"), r"set (model.readout=per_token), with which it was"),
-        ((*SHORT, "run.init_from={run}", "model.action_dim=40"), r"have a row for each .*; set (model.action_dim=8)\."),
+        ((*SHORT, "run.init_from={run}", "model.action_dim=40"), r"have a row for each .*; set (model.action_dim=8),"),
     ],
     ids=["streams", "resume", "never", "preset", "readout", "sizes"],
 )
