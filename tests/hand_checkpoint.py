@@ -1,6 +1,6 @@
 """A tiny checkpoint made by hand, so that serving is tested against the format and not against the trainer."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,15 @@ def write_checkpoint(
     )
 
 
+def write_average(folder: Path, seed: int) -> Path:
+    """Gives a checkpoint of `write_checkpoint` an average of what trained: its head, as that of another seed."""
+    policy = build_policy(ModelConfig(preset="tiny"), seed)
+    save_file({f"head.{name}": p.detach() for name, p in policy.head.named_parameters()}, folder / manifest.EMA)
+    made = replace(manifest.read(folder), ema_sha256=file_sha256(folder / manifest.EMA))
+    made.write(folder)
+    return folder
+
+
 def write_vlm_checkpoint(
     folder: Path, embodiment: Embodiment, codec: dict[str, Any], seed: int = 0, questions: tuple[str, ...] = ()
 ) -> Path:
@@ -99,6 +108,7 @@ def complete(folder: Path, **about: Any) -> Path:
         sources={},
         weights_sha256=file_sha256(folder / manifest.WEIGHTS),
         training_sha256="",
+        ema_sha256="",
         tokenizer_sha256={},
         git_sha="",
         versions={},

@@ -104,8 +104,8 @@ SHELVES = {
         "loader": {"setup", "reader"},
     },
     "la4vla.train": {
-        **{leaf: set() for leaf in ("dist", "optim", "disk", "integrity")},
-        "engines": {"dist", "optim"},
+        **{leaf: set() for leaf in ("dist", "optim", "ema", "disk", "integrity")},
+        "engines": {"dist", "optim", "ema"},
         "health": {"dist"},
         "metrics": {"dist", "disk"},
         "run_folder": {"dist", "disk"},
@@ -114,7 +114,10 @@ SHELVES = {
         "resume": {"dist", "integrity", "checkpoint", "stopping"},
         "learners": {"dist", "engines", "metrics", "run_folder", "checkpoint", "resume"},
         "report": {"dist", "metrics", "checkpoint", "learners"},
-        "run": {"dist", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report", "stopping"},
+        "run": {
+            *("dist", "optim", "engines", "health", "run_folder", "checkpoint", "resume", "learners", "report"),
+            "stopping",
+        },
         "loop": {"dist", "optim", "engines", "health", "run_folder", "learners", "report", "run"},
         "__main__": {"dist", "loop", "run"},
     },

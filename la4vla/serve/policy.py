@@ -28,7 +28,7 @@ from la4vla.config import FlowConfig
 from la4vla.data.processor import Processor
 from la4vla.data.rotation import on_side
 from la4vla.data.transforms import chain_from_dicts
-from la4vla.model.base import Base, load_stored
+from la4vla.model.base import Base, load_average, load_stored
 from la4vla.model.init import init_weights
 from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
@@ -51,7 +51,7 @@ class PolicyLost(UserError):
 class ServedPolicy:
     """Build one with `load` or `untrained`.
 
-    identity    sha256 of the weights, or how the untrained ones were made
+    identity    sha256 of the weights, `ema-` and that of their average, or how the untrained ones were made
     step        optimizer steps of the checkpoint
     views       names of the images it needs, in slot order; empty for kind `la`: a policy of language and state alone
     view_sizes  view -> (height, width) of the images it was trained on, one for each size
@@ -71,13 +71,18 @@ class ServedPolicy:
 
     @staticmethod
     def load(
-        folder: str | Path, device: str | torch.device = "cpu", base: str = "", embodiment: str = ""
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        base: str = "",
+        embodiment: str = "",
+        weights: str = "raw",
     ) -> ServedPolicy:
         """The policy of a checkpoint folder, or of a run's newest checkpoint.
 
         embodiment: name of the robot that it is to drive, if it was trained on several. base: where the weights lie
-        that its adapters belong to, if not where they lay when it was trained. Raises UserError for a checkpoint that
-        is incomplete, whose weights are not the manifest's, whose base is not there, or which does not know the robot.
+        that its adapters belong to, if not where they lay when it was trained. weights: one of manifest.WHICH_WEIGHTS.
+        Raises UserError for a checkpoint that is incomplete, whose weights are not the manifest's, that has no average,
+        whose base is not there, or which does not know the robot.
         """
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
@@ -89,7 +94,9 @@ class ServedPolicy:
                 policy.load_state_dict(load_file(path))
             else:
                 load_stored(policy, load_file(path), folder, policy.from_base)
-        return _serve(held, policy, description.weights_sha256, description.step, device)
+            if weights == "ema":
+                load_average(policy, folder, description)
+        return _serve(held, policy, description.identity(weights), description.step, device)
 
     @staticmethod
     def untrained(

@@ -391,6 +391,7 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         sources=fingerprints(setup),
         weights_sha256="",
         training_sha256="",
+        ema_sha256="",
         tokenizer_sha256={},
         git_sha="",
         versions={},

@@ -65,6 +65,7 @@ def test_it_is_rebuilt_from_its_description():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (["run.init_parts.take=[head.*]", "run.init_from=x"], "a name holds those of several robots"),
         (["model.readout=flatten"], "needs model.readout=per_token"),
         (
             ["model.lora.rank=4", "model.lora.targets=[head]", "stages.finetune.train=[lora]", "run.init_from=x"],

@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
         sources={"a": "1f"},
         weights_sha256="",
         training_sha256="",
+        ema_sha256="",
         tokenizer_sha256={},
         git_sha="",
         versions={},
