@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from la4vla.config import StageConfig, TrainConfig, load
+from la4vla.config import CompatConfig, StageConfig, TrainConfig, load
 from la4vla.model import flops, freeze
 from la4vla.model.policy import Policy
 from la4vla.model.presets import ModelSize, preset
@@ -110,7 +110,7 @@ def costs(instruction_tokens: int) -> Iterator[Cost]:
 def parameters(size: ModelSize, readout: str) -> dict[str, int]:
     """Module group -> how many numbers it holds. Allocates nothing."""
     with torch.device("meta"):
-        policy = Policy(size, readout, "sdpa", dropout=0.0, writes=False)
+        policy = Policy(size, readout, "sdpa", dropout=0.0, writes=False, compat=CompatConfig())
     return {
         group: sum(parameter.numel() for parameter in members.values())
         for group, members in freeze.group_parameters(policy).items()

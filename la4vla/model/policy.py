@@ -12,6 +12,7 @@ Refuses: sampling in training mode (dropout would be on).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from la4vla.config import LANGUAGE_HEAD, ModelConfig
+from la4vla.config import LANGUAGE_HEAD, CompatConfig, ModelConfig
 from la4vla.model import flow, init, lora, weights
 from la4vla.model.backbone import Backbone
 from la4vla.model.freeze import keep_frozen_in_eval
@@ -30,7 +31,9 @@ from la4vla.types import Batch, InputSpec, TextBatch
 
 
 class Policy(nn.Module):
-    def __init__(self, size: ModelSize, readout: str, attention: str, dropout: float, writes: bool) -> None:
+    def __init__(
+        self, size: ModelSize, readout: str, attention: str, dropout: float, writes: bool, compat: CompatConfig
+    ) -> None:
         """writes: whether it has a language head."""
         super().__init__()
         self.size = size
@@ -40,11 +43,12 @@ class Policy(nn.Module):
             "attention": attention,
             "dropout": dropout,
             "writes": writes,
+            "compat": asdict(compat),
             "lora": {},
         }
         """What `rebuild` takes; the `model` entry of a checkpoint's manifest."""
-        self.backbone = Backbone(size, attention)
-        self.head = FlowHead(size, readout, dropout)
+        self.backbone = Backbone(size, attention, compat.context)
+        self.head = FlowHead(size, readout, dropout, compat)
         if writes:
             self.language_head = nn.Linear(size.width, size.vocab, bias=False)
         self.writes = writes
@@ -129,7 +133,7 @@ def build_policy(config: ModelConfig, seed: int, writes: bool = False) -> Policy
 
     Raises UserError for an unknown preset, an absent attention backend or weights that do not fit the preset.
     """
-    policy = _empty(size_of(config), config.readout, config.attention, config.dropout, writes)
+    policy = _empty(size_of(config), config.readout, config.attention, config.dropout, writes, config.compat)
     if config.weights:
         given = weights.load(policy, config.weights)
         for name in {"head", LANGUAGE_HEAD} & dict(policy.named_children()).keys() - given:
@@ -146,7 +150,8 @@ def rebuild(model: Mapping[str, Any], base: Path | None = None, seed: int = 0) -
     weights that they belong to; what it does not give, adapters among it, is as fresh ones with `seed` are.
     """
     size = ModelSize.from_dict(model["size"])
-    policy = _empty(size, model["readout"], model["attention"], model["dropout"], model["writes"])
+    compat = CompatConfig(**model["compat"])
+    policy = _empty(size, model["readout"], model["attention"], model["dropout"], model["writes"], compat)
     if not model["lora"]:
         with torch.no_grad():
             for parameter in policy.parameters():
@@ -163,10 +168,13 @@ def rebuild(model: Mapping[str, Any], base: Path | None = None, seed: int = 0) -
     return policy
 
 
-def _empty(size: ModelSize, readout: str, attention: str, dropout: float, writes: bool) -> Policy:
+def _empty(
+    size: ModelSize, readout: str, attention: str, dropout: float, writes: bool, compat: CompatConfig
+) -> Policy:
     """Allocated and unset: made on the meta device, so that no default initialisation runs or draws random numbers."""
     with torch.device("meta"):
-        policy = Policy(size, readout, attention, dropout, writes)
+        policy = Policy(size, readout, attention, dropout, writes, compat)
     policy.to_empty(device="cpu")
     policy.backbone.restore_buffers()
+    policy.head.restore_tables()
     return policy

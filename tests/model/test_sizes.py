@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from la4vla import manifest
-from la4vla.config import MODULE_GROUPS, ModelConfig
+from la4vla.config import MODULE_GROUPS, CompatConfig, ModelConfig
 from la4vla.model import flops, freeze, weights
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset, size_of
@@ -18,7 +18,7 @@ EVERYTHING = MODULE_GROUPS
 @pytest.fixture(scope="module")
 def full_size():
     with torch.device("meta"):
-        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False)
+        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False, compat=CompatConfig())
 
 
 def test_parameters_by_module(full_size):
@@ -52,7 +52,7 @@ def test_tiny_is_tiny():
 
 def test_small_is_small_and_reads_what_tiny_reads():
     with torch.device("meta"):
-        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False)
+        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False, compat=CompatConfig())
     assert 55e6 < sum(p.numel() for p in small.parameters()) < 65e6
     assert SMALL.spec == TINY.spec
 

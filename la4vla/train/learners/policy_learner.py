@@ -21,7 +21,7 @@ from la4vla.model.conversation import ConversationEncoder, as_text
 from la4vla.model.freeze import set_trainable, summary_table
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import preset, size_of
-from la4vla.model.tokenizer import Prompter, build_prompter
+from la4vla.model.tokenizer import Prompter, build_prompter, slots_of
 from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
 from la4vla.train.dist import World
@@ -33,7 +33,7 @@ from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_first_batch
 from la4vla.types import KINDS, SOURCE_KINDS, TextBatch, UserError
 
-OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
+OF_WEIGHTS = ("preset", "readout", "compat")  # settings of the model without which its weights fit nowhere
 FIRST_IMAGES = 32  # on the contact sheet of the first batch
 
 
@@ -109,6 +109,7 @@ class PolicyLearner:
             "attention": model.attention,
             "dropout": model.dropout,
             "writes": self._writes,
+            "compat": asdict(model.compat),
             "lora": lora.description(model.lora),
         }
 
@@ -236,7 +237,7 @@ class PolicyLearner:
                     f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
                     "with which it was trained."
                 )
-        prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
+        prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec, slots_of(model.compat))
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
                 f"model.tokenizer is {model.tokenizer}, and {source.folder} was trained with another; leave it "
