@@ -27,6 +27,7 @@ from benchmarks.perturb.perturb import CLEAN, WORDINGS, Variant, check_delivered
 from benchmarks.results import compare, results
 from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
+from benchmarks.rollouts import client_view
 from benchmarks.rollouts.rollout import RolloutJob, check_served
 from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
 from la4vla.device import usable_device
@@ -135,7 +136,7 @@ def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
             wordings.check(simulator.prompts()[task] for task, _ in planned)
         views = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         if policy is not None:
-            policy.check(simulator.embodiment, views)
+            policy.check(client_view.embodiment(protocol, simulator), views)
             check_executed(policy, protocol)
         conditions = open_conditions(request, policy)
         told = policy.privileged if policy else ()
@@ -335,4 +336,5 @@ def make_row(end: FinishedEpisode, protocol: Protocol, condition: EvaluationCond
         final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
         texts=[{"query": query, **text._asdict()} for query, text in end.said],
         milestones=outcome.milestones if outcome else {},
+        inputs=protocol.inputs,
     )
