@@ -35,7 +35,9 @@ ROOMS = {
     | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct", "grounding", "gpla"},
     "gpla": F0 | F1 | {"train", "serve", "grounding", "page", "questions"},
     "released": F0 | F1 | {"sim"},
-    "cli": F0 | F1 | {"released", "train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
+    "cli": F0
+    | F1
+    | {"released", "train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
     "export": F0 | F1,
 }

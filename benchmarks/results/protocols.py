@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,7 +87,11 @@ class Protocol:
         return next(group for group, tasks in self.groups.items() if task in tasks)
 
 
-INPUTS = {"orientation": "upright", "channels": "rgb", "crop": 0, "shown_size": 0, "state": "own"}
+INPUTS = {
+    item.name: item.default
+    for item in fields(Protocol)
+    if item.name in ("orientation", "channels", "crop", "shown_size", "state")
+}
 """Fields of how a published client shows its policy an episode -> their usual values, which are in no hash: protocols
 are older than these fields."""
 
@@ -188,4 +192,7 @@ def _validate(protocol: Protocol, title: str) -> None:
 
 def _lowest(protocol: Protocol) -> Iterable[tuple[str, int]]:
     positive = ("version", "episodes", "horizon", "replan_every", "image_size")
-    return [*((key, 1) for key in positive), *((key, 0) for key in ("first_episode", "seed", "wait_steps", "crop", "shown_size"))]
+    return [
+        *((key, 1) for key in positive),
+        *((key, 0) for key in ("first_episode", "seed", "wait_steps", "crop", "shown_size")),
+    ]

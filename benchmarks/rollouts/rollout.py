@@ -169,8 +169,8 @@ def roll_out(
     Queries are numbered 0, 1, 2, ... in an episode, however many actions each chunk gave. Images are rendered when the
     policy is queried (and for a video, which shows what the policy sees). A success ends the episode at its step. What
     is left of a chunk at the end of an episode is dropped: no action outlives its episode. tellers: of what the policy
-    is told beside what it sees. numbers: of a published client, in which the policy then sees its state; its actions are
-    `infer`'s affair.
+    is told beside what it sees. numbers: of a published client, in which the policy then sees its state; `infer`
+    gives our actions.
     """
 
     def shown(observation: Observation) -> Observation:

@@ -168,9 +168,7 @@ def rebuild(model: Mapping[str, Any], base: Path | None = None, seed: int = 0) -
     return policy
 
 
-def _empty(
-    size: ModelSize, readout: str, attention: str, dropout: float, writes: bool, compat: CompatConfig
-) -> Policy:
+def _empty(size: ModelSize, readout: str, attention: str, dropout: float, writes: bool, compat: CompatConfig) -> Policy:
     """Allocated and unset: made on the meta device, so that no default initialisation runs or draws random numbers."""
     with torch.device("meta"):
         policy = Policy(size, readout, attention, dropout, writes, compat)

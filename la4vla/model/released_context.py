@@ -1,4 +1,4 @@
-"""Rows and attention as the released LA4VLA and Evo-1 have them (FACTS 4.1, 5.1 B2), for checkpoints that were trained so.
+"""Rows and attention as the released LA4VLA and Evo-1 have them (FACTS 4.1, 5.1 B2), for checkpoints trained so.
 
 A row has SLOTS image slots. A slot whose view does not exist has pad tokens in the place of the image's (tokenizer.py
 puts them there); the backbone writes a black picture over them, as the release does. The row is padded to the model's

@@ -2,8 +2,8 @@
 
 A row is `Image-{slot}: <img>` + P x `<IMG_CONTEXT>` + `</img>\\n` for each view that exists, then the instruction. No
 chat template, no system prompt, no BOS. An `la` row is the instruction alone. With `context` eager or flash (compat,
-config/compat.py) every row has the released SLOTS, and pads mark the image of a view that does not exist. Refuses: rows over `max_tokens` (never
-truncated).
+config/compat.py) every row has the released SLOTS, and pads mark the image of a view that does not exist. Refuses: rows over
+`max_tokens` (never truncated).
 """
 
 from __future__ import annotations
@@ -101,7 +101,11 @@ class Prompter:
             raise UserError(f"{path}: no tokenizer ({error}); fetch the file again.") from error
 
     def __reduce__(self) -> tuple[type[Prompter], tuple[Tokenizer, InputSpec, int]]:
-        return Prompter, (self.tokenizer, self.spec, self.slots)  # the tokenizer's own pickle forgets encode_special_tokens
+        return Prompter, (
+            self.tokenizer,
+            self.spec,
+            self.slots,
+        )  # the tokenizer's own pickle forgets encode_special_tokens
 
     def _text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids

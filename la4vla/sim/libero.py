@@ -320,7 +320,7 @@ def _init_states(package: Path, task: str) -> np.ndarray:
 
 
 def _axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """Axis times angle [3] of a quaternion x, y, z, w as published LIBERO clients compute it: the angle runs to 2 pi."""
+    """Axis times angle [3] of a quaternion x, y, z, w as published LIBERO clients have it: the angle runs to 2 pi."""
     w = float(np.clip(quaternion[3], -1.0, 1.0))
     length = np.sqrt(1.0 - w * w)
     return np.zeros(3) if np.isclose(length, 0.0) else quaternion[:3] * (2.0 * np.arccos(w) / length)

@@ -56,8 +56,8 @@ EVO1_EMBODIMENT = replace(
         EMBODIMENT.state, names=("x", "y", "z", "gripper", "object_x", "object_y", "object_z", "object_turn_0")
     ),
 )
-"""What Evo-1's client shows its policy: the first 8 numbers of the benchmark's vector, of which the last 4 are the first
-object's place and a part of its turn (FACTS 4.7, B24)."""
+"""What Evo-1's client shows its policy: the first 8 numbers of the benchmark's vector, of which the last 4 are the
+first object's place and a part of its turn (FACTS 4.7, B24)."""
 
 CAMERA_TURNS = {
     "corner": 2,  # these four are mounted upside down in the scene

@@ -218,7 +218,12 @@ _METAWORLD = Simulator(
         drawn=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
         settling=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
         usual=Setting(("corner4",), 112, False),
-        others=(Setting(("corner4",), 112, True), Setting(("corner4",), 448, False), Setting(("corner2",), 448, False)),
+        others=(
+            Setting(("corner4",), 112, True),
+            Setting(("corner4",), 448, False),
+            Setting(("corner2",), 448, False),
+            Setting(("corner2",), 480, False),
+        ),
         figure="drawer-open-v3",
     ),
     clients={

@@ -1,5 +1,5 @@
-"""The released LA4VLA written out once more, from FACTS 4.1 and 4.2 alone and in the released key names: plain functions
-on a state dict, no code of ours and none of transformers. Pixels, tokens and state in, a chunk out."""
+"""The released LA4VLA written out once more, from FACTS 4.1 and 4.2 alone and in the released key names: plain
+functions on a state dict, no code of ours and none of transformers. Pixels, tokens and state in, a chunk out."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Sizes:
 
 
 def linear(state: State, name: str, x: Tensor) -> Tensor:
-    return x @ state[f"{name}.weight"].T + (state[f"{name}.bias"] if f"{name}.bias" in state else 0.0)
+    return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", torch.zeros(()))
 
 
 def layer_norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
