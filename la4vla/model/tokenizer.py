@@ -2,8 +2,8 @@
 
 A row is `Image-{slot}: <img>` + P x `<IMG_CONTEXT>` + `</img>\\n` for each view that exists, then the instruction. No
 chat template, no system prompt, no BOS. An `la` row is the instruction alone. With `context` eager or flash (compat,
-config/compat.py) every row has the released SLOTS, and pads mark the image of a view that does not exist. Refuses: rows over
-`max_tokens` (never truncated).
+config/compat.py) every row has the released SLOTS, and pads mark the image of a view that does not exist. Refuses:
+rows over `max_tokens` (never truncated).
 """
 
 from __future__ import annotations

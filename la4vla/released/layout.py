@@ -50,8 +50,8 @@ def read_folder(folder: Path) -> ReleasedFolder:
     for name in (WEIGHTS, CONFIG, NORM_STATS):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder}: no {name} in it; give the folder of a released checkpoint, which has {CONFIG}, {NORM_STATS} "
-                f"and {WEIGHTS}."
+                f"{folder}: no {name} in it; give the folder of a released checkpoint, which has {CONFIG}, "
+                f"{NORM_STATS} and {WEIGHTS}."
             )
     path = folder / WEIGHTS
     try:

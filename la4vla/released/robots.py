@@ -41,8 +41,8 @@ def find_robot(asked: str, views: tuple[str, ...], state_dims: int, action_dims:
         fitting = [name for name, sizes in dims.items() if sizes == (state_dims, action_dims)]
         if len(fitting) != 1:
             raise UserError(
-                f"the statistics have {state_dims} dims of state and {action_dims} of action, as no robot that is known "
-                f"here; describe it with --robot FILE.yaml, or choose one of {', '.join(CLIENTS)}."
+                f"the statistics have {state_dims} dims of state and {action_dims} of action, as no robot that is "
+                f"known here; describe it with --robot FILE.yaml, or choose one of {', '.join(CLIENTS)}."
             )
         asked = fitting[0]
     return ReleasedRobot(asked, known[asked].embodiment, views or known[asked].views)
