@@ -15,7 +15,7 @@ from la4vla.model.presets import LA4VLA_1B, TINY
 def test_attention_is_torchs_multihead_attention():
     """Also the map from a released `in_proj_weight`: q over k over v."""
     torch.manual_seed(0)
-    ours, theirs = Attention(64, 4, dropout=0.0, compat=CompatConfig()), nn.MultiheadAttention(64, 4, batch_first=True)
+    ours, theirs = Attention(64, 4, dropout=0.0), nn.MultiheadAttention(64, 4, batch_first=True)
     with torch.no_grad():
         theirs.in_proj_bias.normal_()
         ours.q_proj.weight.copy_(theirs.in_proj_weight[:64])

@@ -1,5 +1,5 @@
-"""A folder in the released layout with random weights, at the sizes of the tiny preset: names and shapes are written out
-from FACTS 4.5, statistics are made up."""
+"""A folder in the released layout with random weights, at the sizes of the tiny preset: names and shapes are written
+out from FACTS 4.5, statistics are made up."""
 
 import json
 import math

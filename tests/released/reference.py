@@ -149,14 +149,18 @@ def x_width(state: State) -> int:
     return state[f"{HEAD}.norm_out.weight"].shape[0]
 
 
+def state_token(state: State, robot: Tensor) -> Tensor:
+    """[B, E] of the padded state [B, S]."""
+    encoder = f"{HEAD}.state_encoder"
+    return linear(state, f"{encoder}.fc2.linear", F.relu(linear(state, f"{encoder}.fc1.linear", robot)))
+
+
 def sample(
     state: State, seen: Tensor, robot: Tensor, noise: Tensor, mask: Tensor, steps: int, sizes: Sizes, time_scale: int
 ) -> Tensor:
     """The chunk [B, T, A]. seen: [B, L, E], all of which the head attends to. robot: the padded state [B, S]. mask:
     [B, 1, A], 1 at the dims of the robot's actions."""
-    encoder = f"{HEAD}.state_encoder"
-    token = linear(state, f"{encoder}.fc2.linear", F.relu(linear(state, f"{encoder}.fc1.linear", robot)))
-    source = torch.cat([seen, token[:, None]], dim=1)
+    source = torch.cat([seen, state_token(state, robot)[:, None]], dim=1)
     action = noise * mask
     for number in range(steps):
         action = action + velocity(state, action * mask, number / steps, source, sizes, time_scale) / steps
