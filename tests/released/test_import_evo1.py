@@ -16,7 +16,7 @@ from la4vla.cli import main
 from la4vla.config import CompatConfig, ModelConfig, StageConfig, TrainConfig, validate
 from la4vla.data.transforms import chain_from_dicts
 from la4vla.model.head import FlowHead
-from la4vla.model.policy import build_policy, rebuild
+from la4vla.model.policy import build_policy
 from la4vla.model.presets import TINY
 from la4vla.model.tokenizer import TINY_TOKENIZER
 from la4vla.released.evo1 import RELEASES, ImportRequest, import_evo1, write_back
@@ -26,11 +26,13 @@ from la4vla.serve.dialects import build
 from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT
-from la4vla.train.learners.policy_learner import OF_WEIGHTS
 from la4vla.types import Observation, Sample, UserError
+from tests.fixtures import write_shards
 from tests.hand_checkpoint import write_checkpoint
 from tests.released import reference
 from tests.released.folder import HORIZON, SIZES, STATS, WIDE, random_state, write_folder
+from tests.train.conftest import run_here
+from tests.train.launch import write_config
 
 SENTENCES = ("Push the Puck to a goal.", "lift it")
 STATE = np.array([0.2, 0.5, 0.1, 0.9, 0.1, 0.6, 0.1, 0.5], np.float32)
@@ -238,17 +240,24 @@ def test_the_releases_client_is_answered_by_an_imported_run(imported):
     assert asked.observations[0].instruction == SENTENCES[0]
 
 
-def test_a_finetuning_keeps_the_switches(imported, tmp_path):
+def test_a_run_that_starts_from_it_keeps_the_switches(imported, tmp_path, capsys):
     """Dropped in silence, the same weights would be another model."""
-    description = manifest.read(manifest.resolve(imported()))
-    again = rebuild(description.model)
-    assert (
-        again.description["compat"]
-        == description.config["model"]["compat"]
-        == {
-            "time_scale": 1000,
-            "pad_state": -1.0,
-            "context": "flash",
-        }
-    )
-    assert "compat" in OF_WEIGHTS
+    write_shards(tmp_path / "la", 24, 4)
+    write_shards(tmp_path / "vla", 24, 4, views=["front"])
+    config = write_config(tmp_path, tmp_path, "again")
+    assert run_here(str(config), f"run.init_from={imported()}", "model.readout=flatten") == 2
+    assert "set model.compat={'time_scale': 1000, 'pad_state': -1.0, 'context': 'flash'}" in capsys.readouterr().err
+
+
+def test_it_trains_and_blind_rows_teach_vision_nothing(imported):
+    served = ServedPolicy.load(imported())
+    keys = [NoiseKey(0, "reach-v3", 3, number) for number in range(2)]
+    policy = served.policy.requires_grad_(True).train()
+    vision = policy.groups()["vision"][0]
+    for kind, learns in (("la", False), ("vla", True)):
+        batch = served.as_kind(kind).batch(observations(), keys)
+        policy.zero_grad(set_to_none=True)
+        policy(batch)[0].backward()
+        assert all(parameter.grad is not None for parameter in policy.head.parameters())
+        grads = [parameter.grad for parameter in vision.parameters()]
+        assert [grad is not None and bool(grad.any()) for grad in grads].count(True) == (len(grads) if learns else 0)
