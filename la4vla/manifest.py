@@ -14,6 +14,7 @@ A checkpoint folder holds
                             trained, and those that the base does not give
     training.safetensors    AdamW moments by parameter name, free of the world size (the fp32 masters are the weights)
     tokenizer/              the tokenizer's files
+    released/               of an imported checkpoint: what is needed to write it back
     COMPLETE                written last; a folder without it is a wreck and is never read
 """
 

@@ -34,6 +34,11 @@ def embodiment(protocol: Protocol, simulator: Simulator) -> Embodiment:
     return asked.embodiment if asked else simulator.embodiment
 
 
+def said(protocol: Protocol) -> str:
+    """What of the policy's inputs is not the usual, to print behind a sentence; empty where all is."""
+    return "".join(f", {key} {value}" for key, value in protocol.inputs.items() if value != INPUTS[key])
+
+
 def shown(observation: Observation, protocol: Protocol, numbers: ClientNumbers | None, env: Env) -> Observation:
     """An env's present observation as the policy gets it. numbers: what `numbers` gives."""
     views = {name: picture(image_HWC, protocol) for name, image_HWC in observation.views.items()}

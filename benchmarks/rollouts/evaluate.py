@@ -220,7 +220,7 @@ def run_condition(
     there = f", {len(planned) - len(missing)} already there" if len(missing) < len(planned) else ""
     print(
         f"{protocol.title} ({protocol.hash}), {condition.variant.identity}, replan_every {protocol.replan_every}, "
-        f"{len(planned)} episodes{there}"
+        f"{len(planned)} episodes{there}{client_view.said(protocol)}"
     )
     run = {
         "protocol": asdict(protocol),

@@ -16,11 +16,11 @@ from la4vla.cli import main
 from la4vla.config import CompatConfig, ModelConfig, StageConfig, TrainConfig, validate
 from la4vla.data.transforms import chain_from_dicts
 from la4vla.model.head import FlowHead
-from la4vla.model.policy import build_policy
-from la4vla.model.presets import TINY
+from la4vla.model.policy import Policy, build_policy
+from la4vla.model.presets import LA4VLA_1B, TINY
 from la4vla.model.tokenizer import TINY_TOKENIZER
 from la4vla.released.evo1 import RELEASES, ImportRequest, import_evo1, write_back
-from la4vla.released.names import to_ours
+from la4vla.released.names import place_of, to_ours, to_released
 from la4vla.serve.dialect import Session
 from la4vla.serve.dialects import build
 from la4vla.serve.policy import ServedPolicy
@@ -128,6 +128,32 @@ def test_the_head_is_the_releases_for_every_switch(time_scale, pad_state):
             assert (mine - theirs).abs().max() < 1e-6 * max(1.0, float(theirs.abs().max())), time
     other = reference.velocity(state, x, 0.29, source, SIZES, 1999 - time_scale)
     assert (other - reference.velocity(state, x, 0.29, source, SIZES, time_scale)).abs().max() > 1e-4
+
+
+def test_at_full_size_the_names_are_those_of_the_release():
+    """FACTS 4.5: 116 entries of the head, and shapes that were read off the released code."""
+    with torch.device("meta"):
+        whole = Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, False, CompatConfig(999, 0.0, "flash")).state_dict()
+    back = to_released(whole, {place_of(name).name: "float32" for name in whole})
+    assert sum(name.startswith("action_head.") for name in back) == 116
+    shapes = {
+        "action_head.time_pos_enc.pe": (1, 1000, 896),
+        "action_head.action_encoder.pos_encoding.pe": (1, 50, 896),
+        "action_head.transformer_blocks.7.attn.in_proj_weight": (2688, 896),
+        "action_head.transformer_blocks.0.ff.0.weight": (3584, 896),
+        "action_head.seq_pool_proj.weight": (896, 44800),
+        "action_head.mlp_head.fc2.linear.weight": (1200, 1024),
+        "action_head.state_encoder.fc1.linear.weight": (1024, 24),
+        "embedder.model.vision_model.encoder.layers.23.attn.qkv.bias": (3072,),
+        "embedder.model.vision_model.embeddings.position_embedding": (1, 1025, 1024),
+        "embedder.model.mlp1.1.weight": (896, 4096),
+        "embedder.model.language_model.model.embed_tokens.weight": (151674, 896),
+        "embedder.model.language_model.model.layers.13.mlp.down_proj.weight": (896, 4864),
+        "embedder.model.language_model.model.norm.weight": (896,),
+    }
+    assert {name: tuple(back[name].shape) for name in shapes} == shapes
+    tables = 1000 * 896 + 50 * 896
+    assert sum(tensor.numel() for tensor in back.values()) == 775_198_640 + tables
 
 
 def test_switches_are_off_by_default_and_each_changes_something(imported):
