@@ -44,6 +44,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla probe cases SHARDS --out FILE         draw the cases, the same for every checkpoint
   la4vla serve DIR ...                         a checkpoint behind a websocket (`la4vla serve --help`)
   la4vla export DIR OUT [--base DIR]           a checkpoint as one folder, its adapters merged
+  la4vla import evo1 FOLDER --out RUN          a released Evo-1 or LA4VLA checkpoint as a run of ours
   la4vla doctor [--protocol NAME] ...          whether results made here are comparable, and the cures
 """
 
@@ -268,10 +269,42 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
     parser.add_argument("--weights", choices=WHICH_WEIGHTS, help=WEIGHTS_HELP)
+    parser.add_argument("--layout", choices=("evo1",), help="of an imported checkpoint: write it back as it came")
     given = vars(parser.parse_args(arguments))
+    if "layout" in given:
+        from la4vla.released.evo1 import write_back
+
+        print(f"export: {write_back(given['checkpoint'], given['out'])}")
+        return 0
     from la4vla.export import export
 
     print(f"export: {export(**given)}")
+    return 0
+
+
+def _import(arguments: Sequence[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser("la4vla import", argument_default=argparse.SUPPRESS)
+    parser.add_argument("layout", choices=("evo1",), help="whose layout: that of Evo-1 and LA4VLA")
+    parser.add_argument("folder", type=Path, help="config.json, norm_stats.json, mp_rank_00_model_states.pt")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run, which does not exist yet")
+    parser.add_argument("--release", help="code that trained it: evo1 (unless given), evo1_flash or la4vla")
+    parser.add_argument("--context", help="its attention in training: flash (unless given) or eager")
+    parser.add_argument("--robot", help="metaworld, libero or a YAML file; by the size of the statistics unless given")
+    parser.add_argument("--views", nargs="+", metavar="VIEW", help="names of the image slots, in order")
+    parser.add_argument("--stats", metavar="ARM/DATASET", help="in norm_stats.json, where there are several")
+    parser.add_argument("--normalization", help="bounds (unless given), bounds_q99 or normal")
+    parser.add_argument("--tokenizer", help="folder or hub id of the released tokenizer as tokenizer.json")
+    parser.add_argument("--preset", help="sizes, la4vla_1b unless given")
+    given = vars(parser.parse_args(arguments))
+    given.pop("layout")
+    if "views" in given:
+        given["views"] = tuple(given["views"])
+    from la4vla.released.evo1 import ImportRequest, import_evo1
+
+    print(f"import: {import_evo1(ImportRequest(**given))}")
     return 0
 
 
@@ -314,6 +347,7 @@ COMMANDS: dict[str, Command] = {
     "probe": _probe,
     "serve": _serve,
     "export": _export,
+    "import": _import,
     "doctor": _doctor,
 }
 

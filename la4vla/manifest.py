@@ -16,6 +16,7 @@ A checkpoint folder holds
     training.safetensors    AdamW moments by parameter name, free of the world size (the fp32 masters are the weights)
     ema.safetensors         with optim.ema_decay: the moving average of what trains, by parameter name
     tokenizer/              the tokenizer's files
+    released/               of an imported checkpoint: what is needed to write it back
     COMPLETE                written last; a folder without it is a wreck and is never read
 """
 

@@ -34,7 +34,10 @@ ROOMS = {
     | F1
     | {"page", "action_text", "questions", "probe_cases", "serve", "sim", "probe", "construct", "grounding", "gpla"},
     "gpla": F0 | F1 | {"train", "serve", "grounding", "page", "questions"},
-    "cli": F0 | F1 | {"train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
+    "released": F0 | F1 | {"sim"},
+    "cli": F0
+    | F1
+    | {"released", "train", "gpla", "serve", "sim", "construct", "probe", "benchmarks", "doctor", "export"},
     "doctor": F0 | F1 | {"serve", "sim"},
     "export": F0 | F1,
 }
@@ -76,7 +79,8 @@ SHELVES = {
     },
     "la4vla.data": {
         **{leaf: set() for leaf in ("rotation", "normalize", "npz", "augment", "collate", "mixture")},
-        "transforms": {"rotation", "normalize"},
+        "bounds": {"normalize"},
+        "transforms": {"rotation", "normalize", "bounds"},
         "shards": {"npz", "normalize", "transforms"},
         "values": {"normalize", "shards"},
         "inspect": {"normalize", "transforms", "shards", "values"},

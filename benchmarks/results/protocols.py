@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
 from omegaconf import MISSING, OmegaConf
 
 from la4vla import config
+from la4vla.config.checks import choice
 from la4vla.types import UserError
 
 FOLDER = Path(__file__).parents[1] / "protocols"
@@ -43,6 +44,11 @@ class Protocol:
     views: list[str] = MISSING  # cameras, always upright; a video shows the first
     image_size: int = MISSING  # pixels, square, as rendered
     fast: bool = MISSING  # render without shadows, reflections and anti-aliasing; that changes the images
+    orientation: str = "upright"  # upright | mirrored: left and right swapped, as clients show LIBERO
+    channels: str = "rgb"  # rgb | bgr: order in which the policy gets them
+    crop: int = 0  # side in pixels of the middle square that is kept of a rendered image; 0: all of it
+    shown_size: int = 0  # pixels, square, to which images are then resized (bilinear); 0: they stay as they are
+    state: str = "own"  # own | a name in Simulator.clients: a published client's numbers, state and actions
     success: str = MISSING  # any_step: the episode ends as a success at the first step that reports it
 
     @property
@@ -59,8 +65,14 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over every value."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits over every value; of INPUTS only over those that are not the usual ones."""
+        values = {key: value for key, value in asdict(self).items() if INPUTS.get(key) != value}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def inputs(self) -> dict[str, str | int]:
+        """What decides how the policy sees an episode, for result rows: the fields of INPUTS."""
+        return {key: value for key, value in asdict(self).items() if key in INPUTS}
 
     @property
     def longest_horizon(self) -> int:
@@ -73,6 +85,15 @@ class Protocol:
 
     def group_of(self, task: str) -> str:
         return next(group for group, tasks in self.groups.items() if task in tasks)
+
+
+INPUTS = {
+    item.name: item.default
+    for item in fields(Protocol)
+    if item.name in ("orientation", "channels", "crop", "shown_size", "state")
+}
+"""Fields of how a published client shows its policy an episode -> their usual values, which are in no hash: protocols
+are older than these fields."""
 
 
 def titles() -> list[str]:
@@ -158,6 +179,12 @@ def _validate(protocol: Protocol, title: str) -> None:
         )
     if min(protocol.horizons.values(), default=1) < 1:
         raise UserError(f"{title}: `horizons` must be at least 1 each.")
+    choice(f"{title}: orientation", protocol.orientation, ("upright", "mirrored"))
+    choice(f"{title}: channels", protocol.channels, ("rgb", "bgr"))
+    if protocol.crop > protocol.image_size:
+        raise UserError(
+            f"{title}: crop is {protocol.crop}, the images have {protocol.image_size} pixels a side; lower it."
+        )
     for key, lowest in _lowest(protocol):
         if asdict(protocol)[key] < lowest:
             raise UserError(f"{title}: `{key}` is {asdict(protocol)[key]}; it must be at least {lowest}.")
@@ -165,4 +192,7 @@ def _validate(protocol: Protocol, title: str) -> None:
 
 def _lowest(protocol: Protocol) -> Iterable[tuple[str, int]]:
     positive = ("version", "episodes", "horizon", "replan_every", "image_size")
-    return [*((key, 1) for key in positive), *((key, 0) for key in ("first_episode", "seed", "wait_steps"))]
+    return [
+        *((key, 1) for key in positive),
+        *((key, 0) for key in ("first_episode", "seed", "wait_steps", "crop", "shown_size")),
+    ]

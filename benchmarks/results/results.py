@@ -59,6 +59,7 @@ class Row:
     final_state     raw state [S] at the end, by which two runs of an episode are compared
     texts           what the policy wrote, in order: {query, question, subtask, text, problem} each
     milestones      of sim.milestones.MILESTONES -> the step at which it was first reached
+    inputs          how the policy saw the episode: Protocol.inputs; empty in rows that are older than these fields
     """
 
     task: str
@@ -83,6 +84,7 @@ class Row:
     final_state: Sequence[float]
     texts: Sequence[Mapping[str, Any]] = field(default_factory=list)
     milestones: Mapping[str, int] = field(default_factory=dict)
+    inputs: Mapping[str, str | int] = field(default_factory=dict)
 
 
 class Results:

@@ -27,6 +27,7 @@ from benchmarks.perturb.perturb import CLEAN, WORDINGS, Variant, check_delivered
 from benchmarks.results import compare, results
 from benchmarks.results.protocols import Protocol, select
 from benchmarks.results.results import Results, Row
+from benchmarks.rollouts import client_view
 from benchmarks.rollouts.rollout import RolloutJob, check_served
 from benchmarks.rollouts.runner import FinishedEpisode, Runner, Spent
 from la4vla.device import usable_device
@@ -137,7 +138,7 @@ def evaluate(request: EvaluationRequest) -> dict[Variant, results.Summary]:
             wordings.check(simulator.prompts()[task] for task, _ in planned)
         views = tuple(protocol.views) if request.videos or (policy and policy.views) else ()
         if policy is not None:
-            policy.check(simulator.embodiment, views)
+            policy.check(client_view.embodiment(protocol, simulator), views)
             check_executed(policy, protocol)
         conditions = open_conditions(request, policy)
         told = policy.privileged if policy else ()
@@ -221,7 +222,7 @@ def run_condition(
     there = f", {len(planned) - len(missing)} already there" if len(missing) < len(planned) else ""
     print(
         f"{protocol.title} ({protocol.hash}), {condition.variant.identity}, replan_every {protocol.replan_every}, "
-        f"{len(planned)} episodes{there}"
+        f"{len(planned)} episodes{there}{client_view.said(protocol)}"
     )
     run = {
         "protocol": asdict(protocol),
@@ -341,4 +342,5 @@ def make_row(end: FinishedEpisode, protocol: Protocol, condition: EvaluationCond
         final_state=[round(value, 6) for value in outcome.final_state] if outcome else [],
         texts=[{"query": query, **text._asdict()} for query, text in end.said],
         milestones=outcome.milestones if outcome else {},
+        inputs=protocol.inputs,
     )

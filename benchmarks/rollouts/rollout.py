@@ -21,10 +21,10 @@ import numpy as np
 
 from benchmarks.perturb.perturb import CLEAN, Variant, perturb, scene_change
 from benchmarks.results.protocols import Protocol
-from benchmarks.rollouts import video
+from benchmarks.rollouts import client_view, video
 from la4vla.sim import render
 from la4vla.sim.env import Env
-from la4vla.sim.registry import Simulator
+from la4vla.sim.registry import ClientNumbers, Simulator
 from la4vla.types import Embodiment, Observation, UserError
 
 if TYPE_CHECKING:  # it brings the labeller, 0.4 s and 40 MB a worker, which few evaluations ask for
@@ -147,6 +147,7 @@ def check_served(protocol: Protocol, simulator: Simulator) -> None:
             f"{protocol.title}: the longest horizon is {protocol.longest_horizon} and wait_steps is "
             f"{protocol.wait_steps}; lower them, {simulator.name} allows {simulator.max_steps} steps an episode in all."
         )
+    client_view.numbers(protocol, simulator)
     size = len(simulator.embodiment.action.names)
     if len(protocol.wait_action) not in (0, size):
         raise UserError(
@@ -155,7 +156,12 @@ def check_served(protocol: Protocol, simulator: Simulator) -> None:
 
 
 def roll_out(
-    env: Env, job: RolloutJob, protocol: Protocol, infer: Infer, tellers: Tellers | None = None
+    env: Env,
+    job: RolloutJob,
+    protocol: Protocol,
+    infer: Infer,
+    tellers: Tellers | None = None,
+    numbers: ClientNumbers | None = None,
 ) -> EpisodeOutcome:
     """Runs one episode. The first `replan_every` actions of a chunk are executed, or all of a chunk that is shorter;
     then the policy is queried again.
@@ -163,11 +169,13 @@ def roll_out(
     Queries are numbered 0, 1, 2, ... in an episode, however many actions each chunk gave. Images are rendered when the
     policy is queried (and for a video, which shows what the policy sees). A success ends the episode at its step. What
     is left of a chunk at the end of an episode is dropped: no action outlives its episode. tellers: of what the policy
-    is told beside what it sees.
+    is told beside what it sees. numbers: of a published client, in which the policy then sees its state; `infer`
+    gives our actions.
     """
 
     def shown(observation: Observation) -> Observation:
-        return perturb(observation, job.variant, protocol.seed, protocol.suite, job.task, job.episode, steps)
+        changed = perturb(observation, job.variant, protocol.seed, protocol.suite, job.task, job.episode, steps)
+        return client_view.shown(changed, protocol, numbers, env)
 
     clock, start = Clock(), time.perf_counter()
     latencies: list[float] = []
@@ -236,11 +244,13 @@ def work(
         render.use_gpu(gpu)
     try:
         env = make_env(simulator, protocol, views)
-        connection.send(Ready(env.embodiment))
+        numbers = client_view.numbers(protocol, simulator)
+        connection.send(Ready(numbers.embodiment if numbers else env.embodiment))
 
         def infer_in_parent(observation: Observation, number: int) -> np.ndarray:
             connection.send(Query(observation, number))
-            return connection.recv()
+            chunk = connection.recv()
+            return numbers.actions(chunk) if numbers else chunk
 
         def infer_from_expert(observation: Observation, number: int) -> np.ndarray:
             action, _ = simulator.expert(env)
@@ -248,7 +258,8 @@ def work(
 
         tellers = _tellers(privileged, simulator, env, protocol.seed) if privileged else None
         while (job := connection.recv()) is not None:
-            connection.send(roll_out(env, job, protocol, infer_from_expert if expert else infer_in_parent, tellers))
+            infer = infer_from_expert if expert else infer_in_parent
+            connection.send(roll_out(env, job, protocol, infer, tellers, numbers))
         env.close()
     except UserError as error:
         connection.send(Refusal(str(error)))

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from la4vla.config import LORA, LoraConfig, StageConfig, TrainConfig, load
+from la4vla.config import LORA, CompatConfig, LoraConfig, StageConfig, TrainConfig, load
 from la4vla.model import flops, freeze, lora
 from la4vla.model.policy import Policy
 from la4vla.model.presets import ModelSize, size_of
@@ -119,7 +119,7 @@ def costs(instruction_tokens: int) -> Iterator[Cost]:
 def parameters(size: ModelSize, readout: str, adapters: LoraConfig) -> dict[str, int]:
     """Module group -> how many numbers it holds. Allocates no weight; only adapters, which are drawn."""
     with torch.device("meta"):
-        policy = Policy(size, readout, "sdpa", dropout=0.0, writes=False, embodiments=())
+        policy = Policy(size, readout, "sdpa", dropout=0.0, writes=False, embodiments=(), compat=CompatConfig())
     if adapters.rank:
         lora.inject(policy, adapters, seed=0)
     return {

@@ -5,6 +5,7 @@
 An unknown key is an error that names the nearest one. Checks run before anything distributed starts.
 """
 
+from la4vla.config.compat import CompatConfig
 from la4vla.config.construct import (
     ConstructConfig,
     FilterConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "TRAIN_GROUPS",
     "CandidatesConfig",
     "CheckpointConfig",
+    "CompatConfig",
     "ConstructConfig",
     "DataConfig",
     "EngineConfig",

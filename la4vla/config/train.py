@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
+from la4vla.config.compat import CompatConfig, validate_compat
 from la4vla.config.finetuning import SCHEDULES, SIZES, InitPartsConfig, validate_beginning, validate_rates
 from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig, validate_contrast, validate_grounding
 from la4vla.levels import LEVELS, levels_of
@@ -60,6 +61,7 @@ class ModelConfig:
     dropout: float = 0.2  # inside the head's attention (FACTS 1.7)
     max_tokens: int = 1024  # longest row of a model that writes, with model.weights; a preset has its own
     lora: LoraConfig = field(default_factory=LoraConfig)
+    compat: CompatConfig = field(default_factory=CompatConfig)  # of released checkpoints (docs/released_checkpoints.md)
     base: str = ""  # where the weights lie that a checkpoint's adapters belong to; empty: where the checkpoint says
 
 
@@ -241,6 +243,7 @@ def validate(config: TrainConfig) -> None:
     ):
         within(f"{group}.", asdict(config)[group], INTERVALS)
     validate_beginning(config)
+    validate_compat(config.model.compat, config.model.attention, config.learner)
     _validate_lora(config)
     checked = config.validate.cases or config.validate.texts or config.validate.pairs
     if checked and config.validate.every_steps % config.log.every_steps:

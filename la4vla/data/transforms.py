@@ -18,6 +18,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from la4vla.config import DataConfig
+from la4vla.data.bounds import ReleasedBounds
 from la4vla.data.normalize import Normalize, Stats
 from la4vla.data.rotation import rotation_vectors, wrapped
 from la4vla.types import ROTATION, Embodiment, InputSpec, Sample, UserError, VectorSpec
@@ -339,8 +340,8 @@ PLAIN_TRANSFORMS: tuple[type[Transform], ...] = (CleanInstruction, SelectViews, 
 
 def _transform_from_dict(raw: Mapping[str, Any]) -> Transform:
     values = {key: value for key, value in raw.items() if key != "name"}
-    if raw["name"] == Normalize.__name__:
-        return Normalize.from_dict(values)
+    if raw["name"] in (Normalize.__name__, ReleasedBounds.__name__):
+        return (Normalize if raw["name"] == Normalize.__name__ else ReleasedBounds).from_dict(values)
     kinds = {kind.__name__: kind for kind in PLAIN_TRANSFORMS}
     if raw["name"] not in kinds:
         raise UserError(

@@ -12,6 +12,9 @@ What differs from calling InternVLModel.forward:
 - no padding mask is built. Rows are padded on the right and attention is causal, so a real token cannot see a pad; what
   the pads compute is garbage that `key_mask_BL` keeps out of the head. transformers would build that mask with
   `mask.all()` (masking_utils: one host sync a call) and lose the fast causal kernel;
+- released checkpoints attend over other rows (`context` eager or flash, config/compat.py): three image slots whatever
+  exists, black pictures in the absent ones, rows padded to max_tokens, and a head that sees all of it. Keys that are
+  absent or padding are masked; what a masked query computes is `released_context.flash_like`'s affair;
 - no key/value cache, no language-model head; pixels are normalised in fp32 on the device (the released code did it in
   bf16).
 Refuses: other dtypes of pixels than uint8, batches whose kind and images disagree, `la_leaky` with flash_attention_2.
@@ -28,6 +31,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from la4vla.model.presets import ModelSize
+from la4vla.model.released_context import FLASH_LIKE, ReleasedRows, released_rows
 from la4vla.types import Batch, TextBatch, UserError
 
 IMAGES, IMAGE_INDEX = "images_NCHW", "image_index"
@@ -80,16 +84,22 @@ def internvl_config(size: ModelSize, attention: str) -> InternVLConfig:
 
 
 class Backbone(nn.Module):
-    def __init__(self, size: ModelSize, attention: str) -> None:
+    def __init__(self, size: ModelSize, attention: str, context: str) -> None:
+        """context: of CompatConfig."""
         super().__init__()
         self.size = size
+        self.context = context
         self.internvl = InternVLModel(internvl_config(size, attention))
         self.attention = attention
+        if context == "flash":
+            self.internvl.language_model.config._attn_implementation = FLASH_LIKE
 
     def forward(self, batch: Batch | TextBatch) -> tuple[Tensor, Tensor]:
         """(context_BLE, key_mask_BL): hidden states behind the final norm, in the dtype of the weights or of autocast,
         and where they are real tokens (bool).
         """
+        if self.context != "own" and isinstance(batch, Batch):
+            return self._released(batch, released_rows(batch, self.size))
         images_NCHW, image_index = _shown(batch)
         assert (images_NCHW is None) == (image_index is None)
         assert batch.kind != "la" or images_NCHW is None
@@ -108,6 +118,24 @@ class Backbone(nn.Module):
         mask = self._attention_mask(batch, embeds_BLE, image_index)
         output = self.internvl.language_model(inputs_embeds=embeds_BLE, attention_mask={"full_attention": mask})
         return output.last_hidden_state, batch.text_mask_BL
+
+    def _released(self, batch: Batch, rows: ReleasedRows) -> tuple[Tensor, Tensor]:
+        """As `forward`, of a released checkpoint: every position is real to the head."""
+        flat = rearrange(self.internvl.language_model.embed_tokens(rows.ids_BL), "b l e -> (b l) e")
+        if batch.images_NCHW is not None:
+            tokens_NPE = self._image_tokens(batch.images_NCHW).to(flat.dtype)
+            flat = flat.index_copy(0, rows.image_index, rearrange(tokens_NPE, "n p e -> (n p) e"))
+        if absent := len(rows.absent_index) // self.size.image_tokens:
+            side = self.size.image_size
+            black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=flat.device)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and batch.kind != "la"):  # la rows teach vision nothing
+                tokens_PE = self._image_tokens(black)[0].to(flat.dtype)
+            flat = flat.index_copy(0, rows.absent_index, tokens_PE.repeat(absent, 1))
+        embeds_BLE = rearrange(flat, "(b l) e -> b l e", b=batch.rows)
+        output = self.internvl.language_model(
+            inputs_embeds=embeds_BLE, attention_mask={"full_attention": rows.mask_B1LL}
+        )
+        return output.last_hidden_state, torch.ones_like(rows.ids_BL, dtype=torch.bool)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute vision and language blocks in the backward pass; frozen ones (eval mode) stay as they are."""

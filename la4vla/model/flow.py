@@ -22,6 +22,7 @@ TIME_SCALE = 999.0
 """Time 0..1 spans the 1000 entries of the released sinusoidal table (`(t*999).long()`, FACTS 4.2), without the
 rounding.
 """
+TIME_ROWS = 1000  # of that table
 
 
 def present_dims(action_mask_BTA: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ release, all on purpose:
   blocks begin with self-attention over the chunk. It is causal (step i sees steps <= i): a clip may end inside a chunk,
   and with a causal mask the real steps see neither what lies past the end nor that there is an end, which the policy
   must not know. `flatten` cannot offer that.
+- released checkpoints bring their rounding of time and their tables along, which `compat` turns on (config/compat.py);
 - attention has separate q and kv projections, so that each is one module call (ZeRO-3 gathers by call); the release's
   `in_proj_weight` (3E, E) is q_proj.weight (E, E) over kv_proj.weight (2E, E), biases alike.
 """
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from la4vla.config import CompatConfig
 from la4vla.model import flow
 from la4vla.model.presets import ModelSize
 
@@ -113,17 +115,26 @@ class HeadBlock(nn.Module):
 class ActionEncoder(nn.Module):
     """Noisy actions -> one token a step: Linear, ReLU, + step position, Linear, ReLU, Linear."""
 
-    def __init__(self, size: ModelSize, embodiments: int) -> None:
+    step_table: Tensor
+
+    def __init__(self, size: ModelSize, embodiments: int, tables: bool) -> None:
+        """tables: whether positions are stored, as a released checkpoint has them."""
         super().__init__()
+        self.tables = tables
+        if tables:
+            self.register_buffer("step_table", flow.sinusoid(torch.arange(size.horizon), size.width))
         self.w1 = linear(size.action_dim, size.width, embodiments)
         self.w2 = nn.Linear(size.width, size.width)
         self.w3 = nn.Linear(size.width, size.width)
 
     def forward(self, x_BTA: Tensor, embodiment_B: Tensor) -> Tensor:
         hidden = F.relu(through(self.w1, x_BTA, embodiment_B))
-        steps_T = torch.arange(x_BTA.shape[1], device=x_BTA.device)
-        hidden = hidden + flow.sinusoid(steps_T, hidden.shape[-1]).to(hidden.dtype)
-        return self.w3(F.relu(self.w2(hidden)))
+        return self.w3(F.relu(self.w2(hidden + self._positions(x_BTA, hidden.shape[-1]).to(hidden.dtype))))
+
+    def _positions(self, x_BTA: Tensor, width: int) -> Tensor:
+        if self.tables:
+            return self.step_table
+        return flow.sinusoid(torch.arange(x_BTA.shape[1], device=x_BTA.device), width)
 
 
 class StateEncoder(nn.Module):
@@ -176,9 +187,14 @@ class FlowHead(nn.Module):
     robot's numbers; Evo-1's categories, FACTS 4.1); 0: all share one.
     """
 
-    def __init__(self, size: ModelSize, readout: str, dropout: float, embodiments: int) -> None:
+    time_table: Tensor
+
+    def __init__(self, size: ModelSize, readout: str, dropout: float, embodiments: int, compat: CompatConfig) -> None:
         super().__init__()
-        self.action_encoder = ActionEncoder(size, embodiments)
+        self.compat = compat
+        if compat.time_scale:
+            self.register_buffer("time_table", flow.sinusoid(torch.arange(flow.TIME_ROWS), size.width))
+        self.action_encoder = ActionEncoder(size, embodiments, tables=bool(compat.time_scale))
         self.state_encoder = StateEncoder(size, embodiments)
         self.blocks = nn.ModuleList(HeadBlock(size, dropout, readout == "per_token") for _ in range(size.head_blocks))
         self.norm_out = nn.LayerNorm(size.width)
@@ -207,11 +223,12 @@ class FlowHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """All that the blocks attend to, the state token behind the context, and which of it is seen (bool).
 
-        key_mask_BL: bool, False keys are never seen. state_BS: float32; dims outside state_mask_BS count as 0.
-        embodiment_B: int64, number of each row's embodiment.
+        key_mask_BL: bool, False keys are never seen. state_BS: float32; dims outside state_mask_BS count as
+        compat.pad_state. embodiment_B: int64, number of each row's embodiment.
         """
         dtype = self.state_encoder.fc1.weight.dtype
-        state_BE = self.state_encoder(state_BS.masked_fill(~state_mask_BS, 0.0).to(dtype), embodiment_B)
+        state_BS = state_BS.masked_fill(~state_mask_BS, self.compat.pad_state).to(dtype)
+        state_BE = self.state_encoder(state_BS, embodiment_B)
         source_BLE = torch.cat([context_BLE, state_BE[:, None].to(context_BLE.dtype)], dim=1)
         return source_BLE, F.pad(key_mask_BL, (0, 1), value=True)
 
@@ -219,11 +236,24 @@ class FlowHead(nn.Module):
         """fp32 [B, T, A]. x_BTA: fp32 point on the path. time_B: fp32 in [0, 1]."""
         assert x_BTA.dtype == time_B.dtype == torch.float32
         dtype = self.norm_out.weight.dtype
-        time_B1E = flow.sinusoid(time_B * flow.TIME_SCALE, self.norm_out.normalized_shape[0])[:, None].to(dtype)
+        time_B1E = self._time(time_B)[:, None].to(dtype)
         x_BTE = self.action_encoder(x_BTA.to(dtype), cache.embodiment_B)
         for block, keys_values in zip(self._blocks(), cache.keys_values, strict=True):
             x_BTE = block(x_BTE, time_B1E, keys_values, cache.mask)
         return self.readout(self.norm_out(x_BTE), cache.embodiment_B).float()
+
+    def restore_tables(self, device: torch.device | str = "cpu") -> None:
+        """After `to_empty`: the tables as they are computed; a checkpoint brings its own."""
+        if self.compat.time_scale:
+            width = self.norm_out.normalized_shape[0]
+            self.time_table = flow.sinusoid(torch.arange(flow.TIME_ROWS, device=device), width)
+            steps = torch.arange(len(self.action_encoder.step_table), device=device)
+            self.action_encoder.step_table = flow.sinusoid(steps, width)
+
+    def _time(self, time_B: Tensor) -> Tensor:
+        if not self.compat.time_scale:
+            return flow.sinusoid(time_B * flow.TIME_SCALE, self.norm_out.normalized_shape[0])
+        return self.time_table[(time_B * self.compat.time_scale).long().clamp(max=flow.TIME_ROWS - 1)]
 
     def _blocks(self) -> list[HeadBlock]:
         return [block for block in self.blocks if isinstance(block, HeadBlock)]

@@ -12,6 +12,7 @@ Refuses: sampling in training mode (dropout would be on).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from la4vla.config import LANGUAGE_HEAD, ModelConfig
+from la4vla.config import LANGUAGE_HEAD, CompatConfig, ModelConfig
 from la4vla.model import flow, init, lora, weights
 from la4vla.model.backbone import Backbone
 from la4vla.model.freeze import keep_frozen_in_eval
@@ -38,6 +39,7 @@ class Policy(nn.Module):
         dropout: float,
         writes: bool,
         embodiments: Sequence[str],
+        compat: CompatConfig,
     ) -> None:
         """writes: whether it has a language head. embodiments: names of those with projections of their own, in the
         order of their numbers; empty: all share one."""
@@ -50,11 +52,12 @@ class Policy(nn.Module):
             "dropout": dropout,
             "writes": writes,
             "embodiments": list(embodiments),
+            "compat": asdict(compat),
             "lora": {},
         }
         """What `rebuild` takes; the `model` entry of a checkpoint's manifest."""
-        self.backbone = Backbone(size, attention)
-        self.head = FlowHead(size, readout, dropout, len(embodiments))
+        self.backbone = Backbone(size, attention, compat.context)
+        self.head = FlowHead(size, readout, dropout, len(embodiments), compat)
         if writes:
             self.language_head = nn.Linear(size.width, size.vocab, bias=False)
         self.writes = writes
@@ -142,7 +145,9 @@ def build_policy(config: ModelConfig, seed: int, writes: bool = False, embodimen
 
     Raises UserError for an unknown preset, an absent attention backend or weights that do not fit the preset.
     """
-    policy = _empty(size_of(config), config.readout, config.attention, config.dropout, writes, embodiments)
+    policy = _empty(
+        size_of(config), config.readout, config.attention, config.dropout, writes, embodiments, config.compat
+    )
     if config.weights:
         given = weights.load(policy, config.weights)
         for name in {"head", LANGUAGE_HEAD} & dict(policy.named_children()).keys() - given:
@@ -159,7 +164,10 @@ def rebuild(model: Mapping[str, Any], base: Path | None = None, seed: int = 0) -
     weights that they belong to; what it does not give, adapters among it, is as fresh ones with `seed` are.
     """
     size = ModelSize.from_dict(model["size"])
-    policy = _empty(size, model["readout"], model["attention"], model["dropout"], model["writes"], model["embodiments"])
+    compat = CompatConfig(**model["compat"])
+    policy = _empty(
+        *(size, model["readout"], model["attention"], model["dropout"], model["writes"], model["embodiments"], compat)
+    )
     if not model["lora"]:
         with torch.no_grad():
             for parameter in policy.parameters():
@@ -177,11 +185,18 @@ def rebuild(model: Mapping[str, Any], base: Path | None = None, seed: int = 0) -
 
 
 def _empty(
-    size: ModelSize, readout: str, attention: str, dropout: float, writes: bool, embodiments: Sequence[str]
+    size: ModelSize,
+    readout: str,
+    attention: str,
+    dropout: float,
+    writes: bool,
+    embodiments: Sequence[str],
+    compat: CompatConfig,
 ) -> Policy:
     """Allocated and unset: made on the meta device, so that no default initialisation runs or draws random numbers."""
     with torch.device("meta"):
-        policy = Policy(size, readout, attention, dropout, writes, embodiments)
+        policy = Policy(size, readout, attention, dropout, writes, embodiments, compat)
     policy.to_empty(device="cpu")
     policy.backbone.restore_buffers()
+    policy.head.restore_tables()
     return policy

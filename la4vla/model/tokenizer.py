@@ -1,8 +1,9 @@
 """Instruction and image slots -> token ids, as the released model was prompted (FACTS 4.1).
 
 A row is `Image-{slot}: <img>` + P x `<IMG_CONTEXT>` + `</img>\\n` for each view that exists, then the instruction. No
-chat template, no system prompt, no BOS. An `la` row is the instruction alone. Refuses: rows over `max_tokens` (never
-truncated).
+chat template, no system prompt, no BOS. An `la` row is the instruction alone. With `context` eager or flash (compat,
+config/compat.py) every row has the released SLOTS, and pads mark the image of a view that does not exist. Refuses:
+rows over `max_tokens` (never truncated).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer
 
-from la4vla.config import ModelConfig
+from la4vla.config import CompatConfig, ModelConfig
 from la4vla.model.presets import size_of
+from la4vla.model.released_context import SLOTS
 from la4vla.types import InputSpec, UserError
 
 PAD, IMAGE_OPEN, IMAGE_CLOSE, IMAGE_CONTEXT = "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>"
@@ -27,8 +29,9 @@ FILE = "tokenizer.json"
 class Prompter:
     """A fast tokenizer that knows the images' place in a row. Picklable; `encode` is a pure function."""
 
-    def __init__(self, tokenizer: Tokenizer, spec: InputSpec) -> None:
-        """tokenizer: gets the four special tokens it lacks. Raises UserError when their ids are not the model's."""
+    def __init__(self, tokenizer: Tokenizer, spec: InputSpec, slots: int = 0) -> None:
+        """tokenizer: gets the four special tokens it lacks. slots: image slots of every row (`slots_of`); 0: as many as
+        there are views. Raises UserError when their ids are not the model's."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
         missing = [
@@ -39,32 +42,34 @@ class Prompter:
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
         self.spec = spec
+        self.slots = slots
         ids = (self.token_id(PAD), self.token_id(IMAGE_CONTEXT))
         if ids != (spec.pad_token_id, spec.image_token_id):
             raise UserError(
                 f"the tokenizer gives {PAD} and {IMAGE_CONTEXT} the ids {ids}, the model has "
                 f"{(spec.pad_token_id, spec.image_token_id)}; set model.tokenizer to the one of the weights."
             )
-        self._image = [
-            self.token_id(IMAGE_OPEN),
-            *[spec.image_token_id] * spec.image_tokens,
-            self.token_id(IMAGE_CLOSE),
-        ]
+        self._image, self._absent = (
+            [self.token_id(IMAGE_OPEN), *[token] * spec.image_tokens, self.token_id(IMAGE_CLOSE)]
+            for token in (spec.image_token_id, spec.pad_token_id)
+        )
 
     def encode(self, instruction: str, slots: Sequence[int] = ()) -> list[int]:
         """Token ids of one row. slots: the numbers, from 0, of the views that exist, in order; empty for kind `la`.
 
         An empty instruction is the single end-of-text token: "nothing was said" has one meaning and a row has tokens.
-        Raises UserError when the row is longer than the model takes.
+        Raises UserError when the row is longer than the model takes, or has more views than slots.
         """
         ids: list[int] = []
         before = ""
-        for slot in slots:
-            ids += [*self._text(f"{before}Image-{slot + 1}: "), *self._image]
+        if self.slots and not set(slots) <= set(range(self.slots)):
+            raise UserError(f"this model's rows have {self.slots} image slots; show no more views.")
+        for slot in range(self.slots) if self.slots else slots:
+            ids += [*self._text(f"{before}Image-{slot + 1}: "), *(self._image if slot in slots else self._absent)]
             before = "\n"
         text = instruction.strip()
         ids += self._text(before + text)
-        if not text:
+        if not text and not self.slots:
             ids.append(self.spec.pad_token_id)
         if len(ids) > self.spec.max_tokens:
             raise UserError(
@@ -84,19 +89,23 @@ class Prompter:
             (Path(folder) / name).write_bytes(content)
 
     @staticmethod
-    def load(folder: str | Path, spec: InputSpec) -> Prompter:
+    def load(folder: str | Path, spec: InputSpec, slots: int = 0) -> Prompter:
         """Raises UserError for a file that is missing or damaged."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise UserError(f"{folder}: no {FILE} in it; point model.tokenizer at a folder that has one.")
         try:
             # From memory: of a damaged file the library makes a bare Exception.
-            return Prompter(Tokenizer.from_buffer(path.read_bytes()), spec)
+            return Prompter(Tokenizer.from_buffer(path.read_bytes()), spec, slots)
         except ValueError as error:
             raise UserError(f"{path}: no tokenizer ({error}); fetch the file again.") from error
 
-    def __reduce__(self) -> tuple[type[Prompter], tuple[Tokenizer, InputSpec]]:
-        return Prompter, (self.tokenizer, self.spec)  # the tokenizer's own pickle forgets encode_special_tokens
+    def __reduce__(self) -> tuple[type[Prompter], tuple[Tokenizer, InputSpec, int]]:
+        return Prompter, (
+            self.tokenizer,
+            self.spec,
+            self.slots,
+        )  # the tokenizer's own pickle forgets encode_special_tokens
 
     def _text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -108,15 +117,20 @@ class Prompter:
         return number
 
 
+def slots_of(compat: CompatConfig) -> int:
+    """Image slots of every row; 0: those of the views that exist."""
+    return 0 if compat.context == "own" else SLOTS
+
+
 def build_prompter(config: ModelConfig) -> Prompter:
     """The tokenizer of `config.tokenizer`, else the one beside `config.weights`, else the one that ships.
 
     Raises UserError for one that is missing, damaged or not of this model.
     """
-    size = size_of(config)
+    size, slots = size_of(config), slots_of(config.compat)
     where = config.tokenizer or config.weights
     if where:
-        prompter = Prompter.load(local_folder(where, [FILE]), size.spec)
+        prompter = Prompter.load(local_folder(where, [FILE]), size.spec, slots)
         last = _last_of_text(prompter.tokenizer)
         if last >= size.vocab:
             raise UserError(
@@ -126,7 +140,7 @@ def build_prompter(config: ModelConfig) -> Prompter:
         return prompter
     if config.preset not in TINY_TOKENIZER_PRESETS:
         raise UserError(f"preset {config.preset} has no tokenizer of its own; set model.tokenizer or model.weights.")
-    return Prompter.load(TINY_TOKENIZER, size.spec)
+    return Prompter.load(TINY_TOKENIZER, size.spec, slots)
 
 
 def _last_of_text(tokenizer: Tokenizer) -> int:

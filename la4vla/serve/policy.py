@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from la4vla import manifest
-from la4vla.config import FlowConfig
+from la4vla.config import CompatConfig, FlowConfig
 from la4vla.data.processor import Processor
 from la4vla.data.rotation import on_side
 from la4vla.data.transforms import chain_from_dicts
@@ -32,7 +32,7 @@ from la4vla.model.base import Base, load_average, load_stored
 from la4vla.model.init import init_weights
 from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
-from la4vla.model.tokenizer import FILE, Prompter
+from la4vla.model.tokenizer import FILE, Prompter, slots_of
 from la4vla.rng import RngUse, generator
 from la4vla.serve.policy_like import EpisodeKey, NoiseKey, Said, TrainedInputs
 from la4vla.types import Batch, Embodiment, InputSpec, Kind, Observation, Sample, UserError
@@ -237,12 +237,12 @@ def contents(folder: Path, description: manifest.Manifest, robot: str = "") -> C
         trained = description.robot(robot)
         embodiment = Embodiment.from_dict(trained.embodiment)
     with _damage(folder, "model"):
-        spec = _size(description).spec
+        spec, compat = _size(description).spec, CompatConfig(**description.model["compat"])
     with _damage(folder, "config"):
         views, kind, flow = tuple(trained.views), _kind(description, trained), _flow(description)
         sizes = {name: tuple((int(h), int(w)) for h, w in trained.view_sizes[name]) for name in views}
     with _damage(folder, "tokenizer"):  # read from memory: from a file the library raises a bare Exception
-        prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec)
+        prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec, slots_of(compat))
     known: list[str] = description.model["embodiments"]
     place = known.index(embodiment.name) if known else 0
     processor = Processor(chain_from_dicts(trained.transforms), prompter.encode, spec, flow, place)

@@ -19,6 +19,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -62,6 +63,20 @@ EMBODIMENT = Embodiment(
 )
 """State: hand position, its rotation vector (about half a turn, since the hand points down: robosuite's numbers there),
 and the distance of the fingers / 0.08 m. Action: in [-1, 1]."""
+
+EVO1_EMBODIMENT = replace(
+    EMBODIMENT,
+    state=replace(
+        EMBODIMENT.state,
+        names=("x", "y", "z", "turn_x", "turn_y", "turn_z", "finger_left", "finger_right"),
+        rotation="none",  # numbers as they are: no other set of them that means the same turn
+        rotation_near=(0.0, 0.0, 0.0),
+        radians_per_unit=None,
+    ),
+    action=replace(EMBODIMENT.action, gripper_open=1.0, gripper_closed=0.0),
+)
+"""What Evo-1's client shows its policy and hears from it (FACTS 4.7): the fingers one by one, axis times angle as the
+quaternion gives it, and a gripper that is 1 open and 0 closed."""
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -159,6 +174,12 @@ class LiberoEnv(MujocoEnv):
             self._expert = LiberoExpert(self._scene)
         self._expert.action()
         return self._expert.intent
+
+    def evo1_state(self) -> np.ndarray:
+        """float32 [8] of EVO1_EMBODIMENT, from the quaternion and the fingers of the last step."""
+        seen = self._observation
+        turn = _axis_angle(seen["robot0_eef_quat"])
+        return np.concatenate([seen["robot0_eef_pos"], turn, seen["robot0_gripper_qpos"]]).astype(np.float32)
 
     def physics_state(self) -> np.ndarray:
         """float64: what identifies the simulation's state (positions, velocities, fixtures); for tests."""
@@ -296,6 +317,13 @@ def _init_states(package: Path, task: str) -> np.ndarray:
 
     row = _rows()[task]
     return torch.load(package / "init_files" / row["suite"] / f"{row['name']}.pruned_init", weights_only=False)
+
+
+def _axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """Axis times angle [3] of a quaternion x, y, z, w as published LIBERO clients have it: the angle runs to 2 pi."""
+    w = float(np.clip(quaternion[3], -1.0, 1.0))
+    length = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if np.isclose(length, 0.0) else quaternion[:3] * (2.0 * np.arccos(w) / length)
 
 
 def _proprioception(observation: dict[str, np.ndarray]) -> np.ndarray:

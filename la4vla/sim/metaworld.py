@@ -1,7 +1,8 @@
 """MetaWorld (3.1.1, 50 Sawyer tasks) as an `Env`: pure initial states, 4-d proprioception, upright images.
 
 What it refuses: object poses in the state (the benchmark's 39-d vector is privileged; only its first 4 numbers, hand
-position and gripper opening, leave this file), and initial states that depend on what ran before.
+position and gripper opening, leave this file, but for `evo1_state`, which only a protocol that says so asks for), and
+initial states that depend on what ran before.
 
 Initial states. MetaWorld ignores `reset(seed)`; a layout is one random vector. Episodes come in blocks of 50: block
 b = episode // 50 holds the 50 layouts that MT1(task, seed=4042 + b) samples, and the episode is number episode % 50 of
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -47,6 +49,15 @@ EMBODIMENT = Embodiment(
     ),
 )
 """State: `hand` body (4.5 cm above the fingertips) and finger distance / 0.1 m in [0, 1]. Action: in [-1, 1]."""
+
+EVO1_EMBODIMENT = replace(
+    EMBODIMENT,
+    state=replace(
+        EMBODIMENT.state, names=("x", "y", "z", "gripper", "object_x", "object_y", "object_z", "object_turn_0")
+    ),
+)
+"""What Evo-1's client shows its policy: the first 8 numbers of the benchmark's vector, of which the last 4 are the
+first object's place and a part of its turn (FACTS 4.7, B24)."""
 
 CAMERA_TURNS = {
     "corner": 2,  # these four are mounted upside down in the scene
@@ -143,6 +154,10 @@ class MetaWorldEnv(MujocoEnv):
         """float64: what identifies the simulation's state (positions, velocities, layout); for tests."""
         data = self._data
         return np.concatenate([data.qpos, data.qvel, data.mocap_pos.ravel(), data.xpos.ravel(), data.site_xpos.ravel()])
+
+    def evo1_state(self) -> np.ndarray:
+        """float32 [8] of EVO1_EMBODIMENT: privileged, since no camera and no joint tells it."""
+        return self._full_observation[: len(EVO1_EMBODIMENT.state.names)].astype(np.float32)
 
     def _parts(self) -> list[Thing]:
         return joint_parts(self._model, self._data, PARTS)

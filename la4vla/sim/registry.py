@@ -7,7 +7,7 @@ made. The functions of a descriptor live at module level, so that a spawned proc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,22 @@ class GoldenScenes:
 
 
 @dataclass(frozen=True)
+class ClientNumbers:
+    """The numbers that a published client of a simulator shows its policy and hears from it, where they are not ours.
+
+    embodiment  theirs
+    views       cameras that the client shows, in order
+    state       env -> float32 [S] of that embodiment, now
+    actions     float32 [T, A] of that embodiment -> ours
+    """
+
+    embodiment: Embodiment
+    views: tuple[str, ...]
+    state: Callable[[Env], np.ndarray]
+    actions: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
 class Simulator:
     """What the rest of the project must know of a simulator.
 
@@ -94,6 +110,7 @@ class Simulator:
     packages        distributions whose versions every result row carries
     pins            distributions that decide images and physics, pinned by the extra; the first is the simulator's own
     scenes          of its golden frames
+    clients         name -> numbers of a published client that a protocol may ask for; some are privileged
     """
 
     name: str
@@ -114,6 +131,7 @@ class Simulator:
     packages: tuple[str, ...]
     pins: tuple[str, ...]
     scenes: GoldenScenes
+    clients: Mapping[str, ClientNumbers] = field(default_factory=dict)
 
 
 def _metaworld_assets() -> None:
@@ -133,6 +151,29 @@ def _metaworld_intent(env: Env) -> Intent:
 
 def _metaworld_held_out(episode: int) -> bool:
     return episode < METAWORLD_EVALUATED
+
+
+def _metaworld_evo1_state(env: Env) -> np.ndarray:
+    assert isinstance(env, MetaWorldEnv)
+    return env.evo1_state()
+
+
+def _metaworld_evo1_actions(actions_TA: np.ndarray) -> np.ndarray:
+    return actions_TA
+
+
+def _libero_evo1_state(env: Env) -> np.ndarray:
+    assert isinstance(env, LiberoEnv)
+    return env.evo1_state()
+
+
+def _libero_evo1_actions(actions_TA: np.ndarray) -> np.ndarray:
+    """The client's rule: above 0.5 the gripper opens, else it closes (FACTS 4.7)."""
+    turned = actions_TA.copy()
+    (gripper,) = libero.EMBODIMENT.action.dims("gripper")
+    ours = libero.EMBODIMENT.action
+    turned[:, gripper] = np.where(actions_TA[:, gripper] > 0.5, ours.gripper_open, ours.gripper_closed)
+    return turned
 
 
 def _libero_prepare() -> str:
@@ -177,9 +218,19 @@ _METAWORLD = Simulator(
         drawn=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
         settling=("pick-place-v3", "drawer-open-v3", "hammer-v3"),
         usual=Setting(("corner4",), 112, False),
-        others=(Setting(("corner4",), 112, True), Setting(("corner4",), 448, False), Setting(("corner2",), 448, False)),
+        others=(
+            Setting(("corner4",), 112, True),
+            Setting(("corner4",), 448, False),
+            Setting(("corner2",), 448, False),
+            Setting(("corner2",), 480, False),
+        ),
         figure="drawer-open-v3",
     ),
+    clients={
+        "evo1_privileged": ClientNumbers(
+            metaworld.EVO1_EMBODIMENT, ("corner2",), _metaworld_evo1_state, _metaworld_evo1_actions
+        )
+    },
 )
 
 _LIBERO = Simulator(
@@ -212,6 +263,7 @@ _LIBERO = Simulator(
         ),
         figure="libero_spatial_00",
     ),
+    clients={"evo1": ClientNumbers(libero.EVO1_EMBODIMENT, libero.CAMERAS, _libero_evo1_state, _libero_evo1_actions)},
 )
 
 SIMULATORS: Mapping[str, Simulator] = {one.name: one for one in (_METAWORLD, _LIBERO)}

@@ -12,10 +12,11 @@ from benchmarks.results.protocols import Protocol
 from la4vla.rng import name_id
 from la4vla.sim.env import EnvStep
 from la4vla.sim.expert import Intent
-from la4vla.sim.registry import GoldenScenes, Setting, Simulator
+from la4vla.sim.registry import ClientNumbers, GoldenScenes, Setting, Simulator
 from la4vla.types import Embodiment, Observation, UserError, VectorSpec
 
 EMBODIMENT = Embodiment("point", 20.0, VectorSpec(("x",), "absolute"), VectorSpec(("x",), "delta"))
+CLIENTS_EMBODIMENT = Embodiment("point", 20.0, VectorSpec(("x", "left"), "absolute"), VectorSpec(("x",), "delta"))
 TASKS = ["easy-a", "easy-b", "hard-c"]
 
 
@@ -94,11 +95,20 @@ def prepare() -> str:
     return "none"
 
 
+def clients_state(env) -> np.ndarray:
+    return np.array([env.x, 1 - env.x], np.float32)
+
+
+def clients_actions(actions_TA: np.ndarray) -> np.ndarray:
+    return -actions_TA
+
+
 POINT = Simulator(
     name="point", embodiment=EMBODIMENT, prompts=prompts, cameras=("eye", "ear"), max_steps=100, views=("eye",),
     make_env=PointEnv, prepare=prepare, asset_folders=no_folders, expert=expert, intent=intent, expert_steps=27,
     wait=(0.0,), wait_steps=0, held_out=held_out, packages=("numpy",), pins=("numpy",),
     scenes=GoldenScenes(("easy-a",), ("easy-a",), Setting(("eye",), 16, False), (), "easy-a"),
+    clients={"backwards": ClientNumbers(CLIENTS_EMBODIMENT, ("eye",), clients_state, clients_actions)},
 )  # fmt: skip
 
 

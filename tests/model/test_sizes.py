@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from benchmarks.speed.recipes import parameters
 from la4vla import manifest
-from la4vla.config import LORA_TARGETS, MODULE_GROUPS, LoraConfig, ModelConfig
+from la4vla.config import LORA_TARGETS, MODULE_GROUPS, CompatConfig, LoraConfig, ModelConfig
 from la4vla.model import flops, freeze, lora, weights
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset, size_of
@@ -21,7 +21,7 @@ EVERYTHING = MODULE_GROUPS
 @pytest.fixture(scope="module")
 def full_size():
     with torch.device("meta"):
-        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False, embodiments=())
+        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False, embodiments=(), compat=CompatConfig())
 
 
 def test_parameters_by_module(full_size):
@@ -55,7 +55,7 @@ def test_tiny_is_tiny():
 
 def test_small_is_small_and_reads_what_tiny_reads():
     with torch.device("meta"):
-        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False, embodiments=())
+        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False, embodiments=(), compat=CompatConfig())
     assert 55e6 < sum(p.numel() for p in small.parameters()) < 65e6
     assert SMALL.spec == TINY.spec
 
@@ -94,7 +94,7 @@ def test_every_preset_takes_other_sizes_from_the_config(name, readout):
     size = size_of(ModelConfig(preset=name, **SIZES_SET))
     assert size == replace(PRESETS[name], **SIZES_SET)
     with torch.device("meta"):
-        made = Policy(size, readout, "sdpa", 0.0, writes=False)
+        made = Policy(size, readout, "sdpa", 0.0, writes=False, embodiments=(), compat=CompatConfig())
     assert (made.spec.horizon, made.spec.state_dim, made.spec.action_dim) == (5, 33, 40)
     assert len(made.backbone.internvl.language_model.layers) == 3
     shapes = {name: tuple(p.shape) for name, p in made.head.named_parameters()}

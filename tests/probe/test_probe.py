@@ -283,7 +283,7 @@ def test_the_representation_counts_words_and_state_and_no_padding(run):
     batch = policy.batch([Observation({}, state, "move the gripper forward")], [NoiseKey(0, "x", 0, 0)])
     with torch.inference_mode():
         context, _ = policy.policy.backbone(batch)
-        token = policy.policy.head.state_encoder(batch.state_BS)
+        token = policy.policy.head.state_encoder(batch.state_BS, batch.embodiment_B)
     wanted = torch.cat([context[0], token]).mean(dim=0).numpy()
     rows = vectors(policy, [state, state + 0.1])
     assert rows.shape == (12, len(wanted))

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from la4vla.serve import libero_client
 from la4vla.sim.libero import ASSETS_VARIABLE, CAMERAS, SUITES, LiberoEnv, open_libero, prompts, task_table
-from la4vla.types import UserError
+from la4vla.sim.registry import SIMULATORS
+from la4vla.types import Observation, UserError
 
 pytestmark = [pytest.mark.sim, pytest.mark.usefixtures("libero")]
 FORTY = [row["task"] for row in task_table() if row["suite"] != "libero_90"]
@@ -64,6 +66,19 @@ def test_the_hand_drifts_in_the_wait_as_it_did_for_published_numbers():
     assert np.linalg.norm(end[:3] - start[:3]) == pytest.approx(0.0043, abs=0.0005)
     turned = Rotation.from_rotvec(end[3:6]) * Rotation.from_rotvec(start[3:6]).inv()
     assert np.degrees(turned.magnitude()) == pytest.approx(3.1, abs=0.3)
+
+
+def test_evo1s_numbers_are_those_that_its_client_sends():
+    """Translated as the server translates that client's messages, they are ours; its gripper opens above a half."""
+    client = SIMULATORS["libero"].clients["evo1"]
+    with closing(LiberoEnv((), 64, 100, False)) as env:
+        for _ in range(2):
+            state = env.reset("libero_spatial_00", 0).state
+            sent = Observation({}, client.state(env), "")
+            np.testing.assert_allclose(libero_client.translated(sent).state, state, atol=1e-5)
+            env.step(ACTIONS[0])
+    opens = client.actions(np.float32([[0, 0, 0, 0, 0, 0, 0.7], [0, 0, 0, 0, 0, 0, 0.4]]))
+    assert opens[:, 6].tolist() == [-1.0, 1.0]
 
 
 def test_instructions_are_those_of_published_evaluations():

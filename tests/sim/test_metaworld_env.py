@@ -10,7 +10,16 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from la4vla.sim.metaworld import BLOCK, CAMERA_TURNS, EMBODIMENT, MetaWorldEnv, buckets, prompts, task_table
+from la4vla.sim.metaworld import (
+    BLOCK,
+    CAMERA_TURNS,
+    EMBODIMENT,
+    EVO1_EMBODIMENT,
+    MetaWorldEnv,
+    buckets,
+    prompts,
+    task_table,
+)
 from la4vla.types import UserError
 
 pytestmark = pytest.mark.sim
@@ -97,6 +106,19 @@ def test_the_state_holds_no_object_pose():
     assert runs[0][0].dtype == np.float32
     assert np.abs(objects[0] - objects[1]).max() > 0.01
     np.testing.assert_array_equal(runs[0], runs[1])
+
+
+def test_the_privileged_state_of_evo1_is_the_benchmarks_first_eight_numbers():
+    """And it is asked for by name: what every observation and every step returns stays ours."""
+    with make(views=()) as env:
+        start = env.reset("push-v3", 0)
+        theirs = env.evo1_state()
+        assert theirs.dtype == np.float32 and theirs.shape == (len(EVO1_EMBODIMENT.state.names),)
+        np.testing.assert_array_equal(theirs, env._full_observation[:8].astype(np.float32))
+        np.testing.assert_array_equal(theirs[:4], start.state)
+        body = env._scene.data.body("obj").xpos
+        assert np.abs(theirs[4:7] - body).max() < 0.02, "the first object's place"
+        assert env.step(np.zeros(4, np.float32)).state.shape == env.observe().state.shape == (4,)
 
 
 def test_the_horizon_truncates_and_then_refuses():

@@ -113,7 +113,7 @@ def find_beginning(config: TrainConfig, resume: Resume, writes: bool) -> Beginni
     shapes = weights.stored_shapes(source.folder)
     model = config.model
     with torch.device("meta"):
-        policy = Policy(size_of(model), model.readout, model.attention, model.dropout, writes, embodiments=())
+        policy = Policy(size_of(model), model.readout, model.attention, model.dropout, writes, (), model.compat)
     needed = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     return Beginning(source, shapes, choose(shapes, needed, config.run.init_parts, str(source.folder)))
 

@@ -23,7 +23,7 @@ from la4vla.model.conversation import ConversationEncoder, as_text
 from la4vla.model.freeze import set_trainable, summary_table
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import size_of
-from la4vla.model.tokenizer import Prompter, build_prompter
+from la4vla.model.tokenizer import Prompter, build_prompter, slots_of
 from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
 from la4vla.train.dist import World
@@ -36,7 +36,12 @@ from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_first_batch
 from la4vla.types import KINDS, SOURCE_KINDS, TextBatch, UserError
 
-OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
+OF_WEIGHTS = (
+    "preset",
+    "readout",
+    "embodiments",
+    "compat",
+)  # settings of the model without which its weights fit nowhere
 DEPENDING = {
     "horizon": "the weights of the flatten readout are of one horizon (those of per_token are of any)",
     "llm_layers": "every layer has weights of its own",
@@ -128,6 +133,7 @@ class PolicyLearner:
             "dropout": model.dropout,
             "writes": self._writes,
             "embodiments": self._embodiments,
+            "compat": asdict(model.compat),
             "lora": lora.description(model.lora),
         }
 
@@ -240,7 +246,7 @@ class PolicyLearner:
             return build_prompter(model)
         if source.manifest.learner == "policy" and not resume.own and self._beginning is None:
             _check_model(model, source)
-        prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
+        prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec, slots_of(model.compat))
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
                 f"model.tokenizer is {model.tokenizer}, and {source.folder} was trained with another; leave it "

@@ -13,6 +13,7 @@ from la4vla.types import UserError
 
 PUBLISHED = {
     "libero/evo1-v1": "6a7abd9950b356ab",
+    "libero/evo1-v2": "db71ad5ee0be3a53",
     "libero/heldout-v1": "b88d932a9c0707bd",
     "libero/lerobot-v1": "6097527d4cb2b9f7",
     "libero/openpi-v1": "5f1ac545e39949fc",
@@ -20,6 +21,7 @@ PUBLISHED = {
     "libero/openvla_90-v1": "c3a68e068f7e9509",
     "libero/smoke-v1": "a12fd71962895b87",
     "metaworld/evo1-v1": "d05f1046a630316b",
+    "metaworld/evo1-v2": "b22dfce0f521e3d4",
     "metaworld/mt50-v1": "fbdc34f05453c675",
     "metaworld/quickstart-v1": "150e56a900a745e9",
     "metaworld/study-v1": "e46bbe3e31efae20",
