@@ -87,10 +87,10 @@ def waypoints(cube, rest):
     fingers. cube: its place. rest: {arm: place}."""
     left, down, roll = rest["left"], 1.0, np.pi / 2
     middle = np.array([0.0, 0.5, 0.28])
-    above, at = cube + [0, 0, 0.12], cube + [0, 0, 0.0]
-    beside = middle + [-0.12, 0, 0]
-    taking = middle + [-0.015, 0, -0.02]
-    away = middle + [0.15, 0, 0.02]
+    above, at = cube + np.array([0, 0, 0.12]), cube
+    beside = middle + np.array([-0.12, 0, 0])
+    taking = middle + np.array([-0.015, 0, -0.02])
+    away = middle + np.array([0.15, 0, 0.02])
     return [
         (left, 0.0, 1, above, down, 1),
         (left, 0.0, 1, at, down, 1),
@@ -102,7 +102,7 @@ def waypoints(cube, rest):
         (taking, roll, GRIP, middle, 0.0, GRIP),
         (taking, roll, GRIP, middle, 0.0, 1),
         (taking, roll, GRIP, away, 0.0, 1),
-        (middle + [-0.1, 0.08, 0.05], roll, GRIP, away + [0.03, -0.12, -0.05], 0.0, 1),
+        (middle + np.array([-0.1, 0.08, 0.05]), roll, GRIP, away + np.array([0.03, -0.12, -0.05]), 0.0, 1),
     ]
 
 
@@ -161,12 +161,12 @@ def attempt(seed):
 
 def main():
     kept = []
-    for tried, seed in enumerate(SEEDS, start=1):
+    for seed in SEEDS:
         if (made := attempt(seed)) is not None:
             kept.append(made)
         if len(kept) == WANTED:
+            print(f"{len(kept)} of {seed - SEEDS[0] + 1} attempts kept")
             break
-    print(f"{len(kept)} of {tried} attempts kept")
     longest = max(len(actions) for _, actions, _ in kept)
 
     def padded(parts):
