@@ -50,13 +50,11 @@ def fitting(
     """The candidates of the wanted primitives and arms that move along the one direction they name.
 
     primitives, arms: empty for all. direction_purity: least `purity`, 0 to allow any motion. Raises UserError for a
-    primitive that does not exist, and for arms of a robot that has one.
+    primitive that does not exist.
     """
     known = (*PRIMITIVES, BOTH_ARMS.name)
     if unknown := [name for name in primitives if name not in known]:
         raise UserError(f"filter.primitives: `{unknown[0]}` does not exist; use some of {', '.join(known)}.")
-    if arms and candidates and not any(arm_of(item.instruction) for item in candidates):
-        raise UserError("filter.arms chooses among two arms, and no sentence of an episode names one; leave it empty.")
     of_kind = [
         item
         for item in candidates

@@ -260,6 +260,8 @@ def filter_candidates(
         return made
 
     chosen = {name: value for name, value in asdict(config.filter).items() if value or name != "arms"}
+    if config.filter.arms and proposed and not dataset.read(next(iter(proposed))).robot.arms:
+        raise UserError("filter.arms chooses among two arms, and this robot has one; leave it empty.")
     settings = [FILTER_VERSION, chosen, [stride, shortest] if human else []]
     wanted = {}
     for item in rows(candidates, dataset):

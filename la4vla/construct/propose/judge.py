@@ -126,7 +126,7 @@ def _fits(proposal: Proposal, tracks: Mapping[str, Track], config: ConstructConf
 
 def _parts(proposal: Proposal, said: Mapping[str, str]) -> dict[str, Proposal]:
     """What each arm does by the sentence, where the proposer did not say it. said: of said_of."""
-    if proposal.primitive != BOTH_ARMS.name:
+    if len(set(said.values())) == 1:
         return {arm: replace(proposal, instruction=text) for arm, text in said.items()}
     parts = {}
     for arm, text in said.items():

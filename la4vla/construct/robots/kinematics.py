@@ -200,9 +200,7 @@ def kinematics_of(values: Any, where: str, folder: Path) -> Kinematics:
     if wrong := set(values) - known:
         raise UserError(f"{where}: kinematics has no `{min(wrong)}`; use some of {', '.join(sorted(known))}.")
     joints = values["joints"]
-    if isinstance(joints, list):
-        joints = {str(name): str(name) for name in joints}
-    if not isinstance(joints, Mapping) or not joints:
+    if not isinstance(joints, Mapping | list) or not joints:
         raise UserError(
             f"{where}: kinematics.joints is {joints}; write the model's joints with their columns, or a list of joints "
             "if the columns have the same names."
@@ -226,7 +224,7 @@ def kinematics_of(values: Any, where: str, folder: Path) -> Kinematics:
     return Kinematics(
         model=_model_path(str(values["model"]), where, folder),
         site=str(values["site"]),
-        joints={str(name): str(of) for name, of in joints.items()},
+        joints={str(name): str(name if isinstance(joints, list) else joints[name]) for name in joints},
         unit=unit,
         zero={str(name): number(value, f"zero.{name}", f"{where}, kinematics") for name, value in zero.items()},
         tolerance=number(values.get("tolerance", TOLERANCE), "tolerance", f"{where}, kinematics"),

@@ -9,8 +9,8 @@ by damped least squares. An attempt is kept if the task's own reward says that t
 table at the end; the numbers of those tried and kept are printed.
 
 states, actions    float32 [episode, T, 14], gym-aloha's own: six joints in rad and a gripper, 1 open, left arm first
-left, right        float32 [episode, T, 7], the simulator's own position of the body gripper_link and its quaternion
-                   w x y z, in the world
+left, right        float32 [episode, T / 5, 7], of every fifth frame the simulator's own position of the body
+                   gripper_link and its quaternion w x y z, in the world
 frames             int [episode], T of each episode; what is behind it is zero
 """
 
@@ -27,8 +27,9 @@ HERE = Path(__file__).parent
 SEEDS, WANTED = range(100, 120), 3
 ARMS = {"left": (slice(0, 6), "vx300s_left/gripper_link"), "right": (slice(8, 14), "vx300s_right/gripper_link")}
 REACH = 0.125  # m from gripper_link to between the fingers, along its x axis
-HOLD = 10  # frames at every waypoint
+HOLD, GRIPPING = 10, 25  # frames at a waypoint, and where a gripper closes or opens, which it does slowly
 SPEED = 0.008  # m that a waypoint moves a frame at most
+EVERY = 5  # frames between the poses that are stored
 GRIP = 0.15  # commanded opening that holds the cube
 
 
@@ -85,13 +86,14 @@ def turned(arm, angle):
 def waypoints(cube, rest):
     """[(left place, left roll, left opening, right place, right pitch, right opening)]. A place is that between the
     fingers. cube: its place. rest: {arm: place}."""
-    left, down, roll = rest["left"], 1.0, np.pi / 2
+    left, right, down, roll = rest["left"], rest["right"], 1.0, np.pi / 2
     middle = np.array([0.0, 0.5, 0.28])
-    above, at = cube + np.array([0, 0, 0.12]), cube
+    above, at = cube + np.array([0, 0, 0.12]), cube + np.array([0, 0, 0.015])
     beside = middle + np.array([-0.12, 0, 0])
-    taking = middle + np.array([-0.015, 0, -0.02])
+    taking = middle + np.array([-0.03, 0, -0.02])
     away = middle + np.array([0.15, 0, 0.02])
     return [
+        (left, 0.0, 1, right, 0.0, 1),
         (left, 0.0, 1, above, down, 1),
         (left, 0.0, 1, at, down, 1),
         (left, 0.0, 1, at, down, GRIP),
@@ -120,7 +122,8 @@ def commands(physics, cube):
         turn = max(abs(goal[arm][1] - angle[arm]) for arm in ARMS)
         grip = max(abs(goal[arm][2] - opening[arm]) for arm in ARMS)
         count = max(int(np.ceil(length / SPEED)), int(np.ceil(turn / 0.03)), 12 if grip > 0.1 else 1)
-        for share in np.concatenate([np.linspace(0, 1, count + 1)[1:], np.ones(HOLD)]):
+        hold = GRIPPING if grip > 0.1 and length == 0 else HOLD
+        for share in np.concatenate([np.linspace(0, 1, count + 1)[1:], np.ones(hold)]):
             row = []
             for arm in ARMS:
                 to, to_angle, to_opening = goal[arm]
@@ -156,7 +159,7 @@ def attempt(seed):
     print(f"seed {seed}: reward {reward}, {len(actions)} frames, cube {np.round(physics.named.data.xpos['box'], 3)}")
     if reward != 4:
         return None
-    return np.array(states), actions, {arm: np.array(rows) for arm, rows in poses.items()}
+    return np.array(states), actions, {arm: np.array(rows[::EVERY]) for arm, rows in poses.items()}
 
 
 def main():
@@ -167,9 +170,9 @@ def main():
         if len(kept) == WANTED:
             print(f"{len(kept)} of {seed - SEEDS[0] + 1} attempts kept")
             break
-    longest = max(len(actions) for _, actions, _ in kept)
 
     def padded(parts):
+        longest = max(map(len, parts))
         return np.stack([np.pad(part, ((0, longest - len(part)), (0, 0))) for part in parts]).astype(np.float32)
 
     np.savez_compressed(
