@@ -57,6 +57,8 @@ ROTATION = ("rx", "ry", "rz")
 """Names of the dimensions of a hand's position and turn, in order."""
 ARMS = ("left", "right")
 """Names of two arms. Their dimensions are called `left_x`, `right_gripper` and so on."""
+GRIPPERS = ("gripper", *(f"{arm}_gripper" for arm in ARMS))
+"""Names of the dimension of a gripper, of one arm or two."""
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,19 @@ def robot_frame(name: str, arm: str = "") -> RobotFrame:
     return _frame(own if "frame" in own else values, path)
 
 
+def robot_of_embodiment(name: str, embodiment: Embodiment) -> Robot:
+    """The robot of vectors that are stored already, whose axes, arms and kinematics a file says.
+
+    name: in robots/ or the path of a YAML. Raises UserError for what does not fit the embodiment.
+    """
+    path = _path(name)
+    values = _load(path)
+    arms, frame = _arms(values, path), _frame(values, path)
+    kinematics = kinematics_of(values["kinematics"], str(path), path.parent) if "kinematics" in values else None
+    _checked([Arm("", frame, kinematics), *arms], embodiment.state, path)
+    return Robot(embodiment, frame, kinematics=kinematics, arms=arms)
+
+
 def robot_file(name: str) -> RobotFile:
     """All of a robot's file: a name in robots/ or the path of a YAML. Raises UserError for what is not understood."""
     path = _path(name)

@@ -109,8 +109,12 @@ class Validation:
                 chunk = policy.sample(question.batch.to(self._world.device), self._config.flow.steps)
             chunks_BTA = chunk.cpu().numpy()
             ends = [
-                travel(self._setup.chain.inverse(chunk_TA, state)[:counted], state, self._setup.embodiment)[-1]
-                for chunk_TA, state, counted in zip(chunks_BTA, question.states, question.counted, strict=True)
+                travel(self._setup.chain.inverse(chunk_TA, state)[:counted], state, self._setup.embodiment, case.arm)[
+                    -1
+                ]
+                for chunk_TA, state, counted, case in zip(
+                    chunks_BTA, question.states, question.counted, question.cases, strict=True
+                )
             ]
             if not np.isfinite(ends).all():
                 return float("nan")
