@@ -47,7 +47,7 @@ def hand_way(embodiment: Embodiment, robot: str) -> HandWay:
     if translates(embodiment):
         return HandWay(embodiment, None)
     described = robot_of_embodiment(robot or embodiment.name, embodiment)
-    nowhere = [np.zeros((1, len(spec.names))) for spec in (embodiment.state, embodiment.action)]
-    for view in arm_views(*nowhere, described):
+    state_1S, action_1A = (np.zeros((1, len(spec.names))) for spec in (embodiment.state, embodiment.action))
+    for view in arm_views(state_1S, action_1A, described):
         check_translation(view.robot.embodiment)
     return HandWay(embodiment, described)

@@ -21,13 +21,16 @@ _REST_SPEED = 0.15  # of an event's top speed: below it the gripper has not star
 _REST_FRAMES = 10  # frames over which the resting opening is taken
 
 
+SegmentKind = Literal["", "grasp", "place"]
+
+
 @dataclass(frozen=True)
 class ArmSegment:
     """A span [start, end) of an arm's motion. kind: whether the gripper takes hold or lets go in it."""
 
     start: int
     end: int
-    kind: Literal["", "grasp", "place"] = ""
+    kind: SegmentKind = ""
 
     @property
     def frames(self) -> int:

@@ -71,7 +71,8 @@ class Kinematic:
         }
         if len(cuts) > 1:
             return ProposerResult(tuple(label_both(cuts, self.config, draws)))
-        return ProposerResult(tuple(label_all(*cuts.values(), self.config, draws)))
+        (cut,) = cuts.values()
+        return ProposerResult(tuple(label_all(cut, self.config, draws)))
 
 
 def propose(

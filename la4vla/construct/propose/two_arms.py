@@ -17,7 +17,7 @@ import numpy as np
 from la4vla.config import ProposeConfig
 from la4vla.construct.arm_words import BOTH, with_arm, with_both
 from la4vla.construct.propose.candidates import Proposal
-from la4vla.construct.propose.cutting import ArmCut, ArmSegment
+from la4vla.construct.propose.cutting import ArmCut, ArmSegment, SegmentKind
 from la4vla.construct.propose.labels import label
 from la4vla.construct.vocabulary import BOTH_ARMS, ObjectStatus
 from la4vla.types import ARMS
@@ -77,7 +77,7 @@ def _edges(cuts: Sequence[ArmCut], min_frames: int) -> list[int]:
     return kept
 
 
-def _kind(segments: Sequence[ArmSegment], start: int, end: int) -> str:
+def _kind(segments: Sequence[ArmSegment], start: int, end: int) -> SegmentKind:
     """What the gripper does in a span: the grasp or release most of which lies in it; empty if there is none."""
     for item in segments:
         inside = min(item.end, end) - max(item.start, start)

@@ -125,7 +125,7 @@ def _example(episode: Episode, item: Mapping[str, Any]) -> Example:
 
 def _plot(episode: Episode, start: int, end: int) -> Plot:
     """Curves of each arm's position as the robot sees it; without a position, of all dimensions but the gripper."""
-    arms = episode.arms
+    arms = list(episode.arms)
     spec, state_TS = arms[0].robot.embodiment.state, episode.state[start:end]
     opening_T = None if len(arms) > 1 or arms[0].opening_T is None else arms[0].opening_T[start:end]
     if all(view.robot.embodiment.state.has_position for view in arms):

@@ -12,16 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from la4vla.construct.robots.units import ANGLES, number
 from la4vla.types import UserError
-
-if TYPE_CHECKING:
-    import mujoco
 
 RANGE = "range"
 TOLERANCE = 0.1  # rad or m beyond the model's range; motors are calibrated to some degrees
@@ -168,7 +165,7 @@ class Kinematics:
         if unmoved := [name for name in self.zero if name not in self.joints]:
             raise UserError(f"{self.where}: kinematics.zero names `{unmoved[0]}`, which kinematics.joints does not.")
 
-    def _angles(self, column: Mapping[str, np.ndarray], model: mujoco.MjModel) -> np.ndarray:
+    def _angles(self, column: Mapping[str, np.ndarray], model: Any) -> np.ndarray:
         """float64 [T, J], rad or m as the model counts."""
         angles = []
         for name, of in self.joints.items():
@@ -181,7 +178,7 @@ class Kinematics:
                 angles.append(value_T * (ANGLES[self.unit] if isinstance(self.unit, str) else self.unit))
         return np.stack(angles, axis=1)
 
-    def _chain(self) -> mujoco.MjModel:
+    def _chain(self) -> Any:
         if not self.model.is_file():
             raise UserError(
                 f"{self.where}: kinematics.model is {self.model}, which does not exist; name the arm's MJCF or URDF."
@@ -258,7 +255,7 @@ def _model_path(name: str, where: str, folder: Path) -> Path:
 
 
 @lru_cache(maxsize=16)
-def _compiled(path: Path, _changed_ns: int, angles: str, where: str) -> mujoco.MjModel:
+def _compiled(path: Path, _changed_ns: int, angles: str, where: str) -> Any:
     """The model's bodies, joints and sites alone."""
     try:
         import mujoco
@@ -280,7 +277,7 @@ def _compiled(path: Path, _changed_ns: int, angles: str, where: str) -> mujoco.M
         raise UserError(f"{where}: {path} is no MJCF or URDF that MuJoCo reads ({error}).") from error
 
 
-def _names(model: mujoco.MjModel, kind: str) -> list[str]:
+def _names(model: Any, kind: str) -> list[str]:
     if kind == "site":
         return [model.site(index).name for index in range(model.nsite)]
     if kind == "joint":
@@ -295,7 +292,7 @@ def _hinge_and_slide() -> tuple[int, int]:
     return int(kinds.mjJNT_HINGE), int(kinds.mjJNT_SLIDE)
 
 
-def _range(model: mujoco.MjModel, name: str) -> tuple[float, float]:
+def _range(model: Any, name: str) -> tuple[float, float]:
     joint = model.joint(name)
     low, high = joint.range if joint.limited[0] else (-TURNS_RAD, TURNS_RAD)
     return float(low), float(high)
