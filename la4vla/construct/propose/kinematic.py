@@ -70,7 +70,7 @@ class Kinematic:
             for view in episode.arms
         }
         if len(cuts) > 1:
-            return ProposerResult(tuple(label_both(cuts, self.config, draws)))
+            return ProposerResult(tuple(label_both(cuts, self.config, episode.frame_stride, draws)))
         (cut,) = cuts.values()
         return ProposerResult(tuple(label_all(cut, self.config, draws)))
 

@@ -22,15 +22,18 @@ from la4vla.construct.propose.labels import label
 from la4vla.construct.vocabulary import BOTH_ARMS, ObjectStatus
 from la4vla.types import ARMS
 
+NEAR = 1 / 3  # of the least move: within it a hand counts as at rest
 _ANY = np.zeros(2)  # draws for a label whose words nobody reads
 
 
-def label_both(cuts: Mapping[str, ArmCut], config: ProposeConfig, generator: np.random.Generator) -> list[Proposal]:
+def label_both(
+    cuts: Mapping[str, ArmCut], config: ProposeConfig, stride: int, generator: np.random.Generator
+) -> list[Proposal]:
     """The proposals of an episode in the order of time, without overlaps. cuts: arm -> its segments.
 
     Draws twice for every span; the arms share the draws, so that they say the same in the same words.
     """
-    cuts = {arm: replace(cut, segments=_without_rests(cut, config)) for arm, cut in cuts.items()}
+    cuts = {arm: replace(cut, segments=_without_rests(cut, config, stride)) for arm, cut in cuts.items()}
     proposals = []
     for start, end in pairwise(_edges(list(cuts.values()), config.min_clip_frames)):
         draws_2 = generator.random(2)
@@ -44,18 +47,41 @@ def label_both(cuts: Mapping[str, ArmCut], config: ProposeConfig, generator: np.
     return proposals
 
 
-def _without_rests(cut: ArmCut, config: ProposeConfig) -> tuple[ArmSegment, ...]:
-    """The segments with waits that follow each other as one: where an arm rests, its cuts say nothing."""
-    joined: list[ArmSegment] = []
-    waited = False
+def _without_rests(cut: ArmCut, config: ProposeConfig, stride: int) -> tuple[ArmSegment, ...]:
+    """The segments with waits that follow each other as one, which begin where the hand stops and end where it leaves:
+    where an arm rests, its cuts say nothing, and the other one may be amid a motion."""
+    joined: list[tuple[ArmSegment, bool]] = []
     for segment in cut.segments:
         waits = label(segment, cut, config, _ANY) is None
-        if waits and waited:
-            joined[-1] = replace(joined[-1], end=segment.end)
+        if waits and joined and joined[-1][1]:
+            joined[-1] = (replace(joined[-1][0], end=segment.end), True)
         else:
-            joined.append(segment)
-        waited = waits
-    return tuple(joined)
+            joined.append((segment, waits))
+    path_T6 = np.hstack([cut.track.path_T3, config.turn_arm * cut.track.spin_T3])
+    for number in range(len(joined) - 1):
+        (one, waits), (other, waits_next) = joined[number], joined[number + 1]
+        edge = one.end
+        if not waits and waits_next and not one.kind:
+            edge = -(-_stops(path_T6, cut, one, config.min_move) // stride) * stride
+        elif waits and not waits_next and not other.kind:
+            edge = _leaves(path_T6, cut, other, config.min_move) // stride * stride
+        if one.start < edge < other.end:
+            joined[number : number + 2] = [(replace(one, end=edge), waits), (replace(other, start=edge), waits_next)]
+    return tuple(segment for segment, _ in joined)
+
+
+def _stops(path_T6: np.ndarray, cut: ArmCut, segment: ArmSegment, far: float) -> int:
+    """The frame of a segment from which on the hand stays within a part of `far` m of where it ends."""
+    seen = [cut.track.seen(frame) for frame in range(segment.start, segment.end + 1)]
+    away = np.flatnonzero(np.linalg.norm(path_T6[seen] - path_T6[seen[-1]], axis=1) > NEAR * far)
+    return segment.start + (int(away[-1]) + 1 if len(away) else 0)
+
+
+def _leaves(path_T6: np.ndarray, cut: ArmCut, segment: ArmSegment, far: float) -> int:
+    """The last frame of a segment until which the hand stays within a part of `far` m of where it begins."""
+    seen = [cut.track.seen(frame) for frame in range(segment.start, segment.end + 1)]
+    away = np.flatnonzero(np.linalg.norm(path_T6[seen] - path_T6[seen[0]], axis=1) > NEAR * far)
+    return segment.start + (max(int(away[0]) - 1, 0) if len(away) else 0)
 
 
 def _edges(cuts: Sequence[ArmCut], min_frames: int) -> list[int]:

@@ -17,8 +17,10 @@ from la4vla.construct.filter import fitting, purity
 from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose import judge, prompt
 from la4vla.construct.propose.candidates import Candidate, Proposal
+from la4vla.construct.propose.cutting import ArmCut, ArmSegment, cut_arm
 from la4vla.construct.propose.keyframes import Keyframe, prompt_lines
 from la4vla.construct.propose.parse_answer import read_answer
+from la4vla.construct.propose.two_arms import _edges, _without_rests
 from la4vla.construct.readers import open_dataset
 from la4vla.construct.report import page
 from la4vla.construct.review.session import signals
@@ -123,10 +125,12 @@ def path(*corners):
     return np.stack([np.interp(np.arange(FRAMES), AT, axis) for axis in np.array(corners).T], axis=1)
 
 
-def made(tmp_path, text=BOTH, base=0.0):
+LEFT = path([0.4, 0.2, 0.3], [0.4, 0.2, 0.5], [0.4, 0.2, 0.5], [0.4, 0.2, 0.3], [0.4, 0.2, 0.3])
+RIGHT = path([0.3, -0.2, 0.4], [0.3, -0.2, 0.4], [0.5, -0.2, 0.4], [0.5, -0.2, 0.2], [0.5, -0.2, 0.2])
+
+
+def made(tmp_path, text=BOTH, base=0.0, left=LEFT, right=RIGHT):
     """The left arm goes up, then the right one forward, then both down, then nothing; the base rolls last."""
-    left = path([0.4, 0.2, 0.3], [0.4, 0.2, 0.5], [0.4, 0.2, 0.5], [0.4, 0.2, 0.3], [0.4, 0.2, 0.3])
-    right = path([0.3, -0.2, 0.4], [0.3, -0.2, 0.4], [0.5, -0.2, 0.4], [0.5, -0.2, 0.2], [0.5, -0.2, 0.2])
     rolls = np.interp(np.arange(FRAMES), AT, [0, 0, base, base, base])[:, None]
     state = np.concatenate([left, np.ones((FRAMES, 1)), right, np.ones((FRAMES, 1)), rolls], axis=1)
     (tmp_path / "set").mkdir()
@@ -149,6 +153,36 @@ def test_one_arm_the_other_and_both_alike(tmp_path):
     assert found[2].instruction.startswith("with both arms, "), "the same of both is said once"
     assert np.allclose(found[2].displacement, [0, 0, -0.2], atol=0.02)
     assert [item.score for item in found] == [3, 3, 3]
+
+
+def test_where_an_arm_rests_its_moments_of_rest_cut_nothing(tmp_path):
+    """The right arm comes to rest early; the rest's middle is a keyframe of it, amid one motion of the left arm."""
+    late, early = (np.clip((np.arange(FRAMES) - begin) / 40, 0, 1) for begin in (55, 0))
+    smooth = [share**3 * (10 - 15 * share + 6 * share**2) for share in (late, early)]
+    left, right = (np.array([0.4, 0.0, 0.3]) + share[:, None] * [0, 0, 0.2] for share in smooth)
+    config = made(tmp_path, left=left, right=right)
+    assert told(config) == [("right", "move", [0, 0, 1]), ("left", "move", [0, 0, 1])]
+    (row,) = Ledger(Path(config.out_dir, steps.KEYFRAMES))
+    frames = [frame for frame, _, arm in row["keyframes"] if arm == "right"]
+    moving = constructed(config)[1]
+    assert any(moving.start + 5 < frame < moving.end - 5 for frame in frames)
+    dataset = open_dataset(config)
+    _, view = dataset.read(dataset.keys[0]).arms
+    rests = [Keyframe(frame, "static") for frame in (60, 80, 100)]
+    cut = cut_arm(view.state, view.action, view.robot, rests, config.propose, 4)
+    assert [item.end for item in cut.segments] == [60, 80, 100, 120]
+    assert [item.end for item in _without_rests(cut, config.propose, 4)] == [36, 120], "its stop, at a multiple of 4"
+
+
+def test_cuts_of_one_arm_give_way_to_a_grasp_of_the_other():
+    def cut(*spans):
+        return ArmCut(None, None, tuple(ArmSegment(*span) for span in spans))
+
+    moves, grasps = cut((0, 36), (36, 60)), cut((0, 30), (30, 42, "grasp"), (42, 60))
+    assert _edges([moves, grasps], 5) == [0, 30, 42, 60], "36 lies inside the grasp"
+    assert _edges([cut((0, 28), (28, 60)), grasps], 5) == [0, 30, 42, 60], "28 lies too near it"
+    assert _edges([cut((0, 20), (20, 58), (58, 60)), cut((0, 60))], 5) == [0, 20, 60], "the last would be too short"
+    assert _edges([cut((0, 3), (3, 60)), cut((0, 60))], 5) == [0, 60], "and so would the first"
 
 
 def test_arms_that_are_swapped_in_the_file_are_swapped_in_the_words(tmp_path):

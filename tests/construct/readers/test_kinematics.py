@@ -114,6 +114,7 @@ def test_units_signs_zero_base_and_offset(pole):
     assert at(pole, np.pi / 2, offset={"xyz": [0.1, 0, 0]})[0] == [0.5, 0, 0.9], "in the hand's own frame"
     turned = {"xyz": [0, 0, -1], "rpy": [0, 0, np.pi / 2]}
     assert at(pole, np.pi / 2, base=turned)[0] == [0, 0.5, 0], "first turned, then moved"
+    assert at(pole, 0, base=turned, offset={"rpy": [0, 0, np.pi / 2]})[1] == [0, 0, round(np.pi, 6)]
 
 
 @pytest.mark.parametrize(
