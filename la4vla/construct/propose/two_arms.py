@@ -3,7 +3,8 @@
 A cut of either arm is a cut of the episode, except inside a grasp or release of the other, where the other rests, and
 where two cuts would leave less than a clip between them: then the end of a grasp or release counts. Each span is named
 for each arm by its own motion. Where one arm acts, the sentence names it; where both act at once, it says what each
-does, and the label is `both_arms` unless they do the same. Where neither acts there is no clip.
+does, and the label is `both_arms` unless they do the same. Where neither acts there is no clip. An arm's rest begins
+where its hand stops and ends where it leaves, so that a cut in its middle does not cut the other arm's motion.
 """
 
 from __future__ import annotations
