@@ -33,6 +33,7 @@ from benchmarks.perturb.perturb import KNOWN, parse
 from benchmarks.results import protocols
 from benchmarks.writing import commands as commands_of_writing
 from la4vla.config import ConstructConfig, load
+from la4vla.manifest import WHICH_WEIGHTS
 from la4vla.shell import exit_status
 from la4vla.sim.registry import SIMULATORS
 from la4vla.types import UserError
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         rates.add_argument("--text", type=Path, help="of a checkpoint that writes: YAML file of how it acts")
         rates.add_argument("--high", type=Path, help="YAML file of who says the checkpoint's low-level instructions")
         rates.add_argument("--base", default="", help="where the weights of its adapters lie, if they were moved")
+        rates.add_argument("--weights", choices=WHICH_WEIGHTS, default="raw", help="ema: the average of what trained")
         rates.add_argument("--protocol", required=True, help=f"one of {', '.join(protocols.titles())}, or a YAML file")
         rates.add_argument("--out", type=Path, required=True, help="result folder; the same one resumes")
         rates.add_argument("--workers", type=int, default=0, help="simulator processes (default: one a core)")
@@ -158,8 +160,9 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.untrained and not options.checkpoint:
         raise UserError("--untrained needs the --checkpoint whose architecture it takes, not --expert or --server.")
-    if (options.text or options.high or options.base) and (options.untrained or not options.checkpoint):
-        raise UserError("--text, --high and --base are for a trained --checkpoint.")
+    chosen = options.text or options.high or options.base or options.weights != "raw"
+    if chosen and (options.untrained or not options.checkpoint):
+        raise UserError("--text, --high, --base and --weights are for a trained --checkpoint.")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     request = evaluate.EvaluationRequest(
         simulator=SIMULATORS[options.command],
@@ -178,6 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         text=options.text,
         high=options.high,
         base=options.base,
+        weights=options.weights,
     )
     evaluate.evaluate(request)
     return 0

@@ -47,6 +47,8 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla doctor [--protocol NAME] ...          whether results made here are comparable, and the cures
 """
 
+WEIGHTS_HELP = "raw (default), or ema: the moving average of what trained"
+
 PRESET_IN_MIND = "la4vla_1b"  # whose image tokens `data stats` counts unless told otherwise
 
 LISTED = (
@@ -174,6 +176,8 @@ def _probe_policy(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
 
+    from la4vla.manifest import WHICH_WEIGHTS
+
     parser = argparse.ArgumentParser("la4vla probe", argument_default=argparse.SUPPRESS)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (then its newest one)")
     parser.add_argument("--cases", type=Path, required=True, help="made by `la4vla probe cases`")
@@ -186,6 +190,7 @@ def _probe_policy(arguments: Sequence[str]) -> int:
         "--whole-chunk", action="store_true", help="count the predicted chunk beyond the clip's end too"
     )
     parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
+    parser.add_argument("--weights", choices=WHICH_WEIGHTS, help=WEIGHTS_HELP)
     parser.add_argument("--untrained", action="store_true", help="the checkpoint's architecture with random weights")
     parser.add_argument("--seed", type=int, help="of noise, intervals and t-SNE, 0 unless given")
     parser.add_argument("--device", help="the best there is unless given")
@@ -203,13 +208,16 @@ def _serve(arguments: Sequence[str]) -> int:
     import os
     from pathlib import Path
 
+    from la4vla.manifest import WHICH_WEIGHTS
     from la4vla.types import UserError
 
     parser = argparse.ArgumentParser("la4vla serve", argument_default=argparse.SUPPRESS)
     parser.add_argument("folder", type=Path, help="a checkpoint, or a run (then its newest one)")
     parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
+    parser.add_argument("--weights", choices=WHICH_WEIGHTS, help=WEIGHTS_HELP)
     parser.add_argument("--text", type=Path, help="of a model that writes: YAML file of how it acts")
     parser.add_argument("--high", type=Path, help="of a policy: YAML file of who says its low-level instructions")
+    parser.add_argument("--embodiment", metavar="NAME", help="of a policy that knows several robots: the one it drives")
     parser.add_argument("--dialect", help="la4vla (default), openpi or evo1")
     parser.add_argument("--host", help="127.0.0.1 unless given; elsewhere clients need a token")
     parser.add_argument("--port", type=int, help="0 for any free one")
@@ -253,10 +261,13 @@ def _export(arguments: Sequence[str]) -> int:
     import argparse
     from pathlib import Path
 
+    from la4vla.manifest import WHICH_WEIGHTS
+
     parser = argparse.ArgumentParser("la4vla export", argument_default=argparse.SUPPRESS)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (then its newest one)")
     parser.add_argument("out", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--base", help="where the weights of its adapters lie, if not where they lay in training")
+    parser.add_argument("--weights", choices=WHICH_WEIGHTS, help=WEIGHTS_HELP)
     given = vars(parser.parse_args(arguments))
     from la4vla.export import export
 

@@ -5,7 +5,8 @@
                                taken by run.init_from
     a policy that also writes  that, and OUT/vlm, its backbone and language head for transformers
 
-No optimizer state goes along: a run goes on from its own checkpoints.
+`--weights ema` takes the moving average of what trained (optim.ema_decay) in its place. No optimizer state goes along:
+a run goes on from its own checkpoints.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from la4vla.files import sha256
 from la4vla.manifest import Manifest
 from la4vla.model import lora
 from la4vla.model.backbone import internvl_config
-from la4vla.model.base import Base, load_stored
+from la4vla.model.base import Base, load_average, load_stored
 from la4vla.model.policy import Policy, rebuild
 from la4vla.types import UserError
 from la4vla.vlm.load import save_vlm
@@ -33,11 +34,12 @@ from la4vla.vlm.stored import load_checkpoint
 VLM = "vlm"  # of an exported policy that writes, the folder for transformers
 
 
-def export(checkpoint: str | Path, out: str | Path, base: str = "") -> str:
+def export(checkpoint: str | Path, out: str | Path, base: str = "", weights: str = "raw") -> str:
     """Writes `out` and says in one sentence what it is.
 
     checkpoint: a checkpoint, or a run (then its newest one). base: where the weights lie that its adapters belong to.
-    Raises UserError for a folder that exists, damaged weights, and a base that is not there or another one.
+    weights: one of manifest.WHICH_WEIGHTS. Raises UserError for a folder that exists, damaged weights, and a base that
+    is not there or another one.
     """
     folder, target = manifest.resolve(checkpoint), Path(out)
     if target.exists():
@@ -49,22 +51,24 @@ def export(checkpoint: str | Path, out: str | Path, base: str = "") -> str:
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    what = write(folder, description, base, temporary)
+    what = write(folder, description, base, weights, temporary)
     temporary.rename(target)
-    return f"{target}: {what}"
+    return f"{target}: {what}{', of the average of its weights' if weights == 'ema' else ''}"
 
 
-def _vlm(folder: Path, description: Manifest, base: str, target: Path) -> str:
-    vlm, encoder = load_checkpoint(folder, description, base)
+def _vlm(folder: Path, description: Manifest, base: str, weights: str, target: Path) -> str:
+    vlm, encoder = load_checkpoint(folder, description, base, weights)
     lora.merge(vlm)
     save_vlm(vlm, encoder, target)
     return f"{type(vlm.network).__name__} for transformers (from_pretrained), adapters merged"
 
 
-def _policy(folder: Path, description: Manifest, base: str, target: Path) -> str:
+def _policy(folder: Path, description: Manifest, base: str, weights: str, target: Path) -> str:
     below = Base.from_dict(description.base).find(base, "--base") if description.base else None
     policy = rebuild(description.model, below)
     load_stored(policy, load_file(folder / manifest.WEIGHTS), folder, policy.from_base)
+    if weights == "ema":
+        load_average(policy, folder, description)
     lora.merge(policy)
     save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, target / manifest.WEIGHTS)
     shutil.copytree(folder / manifest.TOKENIZER, target / manifest.TOKENIZER)
@@ -74,6 +78,7 @@ def _policy(folder: Path, description: Manifest, base: str, target: Path) -> str
         base={},
         weights_sha256=sha256(target / manifest.WEIGHTS),
         training_sha256="",
+        ema_sha256="",
     ).write(target)
     (target / manifest.COMPLETE).touch()
     whole = "a policy in our layout with every weight in it, to serve, to evaluate and for run.init_from"

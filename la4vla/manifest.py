@@ -5,6 +5,7 @@ Owns every name inside a run's folder, RUN_DIR/
     config.yaml                  the resolved config
     metrics.jsonl                one line a log interval
     first_batch.png              the first images that were trained on
+    init_parts.json              what was taken, left and fresh, where it began with parts of other weights
     first_batch.txt              the first conversations, and what of them is learned
     lock                         held while the run is at work
 
@@ -13,6 +14,7 @@ A checkpoint folder holds
     model.safetensors       every weight of the model in fp32, loads without DeepSpeed; with adapters only those that
                             trained, and those that the base does not give
     training.safetensors    AdamW moments by parameter name, free of the world size (the fp32 masters are the weights)
+    ema.safetensors         with optim.ema_decay: the moving average of what trains, by parameter name
     tokenizer/              the tokenizer's files
     COMPLETE                written last; a folder without it is a wreck and is never read
 """
@@ -27,20 +29,45 @@ from typing import Any, Literal
 
 from la4vla.types import UserError
 
-SCHEMA_VERSION = 3
-MANIFEST, WEIGHTS, TRAINING, TOKENIZER, COMPLETE = (
+SCHEMA_VERSION = 4
+MANIFEST, WEIGHTS, TRAINING, EMA, TOKENIZER, COMPLETE = (
     "manifest.json",
     "model.safetensors",
     "training.safetensors",
+    "ema.safetensors",
     "tokenizer",
     "COMPLETE",
 )
+WHICH_WEIGHTS = ("raw", "ema")
+"""Weights of a checkpoint that can be served: as they were trained, or their moving average."""
 CHECKPOINTS = "checkpoints"
 STEPS = f"{CHECKPOINTS}/step_" + "[0-9]" * 8  # glob below a run's folder
 CONFIG, METRICS, LOCK = "config.yaml", "metrics.jsonl", "lock"
 HELD_OUT_LOSS = "val/contrast"
 """The number in metrics.jsonl by which a run may stop, and by which its best checkpoint is chosen."""
+PARTS = "init_parts.json"
 FIRST_BATCH, FIRST_TEXTS = "first_batch.png", "first_batch.txt"
+
+
+@dataclass(frozen=True)
+class TrainedRobot:
+    """One robot of a checkpoint's data.
+
+    embodiment  its typed interface
+    transforms  the chain that `serve` rebuilds, its statistics included; empty for a vlm
+    views       names in slot order; empty for a vlm
+    view_sizes  view -> [height, width] of its stored images in pixels, one for each size in the data
+    """
+
+    embodiment: dict[str, Any]
+    transforms: list[dict[str, Any]]
+    views: list[str]
+    view_sizes: dict[str, list[list[int]]]
+
+    @property
+    def name(self) -> str:
+        """Of its embodiment."""
+        return self.embodiment["name"]
 
 
 @dataclass(frozen=True)
@@ -58,10 +85,7 @@ class Manifest:
     base              of adapters: the weights they belong to (place, sha256 of its files); empty where
                       model.safetensors holds every weight
     input_spec        sizes of a policy's input; empty for a vlm
-    transforms        the chain that `serve` rebuilds; empty for a vlm
-    embodiment        of the data; empty where no source says one
-    views             names in slot order; empty for a vlm
-    view_sizes        view -> [height, width] of its stored images in pixels, one for each size in the data
+    robots            what it learned of each robot in its data (TrainedRobot), in the order of the sources
     text              of a policy: `instructions`, the sources whose clips are told what they are about, and not the
                       task of a whole demonstration. Of all that learned conversations: `questions` (their types, those
                       of the run that it began with included), `codec` of its actions (empty where no source has one)
@@ -69,6 +93,7 @@ class Manifest:
     sources           source that the run mixes -> sha256 hex of what its data is
     weights_sha256    of model.safetensors; the model's identity in result files
     training_sha256   of training.safetensors
+    ema_sha256        of ema.safetensors; empty where there is none
     tokenizer_sha256  file of tokenizer/ -> its sha256
     git_sha           commit of the code, or `unknown`
     versions          of Python, the device and the libraries
@@ -85,14 +110,12 @@ class Manifest:
     model: dict[str, Any]
     base: dict[str, Any]
     input_spec: dict[str, Any]
-    transforms: list[dict[str, Any]]
-    embodiment: dict[str, Any]
-    views: list[str]
-    view_sizes: dict[str, list[list[int]]]
+    robots: list[dict[str, Any]]
     text: dict[str, Any]
     sources: dict[str, str]
     weights_sha256: str
     training_sha256: str
+    ema_sha256: str
     tokenizer_sha256: dict[str, str]
     git_sha: str
     versions: dict[str, str]
@@ -100,6 +123,33 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1))
+
+    @property
+    def trained_robots(self) -> tuple[TrainedRobot, ...]:
+        """Raises TypeError or KeyError where the manifest is damaged."""
+        return tuple(TrainedRobot(**raw) for raw in self.robots)
+
+    def robot(self, embodiment: str = "") -> TrainedRobot:
+        """The robot with this embodiment's name; of a checkpoint of one robot that one, whatever the name.
+
+        Raises UserError where the name is none of several robots, and where there is no robot.
+        """
+        robots = self.trained_robots
+        if len(robots) == 1:
+            return robots[0]
+        chosen = [robot for robot in robots if robot.name == embodiment]
+        if not chosen:
+            names = ", ".join(robot.name for robot in robots) or "none"
+            asked = f"and {embodiment} is none of them; name" if embodiment else "so say which; name"
+            raise UserError(f"this checkpoint knows the embodiments {names}, {asked} one with --embodiment.")
+        return chosen[0]
+
+    def identity(self, weights: str) -> str:
+        """What results call the model: the sha256 of its weights, and `ema-` before that of their average.
+
+        weights: one of WHICH_WEIGHTS.
+        """
+        return f"ema-{self.ema_sha256}" if weights == "ema" else self.weights_sha256
 
 
 @dataclass(frozen=True)

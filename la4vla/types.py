@@ -272,6 +272,7 @@ class Batch:
     action_mask_BTA     bool, True where the action is real; the only positions that count in the loss
     noise_BTA           float32, the flow's start, drawn from the sample's name
     time_B              float32 in [0, 1], the flow time of the loss, drawn from the sample's name
+    embodiment_B        int64, number of each row's embodiment in the model
     keys                one name per row, for error messages
     """
 
@@ -286,6 +287,7 @@ class Batch:
     action_mask_BTA: Tensor
     noise_BTA: Tensor
     time_B: Tensor
+    embodiment_B: Tensor
     keys: tuple[str, ...]
 
     @property

@@ -1,6 +1,6 @@
 """A tiny checkpoint made by hand, so that serving is tested against the format and not against the trainer."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,24 @@ def write_checkpoint(
         learner="policy",
         model=policy.description,
         input_spec=asdict(policy.spec),
-        transforms=chain_to_dicts(chain),
-        embodiment=embodiment.to_dict(),
-        views=list(views),
-        view_sizes={view: [list(size)] for view in views},
+        robots=[
+            asdict(
+                manifest.TrainedRobot(
+                    embodiment.to_dict(), chain_to_dicts(chain), list(views), {view: [list(size)] for view in views}
+                )
+            )
+        ],
         text={"instructions": list(instructions)},
     )
+
+
+def write_average(folder: Path, seed: int) -> Path:
+    """Gives a checkpoint of `write_checkpoint` an average of what trained: its head, as that of another seed."""
+    policy = build_policy(ModelConfig(preset="tiny"), seed)
+    save_file({f"head.{name}": p.detach() for name, p in policy.head.named_parameters()}, folder / manifest.EMA)
+    made = replace(manifest.read(folder), ema_sha256=file_sha256(folder / manifest.EMA))
+    made.write(folder)
+    return folder
 
 
 def write_vlm_checkpoint(
@@ -75,7 +87,7 @@ def write_vlm_checkpoint(
         folder,
         learner="vlm",
         model={**vlm.description, "lora": {}},
-        embodiment=embodiment.to_dict(),
+        robots=[asdict(manifest.TrainedRobot(embodiment.to_dict(), [], [], {}))],
         text={"codec": codec, "questions": list(questions), "max_tokens": encoder.max_tokens},
     )
 
@@ -91,13 +103,12 @@ def complete(folder: Path, **about: Any) -> Path:
         config={},
         base={},
         input_spec={},
-        transforms=[],
-        views=[],
-        view_sizes={},
+        robots=[],
         text={},
         sources={},
         weights_sha256=file_sha256(folder / manifest.WEIGHTS),
         training_sha256="",
+        ema_sha256="",
         tokenizer_sha256={},
         git_sha="",
         versions={},

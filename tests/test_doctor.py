@@ -44,7 +44,9 @@ def run_doctor(*words: object) -> tuple[int, str]:
 def edited_manifest(source: Path, folder: Path, **changes: object) -> Path:
     shutil.copytree(source, folder)
     file = folder / manifest.MANIFEST
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    made = json.loads(file.read_text())
+    of_robot = {name: changes.pop(name) for name in made["robots"][0] if name in changes}
+    file.write_text(json.dumps(made | {"robots": [made["robots"][0] | of_robot]} | changes))
     return folder
 
 

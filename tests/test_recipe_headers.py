@@ -23,7 +23,10 @@ WITH_HEADERS = [path for path in CONFIGS if path.name != "common.yaml"]
 SWEEPS = [path for path in CONFIGS if path.parent.name == "sweep"]
 STUDIES = [path for path in CONFIGS if "\nschema: study\n" in path.read_text()]
 RECIPES = [path for path in WITH_HEADERS if path not in SWEEPS + STUDIES]
-ASKS = ("tiny/finetune_metaworld", "la4vla_1b/finetune_metaworld", "la4vla_1b/finetune_libero")
+ASKS = (
+    *("tiny/finetune_metaworld", "la4vla_1b/finetune_metaworld", "la4vla_1b/finetune_libero"),
+    *("la4vla_1b/finetune_metaworld_lora", "la4vla_1b/finetune_libero_lora"),
+)
 FROM_WEIGHTS = [path for path in RECIPES if f"{path.parent.name}/{path.stem}" in ASKS]
 
 UNKNOWN = "not yet measured"

@@ -65,7 +65,7 @@ def measure(request: WordsRequest) -> dict[str, Any]:
         policy = _hierarchical(request, str(device))
         arm = words.hierarchical(policy)
     else:
-        policy = ServedPolicy.load(request.low, device, request.base)
+        policy = ServedPolicy.load(request.low, device, request.base, held_out.embodiment.name)
         levels = levels_of(manifest.read(manifest.resolve(Path(request.low))).config)
         arm = words.told_by_people(policy, levels, request.arm)
     policy.check(held_out.embodiment, tuple(held_out.views))

@@ -72,6 +72,7 @@ class EvaluationRequest:
     text         settings of a checkpoint that writes; None for a policy with actions
     high         settings of who says a policy's low-level instructions; None for a policy that is told the task
     base         where the weights lie that the checkpoint's adapters belong to; empty: where they lay in training
+    weights      of the checkpoint: one of la4vla.manifest.WHICH_WEIGHTS
     """
 
     simulator: Simulator
@@ -90,6 +91,7 @@ class EvaluationRequest:
     text: Path | None = None
     high: Path | None = None
     base: str = ""
+    weights: str = "raw"
 
     @property
     def source(self) -> str:
@@ -227,6 +229,7 @@ def run_condition(
         "policy": condition.identity,
         "perturbation": asdict(condition.variant),
         "untrained": request.untrained,
+        "weights": request.weights,
         "checkpoint": request.source,
         "step": condition.step,
         "command": request.command,
@@ -259,9 +262,12 @@ def load_policy(request: EvaluationRequest) -> Served | None:
     if device == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores - request.workers))
+    robot = request.simulator.embodiment.name
     if request.untrained:
-        return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device)
-    return load_served(request.checkpoint, request.text, device, request.base, request.high)
+        return ServedPolicy.untrained(request.checkpoint, request.protocol.seed, device, robot)
+    return load_served(
+        request.checkpoint, request.text, device, request.base, request.high, embodiment=robot, weights=request.weights
+    )
 
 
 def run_jobs(

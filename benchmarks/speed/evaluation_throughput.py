@@ -144,7 +144,8 @@ def main(arguments: Sequence[str]) -> int:
     protocol = protocols.load(options.protocol, options.overrides)
     check_served(protocol, SIMULATORS[options.simulator])
     jobs = [RolloutJob(task, episode) for task, episode in protocols.select(protocol, options.tasks, options.episodes)]
-    policy = ServedPolicy.load(options.checkpoint, options.device)
+    robot = SIMULATORS[options.simulator].embodiment.name
+    policy = ServedPolicy.load(options.checkpoint, options.device, embodiment=robot)
     views = tuple(protocol.views) if policy.views else ()
     print(compare(SIMULATORS[options.simulator], protocol, policy, views, jobs, options.workers, options.rounds))
     return 0

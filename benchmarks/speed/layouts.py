@@ -74,5 +74,6 @@ def make_batch(size: ModelSize, layout: Layout, rows: int) -> Batch:
         action_mask_BTA=torch.ones(chunk, dtype=torch.bool),
         noise_BTA=torch.rand(chunk, generator=generator) * 2 - 1,
         time_B=torch.rand(rows, generator=generator),
+        embodiment_B=torch.zeros(rows, dtype=torch.int64),
         keys=("made up",) * rows,
     )

@@ -6,9 +6,10 @@
 Prints the README's table, a row for every stage of every recipe in configs/la4vla_1b. Its last column is for times that
 are measured, and empty here.
 
-Memory is what the engine keeps in fp32 between two steps (4 bytes a number):
+Memory is what the engine keeps between two steps, 4 bytes a number, but 2 of what engine.compute=frozen_bf16 freezes:
     one GPU, plain   all weights, and a gradient and Adam's two moments of every weight that trains
     a GPU, ZeRO 2    all weights, and a GPU's part of the gradients, the moments and the masters, which DeepSpeed copies
+with a number more for every weight that trains where optim.ema_decay is set. Adapters are weights.
 Left out are activations, which grow with the micro-batch and the row, the bf16 copies that autocast makes, the engine's
 buckets (0.2 GB), the images, and what CUDA takes for itself.
 
@@ -26,10 +27,10 @@ from pathlib import Path
 
 import torch
 
-from la4vla.config import StageConfig, TrainConfig, load
-from la4vla.model import flops, freeze
+from la4vla.config import LORA, LoraConfig, StageConfig, TrainConfig, load
+from la4vla.model import flops, freeze, lora
 from la4vla.model.policy import Policy
-from la4vla.model.presets import ModelSize, preset
+from la4vla.model.presets import ModelSize, size_of
 from la4vla.shell import exit_status
 from la4vla.types import UserError
 
@@ -38,7 +39,7 @@ VIEWS = {"data/la33k/vla": 3, "data/metaworld/task": 1, "data/libero_full/task":
 """Views of the shards that the recipes name; a recipe shows all that its folder has. DROID has three cameras, MetaWorld
 is recorded by one, LIBERO's files hold two."""
 TOKENS_AROUND_AN_IMAGE = 7  # `Image-1: <img>`, `</img>`, newline
-FP32 = 4  # bytes
+FP32, BF16 = 4, 2  # bytes
 HEAD = (
     "| recipe, stage | trains, M | GB, one GPU | GB, each of {gpus} GPUs | samples a step | images + tokens a row "
     "| TFLOP a sample | PFLOP a step | measured s a step |"
@@ -49,8 +50,10 @@ HEAD = (
 class Cost:
     """One stage of one recipe.
 
-    parameters                numbers in the model
+    parameters                numbers in the model, adapters among them
     trained                   of them, those that a step changes
+    frozen_bytes              of each of the others
+    averaged                  whether a moving average of what trains is kept
     samples                   of a step, over all GPUs
     rows                      what samples look like, a kind each
     sample_flops, step_flops  operations, means over the mixture
@@ -60,6 +63,8 @@ class Cost:
     stage: str
     parameters: int
     trained: int
+    frozen_bytes: int
+    averaged: bool
     samples: int
     rows: tuple[str, ...]
     sample_flops: float
@@ -70,9 +75,9 @@ class Cost:
 
     def gigabytes(self, gpus: int) -> float:
         """Memory of one GPU between two steps: 1 runs the plain engine, more share by ZeRO 2."""
-        if gpus == 1:
-            return FP32 * (self.parameters + 3 * self.trained) / 1e9
-        return FP32 * (self.parameters + 4 * self.trained / gpus) / 1e9
+        weights = FP32 * self.trained + self.frozen_bytes * (self.parameters - self.trained)
+        beside = (3 if gpus == 1 else 4) + self.averaged  # numbers beside each that trains
+        return (weights + FP32 * beside * self.trained / gpus) / 1e9
 
     def line(self, gpus: int) -> str:
         cells = (
@@ -99,18 +104,24 @@ def costs(instruction_tokens: int) -> Iterator[Cost]:
         raise UserError(f"{RECIPES}: no recipes; start this command in the folder that holds configs/.")
     for path in files:
         config: TrainConfig = load(path, ["run.init_from=another run"], TrainConfig)
-        size = preset(config.model.preset)
-        groups = parameters(size, config.model.readout)
+        size = size_of(config.model)
+        groups = parameters(size, config.model.readout, config.model.lora)
+        frozen = BF16 if config.engine.compute == "frozen_bf16" else FP32
         for name, stage in config.stages.items():
             rows, sample_flops = _mean_sample(config, stage, size, instruction_tokens)
             trained = sum(groups[group] for group in stage.train)
-            yield Cost(path.stem, name, sum(groups.values()), trained, stage.global_batch, rows, sample_flops)
+            yield Cost(
+                *(path.stem, name, sum(groups.values()), trained, frozen, config.optim.ema_decay > 0),
+                *(stage.global_batch, rows, sample_flops),
+            )
 
 
-def parameters(size: ModelSize, readout: str) -> dict[str, int]:
-    """Module group -> how many numbers it holds. Allocates nothing."""
+def parameters(size: ModelSize, readout: str, adapters: LoraConfig) -> dict[str, int]:
+    """Module group -> how many numbers it holds. Allocates no weight; only adapters, which are drawn."""
     with torch.device("meta"):
-        policy = Policy(size, readout, "sdpa", dropout=0.0, writes=False)
+        policy = Policy(size, readout, "sdpa", dropout=0.0, writes=False, embodiments=())
+    if adapters.rank:
+        lora.inject(policy, adapters, seed=0)
     return {
         group: sum(parameter.numel() for parameter in members.values())
         for group, members in freeze.group_parameters(policy).items()
@@ -128,8 +139,10 @@ def _mean_sample(
         tokens = instruction_tokens + images * (size.image_tokens + TOKENS_AROUND_AN_IMAGE)
         if tokens > size.max_tokens:
             raise UserError(f"rows of {tokens} tokens, the model takes {size.max_tokens}; use fewer of them.")
-        forward = flops.forward(size, config.model.readout, images, tokens)
-        one = flops.training(forward, stage.train, config.engine.gradient_checkpointing)
+        forward, added = flops.forward(size, config.model.readout, images, tokens), flops.NO_ADAPTERS
+        if LORA in stage.train:
+            added = flops.adapters(size, config.model.readout, config.model.lora, images, tokens)
+        one = flops.training(forward, stage.train, config.engine.gradient_checkpointing, added)
         rows.append(f"{images} + {tokens}")
         mean += share / sum(stage.mixture.values()) * one
     return tuple(rows), mean

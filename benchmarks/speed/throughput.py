@@ -151,7 +151,9 @@ class Bench:
             context, key_mask = policy.backbone(batch)
 
             def encode_context() -> Any:
-                return policy.head.encode_context(context, key_mask, batch.state_BS, batch.state_mask_BS)
+                return policy.head.encode_context(
+                    context, key_mask, batch.state_BS, batch.state_mask_BS, batch.embodiment_B
+                )
 
             def cached() -> None:
                 cache = encode_context()

@@ -28,7 +28,7 @@ from la4vla.gpla.candidates import from_jsonl
 from la4vla.gpla.learner import CANDIDATES
 from la4vla.gpla.report import RoundNumbers
 from la4vla.model import flops
-from la4vla.model.presets import preset
+from la4vla.model.presets import size_of
 from la4vla.model.tokenizer import build_prompter
 from la4vla.probe.run import NUMBERS
 from la4vla.probe_cases.cases import read_cases
@@ -99,7 +99,7 @@ def talks(recipe: TrainConfig) -> bool:
 
 def operations(recipe: TrainConfig) -> float:
     """Floating-point operations of a whole run (model/flops.py), at each source's mean row length without padding."""
-    size, schedule, total = preset(recipe.model.preset), Schedule(recipe), 0.0
+    size, schedule, total = size_of(recipe.model), Schedule(recipe), 0.0
     lengths = {source: row_length(recipe, source) for source in samples(recipe)}
     for name, stage in recipe.stages.items():
         for source, count in schedule.total(name).items():

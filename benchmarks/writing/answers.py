@@ -77,7 +77,7 @@ def measure(request: AnswersRequest) -> dict[str, Any]:
     if _acts(request.model):
         if request.clips is None:
             raise UserError(f"{request.model} is a policy with actions; name the folder of its clips with --clips.")
-        policy = ServedPolicy.load(request.model, usable_device(request.device), request.base)
+        policy = ServedPolicy.load(request.model, usable_device(request.device), request.base, robot.name)
         found = _of_policy(policy, action, rows, request.clips)
         about = {"identity": policy.identity, "step": policy.step}
     else:

@@ -19,6 +19,7 @@ from la4vla.config.construct import (
     TextsConfig,
     VlmConfig,
 )
+from la4vla.config.finetuning import SIZES, InitPartsConfig, begins_in_parts
 from la4vla.config.gpla import CandidatesConfig, GplaConfig, PreferConfig, TrainingStep
 from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig
 from la4vla.config.hierarchical import HierarchicalConfig
@@ -57,6 +58,7 @@ __all__ = [
     "LORA_TARGETS",
     "MODULE_GROUPS",
     "PREFERENCE",
+    "SIZES",
     "TRAIN_GROUPS",
     "CandidatesConfig",
     "CheckpointConfig",
@@ -69,6 +71,7 @@ __all__ = [
     "GroundingConfig",
     "HierarchicalConfig",
     "IdleConfig",
+    "InitPartsConfig",
     "JudgeConfig",
     "KeyframeConfig",
     "LogConfig",
@@ -92,6 +95,7 @@ __all__ = [
     "TrainingStep",
     "ValidateConfig",
     "VlmConfig",
+    "begins_in_parts",
     "load",
     "mixing_unit",
     "overrides",

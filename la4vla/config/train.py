@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from omegaconf import MISSING
 
 from la4vla.config.checks import choice, within
+from la4vla.config.finetuning import SCHEDULES, SIZES, InitPartsConfig, validate_beginning, validate_rates
 from la4vla.config.grounding import GROUNDING_GROUPS, GroundingConfig, validate_contrast, validate_grounding
 from la4vla.levels import LEVELS, levels_of
 from la4vla.types import SOURCE_KINDS, UserError
@@ -16,6 +17,8 @@ MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 
 PREFERENCE = "preference"
 """Kind of the pairs that `la4vla gpla` makes out of a folder of clips."""
+
+ACTIONS = ("recorded", "delta_to_state")
 
 LORA = "lora"
 LORA_TARGETS = ("llm", "vision", "projector", "head")
@@ -31,6 +34,7 @@ class RunConfig:
     seed: int = 0
     resume: str = "auto"  # auto: continue from the newest complete checkpoint in `dir`; never: an old one is an error
     init_from: str = ""  # checkpoint or run folder whose weights and statistics start this run, at step 0
+    init_parts: InitPartsConfig = field(default_factory=InitPartsConfig)  # only some of these weights; empty: all
 
 
 @dataclass
@@ -45,10 +49,14 @@ class LoraConfig:
 class ModelConfig:
     preset: str = "tiny"  # sizes: a name in model/presets.py (tiny, small, la4vla_1b); learner vlm: tiny_vlm
     horizon: int = 0  # steps of a policy's chunk; 0: the preset's own
+    llm_layers: int = 0  # of a policy's language model, from the bottom; 0: the preset's own
+    state_dim: int = 0  # numbers of a policy's state, at least as many as the robot's; 0: the preset's own
+    action_dim: int = 0  # the same of one action
     weights: str = ""  # pretrained InternVL (`-hf` layout), for a vlm also Gemma 3 or Qwen: folder or hub id
     tokenizer: str = ""  # folder or hub id with a tokenizer.json; empty: beside `weights`, or the preset's own
     readout: str = "per_token"  # per_token | flatten (the released head's 896-d bottleneck)
     attention: str = "sdpa"  # sdpa | eager | flash_attention_2; an absent backend is an error
+    embodiments: str = "shared"  # shared | separate: state and action projections of its own for every robot
     dropout: float = 0.2  # inside the head's attention (FACTS 1.7)
     max_tokens: int = 1024  # longest row of a model that writes, with model.weights; a preset has its own
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -68,6 +76,7 @@ class SourceConfig:
     path: str = MISSING  # folder with index.json and tars: local path, http(s) URL or `pipe:cat /data/{}`
     kind: str = MISSING  # la | vla | la_leaky (docs/choices.md) | text (docs/texts.md) | contrast (docs/grounding.md)
     views: list[str] = field(default_factory=list)  # views a vla or la_leaky source shows, in slot order; empty: all
+    action: str = ""  # as data.action, for the robot of this source; empty: data.action
     levels: str = "low"  # what its samples are told: low (the clip's instruction) | both (its task, then that)
 
 
@@ -104,8 +113,11 @@ class StageConfig:
     train: list[str] = field(default_factory=lambda: ["llm", "head"])  # module groups; all others are frozen
     insulate: bool = False  # stop the actions' loss before the language model, which then learns from `text` alone
     lr: float = 1e-5
-    warmup_steps: int = 1000  # linear from 0, then down to 0 at `steps` as `schedule` says
-    schedule: str = "cosine"  # cosine | linear | constant (as it is)
+    lr_groups: dict[str, float] = field(default_factory=dict)  # group of `train` -> its lr, in place of `lr`
+    warmup_steps: int = 1000  # linear from 0, then down at `steps` as `schedule` says
+    schedule: str = "cosine"  # cosine | linear | constant (as it is) | wsd (as it is, then down on a straight line)
+    decay_share: float = 0.1  # wsd: last part of `steps`, in which the rate goes down
+    min_lr_ratio: float = 0.0  # where the rate goes down to, a share of the group's lr
     weight_decay: float = 1e-3  # not on biases, norms and other 1-d tensors
     loss_weights: dict[str, float] = field(default_factory=lambda: {kind: 1.0 for kind in SOURCE_KINDS})
 
@@ -116,6 +128,7 @@ class OptimConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
+    ema_decay: float = 0.0  # of a moving average of the weights (docs/training_finetuning.md), such as 0.999; 0: none
 
 
 @dataclass
@@ -183,8 +196,9 @@ def mixing_unit(config: TrainConfig) -> int:
 
 
 INTERVALS = {
-    **dict.fromkeys(("dropout", "beta1", "beta2"), "[0, 1)"),
-    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank", "horizon"), "[0, inf)"),
+    **dict.fromkeys(("dropout", "beta1", "beta2", "ema_decay"), "[0, 1)"),
+    **dict.fromkeys(("shuffle_bytes", "max_bad_samples", "keep_every", "seed", "rank"), "[0, inf)"),
+    **dict.fromkeys(SIZES, "[0, inf)"),
     **dict.fromkeys(("lr", "warmup_steps", "weight_decay", "gamma"), "[0, inf)"),
     **dict.fromkeys(("time_alpha", "time_beta", "eps", "alpha", "beta"), "(0, inf)"),
     **dict.fromkeys(("streams", "decode_threads", "read_ahead", "every_steps", "keep_last"), "[1, inf)"),
@@ -192,7 +206,13 @@ INTERVALS = {
     **dict.fromkeys(("text_rows", "max_tokens", "dim", "pair_groups"), "[1, inf)"),
     **dict.fromkeys(("diversity", "patience"), "[0, inf)"),
     "contrast_group": "[2, inf)",
-    **{"augment": "[0, 1]", "clip_norm": "(0, inf]", "timeout_s": "[1, inf)"},
+    **{
+        "augment": "[0, 1]",
+        "min_lr_ratio": "[0, 1]",
+        "decay_share": "(0, 1]",
+        "clip_norm": "(0, inf]",
+        "timeout_s": "[1, inf)",
+    },
 }
 """Where the numbers of a run must lie, by the field's name; a square end belongs to the interval."""
 
@@ -202,9 +222,12 @@ def validate(config: TrainConfig) -> None:
     choice("learner", config.learner, ("policy", "vlm", "grounding"))
     choice("run.resume", config.run.resume, ("auto", "never"))
     choice("model.readout", config.model.readout, ("per_token", "flatten"))
+    choice("model.embodiments", config.model.embodiments, ("shared", "separate"))
+    if config.model.embodiments == "separate" and config.model.readout == "flatten":
+        raise UserError("model.embodiments=separate needs model.readout=per_token; the flatten readout is one for all.")
     choice("model.attention", config.model.attention, ("sdpa", "eager", "flash_attention_2"))
     choice("flow.noise", config.flow.noise, ("uniform", "normal"))
-    choice("data.action", config.data.action, ("recorded", "delta_to_state"))
+    choice("data.action", config.data.action, ACTIONS)
     choice("data.augmentation", config.data.augmentation, ("release", "gpla"))
     if config.data.augmentation == "gpla" and not config.data.augment:
         raise UserError("data.augmentation is gpla and data.augment is 0, so nothing is augmented; set data.augment=1.")
@@ -217,6 +240,7 @@ def validate(config: TrainConfig) -> None:
         "preference",
     ):
         within(f"{group}.", asdict(config)[group], INTERVALS)
+    validate_beginning(config)
     _validate_lora(config)
     checked = config.validate.cases or config.validate.texts or config.validate.pairs
     if checked and config.validate.every_steps % config.log.every_steps:
@@ -242,6 +266,7 @@ def validate(config: TrainConfig) -> None:
     for name, source in config.data.sources.items():
         choice(f"data.sources.{name}.kind", source.kind, (*SOURCE_KINDS, PREFERENCE))
         choice(f"data.sources.{name}.levels", source.levels, LEVELS)
+        choice(f"data.sources.{name}.action", source.action, ("", *ACTIONS))
         if source.kind == "text" and source.levels == "both":
             raise UserError(
                 f"data.sources.{name}.levels is both, and a conversation is told as it was written; leave it out."
@@ -267,6 +292,11 @@ def _validate_lora(config: TrainConfig) -> None:
             "model.lora.rank is set and no adapter trains; add lora to a stage's `train` and a group to "
             "model.lora.targets, or set model.lora.rank=0."
         )
+    if lora.rank and "head" in lora.targets and config.model.embodiments == "separate":
+        raise UserError(
+            "model.lora.targets has head, and with model.embodiments=separate some of its projections are no linear "
+            "layers that adapters fit; train head whole (stages.NAME.train), or set model.embodiments=shared."
+        )
     if lora.rank and not (config.model.weights or config.run.init_from):
         raise UserError(
             "model.lora adapts weights that a folder holds, and this run begins with random ones; set model.weights or "
@@ -291,7 +321,8 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
         choice(f"stages.{name}.train", group, GROUNDING_GROUPS if config.learner == "grounding" else TRAIN_GROUPS)
     for kind in stage.loss_weights:
         choice(f"stages.{name}.loss_weights", kind, (*SOURCE_KINDS, PREFERENCE))
-    choice(f"stages.{name}.schedule", stage.schedule, ("cosine", "linear", "constant"))
+    choice(f"stages.{name}.schedule", stage.schedule, SCHEDULES)
+    validate_rates(name, stage)
     within(f"stages.{name}.", asdict(stage), INTERVALS)
     within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
     within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(stage.loss_weights, "[0, inf)"))

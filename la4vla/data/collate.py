@@ -31,9 +31,15 @@ def draw_flow(
 
 
 def collate(
-    samples: Sequence[Sample], spec: InputSpec, encode: Encode, noise: Sequence[np.ndarray], time: Sequence[float]
+    samples: Sequence[Sample],
+    spec: InputSpec,
+    encode: Encode,
+    noise: Sequence[np.ndarray],
+    time: Sequence[float],
+    places: Sequence[int],
 ) -> Batch:
-    """One micro-batch from transformed samples; noise (float32 [T, A]) and time belong to them row by row.
+    """One micro-batch from transformed samples; noise (float32 [T, A]), time and the embodiment's number belong to them
+    row by row.
 
     A query (action None) gets zero actions and a mask of the dims that exist. Raises UserError for a row longer than
     `spec.max_tokens`.
@@ -61,6 +67,7 @@ def collate(
         action_mask_BTA=torch.from_numpy(np.stack(mask)),
         noise_BTA=torch.from_numpy(np.stack(noise)),
         time_B=torch.tensor(time, dtype=torch.float32),
+        embodiment_B=torch.tensor(places, dtype=torch.int64),
         keys=tuple(sample.key for sample in samples),
     )
 

@@ -8,6 +8,7 @@ from la4vla.config import TrainConfig
 from la4vla.data.groups import Groups
 from la4vla.data.mixture import Schedule
 from la4vla.data.normalize import Normalize, beyond, near_constant, rare_dims
+from la4vla.data.robots import action_form
 from la4vla.data.setup import Setup, Source, TextSource
 from la4vla.data.values import outliers
 from la4vla.types import SOURCE_KINDS
@@ -46,20 +47,25 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
     for source in sources.values():
         lines += _about_groups(setup.groups[source.name]) if source.name in setup.groups else _about_shards(source)
         if isinstance(source, Source):
-            lines += _about_values(source, setup.chain.normalize, config.data.action)
-    return "\n".join([*lines, *(_about_statistics(setup.chain.normalize) if setup.robot else ())])
+            robot = setup.robot_of(source)
+            form = action_form(config, robot.embodiment.name, robot.sources)
+            lines += _about_values(source, robot.chain.normalize, form)
+    several = len(setup.robots) > 1
+    for name, robot in setup.robots.items():
+        lines += _about_statistics(robot.chain.normalize, f"{name}: " if several else "")
+    return "\n".join(lines)
 
 
-def _about_statistics(normalize: Normalize) -> Iterator[str]:
+def _about_statistics(normalize: Normalize, of: str) -> Iterator[str]:
     """Warnings: dims that are hardly or not at all scaled."""
     for what, stats in (("state", normalize.state), ("action", normalize.action)):
         still = near_constant(normalize.mode, stats)
         if still:
-            yield f"warning: {what} dims {', '.join(still)} hardly move in the data: centred, not scaled"
+            yield f"warning: {of}{what} dims {', '.join(still)} hardly move in the data: centred, not scaled"
         rare = rare_dims(normalize.mode, stats)
         if rare:
             yield (
-                f"warning: {what} dims {', '.join(rare)} move in hardly any frame (q01 equals q99): "
+                f"warning: {of}{what} dims {', '.join(rare)} move in hardly any frame (q01 equals q99): "
                 "scaled by min and max instead"
             )
 

@@ -30,7 +30,7 @@ from la4vla.data.groups import Pair
 from la4vla.data.mixture import Draw, Schedule
 from la4vla.data.order import Address, Block, Shuffled, Stream
 from la4vla.data.pairs import collate_pairs
-from la4vla.data.processor import PreparedSample
+from la4vla.data.processor import PreparedSample, Processor
 from la4vla.data.setup import Setup, Source, TextSource, check_world
 from la4vla.data.shards.read import read_clip, read_shard, read_texts
 from la4vla.data.shards.texts import TextRecord
@@ -176,7 +176,7 @@ class Reader:
     def __init__(self, config: TrainConfig, setup: Setup, rank: int, world_size: int) -> None:
         check_world(config.data.streams, world_size)
         self._config, self._setup = config, setup
-        self._processor = setup.processor.cached() if setup.robot else None
+        self._processors = {name: robot.processor.cached() for name, robot in setup.robots.items()}
         self._streams = range(rank, config.data.streams, world_size)
         self._tars = ThreadPoolExecutor(SHARD_THREADS, "tars")
         self._pool = ThreadPoolExecutor(config.data.decode_threads, "decode")
@@ -276,9 +276,8 @@ class Reader:
                 if item.error:
                     self._count_bad(item.key, item.error, "answers")
             if task.source:
-                assert self._processor is not None, "pairs are read where a chain was built for them"
                 pairs = [item.sample for item in samples]
-                batches.append(collate_pairs(pairs, self._processor.encode, task.source, task.group))
+                batches.append(collate_pairs(pairs, self._batcher.encode, task.source, task.group))
             else:
                 batches.append(self._batch(samples, texts))
         counts = {source: count for source, (_, count) in draw.takes.items()}
@@ -288,8 +287,12 @@ class Reader:
         if texts:
             assert self._setup.encoder is not None, "conversations are read where something encodes them"
             return batch_texts(texts, self._setup.encoder)
-        assert self._processor is not None, "clips are read where a chain was built for them"
-        return self._processor.batch(samples)
+        return self._batcher.batch(samples)
+
+    @property
+    def _batcher(self) -> Processor:
+        """What makes batches out of the prepared samples of any robot."""
+        return next(iter(self._processors.values()))
 
     def _count_bad(self, key: str, error: str, what: str) -> None:
         self._bad += 1
@@ -310,12 +313,12 @@ class Reader:
         return prepare_text(task.shard.result()[task.address.clip], task.source, shard, self._setup.encoder)
 
     def _prepare(self, task: SampleTask) -> PreparedSample:
-        assert self._processor is not None, "clips are read where a chain was built for them"
-        seed, spec, source = self._config.run.seed, self._processor.spec, task.source
+        seed, source = self._config.run.seed, task.source
+        processor = self._processors[source.index.embodiment.name]
         shard, frame = task.shard.result(), task.address.frame
         clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)
-        sample = window(clip, frame, spec.horizon, source.sample_kind, source.name, source.levels)
-        error = bad.within(frame, frame + int(sample.action_valid.sum()), self._setup.chain.delta) if bad else ""
+        sample = window(clip, frame, processor.spec.horizon, source.sample_kind, source.name, source.levels)
+        error = bad.within(frame, frame + int(sample.action_valid.sum()), processor.chain.delta) if bad else ""
         if source.views and not error:
             try:
                 sample = sample.but(views=_decoded(clip, frame, source.views))
@@ -324,7 +327,7 @@ class Reader:
         if error:
             sample = _masked(sample, source)
             error = f"shard {source.index.shards[task.address.shard].name}, {error}"
-        prepared = self._processor.prepare(sample, generator(seed, RngUse.FLOW, source.name, task.n))
+        prepared = processor.prepare(sample, generator(seed, RngUse.FLOW, source.name, task.n))
         data = self._config.data
         if data.augment and not error and (source.views or data.augmentation == "gpla"):
             change = augment_as_gpla if data.augmentation == "gpla" else augment

@@ -1,8 +1,8 @@
-"""What a run's config means for its data: sources opened, views given slots, statistics chosen, the chain built.
+"""What a run's config means for its data: sources opened, views given slots, and what is made of each robot.
 
 `prepare` (and `prepare_texts`, for a model that only writes) is where bad input of a run surfaces, before a model is
-built: a folder that is none or of another kind, an unknown view, sources of different embodiments, too few shards for
-the streams, statistics that do not fit.
+built: a folder that is none or of another kind, an unknown view, embodiments that differ under one name, too few
+shards for the streams, statistics that do not fit.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from la4vla.config import DataConfig, TrainConfig
 from la4vla.data.collate import Encode
 from la4vla.data.groups import Groups, make_groups
-from la4vla.data.normalize import STATS, FolderStats, Stats
+from la4vla.data.normalize import STATS, FolderStats
 from la4vla.data.order import Stream, make_streams
-from la4vla.data.processor import Processor
+from la4vla.data.robots import RobotSetup, make_robots, one_embodiment
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.shards.read import clip_places
-from la4vla.data.transforms import Chain, build_chain, chain_from_dicts
 from la4vla.levels import LEVELS, Levels
-from la4vla.manifest import Checkpoint
-from la4vla.types import KINDS, Embodiment, InputSpec, Kind, TextEncoder, UserError
+from la4vla.manifest import Checkpoint, TrainedRobot
+from la4vla.types import KINDS, InputSpec, Kind, TextEncoder, UserError
 
 
 @dataclass(frozen=True)
@@ -62,31 +61,19 @@ class TextSource:
 
 
 @dataclass(frozen=True)
-class RobotSetup:
-    """What a run with actions makes of them.
-
-    embodiment  of all its clips
-    processor   what turns their samples into batches
-    """
-
-    embodiment: Embodiment
-    processor: Processor
-
-
-@dataclass(frozen=True)
 class Setup:
     """What a run reads, and what it makes of it. Only what some stage mixes is in it.
 
     sources  of clips, in the order of the config
     texts    of conversations, likewise
-    robot    None where there is no source of clips
+    robots   of the sources of clips, by the names of their embodiments; the first source's is the first
     encoder  what turns conversations into batches; None where there are none
     groups   of each source of kind `contrast`; with them no source is of another kind
     """
 
     sources: Mapping[str, Source]
     texts: Mapping[str, TextSource]
-    robot: RobotSetup | None
+    robots: Mapping[str, RobotSetup]
     encoder: TextEncoder | None
     groups: Mapping[str, Groups] = field(default_factory=dict)
 
@@ -94,23 +81,19 @@ class Setup:
     def every_source(self) -> dict[str, Source | TextSource]:
         return {**self.sources, **self.texts}
 
-    @property
-    def embodiment(self) -> Embodiment:
-        """Of a run with actions, like `processor` and `chain`."""
-        return self._acting.embodiment
+    def robot_of(self, source: Source) -> RobotSetup:
+        return self.robots[source.index.embodiment.name]
 
     @property
-    def processor(self) -> Processor:
-        return self._acting.processor
+    def only_robot(self) -> RobotSetup:
+        """Of a run whose learner takes one."""
+        (robot,) = self.robots.values()
+        return robot
 
     @property
-    def chain(self) -> Chain:
-        return self.processor.chain
-
-    @property
-    def _acting(self) -> RobotSetup:
-        assert self.robot is not None, "this run reads conversations alone"
-        return self.robot
+    def trained_robots(self) -> tuple[TrainedRobot, ...]:
+        """What a checkpoint says of the robots."""
+        return tuple(robot.trained(view_sizes(self, name)) for name, robot in self.robots.items())
 
 
 def prepare(
@@ -135,18 +118,14 @@ def prepare(
         )
     texts = {name: _text_source(config, name, indexes.pop(name)) for name in of_texts}
     if not indexes:
-        return Setup({}, texts, None, encoder)
-    embodiment = _embodiment(indexes)
+        return Setup({}, texts, {}, encoder)
     views = {
         name: () if config.data.sources[name].kind == "la" else _views_of(name, config.data.sources[name].views, index)
         for name, index in indexes.items()
     }
     sources = {name: _source(config, name, index, views[name]) for name, index in indexes.items()}
-    chain = build_chain(
-        config.data, embodiment, slot_order(views), _stats(config, embodiment, indexes, inherited, own), spec
-    )
-    robot = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow))
-    return Setup(sources, texts, robot, encoder if texts else None)
+    robots = make_robots(config, indexes, views, spec, encode, inherited, own)
+    return Setup(sources, texts, robots, encoder if texts else None)
 
 
 def prepare_texts(config: TrainConfig, encoder: TextEncoder) -> Setup:
@@ -158,7 +137,7 @@ def prepare_texts(config: TrainConfig, encoder: TextEncoder) -> Setup:
                 f"data.sources.{name}.kind is {kind}, and this model learns conversations alone; write its clips as "
                 "texts with `la4vla construct texts`, and use them with kind text."
             )
-    return Setup({}, {name: _text_source(config, name, index) for name, index in indexes.items()}, None, encoder)
+    return Setup({}, {name: _text_source(config, name, index) for name, index in indexes.items()}, {}, encoder)
 
 
 def prepare_pairs(
@@ -166,19 +145,17 @@ def prepare_pairs(
 ) -> Setup:
     """The same for a grounding model, whose sources are all of kind `contrast`. image_size: 0 without vision."""
     indexes = _indexes(config)
-    embodiment = _embodiment(indexes)
+    embodiment = one_embodiment(indexes, "a grounding model judges the actions of one")
     views = {name: _pair_view(config, name, index) for name, index in indexes.items()}
     sources = {}
     for name, index in indexes.items():
         sources[name] = Source(name, "contrast", index, _folder_stats(name, index), views[name], "low", ())
     sizes = (len(embodiment.state.names), len(embodiment.action.names))
     spec = InputSpec(image_size, 0, config.grounding.horizon, *sizes, max_tokens, -1, -1)
-    stats = _stats(config, embodiment, indexes, inherited, own)
-    chain = build_chain(config.data, embodiment, slot_order(views), stats, spec)
+    robots = make_robots(config, indexes, views, spec, encode, inherited, own)
     size = config.data.contrast_group
     groups = {name: make_groups(config.run.seed, name, size, clip_places(index)) for name, index in indexes.items()}
-    robot = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow))
-    return Setup(sources, {}, robot, None, groups)
+    return Setup(sources, {}, robots, None, groups)
 
 
 def fingerprints(setup: Setup) -> dict[str, str]:
@@ -187,10 +164,10 @@ def fingerprints(setup: Setup) -> dict[str, str]:
     return {name: fingerprint(source.index) for name, source in setup.every_source.items()}
 
 
-def view_sizes(setup: Setup) -> dict[str, list[list[int]]]:
-    """View -> [height, width] in pixels of its stored images, one for each size that the sources have."""
-    sizes: dict[str, list[list[int]]] = {name: [] for name in setup.chain.views}
-    for source in setup.sources.values():
+def view_sizes(setup: Setup, robot: str) -> dict[str, list[list[int]]]:
+    """View of a robot -> [height, width] in pixels of its stored images, one for each size that its sources have."""
+    sizes: dict[str, list[list[int]]] = {name: [] for name in setup.robots[robot].chain.views}
+    for source in (setup.sources[name] for name in setup.robots[robot].sources):
         for name in source.views:
             view = source.index.views[name]
             if [view.height, view.width] not in sizes[name]:
@@ -205,21 +182,6 @@ def check_world(streams: int, world_size: int) -> None:
             f"data.streams={streams} cannot be shared by {world_size} ranks; use a number of ranks that divides it, "
             f"or, for a new run, set data.streams to a multiple of {world_size}."
         )
-
-
-def slot_order(views: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """All views of a run in slot order: as listed by the first source, new ones of later sources behind them.
-
-    views: source -> its views in order. Raises UserError if two sources disagree about the order.
-    """
-    order = list(dict.fromkeys(view for names in views.values() for view in names))
-    for source, names in views.items():
-        if sorted(names, key=order.index) != list(names):
-            raise UserError(
-                f"data.sources.{source}.views lists {', '.join(names)} in another order than the sources before it; "
-                f"list them as {', '.join(sorted(names, key=order.index))}."
-            )
-    return tuple(order)
 
 
 def fingerprint(index: Index) -> str:
@@ -254,17 +216,6 @@ def _text_source(config: TrainConfig, name: str, index: Index) -> TextSource:
         )
     streams = make_streams(index, name, config.data.streams, config.run.seed, config.data.shuffle_bytes)
     return TextSource(name, "text", index, streams)
-
-
-def _embodiment(indexes: Mapping[str, Index]) -> Embodiment:
-    (first, one), *others = indexes.items()
-    for name, index in others:
-        if differs := one.embodiment.difference(index.embodiment):
-            raise UserError(
-                f"sources {first} and {name} have different embodiments ({differs.field} is {_shown(differs.mine)} and "
-                f"{_shown(differs.other)}); convert one of them, or train them in separate runs with init_from."
-            )
-    return one.embodiment
 
 
 def _views_of(name: str, asked: Sequence[str], index: Index) -> tuple[str, ...]:
@@ -314,54 +265,3 @@ def _folder_stats(name: str, index: Index) -> FolderStats:
                 f"{' '.join(vector.names)}; write the folder again."
             )
     return stats
-
-
-def _stats(
-    config: TrainConfig,
-    embodiment: Embodiment,
-    indexes: Mapping[str, Index],
-    inherited: Checkpoint | None,
-    own: bool,
-) -> tuple[Stats, Stats]:
-    """(state, action). A run that goes on keeps those of its own checkpoint, whatever became of the folders since;
-    a new one takes `stats_source`'s, else `init_from`'s, else those of the first source in its mixtures."""
-    data = config.data
-    if inherited and (own or not data.stats_source):
-        cure = "set run.dir to a new folder" if own else "set data.stats_source to one of this run's sources"
-        return _inherited(inherited, config, embodiment, cure)
-    name = data.stats_source or next(iter(indexes))
-    path = data.sources[name].path
-    if data.sources[name].kind == "text":
-        raise UserError(
-            f"data.stats_source is {name}, a source of conversations, which has no statistics; name one of clips."
-        )
-    if name not in indexes:
-        _embodiment({**indexes, name: read_index(path)})
-    stats = read_stats(path)
-    return stats.state, stats.action(data.action)
-
-
-def _inherited(source: Checkpoint, config: TrainConfig, embodiment: Embodiment, cure: str) -> tuple[Stats, Stats]:
-    """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
-    checkpoint, made = source.folder, source.manifest
-    if differs := embodiment.difference(Embodiment.from_dict(made.embodiment)):
-        raise UserError(
-            f"{checkpoint} was trained on another embodiment than the data's ({differs.field} is "
-            f"{_shown(differs.other)}, the data's is {_shown(differs.mine)}), so its statistics do not fit; {cure}."
-        )
-    chain = chain_from_dicts(made.transforms)
-    if chain.normalize.mode != config.data.normalization:
-        raise UserError(
-            f"{checkpoint} was trained with data.normalization={chain.normalize.mode}, not "
-            f"{config.data.normalization}; set it so, or {cure}."
-        )
-    if chain.delta != (config.data.action == "delta_to_state"):
-        raise UserError(
-            f"{checkpoint} was trained with other actions than data.action={config.data.action}; "
-            f"change data.action or {cure}."
-        )
-    return chain.normalize.state, chain.normalize.action
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else f"`{value}`"

@@ -315,7 +315,7 @@ def _check_size(what: str, vector: VectorSpec, room: int) -> None:
     if len(vector.names) > room:
         raise UserError(
             f"the data's {what} has {len(vector.names)} dims, the model takes {room}; "
-            f"choose a model.preset with {what}_dim of at least {len(vector.names)}."
+            f"set model.{what}_dim={len(vector.names)}."
         )
 
 

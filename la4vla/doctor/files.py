@@ -20,12 +20,14 @@ def checkpoint_check(path: Path, demand: Demand | None) -> Check:
         folder = manifest.resolve(path)
         about = manifest.read(folder)
         whole_weights(folder, about)
-        robot = contents(folder, about).embodiment
+        wanted = SIMULATORS[demand.suite].embodiment.name if demand else about.trained_robots[0].name
+        held = contents(folder, about, wanted)
+        robot = held.embodiment
         if demand is not None:
-            require_match(robot, about.views, SIMULATORS[demand.suite].embodiment, demand.setting.views)
+            require_match(robot, held.views, SIMULATORS[demand.suite].embodiment, demand.setting.views)
     except UserError as error:
         return failed("checkpoint", str(error), "check the path")
-    views = ", ".join(about.views) or "none"
+    views = ", ".join(held.views) or "none"
     known = next((sim.name for sim in SIMULATORS.values() if sim.embodiment == robot), "no simulator of ours")
     says = (
         f"{folder}: step {about.step}, {robot.name} ({known}), views {views}; weights, tokenizer and transforms whole."

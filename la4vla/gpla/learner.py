@@ -114,7 +114,7 @@ class RoundsLearner:
         self._module: VlmModel | None = None
         self._held_out = None
         if config.validate.texts:
-            nothing = Setup({}, {}, None, self._source.encoder)
+            nothing = Setup({}, {}, {}, self._source.encoder)
             self._held_out = texts.HeldOutTexts(config, nothing, self._source.encoder, world)
 
     @property
@@ -128,7 +128,8 @@ class RoundsLearner:
 
     def identity(self, module: VlmModel) -> Identity:
         assert self._inherited is not None, "the rounds begin with a checkpoint of the high-level model"
-        robot = Embodiment.from_dict(self._inherited.embodiment) if self._inherited.embodiment else None
+        known = self._inherited.trained_robots
+        robot = Embodiment.from_dict(known[0].embodiment) if known else None
         text = {**self._inherited.text, SETTINGS: self._settings(), ROUND: self._round}
         return self._source.identity(module, robot, text, self._names)
 

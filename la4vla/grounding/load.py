@@ -53,7 +53,7 @@ def _rules(spec: str, place: str) -> RulesScorer:
 def _robot(folder: str) -> Embodiment:
     if (Path(folder) / INDEX).is_file():
         return read_index(folder).embodiment
-    return Embodiment.from_dict(manifest.read(_checkpoint(folder)).embodiment)
+    return Embodiment.from_dict(manifest.read(_checkpoint(folder)).robot().embodiment)
 
 
 def _checkpoint(place: str) -> Path:

@@ -52,8 +52,9 @@ class GroundingScorer:
         encoder = SentenceEncoder.load(folder / manifest.TOKENIZER, made.input_spec["max_tokens"])
         model = rebuild(made.model, encoder)
         load_stored(model, load_file(folder / manifest.WEIGHTS), folder)
-        robot = Embodiment.from_dict(made.embodiment)
-        return GroundingScorer(model, chain_from_dicts(made.transforms), encoder, robot, made.weights_sha256, device)
+        trained = made.robot()
+        robot, chain = Embodiment.from_dict(trained.embodiment), chain_from_dicts(trained.transforms)
+        return GroundingScorer(model, chain, encoder, robot, made.weights_sha256, device)
 
     @property
     def name(self) -> str:

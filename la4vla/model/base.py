@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from la4vla import manifest
 from la4vla.files import sha256
+from la4vla.manifest import DamagedCheckpoint, Manifest
 from la4vla.model.tokenizer import local_folder
 from la4vla.types import UserError
 
@@ -79,6 +82,22 @@ def load_stored(module: nn.Module, stored: Mapping[str, Tensor], folder: Path, f
             f"{some(stored.keys() - fits)}; use the model settings it was trained with."
         )
     module.load_state_dict(stored, strict=False)
+
+
+def load_average(module: nn.Module, folder: Path, written: Manifest) -> None:
+    """The moving average of what trained, over the weights of a checkpoint that the module has already. Raises
+    UserError where the checkpoint has none, and for one that is damaged."""
+    if not written.ema_sha256:
+        raise UserError(
+            f"{folder} holds no average of its weights; train with optim.ema_decay, or leave out --weights ema."
+        )
+    path = folder / manifest.EMA
+    if not path.is_file() or sha256(path) != written.ema_sha256:
+        raise DamagedCheckpoint(folder, f"its {manifest.EMA} is not that of its manifest")
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, average in load_file(path).items():
+            parameters[name].copy_(average)
 
 
 def some(names: Collection[str]) -> str:

@@ -7,14 +7,16 @@ it were full, as kernels without a causal skip do it). Norms, activations and so
 
 The rule for a training step, per module: 1x forward; backward 2x when it trains, 1x when it is frozen but the gradient
 passes through it to something that trains below, else 0; + 1x when it is checkpointed and so runs twice. A frozen tower
-costs 1x. The recomputation is left out of MFU's numerator (it is no progress) and counted in a layout's cost.
+costs 1x. Adapters that train count as modules that train; what they adapt is frozen. The recomputation is left out of
+MFU's numerator (it is no progress) and counted in a layout's cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from la4vla.config import LoraConfig
 from la4vla.model.presets import ModelSize
 
 PEAK_BF16 = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H200": 989e12}
@@ -53,24 +55,77 @@ def forward(size: ModelSize, readout: str, images: int, tokens: int) -> Forward:
     )
 
 
-def training(cost: Forward, trained: Collection[str], checkpointing: bool = False) -> float:
-    """Operations of forward and backward of one sample; `trained` are names of config.MODULE_GROUPS."""
-    below_projector = "vision" in trained
-    below_llm = below_projector or "projector" in trained or "embeddings" in trained
-    below_head = below_llm or "llm" in trained
-    total = cost.vision * _passes(False, "vision" in trained, checkpointing)
-    total += cost.projector * _passes(below_projector, "projector" in trained, False)
-    total += cost.llm * _passes(below_llm, "llm" in trained, checkpointing)
-    return total + cost.head * _passes(below_head, "head" in trained, False)
+NO_ADAPTERS = Forward(0.0, 0.0, 0.0, 0.0)
 
 
-def text_step(size: ModelSize, images: int, rows: int, tokens: int, answers: int, trained: Collection[str]) -> float:
-    """Operations of forward and backward of a micro-batch of conversations. answers: tokens that are predicted."""
+def adapters(size: ModelSize, readout: str, lora: LoraConfig, images: int, tokens: int) -> Forward:
+    """What adapters on their targets' linear layers add to `forward`: two thin products a layer and position."""
+    width, steps = size.width, size.horizon
+    kv_width = width // size.llm_heads * size.kv_heads
+    llm = size.llm_layers * (4 * width + 2 * (width + kv_width) + 3 * (width + size.llm_mlp)) * tokens
+    vision = size.vision_layers * (8 * size.vision_width + 2 * (size.vision_width + size.vision_mlp))
+    projector = size.vision_width * size.shuffle**2 + 3 * width
+    added = {
+        "vision": vision * images * (size.patches + 1),
+        "projector": projector * images * size.image_tokens,
+        "llm": llm,
+        "head": _head_adapters(size, readout, steps, tokens),
+    }
+    return Forward(**{group: 2.0 * lora.rank * n if group in lora.targets else 0.0 for group, n in added.items()})
+
+
+def _head_adapters(size: ModelSize, readout: str, steps: int, tokens: int) -> int:
+    """Sum over the head's linear layers of (inputs + outputs) x positions."""
+    width, hidden = size.width, size.head_hidden
+    block = steps * (4 * width + 2 * (width + size.head_mlp)) + (tokens + 1) * 3 * width
+    once = size.state_dim + 2 * hidden + width
+    each = size.action_dim + 5 * width
+    if readout == "per_token":
+        block += steps * 7 * width
+        each += 3 * width + size.action_dim
+    else:
+        once += (steps + 1) * width + width + 2 * hidden + steps * size.action_dim
+    return size.head_blocks * block + steps * each + once
+
+
+def training(
+    cost: Forward, trained: Collection[str], checkpointing: bool = False, adapters: Forward = NO_ADAPTERS
+) -> float:
+    """Operations of forward and backward of one sample; `trained` are names of config.MODULE_GROUPS. adapters: what
+    those that train add to its forward; the weights that they adapt pass the gradient on and get none."""
+    adapted = {group for group, added in asdict(adapters).items() if added}
+    learn = {*trained, *adapted}
+    below_projector = "vision" in learn
+    below_llm = below_projector or "projector" in learn or "embeddings" in learn
+    below_head = below_llm or "llm" in learn
+    total = cost.vision * _passes("vision" in adapted, "vision" in trained, checkpointing)
+    total += cost.projector * _passes(below_projector or "projector" in adapted, "projector" in trained, False)
+    total += cost.llm * _passes(below_llm or "llm" in adapted, "llm" in trained, checkpointing)
+    total += cost.head * _passes(below_head or "head" in adapted, "head" in trained, False)
+    total += (adapters.vision + adapters.llm) * _passes(True, True, checkpointing)
+    return total + (adapters.projector + adapters.head) * _passes(True, True, False)
+
+
+def text_step(
+    size: ModelSize,
+    images: int,
+    rows: int,
+    tokens: int,
+    answers: int,
+    trained: Collection[str],
+    lora: LoraConfig | None = None,
+) -> float:
+    """Operations of forward and backward of a micro-batch of conversations. answers: tokens that are predicted. lora:
+    of adapters that train."""
     seen = forward(size, "per_token", images, tokens)
     shown = Forward(seen.vision, seen.projector, rows * seen.llm, 0.0)
-    behind = {"vision", "projector", "embeddings", "llm"} & set(trained)
+    added = NO_ADAPTERS
+    if lora is not None:
+        own = adapters(size, "per_token", lora, images, tokens)
+        added = Forward(own.vision, own.projector, rows * own.llm, 0.0)
+    behind = {"vision", "projector", "embeddings", "llm"} & {*trained, *(lora.targets if lora else ())}
     head = answers * 2 * size.width * size.vocab
-    return training(shown, trained) + head * _passes(bool(behind), "language_head" in trained, False)
+    return training(shown, trained, False, added) + head * _passes(bool(behind), "language_head" in trained, False)
 
 
 def chunk(size: ModelSize, readout: str, images: int, tokens: int, steps: int, cached: bool) -> float:

@@ -33,12 +33,38 @@ from la4vla.model.presets import ModelSize
 class ContextCache:
     """What a chunk attends to: the context and, last, the state token.
 
-    keys_values  one pair a block, each [B, heads, L + 1, width / heads]
-    mask         bool [B, 1, 1, L + 1], True where the chunk may look
+    keys_values   one pair a block, each [B, heads, L + 1, width / heads]
+    mask          bool [B, 1, 1, L + 1], True where the chunk may look
+    embodiment_B  int64, number of each row's embodiment
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor
+    embodiment_B: Tensor
+
+
+class EmbodimentLinear(nn.Module):
+    """A linear layer for each embodiment; a row goes through its own."""
+
+    def __init__(self, embodiments: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(embodiments, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(embodiments, outputs))
+
+    def forward(self, x_BNI: Tensor, embodiment_B: Tensor) -> Tensor:
+        """[B, N, inputs] -> [B, N, outputs]."""
+        weight_BIO = self.weight[embodiment_B].transpose(1, 2)
+        return torch.baddbmm(self.bias[embodiment_B][:, None], x_BNI, weight_BIO)
+
+
+def linear(inputs: int, outputs: int, embodiments: int) -> nn.Linear | EmbodimentLinear:
+    """embodiments: 0 for one layer that all share."""
+    return EmbodimentLinear(embodiments, inputs, outputs) if embodiments else nn.Linear(inputs, outputs)
+
+
+def through(layer: nn.Linear | EmbodimentLinear, x_BNI: Tensor, embodiment_B: Tensor) -> Tensor:
+    """[B, N, inputs] -> [B, N, outputs]."""
+    return layer(x_BNI, embodiment_B) if isinstance(layer, EmbodimentLinear) else layer(x_BNI)
 
 
 class Attention(nn.Module):
@@ -87,14 +113,14 @@ class HeadBlock(nn.Module):
 class ActionEncoder(nn.Module):
     """Noisy actions -> one token a step: Linear, ReLU, + step position, Linear, ReLU, Linear."""
 
-    def __init__(self, size: ModelSize) -> None:
+    def __init__(self, size: ModelSize, embodiments: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(size.action_dim, size.width)
+        self.w1 = linear(size.action_dim, size.width, embodiments)
         self.w2 = nn.Linear(size.width, size.width)
         self.w3 = nn.Linear(size.width, size.width)
 
-    def forward(self, x_BTA: Tensor) -> Tensor:
-        hidden = F.relu(self.w1(x_BTA))
+    def forward(self, x_BTA: Tensor, embodiment_B: Tensor) -> Tensor:
+        hidden = F.relu(through(self.w1, x_BTA, embodiment_B))
         steps_T = torch.arange(x_BTA.shape[1], device=x_BTA.device)
         hidden = hidden + flow.sinusoid(steps_T, hidden.shape[-1]).to(hidden.dtype)
         return self.w3(F.relu(self.w2(hidden)))
@@ -103,38 +129,40 @@ class ActionEncoder(nn.Module):
 class StateEncoder(nn.Module):
     """Robot state -> the one state token that joins the context."""
 
-    def __init__(self, size: ModelSize) -> None:
+    def __init__(self, size: ModelSize, embodiments: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(size.state_dim, size.head_hidden)
+        self.fc1 = linear(size.state_dim, size.head_hidden, embodiments)
         self.fc2 = nn.Linear(size.head_hidden, size.width)
 
-    def forward(self, state_BS: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(state_BS)))
+    def forward(self, state_BS: Tensor, embodiment_B: Tensor) -> Tensor:
+        hidden_BE = through(self.fc1, state_BS[:, None], embodiment_B)[:, 0]
+        return self.fc2(F.relu(hidden_BE))
 
 
 class FlattenReadout(nn.Module):
-    """The released one: the whole chunk through one vector of the head's width."""
+    """The released one: the whole chunk through one vector of the head's width. All embodiments share it."""
 
-    def __init__(self, size: ModelSize) -> None:
+    def __init__(self, size: ModelSize, embodiments: int) -> None:
         super().__init__()
+        assert not embodiments, "config.train refuses it"
         self.horizon = size.horizon
         self.pool = nn.Linear(size.horizon * size.width, size.width)
         self.fc1 = nn.Linear(size.width, size.head_hidden)
         self.fc2 = nn.Linear(size.head_hidden, size.horizon * size.action_dim)
 
-    def forward(self, x_BTE: Tensor) -> Tensor:
+    def forward(self, x_BTE: Tensor, embodiment_B: Tensor) -> Tensor:
         pooled = self.pool(rearrange(x_BTE, "b t e -> b (t e)"))
         return rearrange(self.fc2(F.relu(self.fc1(pooled))), "b (t a) -> b t a", t=self.horizon)
 
 
 class PerTokenReadout(nn.Module):
-    def __init__(self, size: ModelSize) -> None:
+    def __init__(self, size: ModelSize, embodiments: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(size.width, size.width)
-        self.fc2 = nn.Linear(size.width, size.action_dim)
+        self.fc2 = linear(size.width, size.action_dim, embodiments)
 
-    def forward(self, x_BTE: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BTE)))
+    def forward(self, x_BTE: Tensor, embodiment_B: Tensor) -> Tensor:
+        return through(self.fc2, F.gelu(self.fc1(x_BTE)), embodiment_B)
 
 
 READOUTS = {"flatten": FlattenReadout, "per_token": PerTokenReadout}
@@ -143,33 +171,47 @@ READOUTS = {"flatten": FlattenReadout, "per_token": PerTokenReadout}
 class FlowHead(nn.Module):
     """Dropout draws from torch's default generator of the device; the caller seeds it. Everything else is
     deterministic.
+
+    embodiments: how many have projections of their own from state and action, and to actions (the layers that touch the
+    robot's numbers; Evo-1's categories, FACTS 4.1); 0: all share one.
     """
 
-    def __init__(self, size: ModelSize, readout: str, dropout: float) -> None:
+    def __init__(self, size: ModelSize, readout: str, dropout: float, embodiments: int) -> None:
         super().__init__()
-        self.action_encoder = ActionEncoder(size)
-        self.state_encoder = StateEncoder(size)
+        self.action_encoder = ActionEncoder(size, embodiments)
+        self.state_encoder = StateEncoder(size, embodiments)
         self.blocks = nn.ModuleList(HeadBlock(size, dropout, readout == "per_token") for _ in range(size.head_blocks))
         self.norm_out = nn.LayerNorm(size.width)
-        self.readout = READOUTS[readout](size)
+        self.readout = READOUTS[readout](size, embodiments)
 
     def encode_context(
-        self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor
+        self,
+        context_BLE: Tensor,
+        key_mask_BL: Tensor,
+        state_BS: Tensor,
+        state_mask_BS: Tensor,
+        embodiment_B: Tensor,
     ) -> ContextCache:
         """Keys and values of every block, from `context`. Once a chunk."""
-        source_BLE, mask_BL = self.context(context_BLE, key_mask_BL, state_BS, state_mask_BS)
+        source_BLE, mask_BL = self.context(context_BLE, key_mask_BL, state_BS, state_mask_BS, embodiment_B)
         keys_values = tuple(block.attn.keys_values(source_BLE) for block in self._blocks())
-        return ContextCache(keys_values, mask_BL[:, None, None, :])
+        return ContextCache(keys_values, mask_BL[:, None, None, :], embodiment_B)
 
     def context(
-        self, context_BLE: Tensor, key_mask_BL: Tensor, state_BS: Tensor, state_mask_BS: Tensor
+        self,
+        context_BLE: Tensor,
+        key_mask_BL: Tensor,
+        state_BS: Tensor,
+        state_mask_BS: Tensor,
+        embodiment_B: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """All that the blocks attend to, the state token behind the context, and which of it is seen (bool).
 
         key_mask_BL: bool, False keys are never seen. state_BS: float32; dims outside state_mask_BS count as 0.
+        embodiment_B: int64, number of each row's embodiment.
         """
         dtype = self.state_encoder.fc1.weight.dtype
-        state_BE = self.state_encoder(state_BS.masked_fill(~state_mask_BS, 0.0).to(dtype))
+        state_BE = self.state_encoder(state_BS.masked_fill(~state_mask_BS, 0.0).to(dtype), embodiment_B)
         source_BLE = torch.cat([context_BLE, state_BE[:, None].to(context_BLE.dtype)], dim=1)
         return source_BLE, F.pad(key_mask_BL, (0, 1), value=True)
 
@@ -178,10 +220,10 @@ class FlowHead(nn.Module):
         assert x_BTA.dtype == time_B.dtype == torch.float32
         dtype = self.norm_out.weight.dtype
         time_B1E = flow.sinusoid(time_B * flow.TIME_SCALE, self.norm_out.normalized_shape[0])[:, None].to(dtype)
-        x_BTE = self.action_encoder(x_BTA.to(dtype))
+        x_BTE = self.action_encoder(x_BTA.to(dtype), cache.embodiment_B)
         for block, keys_values in zip(self._blocks(), cache.keys_values, strict=True):
             x_BTE = block(x_BTE, time_B1E, keys_values, cache.mask)
-        return self.readout(self.norm_out(x_BTE)).float()
+        return self.readout(self.norm_out(x_BTE), cache.embodiment_B).float()
 
     def _blocks(self) -> list[HeadBlock]:
         return [block for block in self.blocks if isinstance(block, HeadBlock)]

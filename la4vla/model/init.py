@@ -20,7 +20,7 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddi
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from la4vla.model.flow import sinusoid
-from la4vla.model.head import Attention
+from la4vla.model.head import Attention, EmbodimentLinear
 from la4vla.rng import RngUse, torch_generator
 
 EMBEDDING_STD = 0.02
@@ -57,6 +57,12 @@ def _set(module: nn.Module, key: str, parameter: Tensor, generator: torch.Genera
         parameter.normal_(0.0, EMBEDDING_STD, generator=generator)
     elif isinstance(module, nn.LayerNorm | Qwen2RMSNorm):
         parameter.fill_(1.0 if key == "weight" else 0.0)
+    elif isinstance(module, EmbodimentLinear):
+        for one in parameter:  # a matrix or a bias for each embodiment
+            if key == "weight":
+                _xavier(one, generator)
+            else:
+                one.zero_()
     elif isinstance(module, nn.Linear | nn.Conv2d):
         if key == "weight":
             _xavier(parameter, generator)

@@ -11,7 +11,7 @@ Refuses: sampling in training mode (dropout would be on).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,17 @@ from la4vla.types import Batch, InputSpec, TextBatch
 
 
 class Policy(nn.Module):
-    def __init__(self, size: ModelSize, readout: str, attention: str, dropout: float, writes: bool) -> None:
-        """writes: whether it has a language head."""
+    def __init__(
+        self,
+        size: ModelSize,
+        readout: str,
+        attention: str,
+        dropout: float,
+        writes: bool,
+        embodiments: Sequence[str],
+    ) -> None:
+        """writes: whether it has a language head. embodiments: names of those with projections of their own, in the
+        order of their numbers; empty: all share one."""
         super().__init__()
         self.size = size
         self.description: dict[str, Any] = {
@@ -40,11 +49,12 @@ class Policy(nn.Module):
             "attention": attention,
             "dropout": dropout,
             "writes": writes,
+            "embodiments": list(embodiments),
             "lora": {},
         }
         """What `rebuild` takes; the `model` entry of a checkpoint's manifest."""
         self.backbone = Backbone(size, attention)
-        self.head = FlowHead(size, readout, dropout)
+        self.head = FlowHead(size, readout, dropout, len(embodiments))
         if writes:
             self.language_head = nn.Linear(size.width, size.vocab, bias=False)
         self.writes = writes
@@ -89,12 +99,14 @@ class Policy(nn.Module):
         context_BLE, key_mask_BL = self.backbone(batch)
         if self.insulated:
             context_BLE = context_BLE.detach()
-        return self.head.encode_context(context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS)
+        return self.head.encode_context(
+            context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS, batch.embodiment_B
+        )
 
     def context(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, L + 1, E] that the head attends to, the state token last, and which of it is real (bool)."""
         context_BLE, key_mask_BL = self.backbone(batch)
-        return self.head.context(context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS)
+        return self.head.context(context_BLE, key_mask_BL, batch.state_BS, batch.state_mask_BS, batch.embodiment_B)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the vision and language blocks in the backward pass: less memory, one forward pass more."""
@@ -123,13 +135,14 @@ class Policy(nn.Module):
         return self
 
 
-def build_policy(config: ModelConfig, seed: int, writes: bool = False) -> Policy:
+def build_policy(config: ModelConfig, seed: int, writes: bool = False, embodiments: Sequence[str] = ()) -> Policy:
     """A policy on the CPU in fp32, without adapters: backbone from `config.weights` where given, everything else
     random, the same for a seed. writes: with a language head, which `config.weights` give where they have one.
+    embodiments: names of those with projections of their own.
 
     Raises UserError for an unknown preset, an absent attention backend or weights that do not fit the preset.
     """
-    policy = _empty(size_of(config), config.readout, config.attention, config.dropout, writes)
+    policy = _empty(size_of(config), config.readout, config.attention, config.dropout, writes, embodiments)
     if config.weights:
         given = weights.load(policy, config.weights)
         for name in {"head", LANGUAGE_HEAD} & dict(policy.named_children()).keys() - given:
@@ -146,7 +159,7 @@ def rebuild(model: Mapping[str, Any], base: Path | None = None, seed: int = 0) -
     weights that they belong to; what it does not give, adapters among it, is as fresh ones with `seed` are.
     """
     size = ModelSize.from_dict(model["size"])
-    policy = _empty(size, model["readout"], model["attention"], model["dropout"], model["writes"])
+    policy = _empty(size, model["readout"], model["attention"], model["dropout"], model["writes"], model["embodiments"])
     if not model["lora"]:
         with torch.no_grad():
             for parameter in policy.parameters():
@@ -163,10 +176,12 @@ def rebuild(model: Mapping[str, Any], base: Path | None = None, seed: int = 0) -
     return policy
 
 
-def _empty(size: ModelSize, readout: str, attention: str, dropout: float, writes: bool) -> Policy:
+def _empty(
+    size: ModelSize, readout: str, attention: str, dropout: float, writes: bool, embodiments: Sequence[str]
+) -> Policy:
     """Allocated and unset: made on the meta device, so that no default initialisation runs or draws random numbers."""
     with torch.device("meta"):
-        policy = Policy(size, readout, attention, dropout, writes)
+        policy = Policy(size, readout, attention, dropout, writes, embodiments)
     policy.to_empty(device="cpu")
     policy.backbone.restore_buffers()
     return policy

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from la4vla.config import ModelConfig
+from la4vla.config import SIZES, ModelConfig
 from la4vla.types import InputSpec, UserError
 
 
@@ -168,9 +168,9 @@ PRESETS: dict[str, ModelSize] = {"tiny": TINY, "small": SMALL, "la4vla_1b": LA4V
 
 
 def size_of(model: ModelConfig) -> ModelSize:
-    """The preset's, with the horizon that the config asks for. Raises UserError for a preset that does not exist."""
-    size = preset(model.preset)
-    return replace(size, horizon=model.horizon or size.horizon)
+    """The preset's, with what the config sets of config.SIZES. Raises UserError for a preset that does not exist."""
+    size, asked = preset(model.preset), asdict(model)
+    return replace(size, **{name: asked[name] for name in SIZES if asked[name]})
 
 
 def preset(name: str) -> ModelSize:

@@ -2,7 +2,7 @@
 config.json and safetensors), or a checkpoint of ours, of a policy or of a model that writes.
 
 Strict: sizes are compared with the preset, every parameter must be found, nothing may be left over. Dropped, by name:
-the language layers above the preset's (FACTS 4.1 keeps 14 of 24), and the language head where the policy has none.
+the language layers above the model's (FACTS 4.1 keeps 14 of 24), and the language head where the policy has none.
 Nothing here runs remote code.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,36 @@ def truncated(where: str, size: ModelSize) -> int:
     return json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"] - size.llm_layers
 
 
-def _load_checkpoint(policy: Any, folder: Path) -> set[str]:
-    """Of a checkpoint without adapters. Raises UserError as `load`."""
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what a checkpoint without adapters holds; those of a model that writes have the names of a
+    policy. Raises UserError for adapters and for a damaged file."""
+    return {name: tuple(file.get_slice(stored).get_shape()) for name, stored, file in _whole(folder)}
+
+
+@torch.no_grad()
+def fill(policy: nn.Module, folder: Path, taken: Mapping[str, str]) -> None:
+    """Copies weights of a checkpoint into a policy, cast to its dtype. taken: name in the policy -> name as
+    `stored_shapes` has it."""
+    targets, places = policy.state_dict(), {old: name for name, old in taken.items()}
+    for name, stored, file in _whole(folder):
+        if name in places:
+            targets[places[name]].copy_(file.get_tensor(stored))
+
+
+def _whole(folder: Path) -> Iterator[tuple[str, str, Any]]:
+    """(name in a policy, name in the file, the open file) of every weight. Raises UserError for adapters."""
     made = manifest.read(folder)
     if made.base:
         raise UserError(
             f"{folder} holds adapters, and their weights lie elsewhere; `la4vla export {folder} OUT` makes one of both."
         )
-    stored = {_of_vlm(name) if made.learner == "vlm" else name: tensor for name, tensor in _tensors(folder)}
+    for stored, file in _stored(folder):
+        yield _of_vlm(stored) if made.learner == "vlm" else stored, stored, file
+
+
+def _load_checkpoint(policy: Any, folder: Path) -> set[str]:
+    """Of a checkpoint without adapters. Raises UserError as `load`."""
+    stored = {name: file.get_tensor(key) for name, key, file in _whole(folder)}
     targets = policy.state_dict()
     parts = {name.partition(".")[0] for name in stored} & {name.partition(".")[0] for name in targets}
     needed = {name for name in targets if name.partition(".")[0] in parts}
@@ -131,11 +153,6 @@ def _load_checkpoint(policy: Any, folder: Path) -> set[str]:
 def _of_vlm(name: str) -> str:
     """A policy's name for a weight of a model that writes."""
     return name.replace("network.model.", "backbone.internvl.", 1).replace("network.lm_head.", "language_head.", 1)
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for name, file in _stored(folder):
-        yield name, file.get_tensor(name)
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -166,6 +183,8 @@ def check_sizes(folder: Path, size: ModelSize) -> None:
         raise UserError(f"{folder}: no config.json in it; model.weights is a checkpoint in the native `-hf` layout.")
     try:
         _compare(path, size)
+    except UserError:  # is a ValueError, too
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); fetch the checkpoint again.") from error
 
@@ -196,7 +215,10 @@ def _compare(path: Path, size: ModelSize) -> None:
                 f"{path}: {name} is {stored}, the preset has {needed}; choose the preset made for these weights."
             )
     if text["num_hidden_layers"] < size.llm_layers:
-        raise UserError(f"{path}: {text['num_hidden_layers']} language layers, the preset needs {size.llm_layers}.")
+        raise UserError(
+            f"{path}: {text['num_hidden_layers']} language layers, the model asks for {size.llm_layers}; "
+            "set model.llm_layers to as many as it has, or fewer."
+        )
 
 
 def _shards(folder: Path) -> list[Path]:

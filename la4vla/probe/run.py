@@ -47,6 +47,7 @@ class ProbeRequest:
     out          folder of probe.json and probe.html
     shards       where the cases' folder is now; empty: where it was
     base         where the weights of the checkpoint's adapters lie; empty: where they lay in training
+    weights      one of manifest.WHICH_WEIGHTS
     conditions   their names; empty: all
     states       of the representation; 0: no representation
     untrained    whether the checkpoint's architecture gets random weights
@@ -59,6 +60,7 @@ class ProbeRequest:
     out: Path
     shards: str = ""
     base: str = ""
+    weights: str = "raw"
     conditions: Sequence[str] = ()
     states: int = STATES
     untrained: bool = False
@@ -77,7 +79,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     within("--", {**asdict(request.settings), "states": request.states}, INTERVALS)
     conditions = _chosen(request.conditions)
     listed = read_cases(request.cases)
-    policy = _policy(request)
+    policy = _policy(request, listed.embodiment)
     case_clips = open_case_clips(listed, policy.views, request.shards)
     check(policy, case_clips)
     states = distinct_states(listed.cases, case_clips)[: request.states]
@@ -101,11 +103,13 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     return numbers
 
 
-def _policy(request: ProbeRequest) -> ServedPolicy:
+def _policy(request: ProbeRequest, embodiment: str) -> ServedPolicy:
     device = usable_device(request.device)
+    if request.untrained and request.weights != "raw":
+        raise UserError("--untrained has random weights and no average of them; leave out --weights.")
     if request.untrained:
-        return ServedPolicy.untrained(request.checkpoint, request.settings.seed, device)
-    return ServedPolicy.load(request.checkpoint, device, request.base)
+        return ServedPolicy.untrained(request.checkpoint, request.settings.seed, device, embodiment)
+    return ServedPolicy.load(request.checkpoint, device, request.base, embodiment, request.weights)
 
 
 def require_libraries() -> None:

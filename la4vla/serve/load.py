@@ -14,13 +14,20 @@ from la4vla.types import UserError
 
 
 def load_served(
-    folder: str | Path, text: Path | None, device: str | torch.device, base: str = "", high: Path | None = None
+    folder: str | Path,
+    text: Path | None,
+    device: str | torch.device,
+    base: str = "",
+    high: Path | None = None,
+    embodiment: str = "",
+    weights: str = "raw",
 ) -> Served:
     """The policy of a checkpoint folder, or of a run's newest checkpoint.
 
     text: YAML file of the settings of a model that writes; None for a policy with actions. base: where the weights lie
     that its adapters belong to. high: YAML file of who says a policy's low-level instructions; None: nobody, it is told
-    the task. Raises UserError where they do not fit, and for what cannot be loaded.
+    the task. embodiment: name of the robot to drive, where a policy knows several. weights: one of
+    manifest.WHICH_WEIGHTS. Raises UserError where they do not fit, and for what cannot be loaded.
     """
     writes = manifest.read(manifest.resolve(folder)).learner == "vlm"
     if writes and text is None:
@@ -35,9 +42,9 @@ def load_served(
     if text is not None:
         from la4vla.serve.text.load import load_text_policy
 
-        return load_text_policy(folder, load(text, schema=TextPolicyConfig), device, base)
+        return load_text_policy(folder, load(text, schema=TextPolicyConfig), device, base, weights)
     if high is not None:
         from la4vla.serve.hierarchical.load import load_hierarchical
 
-        return load_hierarchical(folder, load(high, schema=HierarchicalConfig), device, base)
-    return ServedPolicy.load(folder, device, base)
+        return load_hierarchical(folder, load(high, schema=HierarchicalConfig), device, base, embodiment, weights)
+    return ServedPolicy.load(folder, device, base, embodiment, weights)

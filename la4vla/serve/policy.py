@@ -28,7 +28,7 @@ from la4vla.config import FlowConfig
 from la4vla.data.processor import Processor
 from la4vla.data.rotation import on_side
 from la4vla.data.transforms import chain_from_dicts
-from la4vla.model.base import Base, load_stored
+from la4vla.model.base import Base, load_average, load_stored
 from la4vla.model.init import init_weights
 from la4vla.model.policy import Policy, rebuild
 from la4vla.model.presets import ModelSize
@@ -51,7 +51,7 @@ class PolicyLost(UserError):
 class ServedPolicy:
     """Build one with `load` or `untrained`.
 
-    identity    sha256 of the weights, or how the untrained ones were made
+    identity    sha256 of the weights, `ema-` and that of their average, or how the untrained ones were made
     step        optimizer steps of the checkpoint
     views       names of the images it needs, in slot order; empty for kind `la`: a policy of language and state alone
     view_sizes  view -> (height, width) of the images it was trained on, one for each size
@@ -70,15 +70,23 @@ class ServedPolicy:
     device: torch.device
 
     @staticmethod
-    def load(folder: str | Path, device: str | torch.device = "cpu", base: str = "") -> ServedPolicy:
+    def load(
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        base: str = "",
+        embodiment: str = "",
+        weights: str = "raw",
+    ) -> ServedPolicy:
         """The policy of a checkpoint folder, or of a run's newest checkpoint.
 
-        base: where the weights lie that its adapters belong to, if not where they lay when it was trained. Raises
-        UserError for a checkpoint that is incomplete, whose weights are not the manifest's, or whose base is not there.
+        embodiment: name of the robot that it is to drive, if it was trained on several. base: where the weights lie
+        that its adapters belong to, if not where they lay when it was trained. weights: one of manifest.WHICH_WEIGHTS.
+        Raises UserError for a checkpoint that is incomplete, whose weights are not the manifest's, that has no average,
+        whose base is not there, or which does not know the robot.
         """
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        held, path = contents(folder, description), whole_weights(folder, description)
+        held, path = contents(folder, description, embodiment), whole_weights(folder, description)
         with _damage(folder, "model"):
             below = Base.from_dict(description.base).find(base, "--base") if description.base else None
             policy = rebuild(_on_any_device(description.model), below)
@@ -86,14 +94,18 @@ class ServedPolicy:
                 policy.load_state_dict(load_file(path))
             else:
                 load_stored(policy, load_file(path), folder, policy.from_base)
-        return _serve(held, policy, description.weights_sha256, description.step, device)
+            if weights == "ema":
+                load_average(policy, folder, description)
+        return _serve(held, policy, description.identity(weights), description.step, device)
 
     @staticmethod
-    def untrained(folder: str | Path, seed: int, device: str | torch.device = "cpu") -> ServedPolicy:
+    def untrained(
+        folder: str | Path, seed: int, device: str | torch.device = "cpu", embodiment: str = ""
+    ) -> ServedPolicy:
         """The control: a checkpoint's architecture, transforms and tokenizer with random weights."""
         folder = manifest.resolve(folder)
         description = manifest.read(folder)
-        held = contents(folder, description)
+        held = contents(folder, description, embodiment)
         with _damage(folder, "model"):
             policy = rebuild({**_on_any_device(description.model), "lora": {}})
         init_weights(policy, "policy", seed)
@@ -214,23 +226,26 @@ class Contents:
     processor: Processor
 
 
-def contents(folder: Path, description: manifest.Manifest) -> Contents:
-    """All of a checkpoint that can be read without its model. Raises UserError for what is missing or damaged, and for
-    the checkpoint of another learner."""
+def contents(folder: Path, description: manifest.Manifest, robot: str = "") -> Contents:
+    """All of a checkpoint that can be read without its model. robot: name of the embodiment, if it knows several.
+    Raises UserError for what is missing or damaged, and for the checkpoint of another learner."""
     manifest.require_policy(folder, description)
     tokenizer = folder / manifest.TOKENIZER / FILE
     if not tokenizer.is_file():
         raise UserError(f"{tokenizer}: missing; copy the checkpoint again.")
     with _damage(folder, "embodiment"):
-        embodiment = Embodiment.from_dict(description.embodiment)
+        trained = description.robot(robot)
+        embodiment = Embodiment.from_dict(trained.embodiment)
     with _damage(folder, "model"):
         spec = _size(description).spec
     with _damage(folder, "config"):
-        views, kind, flow = tuple(description.views), _kind(description), _flow(description)
-        sizes = {name: tuple((int(h), int(w)) for h, w in description.view_sizes[name]) for name in views}
+        views, kind, flow = tuple(trained.views), _kind(description, trained), _flow(description)
+        sizes = {name: tuple((int(h), int(w)) for h, w in trained.view_sizes[name]) for name in views}
     with _damage(folder, "tokenizer"):  # read from memory: from a file the library raises a bare Exception
         prompter = Prompter(Tokenizer.from_buffer(tokenizer.read_bytes()), spec)
-    processor = Processor(chain_from_dicts(description.transforms), prompter.encode, spec, flow)
+    known: list[str] = description.model["embodiments"]
+    place = known.index(embodiment.name) if known else 0
+    processor = Processor(chain_from_dicts(trained.transforms), prompter.encode, spec, flow, place)
     return Contents(embodiment, views, sizes, kind, processor)
 
 
@@ -306,10 +321,10 @@ def _flow(description: manifest.Manifest) -> FlowConfig:
     return FlowConfig(**merged)
 
 
-def _kind(description: manifest.Manifest) -> Kind:
+def _kind(description: manifest.Manifest, trained: manifest.TrainedRobot) -> Kind:
     """The kind of a checkpoint's rows: `la` without views, `la_leaky` if every source with views was of that kind,
     else `vla`."""
-    if not description.views:
+    if not trained.views:
         return "la"
     stages, sources = description.config["stages"], description.config["data"]["sources"]
     mixed = {name for stage in stages.values() for name, share in stage["mixture"].items() if share}

@@ -74,8 +74,10 @@ class Settings:
 
     folder: Path
     base: str = ""
+    weights: str = "raw"
     text: Path | None = None
     high: Path | None = None
+    embodiment: str = ""
     dialect: str = "la4vla"
     host: str = "127.0.0.1"
     port: int | None = None
@@ -101,7 +103,9 @@ def serve(settings: Settings) -> int:
     if not 0 <= (settings.port or 0) <= 65535:
         raise UserError(f"--port {settings.port}: ports go from 0 to 65535.")
     device = usable_device(settings.device)
-    policy = load_served(settings.folder, settings.text, device, settings.base, settings.high)
+    policy = load_served(
+        settings.folder, settings.text, device, settings.base, settings.high, settings.embodiment, settings.weights
+    )
     # An image in JSON is half a million lists, and the collector would walk through all of torch while they are made.
     gc.collect()
     gc.freeze()

@@ -5,8 +5,8 @@ ones pruned. All ranks take part in gathering, rank 0 writes, and what goes wron
 A folder without COMPLETE is a wreck: nobody reads or counts it, the next save or start removes it.
 The files are those of manifest.py and know neither ranks nor engines: whole fp32 tensors by parameter name. The
 masters are the weights (both engines train fp32 parameters), so training.safetensors holds only AdamW's moments and
-its count of updates. A run of adapters stores what trained, and the identity of the weights that the adapters belong
-to.
+its count of updates; their moving average, if there is one, has a file of its own. A run of adapters stores what
+trained, and the identity of the weights that the adapters belong to.
 Refuses: reading anything without COMPLETE, loading weights that do not fit, resuming under another config.
 """
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from la4vla import manifest
 from la4vla.config import CheckpointConfig, TrainConfig
 from la4vla.files import sha256
-from la4vla.manifest import Checkpoint, Manifest
+from la4vla.manifest import Checkpoint, Manifest, TrainedRobot
 from la4vla.model.base import load_stored, some
 from la4vla.train import disk, integrity
 from la4vla.train.dist import World, log0, on_main
@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "run.dir",
     "run.resume",
     "run.init_from",
+    "run.init_parts",
     "model.weights",
     "model.tokenizer",
     "model.base",
@@ -73,10 +74,7 @@ class Identity:
     base        the weights that adapters belong to, or empty
     held        names in the module's state dict that are stored; all of them where `base` is empty
     input_spec  sizes of its input
-    transforms  the chain
-    embodiment  of the data
-    views       names in slot order
-    view_sizes  view -> [height, width] of its stored images, one for each size in the data
+    robots      those of its data
     text        what it is taught to write
     sources     source -> fingerprint of its data
     tokenizer   file name -> content
@@ -87,10 +85,7 @@ class Identity:
     base: dict[str, Any]
     held: tuple[str, ...]
     input_spec: dict[str, Any]
-    transforms: list[dict[str, Any]]
-    embodiment: dict[str, Any]
-    views: list[str]
-    view_sizes: dict[str, list[list[int]]]
+    robots: tuple[TrainedRobot, ...]
     text: dict[str, Any]
     sources: dict[str, str]
     tokenizer: dict[str, bytes]
@@ -119,8 +114,10 @@ def save(
     """
     weights = {name: _host(tensor) for name, tensor in engine.weights(identity.held) if _kept(world)}
     training = {key: _host(tensor) for key, tensor in _moments(engine) if _kept(world)}
+    averages = {name: _host(tensor) for name, tensor in engine.averages() if _kept(world)}
+    files = {manifest.WEIGHTS: weights, manifest.TRAINING: training, manifest.EMA: averages}
     updates = engine.updates()
-    on_main(world, lambda: _write(config, weights, training, updates, identity, position, skipped_steps, world))
+    on_main(world, lambda: _write(config, files, updates, identity, position, skipped_steps, world))
 
 
 def start_clean(run_dir: Path, world: World) -> None:
@@ -162,6 +159,13 @@ def load_training(engine: Engine, folder: Path) -> None:
             return first, second
 
         engine.load_moments(read, int(file.metadata()[UPDATES]))
+
+
+def load_averages(engine: Engine, folder: Path) -> None:
+    """The moving averages of a checkpoint whose optimizer state `load_training` has loaded. Raises UserError for a
+    damaged file."""
+    with integrity.curing(folder, True, manifest.EMA), safe_open(folder / manifest.EMA, framework="pt") as file:
+        engine.load_averages(file.get_tensor)
 
 
 def check_resumable(checkpoint: Checkpoint, config: TrainConfig) -> None:
@@ -216,8 +220,7 @@ def _host(tensor: Tensor) -> Tensor:
 
 def _write(
     config: TrainConfig,
-    weights: dict[str, Tensor],
-    training: dict[str, Tensor],
+    files: dict[str, dict[str, Tensor]],
     updates: int,
     identity: Identity,
     position: Position,
@@ -234,14 +237,16 @@ def _write(
         _remove_wreck(final, world)
     shutil.rmtree(folder, ignore_errors=True)
     prune(parent, config.checkpoint, kept)  # what a lower keep_last lets go makes room
-    needed = sum(tensor.nbytes for tensors in (weights, training) for tensor in tensors.values())
+    files = {name: tensors for name, tensors in files.items() if tensors or name != manifest.EMA}
+    needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     needed += sum(len(data) for data in identity.tokenizer.values())
     try:
         with disk.guarded(parent, f"a checkpoint of {needed / disk.GB:.3f} GB"):
             (folder / manifest.TOKENIZER).mkdir(parents=True)
             disk.check_room(parent, needed)
-            save_file(weights, folder / manifest.WEIGHTS)
-            save_file(training, folder / manifest.TRAINING, metadata={UPDATES: str(updates)})
+            for name, tensors in files.items():
+                about = {UPDATES: str(updates)} if name == manifest.TRAINING else None
+                save_file(tensors, folder / name, metadata=about)
             for name, data in identity.tokenizer.items():
                 (folder / manifest.TOKENIZER / name).write_bytes(data)
             _manifest(config, folder, identity, position, skipped_steps, world).write(folder)
@@ -294,14 +299,12 @@ def _manifest(
         model=identity.model,
         base=identity.base,
         input_spec=identity.input_spec,
-        transforms=identity.transforms,
-        embodiment=identity.embodiment,
-        views=identity.views,
-        view_sizes=identity.view_sizes,
+        robots=[asdict(robot) for robot in identity.robots],
         text=identity.text,
         sources=identity.sources,
         weights_sha256=sha256(folder / manifest.WEIGHTS),
         training_sha256=sha256(folder / manifest.TRAINING),
+        ema_sha256=sha256(folder / manifest.EMA) if config.optim.ema_decay else "",
         tokenizer_sha256={name: sha256(folder / manifest.TOKENIZER / name) for name in identity.tokenizer},
         git_sha=_git_sha(),
         versions={

@@ -27,7 +27,7 @@ def open_checkpoint(folder: Path, own: bool) -> Checkpoint:
 
 def check(checkpoint: Checkpoint, own: bool) -> None:
     """Raises UserError unless every file that is going to be read is there and is what was written: the weights and the
-    tokenizer, and where the run goes on from it the optimizer's state. Reads all of them."""
+    tokenizer, and where the run goes on from it the optimizer's state and averages. Reads all of them."""
     with curing(checkpoint.folder, own):
         for name, written in _files(checkpoint.manifest, own).items():
             path = _present(checkpoint.folder, name)
@@ -56,7 +56,8 @@ def _files(written: Manifest, own: bool) -> dict[str, str]:
     """File of a checkpoint that a run reads -> its sha256."""
     tokenizer = {f"{manifest.TOKENIZER}/{name}": digest for name, digest in written.tokenizer_sha256.items()}
     training = {manifest.TRAINING: written.training_sha256} if own else {}
-    return {manifest.WEIGHTS: written.weights_sha256, **training, **tokenizer}
+    averages = {manifest.EMA: written.ema_sha256} if own and written.ema_sha256 else {}
+    return {manifest.WEIGHTS: written.weights_sha256, **training, **averages, **tokenizer}
 
 
 def _present(folder: Path, name: str) -> Path:

@@ -20,7 +20,7 @@ from la4vla.train.dist import World, log0, sum_over_ranks
 from la4vla.train.engines.engine import Engine
 from la4vla.train.health import StopSignal
 from la4vla.train.learners.learner import MicroBatch, Step
-from la4vla.train.optim import lr_at
+from la4vla.train.optim import rates_at
 from la4vla.train.report import StepResult
 from la4vla.train.run import OpenLearner, Position, Run, begin, open_learner
 from la4vla.train.run_folder import only_run
@@ -94,8 +94,8 @@ def train_step(
         weight = stage.loss_weights[batch.kind] * rows[batch.kind] / sum(rows.values())
         engine.backward(weight * mean, last=number == len(data.batches) - 1)
         losses.append((batch.kind, weight, mean.detach()))
-    lr = lr_at(data.stage_step, stage)
-    return StepResult(tuple(losses), engine.step(lr), totals[-1], lr)
+    rates = rates_at(data.stage_step, stage)
+    return StepResult(tuple(losses), engine.step(rates), totals[-1], rates)
 
 
 def on_device(batch: MicroBatch, world: World) -> MicroBatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,13 +29,13 @@ class StepResult:
             micro-batches and ranks the parts add up to it)
     norm    global gradient norm before clipping
     votes   ranks that ask to stop
-    lr      learning rate of the update
+    rates   learning rates of the update, as optim.rates_at
     """
 
     losses: tuple[tuple[str, float, Tensor], ...]
     norm: Tensor
     votes: Tensor
-    lr: float
+    rates: Mapping[str, float]
 
 
 class Report:
@@ -60,7 +60,7 @@ class Report:
             dynamic_ncols=True,
         )
         self._peak = _peak_flops(world.device, config.engine.precision)
-        self._lr = 0.0
+        self._rates: Mapping[str, float] = {}
         self._fresh()
 
     def add(self, data: Step, result: StepResult, module: nn.Module) -> None:
@@ -81,7 +81,7 @@ class Report:
         self._steps_samples += sum(data.samples.values())
         if self._peak:
             self._flops += self._world.size * self._learner.flops(module, data)
-        self._lr = result.lr
+        self._rates = result.rates
         self._bar.update()
 
     def note(self, measured: Record) -> None:
@@ -109,7 +109,7 @@ class Report:
             "stage": position.stage,
             "stage_step": position.stage_step,
             **{name: numbers[name] for name in self._reductions if name.startswith("loss") or name == "grad_norm"},
-            "lr": self._lr,
+            **{f"lr/{group}" if group else "lr": rate for group, rate in self._rates.items()},
             "samples_per_s": self._steps_samples / seconds,
             "data_wait_ratio": numbers["wait_s"] / seconds,
             "memory_gb": numbers["memory_gb"],

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from la4vla.config import PREFERENCE, TrainConfig
+from la4vla.config import PREFERENCE, TrainConfig, begins_in_parts
 from la4vla.manifest import Checkpoint, Manifest
+from la4vla.model.freeze import group_parameters
 from la4vla.train import checkpoint, resume
 from la4vla.train.checkpoint import Position
 from la4vla.train.dist import World, gathered, log0, on_main
@@ -21,6 +22,7 @@ from la4vla.train.engines.engine import Engine
 from la4vla.train.health import Health
 from la4vla.train.learners.learner import Learner
 from la4vla.train.learners.policy_learner import PolicyLearner
+from la4vla.train.optim import Rules
 from la4vla.train.report import Report
 from la4vla.train.resume import Resume
 from la4vla.train.run_folder import write_config
@@ -147,16 +149,22 @@ def build_engine(config: TrainConfig, learner: Learner, stands: Resume, world: W
     stage = stands.position.stage
     module = learner.build(stands)
     log0(world, f"stage {stage}, {config.engine.name}, {config.engine.precision}:\n{learner.trainable_table(module)}")
-    engine = build.build(module, config, config.stages[stage].weight_decay, world)
+    parameters, asked = group_parameters(module), config.stages[stage]
+    rules = Rules(asked.weight_decay, {group: parameters[group] for group in asked.lr_groups})
+    engine = build.build(module, config, rules, world)
     if stands.inside_stage:
         assert stands.checkpoint is not None
         checkpoint.load_training(engine, stands.checkpoint.folder)
+        if config.optim.ema_decay:
+            checkpoint.load_averages(engine, stands.checkpoint.folder)
     return module, engine
 
 
 def _provenance(config: TrainConfig, stands: Resume, source: Checkpoint, world: World) -> str:
     if stands.own:
         return f"resume: {_likeness(source.manifest, config, world)}, from {source.folder}"
+    if begins_in_parts(config.run):
+        return f"parts of the weights from {source.folder}; step and optimizer start fresh"
     return f"weights from {source.folder}; step and optimizer start fresh"
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from la4vla import manifest
 from la4vla.manifest import Manifest
 from la4vla.model import lora
-from la4vla.model.base import Base, is_checkpoint, load_stored
+from la4vla.model.base import Base, is_checkpoint, load_average, load_stored
 from la4vla.types import UserError
 from la4vla.vlm.load import load_vlm
 from la4vla.vlm.model import VlmModel, rebuild
@@ -39,15 +39,20 @@ def rebuild_adapted(model: Mapping[str, Any], base: Path, seed: int) -> VlmModel
     return vlm
 
 
-def load_checkpoint(folder: Path, description: Manifest, base: str = "") -> tuple[VlmModel, ChatEncoder]:
+def load_checkpoint(
+    folder: Path, description: Manifest, base: str = "", weights: str = "raw"
+) -> tuple[VlmModel, ChatEncoder]:
     """The model of a complete checkpoint and its encoder, on the CPU in fp32, in eval mode.
 
-    base: where the weights lie that its adapters belong to, if not where they lay when it was trained. Raises UserError
-    for a checkpoint of a policy, a base that is not there or another, and weights that do not fit.
+    base: where the weights lie that its adapters belong to, if not where they lay when it was trained. weights: one of
+    manifest.WHICH_WEIGHTS. Raises UserError for a checkpoint of a policy, a base that is not there or another, and
+    weights that do not fit.
     """
     if description.learner != "vlm":
         raise UserError(f"{folder} is a policy with actions, not a model that writes; give another checkpoint.")
     below = Base.from_dict(description.base).find(base, "--base") if description.base else None
     vlm = rebuild_adapted(description.model, below, 0) if below else rebuild(description.model)
     load_stored(vlm, load_file(folder / manifest.WEIGHTS), folder, vlm.from_base)
+    if weights == "ema":
+        load_average(vlm, folder, description)
     return vlm.eval(), ChatEncoder.load(folder / manifest.TOKENIZER, description.text["max_tokens"])

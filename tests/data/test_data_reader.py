@@ -5,7 +5,7 @@ import itertools
 import re
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from la4vla import manifest
 from la4vla.config import TrainConfig
 from la4vla.data.explain import explain
 from la4vla.data.reader import Reader, StepData, window
-from la4vla.data.setup import fingerprints, prepare, slot_order, view_sizes
+from la4vla.data.robots import slot_order
+from la4vla.data.setup import fingerprints, prepare, view_sizes
 from la4vla.data.shards.writer import View, read_index
-from la4vla.data.transforms import chain_to_dicts
 from la4vla.manifest import Checkpoint
 from la4vla.types import KINDS, Batch, UserError
 from tests.fixtures import ARM, POSE, SPEC, encode, make_clip, train_config, write_shards
@@ -213,7 +213,7 @@ def test_views_are_chosen_by_name(folders):
     config = train_config({"vla": (folders / "vla", "vla")}, steps=1)
     config.data.sources["vla"].views = ["wrist"]
     setup = prepare(config, SPEC, encode)
-    assert setup.chain.views == ("wrist",)
+    assert setup.only_robot.chain.views == ("wrist",)
     batch = steps(config)[0].batches[0]
     assert batch.images_NCHW is not None and len(batch.images_NCHW) == batch.rows
     config.data.sources["vla"].views = ["wirst"]
@@ -317,9 +317,9 @@ def test_ranks_must_divide_streams(folders, world):
         steps(two_stages(folders), 0, world)
 
 
-def test_sources_of_different_robots_are_refused(folders, tmp_path):
-    write_shards(tmp_path / "pose", 8, 4, embodiment=POSE)
-    with pytest.raises(UserError, match=r"different embodiments .name is `test_arm` and `test_pose`"):
+def test_robots_that_differ_under_one_name_are_refused(folders, tmp_path):
+    write_shards(tmp_path / "pose", 8, 4, embodiment=replace(POSE, name=ARM.name))
+    with pytest.raises(UserError, match=r"a and b have different embodiments of the name test_arm .*another name"):
         prepare(train_config({"a": (folders / "la", "la"), "b": (tmp_path / "pose", "la")}), SPEC, encode)
 
 
@@ -369,7 +369,7 @@ def test_every_size_of_a_view_is_known(tmp_path):
     write_shards(tmp_path / "large", views={"front": View(12, 16), "wrist": View(6, 8)})
     sources = {name: (tmp_path / name, "vla") for name in ("small", "large")}
     setup = prepare(train_config({**sources, "la": (tmp_path / "small", "la")}), SPEC, encode)
-    assert view_sizes(setup) == {"front": [[8, 8], [12, 16]], "wrist": [[6, 8]]}
+    assert view_sizes(setup, ARM.name) == {"front": [[8, 8], [12, 16]], "wrist": [[6, 8]]}
 
 
 def write_manifest(folder: Path, config: TrainConfig) -> None:
@@ -386,14 +386,12 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         model={},
         base={},
         input_spec={},
-        transforms=chain_to_dicts(setup.chain),
-        embodiment=setup.embodiment.to_dict(),
-        views=list(setup.chain.views),
-        view_sizes=view_sizes(setup),
+        robots=[asdict(robot) for robot in setup.trained_robots],
         text={},
         sources=fingerprints(setup),
         weights_sha256="",
         training_sha256="",
+        ema_sha256="",
         tokenizer_sha256={},
         git_sha="",
         versions={},
@@ -407,11 +405,15 @@ def test_finetuning_keeps_the_statistics_of_the_weights(folders, tmp_path):
     pretrain = train_config({"la": (folders / "la", "la")})
     write_manifest(tmp_path / "checkpoint", pretrain)
     config = train_config({"vla": (folders / "vla", "vla")})
-    own = prepare(config, SPEC, encode).chain.normalize
+    own = prepare(config, SPEC, encode).only_robot.chain.normalize
     made = Checkpoint.open(tmp_path / "checkpoint")
-    assert prepare(config, SPEC, encode, made).chain.normalize == prepare(pretrain, SPEC, encode).chain.normalize != own
+    assert (
+        prepare(config, SPEC, encode, made).only_robot.chain.normalize
+        == prepare(pretrain, SPEC, encode).only_robot.chain.normalize
+        != own
+    )
     config.data.stats_source = "vla"
-    assert prepare(config, SPEC, encode, made).chain.normalize == own
+    assert prepare(config, SPEC, encode, made).only_robot.chain.normalize == own
     config.data.stats_source, config.data.action = "", "delta_to_state"
     with pytest.raises(UserError, match=r"data\.action=delta_to_state"):
         prepare(config, SPEC, encode, made)
@@ -441,19 +443,19 @@ def test_statistics_of_another_robot_are_not_inherited(folders, tmp_path, change
     assert words in str(caught.value)
     assert ("set run.dir to a new folder" if own else "set data.stats_source to") in str(caught.value)
     config.data.stats_source = "la"
-    assert prepare(config, SPEC, encode, made).embodiment == ARM
+    assert prepare(config, SPEC, encode, made).only_robot.embodiment == ARM
 
 
 def test_a_run_that_goes_on_keeps_its_statistics(folders, tmp_path):
     """Even if the folder it took them from was written anew."""
     write_shards(tmp_path / "la", clips=20, shards=5)
     config = train_config({"la": (tmp_path / "la", "la")})
-    first = prepare(config, SPEC, encode).chain
+    first = prepare(config, SPEC, encode).only_robot.chain
     write_manifest(tmp_path / "made", config)
     shutil.rmtree(tmp_path / "la")
     write_shards(tmp_path / "la", clips=40, shards=5)
-    assert prepare(config, SPEC, encode, Checkpoint.open(tmp_path / "made"), own=True).chain == first
-    assert prepare(config, SPEC, encode).chain != first
+    assert prepare(config, SPEC, encode, Checkpoint.open(tmp_path / "made"), own=True).only_robot.chain == first
+    assert prepare(config, SPEC, encode).only_robot.chain != first
 
 
 def test_no_pixel_reaches_a_batch_of_kind_la(tmp_path):

@@ -238,8 +238,8 @@ def test_a_query_is_transformed_like_a_training_sample():
     assert query.action is None and np.array_equal(query.state, train.state)
     assert list(query.views) == ["front", "wrist"] and query.slots == {"front": 0, "wrist": 1}
     noise = np.zeros((6, 8), np.float32)
-    one = collate([train], SPEC, encode, [noise], [0.5])
-    two = collate([query], SPEC, encode, [noise], [0.5])
+    one = collate([train], SPEC, encode, [noise], [0.5], [0])
+    two = collate([query], SPEC, encode, [noise], [0.5], [0])
     assert one.input_ids_BL.equal(two.input_ids_BL) and one.images_NCHW.equal(two.images_NCHW)
     assert one.action_mask_BTA.equal(two.action_mask_BTA) and (two.actions_BTA == 0).all()
 
@@ -351,7 +351,7 @@ def test_a_neutral_look_changes_nothing_and_a_crop_is_exact():
 def test_rows_longer_than_the_model_takes_are_refused():
     long = replace(chain_for(POSE, "recorded")(sample_of(np.zeros(7, np.float32), None, None)), instruction="go " * 65)
     with pytest.raises(UserError, match="65 tokens, the model takes 64"):
-        collate([long], SPEC, encode, [np.zeros((6, 8), np.float32)], [0.5])
+        collate([long], SPEC, encode, [np.zeros((6, 8), np.float32)], [0.5], [0])
 
 
 @pytest.mark.parametrize(("noise", "bound"), [("uniform", 1.0), ("normal", 6.0)])

@@ -238,7 +238,7 @@ def test_a_run_of_texts_alone_has_no_robot(folders):
     config = alone(folders)
     validate(config)
     setup = set_up(config)
-    assert setup.robot is None and list(setup.texts) == ["text"] and list(fingerprints(setup)) == ["text"]
+    assert not setup.robots and list(setup.texts) == ["text"] and list(fingerprints(setup)) == ["text"]
     text = explain(config, setup, 2)
     assert "a step is 16 = 16 text samples = 2 ranks x (2 text) micro-batches of 4" in text
     assert "text: 128 samples = 4.27 passes over 30" in text

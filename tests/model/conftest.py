@@ -48,6 +48,7 @@ def batch_of(
         action_mask_BTA=action_mask,
         noise_BTA=torch.rand(shape, generator=generator) * 2 - 1,
         time_B=torch.rand(rows, generator=generator),
+        embodiment_B=torch.zeros(rows, dtype=torch.int64),
         keys=tuple(f"row{row}" for row in range(rows)),
     )
 

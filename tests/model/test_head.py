@@ -10,11 +10,13 @@ from la4vla.model import flow
 from la4vla.model.head import Attention, FlowHead
 from la4vla.model.presets import LA4VLA_1B, TINY
 
+ONE = torch.zeros(1, dtype=torch.int64)  # the number of one row's embodiment
+
 
 def test_attention_is_torchs_multihead_attention():
     """Also the map from a released `in_proj_weight`: q over k over v."""
     torch.manual_seed(0)
-    ours, theirs = Attention(64, 4, dropout=0.0), nn.MultiheadAttention(64, 4, batch_first=True)
+    ours, theirs = Attention(64, 4, dropout=0.0, embodiments=0), nn.MultiheadAttention(64, 4, batch_first=True)
     with torch.no_grad():
         theirs.in_proj_bias.normal_()
         ours.q_proj.weight.copy_(theirs.in_proj_weight[:64])
@@ -41,7 +43,7 @@ def test_attention_is_torchs_multihead_attention():
 )
 def test_flatten_head_has_the_released_parts(part, parameters):
     with torch.device("meta"):
-        head = FlowHead(LA4VLA_1B, "flatten", dropout=0.2)
+        head = FlowHead(LA4VLA_1B, "flatten", dropout=0.2, embodiments=0)
     assert sum(p.numel() for p in head.get_submodule(part).parameters()) == parameters
 
 
@@ -99,9 +101,13 @@ def test_sinusoid_is_the_released_table_between_its_entries_too():
 
 @pytest.mark.parametrize("readout", ["per_token", "flatten"])
 def test_velocity_refuses_times_that_lost_precision(readout):
-    head = FlowHead(TINY, readout, dropout=0.0)
+    head = FlowHead(TINY, readout, dropout=0.0, embodiments=0)
     cache = head.encode_context(
-        torch.zeros(1, 2, TINY.width), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 8), torch.ones(1, 8).bool()
+        torch.zeros(1, 2, TINY.width),
+        torch.ones(1, 2, dtype=torch.bool),
+        torch.zeros(1, 8),
+        torch.ones(1, 8).bool(),
+        ONE,
     )
     with pytest.raises(AssertionError):
         head.velocity(torch.zeros(1, TINY.horizon, 8), torch.zeros(1).bfloat16(), cache)
@@ -110,9 +116,13 @@ def test_velocity_refuses_times_that_lost_precision(readout):
 def test_chunk_steps_can_agree():
     """What self-attention is for: later steps of a per_token chunk depend on earlier ones."""
     torch.manual_seed(0)
-    head = FlowHead(TINY, "per_token", dropout=0.0).eval()
+    head = FlowHead(TINY, "per_token", dropout=0.0, embodiments=0).eval()
     cache = head.encode_context(
-        torch.randn(1, 4, TINY.width), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 8), torch.ones(1, 8).bool()
+        torch.randn(1, 4, TINY.width),
+        torch.ones(1, 4, dtype=torch.bool),
+        torch.zeros(1, 8),
+        torch.ones(1, 8).bool(),
+        ONE,
     )
     x = torch.randn(1, TINY.horizon, TINY.action_dim, requires_grad=True)
     head.velocity(x, torch.tensor([0.5]), cache)[0, 7].sum().backward()

@@ -103,7 +103,7 @@ def test_masked_context_cannot_matter(policy, make_batch):
     context, key_mask = policy.backbone(batch)
 
     def velocity(values):
-        cache = policy.head.encode_context(values, key_mask, batch.state_BS, batch.state_mask_BS)
+        cache = policy.head.encode_context(values, key_mask, batch.state_BS, batch.state_mask_BS, batch.embodiment_B)
         return policy.head.velocity(batch.noise_BTA, batch.time_B, cache)
 
     garbage = torch.where(key_mask[..., None], context, torch.full_like(context, 1e6))

@@ -1,12 +1,15 @@
 """Why: the sizes are the published model's, so parameter and operation counts must come out as in FACTS 4.1."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.speed.recipes import parameters
 from la4vla import manifest
-from la4vla.config import MODULE_GROUPS, ModelConfig
-from la4vla.model import flops, freeze, weights
+from la4vla.config import LORA_TARGETS, MODULE_GROUPS, LoraConfig, ModelConfig
+from la4vla.model import flops, freeze, lora, weights
 from la4vla.model.policy import Policy, build_policy, rebuild
 from la4vla.model.presets import LA4VLA_1B, PRESETS, SMALL, TINY, ModelSize, preset, size_of
 from la4vla.types import UserError
@@ -18,7 +21,7 @@ EVERYTHING = MODULE_GROUPS
 @pytest.fixture(scope="module")
 def full_size():
     with torch.device("meta"):
-        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False)
+        return Policy(LA4VLA_1B, "flatten", "sdpa", 0.2, writes=False, embodiments=())
 
 
 def test_parameters_by_module(full_size):
@@ -52,7 +55,7 @@ def test_tiny_is_tiny():
 
 def test_small_is_small_and_reads_what_tiny_reads():
     with torch.device("meta"):
-        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False)
+        small = Policy(SMALL, "per_token", "sdpa", 0.0, writes=False, embodiments=())
     assert 55e6 < sum(p.numel() for p in small.parameters()) < 65e6
     assert SMALL.spec == TINY.spec
 
@@ -82,10 +85,28 @@ def test_another_horizon_is_another_chunk_and_no_other_weight():
     }
 
 
+SIZES_SET = dict(horizon=5, llm_layers=3, state_dim=33, action_dim=40)
+
+
+@pytest.mark.parametrize("readout", ["per_token", "flatten"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_takes_other_sizes_from_the_config(name, readout):
+    size = size_of(ModelConfig(preset=name, **SIZES_SET))
+    assert size == replace(PRESETS[name], **SIZES_SET)
+    with torch.device("meta"):
+        made = Policy(size, readout, "sdpa", 0.0, writes=False)
+    assert (made.spec.horizon, made.spec.state_dim, made.spec.action_dim) == (5, 33, 40)
+    assert len(made.backbone.internvl.language_model.layers) == 3
+    shapes = {name: tuple(p.shape) for name, p in made.head.named_parameters()}
+    assert shapes["state_encoder.fc1.weight"][1] == 33 and shapes["action_encoder.w1.weight"][1] == 40
+    assert shapes["readout.fc2.weight"][0] == (40 if readout == "per_token" else 5 * 40)
+    assert parameters(size, readout, LoraConfig())["head"] == sum(p.numel() for p in made.head.parameters())
+
+
 def test_weights_of_another_horizon_do_not_fit_where_they_depend_on_it(tmp_path):
     made = build_policy(ModelConfig(preset="tiny", readout="flatten"), 0)
     save_file(made.state_dict(), tmp_path / manifest.WEIGHTS)
-    complete(tmp_path, learner="policy", model=made.description, embodiment={})
+    complete(tmp_path, learner="policy", model=made.description)
     with pytest.raises(UserError, match=r"head\.readout\.pool\.weight.*use the model settings it was trained with"):
         weights.load(build_policy(ModelConfig(preset="tiny", readout="flatten", horizon=8), 0), str(tmp_path))
 
@@ -139,13 +160,31 @@ def test_counts_match_torchs_counter(make_batch):
     """torch counts what really runs; the analytic count has to be that, image slots and all."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    for readout in ("per_token", "flatten"):
-        policy = build_policy(ModelConfig(readout=readout, attention="eager"), 0).eval()
+    for readout, sizes in (("per_token", {}), ("flatten", {}), ("per_token", SIZES_SET), ("flatten", SIZES_SET)):
+        policy = build_policy(ModelConfig(readout=readout, attention="eager", **sizes), 0).eval()
         batch = make_batch(policy.spec, "vla", rows=1, views=(2,))
         with FlopCounterMode(display=False) as counter:
             policy(batch)
         expected = flops.forward(policy.size, readout, 2, batch.input_ids_BL.shape[1]).total
         assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_operations_of_adapters_match_torchs_counter(make_batch):
+    """Forward and backward, since what adapters cost is mostly what they save: no gradient of what they adapt."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for readout, targets in (("per_token", list(LORA_TARGETS)), ("flatten", list(LORA_TARGETS)), ("flatten", ["llm"])):
+        policy = build_policy(ModelConfig(readout=readout, attention="eager", dropout=0.0), 0)
+        settings = LoraConfig(rank=32, targets=targets)
+        lora.inject(policy, settings, seed=0)
+        freeze.set_trainable(policy, ["lora"])
+        batch = make_batch(policy.spec, "vla", rows=1, views=(2,))
+        with FlopCounterMode(display=False) as counter:
+            policy(batch)[0].backward()
+        tokens = batch.input_ids_BL.shape[1]
+        cost = flops.forward(policy.size, readout, 2, tokens)
+        added = flops.adapters(policy.size, readout, settings, 2, tokens)
+        assert flops.training(cost, (), False, added) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize(

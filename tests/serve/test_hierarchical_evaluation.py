@@ -41,6 +41,7 @@ def test_written_and_true_instructions_run_by_one_command(tmp_path, capsys):
     assert "written: 3 low-level instructions, " in printed and "written: 2 low-level instructions, " in printed
 
 
-def test_an_expert_is_told_nothing():
-    with pytest.raises(UserError, match="--text, --high and --base are for a trained --checkpoint"):
-        command.main(["metaworld", "--expert", "--protocol", "metaworld/quickstart-v1", "--out", "x", "--high", "y"])
+@pytest.mark.parametrize("option", [("--high", "y"), ("--weights", "ema")])
+def test_an_expert_is_told_nothing(option):
+    with pytest.raises(UserError, match="--text, --high, --base and --weights are for a trained --checkpoint"):
+        command.main(["metaworld", "--expert", "--protocol", "metaworld/quickstart-v1", "--out", "x", *option])

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from la4vla import manifest
+from la4vla.export import export
+from la4vla.files import sha256
 from la4vla.model.policy import rebuild
 from la4vla.model.tokenizer import Prompter
 from la4vla.rng import RngUse, generator
@@ -18,7 +20,7 @@ from la4vla.serve.policy import ServedPolicy
 from la4vla.serve.policy_like import NoiseKey
 from la4vla.sim.metaworld import EMBODIMENT
 from la4vla.types import KINDS, Batch, Observation, UserError
-from tests.hand_checkpoint import write_checkpoint
+from tests.hand_checkpoint import write_average, write_checkpoint
 
 torch.set_num_threads(1)
 VIEW = "corner4"
@@ -102,6 +104,7 @@ def test_what_is_served_is_the_saved_model(served, folder):
         action_mask_BTA=present.expand(1, spec.horizon, 8),
         noise_BTA=noise[None],
         time_B=torch.zeros(1),
+        embodiment_B=torch.zeros(1, dtype=torch.int64),
         keys=("by hand",),
     )
     chunk = policy.sample(batch, 10)[0, :, :4].numpy()  # the actions' q01 and q99 are -1 and 1
@@ -205,7 +208,7 @@ def spoilt(where: str, value: object = None):
         *above, last = where.split(".")
         inner = raw
         for key in above:
-            inner = inner[key]
+            inner = inner[int(key) if isinstance(inner, list) else key]
         inner[last] = value
         if value is None:
             del inner[last]
@@ -224,8 +227,8 @@ def tokenizer_of(text: str):
         (tokenizer_of('{"added_tokens": [], "mod'), "tokenizer"),
         (tokenizer_of('{"added_tokens": [], "model": {}}'), "tokenizer"),
         (tokenizer_of("3"), "tokenizer"),
-        (spoilt("embodiment.state"), "embodiment"),
-        (spoilt("embodiment.action.names", 7), "embodiment"),
+        (spoilt("robots.0.embodiment.state"), "embodiment"),
+        (spoilt("robots.0.embodiment.action.names", 7), "embodiment"),
         (spoilt("model.size"), "model"),
         (spoilt("model.readout"), "model"),
         (spoilt("model.size", {}), "model"),
@@ -236,8 +239,8 @@ def tokenizer_of(text: str):
         (spoilt("config.flow.step", 3), "config"),
         (spoilt("config.flow.steps", "ten"), "config"),
         (spoilt("config.stages", []), "config"),
-        (spoilt("views", 1), "config"),
-        (spoilt("transforms", 1), "transforms"),
+        (spoilt("robots.0.views", 1), "config"),
+        (spoilt("robots.0.transforms", 1), "transforms"),
     ],
 )
 def test_each_damaged_part_is_one_sentence_with_the_cure(folder, tmp_path, spoil, part):
@@ -253,3 +256,27 @@ def test_a_run_folder_means_its_newest_complete_checkpoint(folder, served, tmp_p
     assert ServedPolicy.load(folder.parent.parent).identity == served.identity
     with pytest.raises(UserError, match=r"not a complete checkpoint"):
         ServedPolicy.load(tmp_path)
+
+
+def test_the_average_is_served_by_choice_and_named(folder, served, tmp_path):
+    """It lies over what trained alone; all else is the checkpoint's."""
+    copy = write_average(shutil.copytree(folder, tmp_path / "averaged"), seed=5)
+    raw, average = (ServedPolicy.load(copy, weights=which) for which in manifest.WHICH_WEIGHTS)
+    assert raw.identity == served.identity and np.array_equal(raw.infer(SEEN, KEYS), served.infer(SEEN, KEYS))
+    assert average.identity == f"ema-{sha256(copy / manifest.EMA)}"
+    stored, other = load_file(copy / manifest.WEIGHTS), load_file(copy / manifest.EMA)
+    state = average.policy.state_dict()
+    assert all(torch.equal(state[name], other.get(name, stored[name])) for name in stored)
+    assert np.abs(np.array(average.infer(SEEN, KEYS)) - np.array(raw.infer(SEEN, KEYS))).max() > 1e-3
+    assert "of the average of its weights" in export(copy, tmp_path / "out", weights="ema")
+    alone = ServedPolicy.load(tmp_path / "out")
+    assert np.array_equal(alone.infer(SEEN, KEYS), average.infer(SEEN, KEYS))
+    assert manifest.read(tmp_path / "out").ema_sha256 == ""
+    with pytest.raises(UserError, match=r"holds no average of its weights; train with optim\.ema_decay"):
+        ServedPolicy.load(folder, weights="ema")
+    write_average(copy, seed=6)
+    (copy / manifest.MANIFEST).write_text(
+        (copy / manifest.MANIFEST).read_text().replace('"ema_sha256": "', '"ema_sha256": "0')
+    )
+    with pytest.raises(UserError, match=r"its ema\.safetensors is not that of its manifest"):
+        ServedPolicy.load(copy, weights="ema")

@@ -190,5 +190,5 @@ def test_a_checkpoint_that_writes_is_evaluated_by_the_usual_command(tmp_path, ca
 
 
 def test_settings_of_a_policy_that_writes_are_for_one_that_does():
-    with pytest.raises(UserError, match="--text, --high and --base are for a trained --checkpoint"):
+    with pytest.raises(UserError, match="--text, --high, --base and --weights are for a trained --checkpoint"):
         command.main(["metaworld", "--expert", "--protocol", "metaworld/quickstart-v1", "--out", "x", "--text", "y"])

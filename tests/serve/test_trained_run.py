@@ -64,7 +64,7 @@ def test_the_served_statistics_are_those_of_the_clips(served):
 
 
 def test_the_served_chain_is_the_trained_chain(fresh, served):
-    trained = chain_to_dicts(prepare(fresh, served.spec, build_prompter(fresh.model).encode).chain)
+    trained = chain_to_dicts(prepare(fresh, served.spec, build_prompter(fresh.model).encode).only_robot.chain)
     assert json.loads(json.dumps(chain_to_dicts(served.processor.chain))) == json.loads(json.dumps(trained))
     assert served.views == ("front", "wrist") and served.embodiment == ARM and served.step == 2
     assert served.view_sizes == {"front": ((112, 112),), "wrist": ((112, 112),)}

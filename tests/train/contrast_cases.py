@@ -20,6 +20,7 @@ from la4vla.train import dist
 from la4vla.train.dist import World
 from la4vla.train.engines.plain import PlainEngine
 from la4vla.train.learners.grad_cache import with_gradients
+from la4vla.train.optim import Rules
 from la4vla.types import ContrastBatch
 
 GROUP, GROUPS, DIVERSITY = 8, 2, 0.5
@@ -66,7 +67,7 @@ def whole() -> dict[str, torch.Tensor]:
 def in_parts(micro_batch: int, world: World) -> dict[str, torch.Tensor]:
     config = TrainConfig(run=RunConfig(dir=""), stages={"a": StageConfig(steps=1)}, optim=OptimConfig())
     made = model()
-    engine = PlainEngine(made, config, 0.0, world)
+    engine = PlainEngine(made, config, Rules(0.0, {}), world)
     own = torch.arange(world.rank, GROUP, world.size)
     parts = [rows(group(number), at) for number in range(GROUPS) for at in own.split(micro_batch)]
     loss = torch.zeros(())

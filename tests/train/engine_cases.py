@@ -20,9 +20,12 @@ from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
 from la4vla.train.engines import build, deepspeed, plain
 from la4vla.train.engines.engine import Engine
+from la4vla.train.optim import OTHERS, Rules
 from la4vla.types import Batch
 
 STEPS, HALF, BAD_STEP, LR, CLIP, DECAY = 10, 5, 7, 0.01, 1.0, 0.1
+EMA_DECAY = 0.5  # reached after eight updates
+OWN, OWN_LR = "head", 0.02  # a group with a learning rate of its own
 WAIT_S = 333.0  # engine.timeout_s, unlike any default
 ENGINES = (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3))
 INSULATED = "insulated"  # a `vla` micro-batch whose loss stops before the trunk
@@ -70,7 +73,21 @@ def batch(kind: Any, seed: int) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     state, vision, target = (torch.randn(2, width, generator=draw) for width in (5, 6, 3))
     ids, none = torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
-    return Batch(kind, ids, ids > 0, None, None, state, none, 3 * target, none, vision, torch.zeros(2), ("a", "b"))
+    return Batch(
+        kind,
+        ids,
+        ids > 0,
+        None,
+        None,
+        state,
+        none,
+        3 * target,
+        none,
+        vision,
+        torch.zeros(2),
+        torch.zeros(2, dtype=torch.int64),
+        ("a", "b"),
+    )
 
 
 def step_batches(step: int, rank: int, size: int) -> list[Batch]:
@@ -85,16 +102,22 @@ def loss_of(squared_error: torch.Tensor, step: int, rank: int) -> torch.Tensor:
 
 
 def reference(bf16: bool) -> tuple[dict, dict, list[float]]:
-    """Bare torch, one process, all the data: parameters, moments and norms."""
+    """Bare torch, one process, all the data: parameters and their averages, moments and norms."""
     toy = Toy()
     named = {name: p for name, p in toy.named_parameters() if p.requires_grad}
     decayed = {name: name.endswith("weight") and p.ndim > 1 for name, p in named.items()}
     groups = [
-        {"params": [p for name, p in named.items() if decayed[name] == wanted], "weight_decay": DECAY * wanted}
+        {
+            "params": [p for name, p in named.items() if decayed[name] == wanted and name.startswith(OWN) == own],
+            "weight_decay": DECAY * wanted,
+            "lr": OWN_LR if own else LR,
+        }
         for wanted in (True, False)
+        for own in (True, False)
     ]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.999), eps=1e-8, foreach=False)
-    norms = []
+    norms, updates = [], 0
+    averages = {name: p.detach().clone() for name, p in named.items()}
     for step in range(STEPS):
         for parameter in named.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -105,10 +128,16 @@ def reference(bf16: bool) -> tuple[dict, dict, list[float]]:
         norms.append(float(nn.utils.clip_grad_norm_(named.values(), CLIP)))
         if step != BAD_STEP:
             optimizer.step()
+            updates += 1
+            kept = min(EMA_DECAY, (1 + updates) / (10 + updates))
+            for name, p in named.items():
+                averages[name] = kept * averages[name] + (1 - kept) * p.detach()
     moments = {
         name: [optimizer.state[p][key].clone() for key in ("exp_avg", "exp_avg_sq")] for name, p in named.items()
     }
-    return {name: value.clone() for name, value in toy.state_dict().items()}, moments, norms
+    assert all((averages[name] - p).abs().max() > 1e-3 for name, p in named.items())
+    weights = {name: value.clone() for name, value in toy.state_dict().items()}
+    return weights | averages_of(averages.items()), moments, norms
 
 
 def config_of(folder: Path, name: str, stage: int, precision: str) -> TrainConfig:
@@ -117,7 +146,7 @@ def config_of(folder: Path, name: str, stage: int, precision: str) -> TrainConfi
         engine=EngineConfig(name=name, zero_stage=stage, precision=precision, timeout_s=WAIT_S),
         stages={"only": StageConfig(steps=STEPS)},
     )
-    config.optim.clip_norm = CLIP
+    config.optim.clip_norm, config.optim.ema_decay = CLIP, EMA_DECAY
     return config
 
 
@@ -128,13 +157,19 @@ def advance(built: Engine, world: World, first: int, last: int) -> list[float]:
         for number, item in enumerate(items):
             squared_error, _ = built.forward(item)
             built.backward(loss_of(squared_error, step, world.rank), last=number == len(items) - 1)
-        norms.append(float(built.step(LR)))
+        norms.append(float(built.step(RATES)))
     return norms
 
 
 def outcome(built: Engine) -> tuple[dict, dict]:
     weights = {name: value.detach().clone() for name, value in built.weights(NAMES)}
+    weights |= averages_of(built.averages())
     return weights, {name: [value.clone() for value in values] for name, *values in built.moments()}
+
+
+def averages_of(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """As entries beside the weights."""
+    return {f"average of {name}": value.clone() for name, value in named}
 
 
 def differences(found: tuple[dict, dict], wanted: tuple[dict, dict]) -> dict[str, float]:
@@ -159,7 +194,8 @@ def worst(values: Iterable[torch.Tensor]) -> float:
 
 
 NAMES = tuple(Toy().state_dict())
-IDENTITY = Identity("policy", {}, {}, NAMES, {}, [], {}, [], {}, {}, {}, {})
+RULES, RATES = Rules(DECAY, {OWN: {name for name in NAMES if name.startswith(OWN)}}), {OTHERS: LR, OWN: OWN_LR}
+IDENTITY = Identity("policy", {}, {}, NAMES, {}, (), {}, {}, {})
 
 
 def all_engines(folder: Path, world: World) -> dict:
@@ -169,7 +205,7 @@ def all_engines(folder: Path, world: World) -> dict:
         saved = []
         for name, stage in ENGINES:
             config = config_of(folder, name, stage, precision)
-            built = build.build(Toy(), config, DECAY, world)
+            built = build.build(Toy(), config, RULES, world)
             norms = advance(built, world, 0, HALF)
             checkpoint.save(config, built, IDENTITY, Position("only", HALF, HALF), 0, world)
             saved.append(Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}")
@@ -190,8 +226,9 @@ def all_engines(folder: Path, world: World) -> dict:
         for (name, stage), source in zip(ENGINES, [saved[-1], *saved[:-1]], strict=True):
             toy = Toy()
             checkpoint.load_weights(toy, source, own=True)
-            built = build.build(toy, config_of(folder, name, stage, precision), DECAY, world)
+            built = build.build(toy, config_of(folder, name, stage, precision), RULES, world)
             checkpoint.load_training(built, source)
+            checkpoint.load_averages(built, source)
             advance(built, world, HALF, STEPS)
             report[f"{name}-{stage}-{precision} from {source.parent.parent.name}"] = {
                 **differences(outcome(built), (weights, moments)),
@@ -219,8 +256,9 @@ def resume_on_one_rank(folder: Path, world: World) -> dict:
         source = Path(config.run.dir) / "checkpoints" / f"step_{HALF:08d}"
         toy = Toy()
         checkpoint.load_weights(toy, source, own=True)
-        built = build.build(toy, config, DECAY, world)
+        built = build.build(toy, config, RULES, world)
         checkpoint.load_training(built, source)
+        checkpoint.load_averages(built, source)
         advance(built, world, HALF, STEPS)
         report[f"{name}-{stage}"] = differences(outcome(built), (weights, moments))
         built.close()

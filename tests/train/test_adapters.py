@@ -14,6 +14,7 @@ from transformers import InternVLForConditionalGeneration
 
 from la4vla import manifest
 from la4vla.config import load
+from la4vla.export import export
 from la4vla.files import sha256
 from la4vla.model.backbone import internvl_config
 from la4vla.model.presets import TINY
@@ -45,12 +46,16 @@ stages:
     lr: 1.0e-3
     warmup_steps: 1
     schedule: linear
+    min_lr_ratio: 0.1
+optim: {{ema_decay: 0.9}}
 checkpoint: {{every_steps: 2, keep_last: 9}}
 log: {{every_steps: 1}}
 """
+OWN_RATE = "stages.only.lr_groups.head=2.0e-3"
 ENGINES = {
-    "plain": (),
+    "plain": (OWN_RATE,),
     "zero2": (
+        OWN_RATE,
         *("engine.name=deepspeed", "engine.zero_stage=2"),
         *("engine.precision=bf16", "engine.compute=frozen_bf16"),
     ),
@@ -89,7 +94,7 @@ def newest(config: Path, step: int = STEPS) -> Path:
 
 
 def digests(folder: Path) -> list[str]:
-    return [sha256(folder / name) for name in (manifest.WEIGHTS, manifest.TRAINING)]
+    return [sha256(folder / name) for name in (manifest.WEIGHTS, manifest.TRAINING, manifest.EMA)]
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +167,18 @@ def test_it_is_served_from_where_its_base_lay_or_is_said_to_lie(trained, base, t
         ServedPolicy.load(trained, base=str(tmp_path / "nowhere"))
 
 
+def test_the_average_of_adapters_is_what_trained_and_is_exported_with_its_base(trained, tmp_path):
+    made, raw, average = (
+        manifest.read(trained),
+        *(load_file(trained / name) for name in (manifest.WEIGHTS, manifest.EMA)),
+    )
+    assert average.keys() == raw.keys() and made.ema_sha256 == sha256(trained / manifest.EMA)
+    assert any(not torch.equal(average[name], raw[name]) for name in raw)
+    export(trained, tmp_path / "out", weights="ema")
+    here, out = chunk(ServedPolicy.load(trained, weights="ema")), chunk(ServedPolicy.load(tmp_path / "out"))
+    assert (here - out).abs().max() < 1e-5 < (here - chunk(ServedPolicy.load(trained))).abs().max()
+
+
 def test_another_base_is_refused(straight, base, place, tmp_path, in_process):
     """One weight of it is another."""
     other = shutil.copytree(base, tmp_path / "other")
@@ -173,7 +190,7 @@ def test_another_base_is_refused(straight, base, place, tmp_path, in_process):
         ServedPolicy.load(newest(config), base=str(other))
     shorter = shutil.copytree(Path(load(config).run.dir), tmp_path / "run")
     shutil.rmtree(shorter / "checkpoints" / f"step_{STEPS:08d}")
-    ended = in_process(str(config), f"run.dir={shorter}", f"model.base={other}")
+    ended = in_process(str(config), f"run.dir={shorter}", f"model.base={other}", *ENGINES["plain"])
     assert ended.codes == (2,) and "say with model.base where" in ended.stderr and ended.stderr.count("\n") == 1
 
 
@@ -217,3 +234,21 @@ def test_a_whole_checkpoint_is_a_base_too(alone, shards, base, place, in_process
     assert made.base == {"place": str(whole), "files": {manifest.WEIGHTS: sha256(whole / manifest.WEIGHTS)}}
     assert all(".lora_" in name for name in load_file(newest(config, 1) / manifest.WEIGHTS))
     assert torch.equal(*(chunk(ServedPolicy.load(path)) for path in (whole, newest(config, 1))))
+
+
+def test_the_recipe_for_one_gpu_moves_every_adapter(alone, shards, place, in_process):
+    """On the tiny preset: recomputed blocks whose inputs need no gradient, on weights in bf16, must not cut it off."""
+    whole = newest(alone, 10)
+    recipe = Path(__file__).parents[2] / "configs/la4vla_1b/finetune_libero_lora.yaml"
+    smaller = {
+        **{"model.preset": "tiny", "model.weights": "", "model.readout": "per_token", "data.streams": 4},
+        **{"run.dir": place / "recipe", "run.init_from": whole, "data.sources.task.path": shards / "vla"},
+        **{f"stages.finetune.{key}": value for key, value in (("steps", 2), ("global_batch", 8), ("warmup_steps", 1))},
+    }
+    ended = in_process(str(recipe), *(f"{key}={value}" for key, value in smaller.items()))
+    assert ended.codes == (0,), ended.stderr
+    stored = load_file(place / "recipe" / "checkpoints" / "step_00000002" / manifest.WEIGHTS)
+    moved = {name: float(value.abs().max()) > 0 for name, value in stored.items() if ".lora_B." in name}
+    assert all(moved.values()) and len(moved) == 7 * TINY.llm_layers + 6 * TINY.vision_layers
+    (row, *_) = [json.loads(line) for line in (place / "recipe" / "metrics.jsonl").read_text().splitlines()]
+    assert row["lr/head"] == pytest.approx(row["lr"] / 10)

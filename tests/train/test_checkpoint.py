@@ -22,11 +22,12 @@ from la4vla.config import (
     StageConfig,
     TrainConfig,
 )
-from la4vla.manifest import Checkpoint
+from la4vla.manifest import Checkpoint, TrainedRobot
 from la4vla.train import checkpoint, disk, metrics, resume, run_folder
 from la4vla.train.checkpoint import Identity, Position
 from la4vla.train.dist import World
 from la4vla.train.engines.plain import PlainEngine
+from la4vla.train.optim import OTHERS, Rules
 from la4vla.types import UserError
 
 NAMES = (
@@ -39,10 +40,7 @@ IDENTITY = Identity(
     base={},
     held=NAMES,
     input_spec={},
-    transforms=[],
-    embodiment={},
-    views=["front"],
-    view_sizes={"front": [[2, 3]]},
+    robots=(TrainedRobot({"name": "arm"}, [], ["front"], {"front": [[2, 3]]}),),
     text={},
     sources={"a": "1f", "b": "2e"},
     tokenizer={"tokenizer.json": b"{}"},
@@ -85,11 +83,11 @@ def tied() -> nn.Module:
 
 
 def trained(config: TrainConfig, world: World, steps: int = 2) -> PlainEngine:
-    built = PlainEngine(tied(), config, 0.1, world)
+    built = PlainEngine(tied(), config, Rules(0.1, {}), world)
     for _ in range(steps):
         module = built.module
         built.backward((module["a"].weight.square().sum() + module["b"].bias.sum()), last=True)
-        built.step(0.1)
+        built.step({OTHERS: 0.1})
     return built
 
 
@@ -118,7 +116,7 @@ def test_everything_comes_back(config, world):
         for tensor in fresh.state_dict().values():
             tensor.zero_()
     checkpoint.load_weights(fresh, folder, own=True)
-    again = PlainEngine(fresh, config, 0.1, world)
+    again = PlainEngine(fresh, config, Rules(0.1, {}), world)
     checkpoint.load_training(again, folder)
     for mine, theirs in zip(again.weights(NAMES), engine.weights(NAMES), strict=True):
         assert mine[0] == theirs[0] and torch.equal(mine[1], theirs[1])
@@ -127,7 +125,7 @@ def test_everything_comes_back(config, world):
     assert again.updates() == engine.updates() == 2
     assert fresh["a"].weight is fresh["b"].weight
     found = manifest.read(folder)
-    assert (found.stage, found.stage_step, found.step, found.views) == ("one", 3, 3, ["front"])
+    assert (found.stage, found.stage_step, found.step, found.robot().views) == ("one", 3, 3, ["front"])
     assert (folder / manifest.TOKENIZER / "tokenizer.json").read_bytes() == b"{}"
 
 
@@ -277,7 +275,7 @@ def test_damaged_optimizer_state_is_named(config, world):
     path = save(config, world, 1) / manifest.TRAINING
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"its training.safetensors is damaged .* remove it"):
-        checkpoint.load_training(PlainEngine(tied(), config, 0.1, world), path.parent)
+        checkpoint.load_training(PlainEngine(tied(), config, Rules(0.1, {}), world), path.parent)
 
 
 def test_damaged_weights_are_named(config, world):
@@ -300,7 +298,7 @@ def test_optimizer_state_for_other_parameters_is_refused(config, world):
     module = tied()
     module["a"].bias.requires_grad_(False)
     with pytest.raises(UserError, match=r"unexpected 1 \(a.bias\)"):
-        checkpoint.load_training(PlainEngine(module, config, 0.1, world), folder)
+        checkpoint.load_training(PlainEngine(module, config, Rules(0.1, {}), world), folder)
 
 
 CHANGES = {

@@ -91,8 +91,9 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, shards, in_process, ov
         (("run.dir={run}", "run.resume=never"), r"or set (run.resume=auto)\."),
         ((*SHORT, "run.init_from={run}", "model.preset=small"), r"set (model.preset=tiny), with which it was trained"),
         ((*SHORT, "run.init_from={run}", "model.readout=flatten"), r"set (model.readout=per_token), with which it was"),
+        ((*SHORT, "run.init_from={run}", "model.action_dim=40"), r"have a row for each .*; set (model.action_dim=8),"),
     ],
-    ids=["streams", "resume", "never", "preset", "readout"],
+    ids=["streams", "resume", "never", "preset", "readout", "sizes"],
 )
 def test_what_a_refusal_says_to_do_works(alone, shards, in_process, tmp_path, wrong, cure):
     """run: a finished run of the same config. What is done is what stands in the sentence."""

@@ -17,6 +17,7 @@ from la4vla.model.tokenizer import build_prompter
 from la4vla.train import dist
 from la4vla.train.engines import build
 from la4vla.train.loop import train_step
+from la4vla.train.optim import Rules
 from la4vla.types import KINDS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -57,7 +58,7 @@ def trained(shards, tmp_path, world, steps, overrides=(), sync_mode="default"):
     policy = build_policy(config.model, 0)
     policy.train()
     set_trainable(policy, config.stages["only"].train)
-    built = build.build(policy, config, 0.0, world)
+    built = build.build(policy, config, Rules(0.0, {}), world)
     setup = prepare(config, policy.spec, build_prompter(config.model).encode)
     losses = []
     with Reader(config, setup, 0, 1) as reader:

@@ -1,13 +1,15 @@
 """Why: the manifest is what every room believes a checkpoint to be; a damaged or strange one must be a sentence."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from la4vla import manifest
-from la4vla.manifest import Manifest
+from la4vla.manifest import Manifest, TrainedRobot
 from la4vla.types import UserError
+from tests.fixtures import ARM
 
 
 @pytest.fixture
@@ -23,14 +25,12 @@ def folder(tmp_path: Path) -> Path:
         model={},
         base={},
         input_spec={},
-        transforms=[],
-        embodiment={},
-        views=["front"],
-        view_sizes={"front": [[480, 640]]},
+        robots=[asdict(TrainedRobot(ARM.to_dict(), [], ["front"], {"front": [[480, 640]]}))],
         text={},
         sources={"a": "1f"},
         weights_sha256="",
         training_sha256="",
+        ema_sha256="",
         tokenizer_sha256={},
         git_sha="",
         versions={},
@@ -48,7 +48,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 
 def test_it_comes_back(folder):
     found = manifest.read(folder)
-    assert (found.stage, found.views, found.sources) == ("one", ["front"], {"a": "1f"})
+    assert (found.stage, found.robot().views, found.sources) == ("one", ["front"], {"a": "1f"})
 
 
 @pytest.mark.parametrize("text", [b"", b'{"schema": 1, "sta', b"[]", b"{}", b"\xff", None])

@@ -256,7 +256,7 @@ def test_init_from_takes_weights_and_statistics_and_starts_at_step_0(alone, plac
     assert ended.codes == (0,), ended.stderr
     assert "step and optimizer start fresh" in ended.stdout
     assert digests(checkpoint(config, 2))[manifest.WEIGHTS] == digests(checkpoint(alone))[manifest.WEIGHTS]
-    assert manifest.read(checkpoint(config, 2)).transforms == manifest.read(checkpoint(alone)).transforms
+    assert manifest.read(checkpoint(config, 2)).robots == manifest.read(checkpoint(alone)).robots
 
 
 def test_init_from_takes_the_tokenizer_too_and_refuses_another(alone, place, shards, in_process, tmp_path):

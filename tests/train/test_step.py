@@ -10,6 +10,7 @@ from la4vla.config import StageConfig, TrainConfig
 from la4vla.data.reader import StepData
 from la4vla.train import loop
 from la4vla.train.dist import World
+from la4vla.train.optim import OTHERS
 from la4vla.types import KINDS, Batch
 
 
@@ -35,7 +36,8 @@ def batch(kind, rows, valid):
     mask = torch.zeros(rows, 4, 3, dtype=torch.bool)
     mask.view(-1)[:valid] = True
     none, ids = torch.zeros(rows, 4, 3), torch.zeros(rows, 1, dtype=torch.long)
-    return Batch(kind, ids, ids == 0, None, None, none[:, 0], none, none, mask, none, none[:, 0, 0], ("key",) * rows)
+    zeros = none[:, 0, 0]
+    return Batch(kind, ids, ids == 0, None, None, none[:, 0], none, none, mask, none, zeros, ids[:, 0], ("key",) * rows)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(1.0, (0.25, 0.5, 2.0)), (3.0, (0.75, 1.5, 2.0))])
@@ -51,4 +53,6 @@ def test_the_loss_of_a_mixed_step(monkeypatch, weight, expected):
     result = loop.train_step(engine, data, config, KINDS, World(0, 0, 1, torch.device("cpu"), None), stop=False)
     assert engine.losses == pytest.approx(expected)
     assert engine.last == [False, False, True]
-    assert result.lr == pytest.approx(0.25), "half of the cosine of this stage, whatever steps the stages before it had"
+    assert result.rates == {OTHERS: pytest.approx(0.25)}, (
+        "half of the cosine of this stage, whatever steps the stages before it had"
+    )

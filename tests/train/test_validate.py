@@ -84,7 +84,7 @@ def worked_by_hand(checkpoint: Path, cases: Path) -> dict[str, float]:
             draws = generator(3, RngUse.VALIDATE, number)
             time = float(draws.beta(2.0, 2.0))
             noise = draws.random((served.spec.horizon, served.spec.action_dim), dtype=np.float32) * 2 - 1
-            batch = collate([sample], served.spec, served.processor.encode, [noise], [time])
+            batch = collate([sample], served.spec, served.processor.encode, [noise], [time], [0])
             error, count = served.policy(batch)
             errors.append(float(error))
             counts.append(int(count))

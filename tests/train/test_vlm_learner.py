@@ -122,9 +122,9 @@ def test_the_first_batch_can_be_read(adapted):
 
 def test_an_adapter_checkpoint_is_adapters_and_the_name_of_their_base(adapted, place):
     made, stored = manifest.read(newest(adapted)), load_file(newest(adapted) / manifest.WEIGHTS)
-    assert made.learner == "vlm" and made.views == [] and made.transforms == []
+    assert made.learner == "vlm" and made.robot().views == [] and made.robot().transforms == []
     about = {"codec": {}, "questions": ["next", "scene"], "max_tokens": 1024}
-    assert made.embodiment["name"] == "test_arm" and made.text == about
+    assert made.robot().name == "test_arm" and made.text == about
     assert set(made.base["files"]) == {"config.json", "model.safetensors"} and made.base["place"] == f"{place}/public"
     assert stored and all(".lora_" in name and ".language_model." in name for name in stored)
     vlm, _ = load_checkpoint(newest(adapted), made)
@@ -195,7 +195,7 @@ def test_digits_of_a_codec_are_tokens_before_a_row_is_made(place, in_process):
     ended = in_process(str(config), f"data.sources.texts.path={place}/coded")
     assert ended.codes == (0,) and "actions as `tokens`" in ended.stdout, ended.stderr
     made = manifest.read(newest(config, 1))
-    again = ActionText.from_dict(made.text["codec"], Embodiment.from_dict(made.embodiment))
+    again = ActionText.from_dict(made.text["codec"], Embodiment.from_dict(made.robot().embodiment))
     _, encoder = load_checkpoint(newest(config, 1), made)
     assert again.tokens == text.tokens and all(is_one_token(encoder, token) for token in text.tokens)
 

@@ -26,12 +26,19 @@ PLACES = ("high", "high_base")
 
 
 def load_hierarchical(
-    low: str | Path, config: HierarchicalConfig, device: str | torch.device = "cpu", base: str = ""
+    low: str | Path,
+    config: HierarchicalConfig,
+    device: str | torch.device = "cpu",
+    base: str = "",
+    embodiment: str = "",
+    weights: str = "raw",
 ) -> HierarchicalPolicy:
     """The policy of a checkpoint folder, or of a run's newest checkpoint, told instructions as `config` says.
 
-    base: where the weights lie that the policy's adapters belong to. Raises UserError for a policy that learned no
-    low-level instructions, a model that was never asked for one, two robots, and damaged or other weights.
+    base: where the weights lie that the policy's adapters belong to. embodiment: name of the robot to drive, where it
+    knows several. weights: of the policy, one of manifest.WHICH_WEIGHTS; what writes instructions has its raw ones.
+    Raises UserError for a policy that learned no low-level instructions, a model that was never asked for one, two
+    robots, and damaged or other weights.
     """
     folder = manifest.resolve(low)
     description = manifest.read(folder)
@@ -42,11 +49,11 @@ def load_hierarchical(
             "it on the clips of `la4vla construct` (la or vla), or evaluate it without --high."
         )
     levels = levels_of(description.config)
-    policy = ServedPolicy.load(folder, device, base)
+    policy = ServedPolicy.load(folder, device, base, embodiment, weights)
     settings = {name: value for name, value in asdict(config).items() if name not in PLACES}
     versions: dict[str, str] = {"torch": torch.__version__}
     instructor: Instructor = TrueInstructions()
-    weights = [description.weights_sha256]
+    parts = [policy.identity]
     if config.instructor == "vlm":
         high = manifest.resolve(config.high)
         written = manifest.read(high)
@@ -54,10 +61,10 @@ def load_hierarchical(
         _check_fit(high, written, policy.embodiment)
         instructor = WrittenInstructions(VlmWriter.load(high, written, device, config.high_base), question, config)
         settings["question"] = question
-        weights.append(written.weights_sha256)
+        parts.append(written.weights_sha256)
         versions["transformers"] = transformers.__version__
-    digest = hashlib.sha256(json.dumps([weights, settings, levels], sort_keys=True).encode()).hexdigest()
-    identity = f"{description.weights_sha256[:40]}-{config.instructor}-{digest[:12]}"
+    digest = hashlib.sha256(json.dumps([parts, settings, levels], sort_keys=True).encode()).hexdigest()
+    identity = f"{policy.identity[:40]}-{config.instructor}-{digest[:12]}"
     return HierarchicalPolicy(policy, instructor, levels, config.replan, identity, versions)
 
 
@@ -79,11 +86,11 @@ def _question(folder: Path, description: Manifest, wanted: str) -> str:
 
 def _check_fit(folder: Path, description: Manifest, embodiment: Embodiment) -> None:
     """Raises UserError unless the model learned texts of this robot."""
-    if not description.embodiment:
+    if not description.robots:
         raise UserError(
             f"high: {folder} learned texts of no robot; write them with `la4vla construct texts` from a robot's clips."
         )
-    if differs := embodiment.difference(Embodiment.from_dict(description.embodiment)):
+    if differs := embodiment.difference(Embodiment.from_dict(description.robot(embodiment.name).embodiment)):
         raise UserError(
             f"high: {folder} learned texts of another embodiment than the policy's ({differs.field} is "
             f"{differs.other}, the policy's is {differs.mine}); train both on one robot's demonstrations."

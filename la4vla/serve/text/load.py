@@ -24,36 +24,41 @@ NOT_WRITTEN = ("cache",)
 
 
 def load_text_policy(
-    folder: str | Path, config: TextPolicyConfig, device: str | torch.device = "cpu", base: str = ""
+    folder: str | Path,
+    config: TextPolicyConfig,
+    device: str | torch.device = "cpu",
+    base: str = "",
+    weights: str = "raw",
 ) -> TextPolicy:
     """The model of a checkpoint folder, or of a run's newest checkpoint, acting as `config` says.
 
-    base: where the weights lie that its adapters belong to, if not where they lay when it was trained. Raises UserError
-    for a checkpoint of a policy with actions, one whose texts held no actions, and damaged or other weights.
+    base: where the weights lie that its adapters belong to, if not where they lay when it was trained. weights: one of
+    manifest.WHICH_WEIGHTS. Raises UserError for a checkpoint of a policy with actions, one whose texts held no actions,
+    and damaged or other weights.
     """
     folder = manifest.resolve(folder)
     description = manifest.read(folder)
-    writer = VlmWriter.load(folder, description, device, base)
+    writer = VlmWriter.load(folder, description, device, base, weights)
     codec = description.text.get("codec")
-    if not codec or not description.embodiment:
+    if not codec or not description.robots:
         raise UserError(
             f"{folder}: it was trained on no action texts, so how it writes motion is not known; train it on the texts "
             "of `la4vla construct texts`, `actions` among their questions."
         )
     played = {**codec, "play": {**codec["play"], **config.play}}
-    action = ActionText.from_dict(played, Embodiment.from_dict(description.embodiment))
+    action = ActionText.from_dict(played, Embodiment.from_dict(description.robot().embodiment))
     return TextPolicy.of(
         config,
         writer,
         action,
-        text_identity(description.weights_sha256, asdict(config), action.to_dict()),
+        text_identity(description.identity(weights), asdict(config), action.to_dict()),
         description.step,
         {"torch": torch.__version__, "transformers": transformers.__version__},
     )
 
 
 def text_identity(weights: str, config: Mapping[str, Any], action_text: Mapping[str, Any]) -> str:
-    """What result rows call the policy: other settings are another policy. weights: their sha256."""
+    """What result rows call the policy: other settings are another policy. weights: their identity (Manifest)."""
     known = {name: value for name, value in config.items() if name not in NOT_WRITTEN}
     settings = hashlib.sha256(json.dumps([known, action_text], sort_keys=True).encode()).hexdigest()
     return f"{weights[:40]}-{settings[:12]}"

@@ -66,14 +66,16 @@ class VlmWriter:
     rows_at_once: int = 16
 
     @staticmethod
-    def load(folder: Path, description: Manifest, device: str | torch.device, base: str) -> VlmWriter:
+    def load(
+        folder: Path, description: Manifest, device: str | torch.device, base: str, weights: str = "raw"
+    ) -> VlmWriter:
         """The model of a checkpoint. base: where the weights lie that its adapters belong to, if not where they lay.
-        Raises UserError for damaged or other weights."""
+        weights: one of manifest.WHICH_WEIGHTS. Raises UserError for damaged or other weights."""
         # Imported only when asked for: it brings the classes of every family.
         from la4vla.vlm.stored import load_checkpoint
 
         whole_weights(folder, description)
-        vlm, encoder = load_checkpoint(folder, description, base)
+        vlm, encoder = load_checkpoint(folder, description, base, weights)
         return VlmWriter(vlm.to(device), encoder)
 
     def write(self, prompts: Sequence[Prompt], sampling: SamplingConfig, top_p: float) -> list[WriterAnswer]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from la4vla.config import TrainConfig
-from la4vla.train import optim
+from la4vla.train import ema, optim
 from la4vla.train.dist import World
-from la4vla.train.engines.engine import ReadMoments
+from la4vla.train.engines.engine import ReadAverage, ReadMoments
+from la4vla.train.optim import Rules
 from la4vla.types import UserError
 
 OLDEST = Version("0.19.8")
@@ -38,15 +39,16 @@ BUCKET_ELEMENTS = 50_000_000  # 200 MB of fp32 a reduction
 
 
 class DeepSpeedEngine:
-    def __init__(self, module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
+    def __init__(self, module: nn.Module, config: TrainConfig, rules: Rules, world: World) -> None:
         deepspeed = _import_deepspeed(world)
         self.module = module.to(world.device)
         self._deepspeed = deepspeed
         self._world = world
         self._stage = config.engine.zero_stage
         self._clip_norm = config.optim.clip_norm
+        self._ema_decay = config.optim.ema_decay
         self._parameters = optim.trainable(self.module)
-        self._optimizer = optim.build(self._parameters, config.optim, weight_decay)
+        self._optimizer = optim.build(self._parameters, config.optim, rules)
         groups = deepspeed.utils.groups
         if groups._WORLD_GROUP is None:  # its copy of the process group, to which it would give a timeout of its own
             groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=config.engine.timeout_s))
@@ -57,6 +59,8 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )[0]
         optim.fill_state(self._optimizer, self.masters())
+        if self._ema_decay:
+            ema.begin(self._optimizer, self.masters())
         if self._stage in (1, 2):
             # Ties each parameter to its piece of the state; DeepSpeed itself does it after the first update.
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -69,18 +73,12 @@ class DeepSpeedEngine:
         # DeepSpeed averages over ranks; the seam promises sums.
         self._engine.backward(loss * self._world.size)
 
-    def step(self, lr: float) -> Tensor:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
-        if self._stage == 0:
-            norm = optim.clip_and_guard(self._optimizer, list(self._parameters.values()), self._clip_norm)
-            self._engine.step()
-            return norm
-        self._engine.step()
-        if self._stage == 3:
-            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
-        norm = self._engine.get_global_grad_norm()  # inf, a Python float, after a skipped step
-        return torch.as_tensor(norm, dtype=torch.float32, device=self._world.device)
+    def step(self, rates: Mapping[str, float]) -> Tensor:
+        optim.set_rates(self._engine.optimizer.param_groups, rates)
+        norm = self._step()
+        if self._ema_decay:
+            ema.update(self._optimizer, self.masters(), self._ema_decay, norm)
+        return norm
 
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         parameters, state = dict(self.module.named_parameters(remove_duplicate=False)), self.module.state_dict()
@@ -92,33 +90,26 @@ class DeepSpeedEngine:
                 yield name, state[name]
 
     def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        from deepspeed.utils import safe_get_full_optimizer_state as get_full
-
         for name, parameter in self._parameters.items():
-            if self._stage == 0:
-                first, second = (self._optimizer.state[parameter][key] for key in optim.MOMENTS)
-            else:
-                first, second = (get_full(parameter, key) for key in optim.MOMENTS)
-            assert first is not None and second is not None
+            first, second = (self._whole(parameter, key) for key in optim.MOMENTS)
             yield name, first, second
+
+    def averages(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters.items() if self._ema_decay else ():
+            yield name, self._whole(parameter, ema.KEY)
 
     def updates(self) -> int:
         return optim.updates_done(self._optimizer)
 
     def load_moments(self, read: ReadMoments, updates: int) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state as set_full
-        from deepspeed.utils import safe_set_local_optimizer_state as set_local
-
         for name, parameter in self._parameters.items():
             for key, value in zip(optim.MOMENTS, read(name), strict=True):
-                value = value.to(self._world.device)
-                if self._stage == 0:
-                    self._optimizer.state[parameter][key].copy_(value)
-                elif self._stage == 3:
-                    set_local(parameter, self._own_part(parameter, value), key)
-                else:
-                    set_full(parameter, value, key)
+                self._set(parameter, key, value)
         optim.set_updates_done(self._optimizer, updates)
+
+    def load_averages(self, read: ReadAverage) -> None:
+        for name, parameter in self._parameters.items():
+            self._set(parameter, ema.KEY, read(name))
 
     def masters(self) -> list[Tensor]:
         if self._stage == 3:
@@ -129,6 +120,41 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self._engine.destroy()
+
+    def _step(self) -> Tensor:
+        """The update, and the global norm before clipping; inf after a skipped step."""
+        if self._stage == 0:
+            norm = optim.clip_and_guard(self._optimizer, list(self._parameters.values()), self._clip_norm)
+            self._engine.step()
+            return norm
+        self._engine.step()
+        if self._stage == 3:
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        norm = self._engine.get_global_grad_norm()  # inf, a Python float, after a skipped step
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._world.device)
+
+    def _whole(self, parameter: Any, key: str) -> Tensor:
+        """One tensor of a parameter's state, gathered. All ranks call it."""
+        from deepspeed.utils import safe_get_full_optimizer_state as get_full
+
+        if self._stage == 0:
+            return self._optimizer.state[parameter][key]
+        whole = get_full(parameter, key)
+        assert whole is not None
+        return whole
+
+    def _set(self, parameter: Any, key: str, value: Tensor) -> None:
+        """One tensor of a parameter's state, from a whole one."""
+        from deepspeed.utils import safe_set_full_optimizer_state as set_full
+        from deepspeed.utils import safe_set_local_optimizer_state as set_local
+
+        value = value.to(self._world.device)
+        if self._stage == 0:
+            self._optimizer.state[parameter][key].copy_(value)
+        elif self._stage == 3:
+            set_local(parameter, self._own_part(parameter, value), key)
+        else:
+            set_full(parameter, value, key)
 
     def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
         """This rank's piece of a whole tensor under stage 3, padded at the end. (DeepSpeed's own setter for whole

@@ -14,12 +14,13 @@ What every engine promises
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 ReadMoments = Callable[[str], tuple[Tensor, Tensor]]
+ReadAverage = Callable[[str], Tensor]
 
 
 class Engine(Protocol):
@@ -34,8 +35,9 @@ class Engine(Protocol):
         """Add the gradients of one micro-batch. last: no further micro-batch follows in this step."""
         ...
 
-    def step(self, lr: float) -> Tensor:
-        """Clip, update, clear the gradients. Returns the global gradient norm before clipping, fp32 0-d."""
+    def step(self, rates: Mapping[str, float]) -> Tensor:
+        """Clip, update with these rates (optim.rates_at), clear the gradients. Returns the global gradient norm before
+        clipping, fp32 0-d."""
         ...
 
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
@@ -46,12 +48,21 @@ class Engine(Protocol):
         """(name, exp_avg, exp_avg_sq) of every trainable parameter, whole. All ranks must iterate."""
         ...
 
+    def averages(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, moving average in fp32) of every trainable parameter, whole; none without optim.ema_decay. All ranks
+        must iterate."""
+        ...
+
     def updates(self) -> int:
         """Optimizer updates applied (skipped steps do not count)."""
         ...
 
     def load_moments(self, read: ReadMoments, updates: int) -> None:
         """Continue with the moments that `read(name)` gives."""
+        ...
+
+    def load_averages(self, read: ReadAverage) -> None:
+        """Continue with the averages that `read(name)` gives."""
         ...
 
     def masters(self) -> list[Tensor]:

@@ -8,7 +8,7 @@ and whatever is left over after it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from la4vla.config import TrainConfig
-from la4vla.train import optim
+from la4vla.train import ema, optim
 from la4vla.train.dist import World
-from la4vla.train.engines.engine import ReadMoments
+from la4vla.train.engines.engine import ReadAverage, ReadMoments
+from la4vla.train.optim import Rules
 
 BUCKET_ELEMENTS = 8 * 2**20  # 32 MB of fp32, near the 25 MB that DDP uses
 
@@ -38,17 +39,20 @@ class Bucket:
 
 
 class PlainEngine:
-    def __init__(self, module: nn.Module, config: TrainConfig, weight_decay: float, world: World) -> None:
+    def __init__(self, module: nn.Module, config: TrainConfig, rules: Rules, world: World) -> None:
         self.module = module.to(world.device)
         self._world = world
         self._clip_norm = config.optim.clip_norm
+        self._ema_decay = config.optim.ema_decay
         self._bf16 = config.engine.precision == "bf16"
         self._parameters = optim.trainable(self.module)
         if world.size > 1:
             for tensor in self.module.state_dict().values():
                 dist.broadcast(tensor, src=0)
-        self._optimizer = optim.build(self._parameters, config.optim, weight_decay)
+        self._optimizer = optim.build(self._parameters, config.optim, rules)
         optim.fill_state(self._optimizer, self._parameters.values())
+        if self._ema_decay:
+            ema.begin(self._optimizer, self.masters())
         # Backward reaches the last layers first, so buckets are filled and sent in that order.
         self._buckets = _make_buckets(list(reversed(self._parameters.values())))
         self._last, self._next = False, 0
@@ -74,11 +78,12 @@ class PlainEngine:
                 bucket.work.wait()
             self._next = 0
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, rates: Mapping[str, float]) -> Tensor:
         norm = optim.clip_and_guard(self._optimizer, list(self._parameters.values()), self._clip_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rates(self._optimizer.param_groups, rates)
         self._optimizer.step()
+        if self._ema_decay:
+            ema.update(self._optimizer, self.masters(), self._ema_decay, norm)
         for bucket in self._buckets:
             bucket.flat.zero_()
         return norm
@@ -92,6 +97,10 @@ class PlainEngine:
             state = self._optimizer.state[parameter]
             yield name, state["exp_avg"], state["exp_avg_sq"]
 
+    def averages(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters.items() if self._ema_decay else ():
+            yield name, self._optimizer.state[parameter][ema.KEY]
+
     def updates(self) -> int:
         return optim.updates_done(self._optimizer)
 
@@ -101,6 +110,10 @@ class PlainEngine:
             for key, value in zip(optim.MOMENTS, read(name), strict=True):
                 state[key].copy_(value)
         optim.set_updates_done(self._optimizer, updates)
+
+    def load_averages(self, read: ReadAverage) -> None:
+        for name, parameter in self._parameters.items():
+            self._optimizer.state[parameter][ema.KEY].copy_(read(name))
 
     def masters(self) -> list[Tensor]:
         return [tensor for group in self._optimizer.param_groups for tensor in group["params"]]

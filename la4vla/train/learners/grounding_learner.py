@@ -16,7 +16,7 @@ from la4vla.config import TrainConfig
 from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
-from la4vla.data.setup import fingerprints, prepare_pairs, view_sizes
+from la4vla.data.setup import fingerprints, prepare_pairs
 from la4vla.data.transforms import chain_to_dicts
 from la4vla.grounding.model import GroundingModel, build_grounding, rebuild
 from la4vla.grounding.sentences import SentenceEncoder
@@ -72,11 +72,8 @@ class GroundingLearner:
             model=module.description,
             base={},
             held=tuple(module.state_dict()),
-            input_spec=asdict(self._setup.processor.spec),
-            transforms=chain_to_dicts(self._setup.chain),
-            embodiment=self._setup.embodiment.to_dict(),
-            views=list(self._setup.chain.views),
-            view_sizes=view_sizes(self._setup),
+            input_spec=asdict(self._setup.only_robot.processor.spec),
+            robots=self._setup.trained_robots,
             text={},
             sources=fingerprints(self._setup),
             tokenizer=self._encoder.files(),
@@ -86,7 +83,8 @@ class GroundingLearner:
         return summary_table(module)
 
     def explain(self) -> str:
-        body, views, horizon = self._setup.embodiment, self._setup.chain.views, self._config.grounding.horizon
+        robot, horizon = self._setup.only_robot, self._config.grounding.horizon
+        body, views = robot.embodiment, robot.chain.views
         told = [
             explain(self._config, self._setup, self._world.size),
             f"embodiment {body.name}: chunks of {horizon} actions {' '.join(body.action.names)}, "
@@ -97,7 +95,10 @@ class GroundingLearner:
         return "\n".join(told)
 
     def shared_by_ranks(self) -> dict[str, Any]:
-        return {"shards": fingerprints(self._setup), "statistics of the data": chain_to_dicts(self._setup.chain)}
+        return {
+            "shards": fingerprints(self._setup),
+            "statistics of the data": chain_to_dicts(self._setup.only_robot.chain),
+        }
 
     def steps(self) -> Iterator[StepData]:
         return iter(self._loader)
@@ -147,7 +148,7 @@ class GroundingLearner:
         source, asked = resume.checkpoint, self._config.grounding
         if source is None:
             assert self._towers is not None
-            width = len(self._setup.embodiment.action.names)
+            width = len(self._setup.only_robot.embodiment.action.names)
             return build_grounding(self._towers, asked.dim, asked.horizon, width, self._config.run.seed)
         module = rebuild(source.manifest.model, self._encoder)
         checkpoint.load_weights(module, source.folder, resume.own)

@@ -43,12 +43,12 @@ class HeldOutPairs:
         self._config, self._setup, self._world = config, setup, world
         asked = config.validate
         index = read_index(asked.pairs)
-        if differs := index.embodiment.difference(setup.embodiment):
+        if differs := index.embodiment.difference(setup.only_robot.embodiment):
             raise UserError(
                 f"validate.pairs: {asked.pairs} is of `{index.embodiment.name}`, whose {differs.field} is "
                 f"{differs.mine}, the run's data has {differs.other}; hold out clips of the run's robot."
             )
-        for view in setup.chain.views:
+        for view in setup.only_robot.chain.views:
             if view not in index.views:
                 raise UserError(
                     f"validate.pairs: {asked.pairs} has no view {view}, which the run sees; hold out others."
@@ -88,16 +88,16 @@ class HeldOutPairs:
 
     def _read(self, index: Index, groups: Groups, number: int) -> HeldOutGroup:
         samples = [self._sample(index, pair) for pair in groups.group(number)]
-        most, encode = smallest_micro_batch(self._config), self._setup.processor.encode
+        most, encode = smallest_micro_batch(self._config), self._setup.only_robot.processor.encode
         parts = [samples[first : first + most] for first in range(0, len(samples), most)]
         return HeldOutGroup(tuple(collate_pairs(part, encode, NAME, number) for part in parts))
 
     def _sample(self, index: Index, pair: Pair) -> Sample:
-        views, horizon = self._setup.chain.views, self._config.grounding.horizon
+        views, horizon = self._setup.only_robot.chain.views, self._config.grounding.horizon
         clip = read_clip(index, pair.place, views, pair.frame)
         sample = window(clip, pair.frame, horizon, "vla" if views else "la", NAME)
         shown = {view: simplejpeg.decode_jpeg(clip.frames[view][pair.frame], colorspace="RGB") for view in views}
-        return self._setup.chain(sample.but(views=shown))
+        return self._setup.only_robot.chain(sample.but(views=shown))
 
 
 def _warn_of_shared(setup: Setup, index: Index, world: World) -> None:

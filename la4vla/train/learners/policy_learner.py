@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from la4vla import manifest
-from la4vla.config import LANGUAGE_HEAD, LORA, SourceConfig, TrainConfig
+from la4vla.config import LANGUAGE_HEAD, LORA, ModelConfig, SourceConfig, TrainConfig
 from la4vla.data.explain import explain
 from la4vla.data.loader import Loader
 from la4vla.data.reader import StepData
-from la4vla.data.setup import fingerprints, prepare, view_sizes
+from la4vla.data.robots import RobotSetup, places
+from la4vla.data.setup import fingerprints, prepare
 from la4vla.data.shards.read import tells_instructions
 from la4vla.data.transforms import ResizeImages, chain_to_dicts
+from la4vla.manifest import Checkpoint
 from la4vla.model import flops, lora, weights
 from la4vla.model.backbone import IMAGES
 from la4vla.model.conversation import ConversationEncoder, as_text
 from la4vla.model.freeze import set_trainable, summary_table
 from la4vla.model.policy import Policy, build_policy, rebuild
-from la4vla.model.presets import preset, size_of
+from la4vla.model.presets import size_of
 from la4vla.model.tokenizer import Prompter, build_prompter
 from la4vla.train import checkpoint
 from la4vla.train.checkpoint import Identity
 from la4vla.train.dist import World
 from la4vla.train.engines.engine import Engine
 from la4vla.train.learners import adapting, texts
+from la4vla.train.learners.beginning import find_beginning
 from la4vla.train.learners.validate import Validation
 from la4vla.train.metrics import Record
 from la4vla.train.resume import Resume
@@ -34,6 +37,13 @@ from la4vla.train.run_folder import write_first_batch
 from la4vla.types import KINDS, SOURCE_KINDS, TextBatch, UserError
 
 OF_WEIGHTS = ("preset", "readout")  # settings of the model without which its weights fit nowhere
+DEPENDING = {
+    "horizon": "the weights of the flatten readout are of one horizon (those of per_token are of any)",
+    "llm_layers": "every layer has weights of its own",
+    "state_dim": "the weights that read the state have a column for each of its numbers",
+    "action_dim": "the weights that read and write actions have a row for each of their numbers",
+}
+"""Sizes that a config may set -> why weights of another one do not fit."""
 FIRST_IMAGES = 32  # on the contact sheet of the first batch
 
 
@@ -47,14 +57,18 @@ class PolicyLearner:
         self._adapted = adapting.find_base(config, resume, world)
         size = size_of(config.model)
         self._spec = size.spec
+        self._beginning = find_beginning(config, resume, self._writes)
         self._prompter = self._find_prompter(resume)
         self._encoder = None
         if self._writes:
             self._encoder = ConversationEncoder(self._prompter, size.vocab, ResizeImages(size.image_size).resized)
         inherited = resume.checkpoint if resume.checkpoint and resume.checkpoint.manifest.learner == "policy" else None
+        if self._beginning is not None and not self._beginning.keeps_statistics:
+            inherited = None
         self._setup = prepare(config, self._spec, self._prompter.encode, inherited, resume.own, self._encoder)
-        if self._setup.robot is None:
+        if not self._setup.robots:
             raise UserError("a policy learns actions, and no source holds clips; add one, or set learner=vlm.")
+        self._embodiments = places(self._setup.robots, inherited) if config.model.embodiments == "separate" else []
         where = (resume.position.stage, resume.position.stage_step)
         self._loader = Loader(config, self._setup, world.rank, world.size, where)
         if resume.own:
@@ -90,13 +104,17 @@ class PolicyLearner:
                 checkpoint.load_weights(policy, source.folder, resume.own, policy.from_base)
             return policy
         if source is None:
-            return build_policy(model, seed, self._writes)
+            return build_policy(model, seed, self._writes, self._embodiments)
         if resume.own:
             policy = rebuild(source.manifest.model)
             checkpoint.load_weights(policy, source.folder, own=True)
             return policy
+        if self._beginning is not None:
+            policy = self._beginning.build(model, seed, self._writes)
+            self._beginning.tell(policy, self._config, self._world)
+            return policy
         # What the checkpoint does not hold stays fresh: the language head, or the flow head of a model that writes.
-        policy = build_policy(replace(model, weights=""), seed, self._writes)
+        policy = build_policy(replace(model, weights=""), seed, self._writes, self._embodiments)
         weights.load(policy, str(source.folder))
         return policy
 
@@ -109,6 +127,7 @@ class PolicyLearner:
             "attention": model.attention,
             "dropout": model.dropout,
             "writes": self._writes,
+            "embodiments": self._embodiments,
             "lora": lora.description(model.lora),
         }
 
@@ -119,10 +138,7 @@ class PolicyLearner:
             base=self._adapted.base.to_dict() if self._adapted else {},
             held=adapting.held(module, self._config, self._adapted),
             input_spec=asdict(self._spec),
-            transforms=chain_to_dicts(self._setup.chain),
-            embodiment=self._setup.embodiment.to_dict(),
-            views=list(self._setup.chain.views),
-            view_sizes=view_sizes(self._setup),
+            robots=self._setup.trained_robots,
             text=self._about_text(),
             sources=fingerprints(self._setup),
             tokenizer=self._prompter.files(),
@@ -132,24 +148,14 @@ class PolicyLearner:
         return summary_table(module)
 
     def explain(self) -> str:
-        body = self._setup.embodiment
-        lines = [
-            explain(self._config, self._setup, self._world.size),
-            f"embodiment {body.name}, {body.control_hz:g} Hz",
-        ]
-        for what, spec in (("state", body.state), ("action", body.action)):
-            near = f"near {' '.join(f'{angle:g}' for angle in spec.rotation_near)}, " if any(spec.rotation_near) else ""
-            lines.append(
-                f"  {what}: {' '.join(spec.names)}; {spec.reference}, frame {spec.frame}, rotation {spec.rotation}, "
-                f"{near}gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}"
-            )
-        if self._writes:
-            lines.append(self._about_language_head())
-        lines.append("transforms: " + " -> ".join(type(item).__name__ for item in self._setup.chain.transforms))
-        return "\n".join(lines)
+        lines = [explain(self._config, self._setup, self._world.size)]
+        for robot in self._setup.robots.values():
+            lines += _about_robot(robot, len(self._setup.robots) > 1)
+        return "\n".join([*lines, *([self._about_language_head()] if self._writes else [])])
 
     def shared_by_ranks(self) -> dict[str, Any]:
-        return {"shards": fingerprints(self._setup), "statistics of the data": chain_to_dicts(self._setup.chain)}
+        chains = {name: chain_to_dicts(robot.chain) for name, robot in self._setup.robots.items()}
+        return {"shards": fingerprints(self._setup), "statistics of the data": chains}
 
     def steps(self) -> Iterator[StepData]:
         return iter(self._loader)
@@ -174,20 +180,24 @@ class PolicyLearner:
 
     def flops(self, module: Policy, step: StepData) -> float:
         """Recomputation of checkpointed blocks is not counted: it is no progress."""
-        total, readout = 0.0, self._config.model.readout
+        total, readout, stage = 0.0, self._config.model.readout, self._config.stages[step.stage]
+        lora = self._config.model.lora if LORA in stage.train else None
         for batch in step.batches:
-            stage, tokens = self._config.stages[step.stage], batch.input_ids_BL.shape[1]
-            trained = {*stage.train, *(self._config.model.lora.targets if LORA in stage.train else ())}
+            tokens = batch.input_ids_BL.shape[1]
             if isinstance(batch, TextBatch):
                 shown = batch.images.get(IMAGES)
                 images = 0 if shown is None else shown.shape[0]
-                total += flops.text_step(module.size, images, batch.rows, tokens, batch.counted, trained)
+                total += flops.text_step(module.size, images, batch.rows, tokens, batch.counted, stage.train, lora)
                 continue
             images = 0 if batch.images_NCHW is None else batch.images_NCHW.shape[0]
-            reached = {"head"} if stage.insulate else trained
-            for_one = flops.forward(module.size, readout, 0, tokens)
-            for_images = flops.forward(module.size, readout, images, tokens)
-            total += (batch.rows - 1) * flops.training(for_one, reached) + flops.training(for_images, reached)
+            reached = {"head"} & {*stage.train} if stage.insulate else stage.train
+            for seen, rows in ((0, batch.rows - 1), (images, 1)):
+                cost, added = flops.forward(module.size, readout, seen, tokens), flops.NO_ADAPTERS
+                if lora is not None:
+                    added = flops.adapters(module.size, readout, lora, seen, tokens)
+                if stage.insulate:
+                    added = flops.Forward(0.0, 0.0, 0.0, added.head)
+                total += rows * flops.training(cost, reached, False, added)
         return total
 
     def close(self) -> None:
@@ -218,7 +228,7 @@ class PolicyLearner:
         how = f"trains in {', '.join(trains)}" if trains else "is frozen"
         if not config.model.weights:
             return f"language head: random where run.init_from has none; it {how}"
-        left_out = weights.truncated(config.model.weights, preset(config.model.preset))
+        left_out = weights.truncated(config.model.weights, size_of(config.model))
         unseen = f", whose features it never saw: it was trained behind {left_out} more layers" if left_out > 0 else ""
         return f"language head: that of {config.model.weights} where it has one{unseen}; it {how}"
 
@@ -226,16 +236,10 @@ class PolicyLearner:
         """The tokenizer, which belongs to the weights: that of the checkpoint a run starts from or goes on from,
         whatever became of its folder since. Raises UserError where the config asks for another."""
         model, source = self._config.model, resume.checkpoint
-        if source is None:
+        if source is None or (self._beginning is not None and not self._beginning.keeps_tokenizer):
             return build_prompter(model)
-        now, then = asdict(model), source.manifest.config["model"]
-        of_policy = source.manifest.learner == "policy"
-        for key in OF_WEIGHTS if of_policy and not resume.own else ():
-            if now[key] != then[key]:
-                raise UserError(
-                    f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
-                    "with which it was trained."
-                )
+        if source.manifest.learner == "policy" and not resume.own and self._beginning is None:
+            _check_model(model, source)
         prompter = Prompter.load(source.folder / manifest.TOKENIZER, self._spec)
         if not resume.own and model.tokenizer and build_prompter(model).files() != prompter.files():
             raise UserError(
@@ -245,7 +249,41 @@ class PolicyLearner:
         return prompter
 
 
+def _check_model(model: ModelConfig, source: Checkpoint) -> None:
+    """Raises UserError, with the reason, where the weights of a policy do not fit the model that the config asks
+    for."""
+    now, then = asdict(model), source.manifest.config["model"]
+    for key in OF_WEIGHTS:
+        if now[key] != then[key]:
+            raise UserError(
+                f"{source.folder} is of another model than model.{key}={now[key]}; set model.{key}={then[key]}, "
+                "with which it was trained."
+            )
+    size, stored = size_of(model).to_dict(), source.manifest.model["size"]
+    for name, reason in DEPENDING.items():
+        if size[name] == stored[name] or (name == "horizon" and model.readout == "per_token"):
+            continue
+        raise UserError(
+            f"{source.folder} was trained with model.{name}={stored[name]}, this run has {size[name]}, and {reason}; "
+            f"set model.{name}={stored[name]}, or take the other weights alone (run.init_parts)."
+        )
+
+
 def _mixed(config: TrainConfig) -> list[SourceConfig]:
     """The sources that some stage mixes."""
     names = {name for stage in config.stages.values() for name in stage.mixture}
     return [source for name, source in config.data.sources.items() if name in names]
+
+
+def _about_robot(robot: RobotSetup, several: bool) -> Iterator[str]:
+    """Lines. several: whether it is one of several, whose sources are said."""
+    body = robot.embodiment
+    sources = f", in {', '.join(robot.sources)}" if several else ""
+    yield f"embodiment {body.name}, {body.control_hz:g} Hz{sources}"
+    for what, spec in (("state", body.state), ("action", body.action)):
+        near = f"near {' '.join(f'{angle:g}' for angle in spec.rotation_near)}, " if any(spec.rotation_near) else ""
+        yield (
+            f"  {what}: {' '.join(spec.names)}; {spec.reference}, frame {spec.frame}, rotation {spec.rotation}, "
+            f"{near}gripper {spec.gripper_closed:g} closed to {spec.gripper_open:g} open, unit {spec.unit}"
+        )
+    yield "transforms: " + " -> ".join(type(item).__name__ for item in robot.chain.transforms)

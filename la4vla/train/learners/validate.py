@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from la4vla.config import TrainConfig, smallest_micro_batch
+from la4vla.data.processor import Processor
 from la4vla.data.reader import window
+from la4vla.data.robots import RobotSetup
 from la4vla.data.setup import Setup
 from la4vla.data.shards.index import Index, read_stats
 from la4vla.data.values import Limits, bad_frames
@@ -59,13 +61,14 @@ class Validation:
     def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
         self._config, self._setup, self._world = config, setup, world
         listed = read_cases(config.validate.cases)
-        case_clips = open_case_clips(listed, setup.chain.views, config.validate.shards)
-        if differs := case_clips.index.embodiment.difference(setup.embodiment):
+        self._robot = setup.robots.get(listed.embodiment, next(iter(setup.robots.values())))
+        case_clips = open_case_clips(listed, self._robot.chain.views, config.validate.shards)
+        if differs := case_clips.index.embodiment.difference(self._robot.embodiment):
             raise UserError(
                 f"validate.cases: the cases are of `{case_clips.index.embodiment.name}`, whose {differs.field} is "
                 f"{differs.mine}, the run's data has {differs.other}; sample cases from shards like the run's."
             )
-        check_translation(setup.embodiment)
+        check_translation(self._robot.embodiment)
         asked = {(clip, len(case_clips.clips[clip])) for clip in {case.clip for case in listed.cases}}
         for name, source in setup.sources.items():
             if shared := asked & contents(source.index):
@@ -74,12 +77,12 @@ class Validation:
                     f"warning: {len(shared)} of the {len(asked)} clips of validate.cases are also in source {name} (by "
                     "key and length), so they are not held out",
                 )
-        _check_values(listed.cases, case_clips, setup)
+        _check_values(listed.cases, case_clips, self._robot.processor)
         size = smallest_micro_batch(config)
         parts = [listed.cases[first : first + size] for first in range(0, len(listed.cases), size)]
         self._questions = {
             mode.name: [self._question(mode, part, first * size, case_clips) for first, part in enumerate(parts)]
-            for mode in modes(setup)
+            for mode in modes(setup, self._robot)
         }
 
     def measure(self, policy: Policy, engine: Engine) -> Record:
@@ -107,11 +110,9 @@ class Validation:
         for question in questions:
             with torch.autocast(self._world.device.type, torch.bfloat16, enabled=mixed):
                 chunk = policy.sample(question.batch.to(self._world.device), self._config.flow.steps)
-            chunks_BTA = chunk.cpu().numpy()
+            chunks_BTA, robot = chunk.cpu().numpy(), self._robot
             ends = [
-                travel(self._setup.chain.inverse(chunk_TA, state)[:counted], state, self._setup.embodiment, case.arm)[
-                    -1
-                ]
+                travel(robot.chain.inverse(chunk_TA, state)[:counted], state, robot.embodiment, case.arm)[-1]
                 for chunk_TA, state, counted, case in zip(
                     chunks_BTA, question.states, question.counted, question.cases, strict=True
                 )
@@ -122,7 +123,7 @@ class Validation:
         return float(np.concatenate(hits).mean())
 
     def _question(self, mode: Mode, cases: Sequence[Case], first: int, case_clips: CaseClips) -> ValidationBatch:
-        processor = self._setup.processor
+        processor = self._robot.processor
         raw = [self._sample(mode, case, case_clips) for case in cases]
         prepared = [
             processor.prepare(sample, generator(self._config.run.seed, RngUse.VALIDATE, first + number))
@@ -133,21 +134,21 @@ class Validation:
         return ValidationBatch(tuple(cases), batch, tuple(sample.state for sample in raw), counted)
 
     def _sample(self, mode: Mode, case: Case, case_clips: CaseClips) -> Sample:
-        horizon = self._setup.processor.spec.horizon
+        horizon = self._robot.processor.spec.horizon
         levels = levels_of(asdict(self._config))
         sample = window(case_clips.clips[case.clip], case.frame, horizon, mode.kind, "validate", levels)
         if mode.kind != "la":
-            sample = sample.but(views=case_clips.images(case.clip, case.frame, self._setup.chain.views))
+            sample = sample.but(views=case_clips.images(case.clip, case.frame, self._robot.chain.views))
         return sample if mode.told else sample.but(instruction="")
 
 
-def _check_values(cases: Sequence[Case], case_clips: CaseClips, setup: Setup) -> None:
+def _check_values(cases: Sequence[Case], case_clips: CaseClips, processor: Processor) -> None:
     """Raises UserError for a case with a state or an action that cannot be."""
     limits = Limits.of(read_stats(case_clips.index.location))
     for case in cases:
         bad = bad_frames(case_clips.clips[case.clip], limits)
-        stop = min(case.frame + setup.processor.spec.horizon, len(case_clips.clips[case.clip]))
-        if bad and (what := bad.within(case.frame, stop, setup.chain.delta)):
+        stop = min(case.frame + processor.spec.horizon, len(case_clips.clips[case.clip]))
+        if bad and (what := bad.within(case.frame, stop, processor.chain.delta)):
             raise UserError(
                 f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again "
                 "without it and sample cases from it (la4vla probe cases), or leave validate.cases out."
@@ -159,9 +160,10 @@ def contents(index: Index) -> set[tuple[str, int]]:
     return {pair for shard in index.shards for pair in zip(shard.keys, shard.lengths, strict=True)}
 
 
-def modes(setup: Setup) -> list[Mode]:
-    """Those that a run's policy can be asked in, by what it is shown in training (`vla` where that is among it)."""
-    kinds = {source.kind for source in setup.sources.values()}
+def modes(setup: Setup, robot: RobotSetup) -> list[Mode]:
+    """Those that a run's policy can be asked in, by what it is shown of a robot in training (`vla` where that is among
+    it)."""
+    kinds = {setup.sources[name].kind for name in robot.sources}
     seeing: list[Kind] = [kind for kind in KINDS if kind in kinds - {"la"}]
     with_vision = [Mode("full", seeing[-1], True), Mode("no_text", seeing[-1], False)] if seeing else []
     return [*with_vision, Mode("no_vision", "la", True), Mode("neither", "la", False)]

@@ -48,7 +48,7 @@ class VlmLearner:
             # A codec's rare tokens get their names in the tokenizer before a row is made.
             encoder = with_tokens(encoder, ActionText.from_dict(self._codec, self._robot).tokens)
             self._source.encoder = encoder
-        self._setup = Setup({}, setup.texts, None, encoder)
+        self._setup = Setup({}, setup.texts, {}, encoder)
         where = (resume.position.stage, resume.position.stage_step)
         self._loader = Loader(config, self._setup, world.rank, world.size, where)
         if resume.own:

@@ -13,7 +13,7 @@ import torch
 
 from la4vla import manifest
 from la4vla.config import LORA, TrainConfig
-from la4vla.manifest import Checkpoint
+from la4vla.manifest import Checkpoint, TrainedRobot
 from la4vla.model import lora
 from la4vla.model.freeze import set_trainable
 from la4vla.train import checkpoint
@@ -74,10 +74,7 @@ class VlmSource:
             base=self.base,
             held=adapting.held(module, self._config, self._adapted),
             input_spec={},
-            transforms=[],
-            embodiment=robot.to_dict() if robot else {},
-            views=[],
-            view_sizes={},
+            robots=(TrainedRobot(robot.to_dict(), [], [], {}),) if robot else (),
             text={**text, "max_tokens": self.encoder.max_tokens},
             sources=dict(sources),
             tokenizer=self.encoder.files(),

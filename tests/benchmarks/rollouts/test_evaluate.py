@@ -19,10 +19,11 @@ from benchmarks.report import report
 from benchmarks.results import results
 from benchmarks.rollouts import evaluate, runner, video
 from benchmarks.rollouts.evaluate import EvaluationRequest
+from la4vla import manifest
 from la4vla.shell import exit_status
 from la4vla.types import UserError
 from tests.benchmarks.fake_env import EMBODIMENT, POINT, protocol
-from tests.hand_checkpoint import write_checkpoint
+from tests.hand_checkpoint import write_average, write_checkpoint
 
 pytestmark = pytest.mark.slow
 RULES = protocol(episodes=2, horizon=12, replan_every=4)
@@ -64,6 +65,17 @@ def test_every_episode_has_a_row_that_says_all(finished, request_):
         assert row.perturbation == "clean" and set(row.seconds) == {"reset", "physics", "render", "policy"}
     run = results.read_run(request_.out)
     assert run["title"] == "point/test-v1" and "6 episodes in" in run["time"]
+
+
+def test_a_row_says_that_the_average_acted(request_, tmp_path):
+    checkpoint = write_average(shutil.copytree(request_.checkpoint, tmp_path / "averaged"), seed=1)
+    asked = replace(request_, checkpoint=checkpoint, weights="ema", out=tmp_path / "eval", workers=1, videos=0)
+    evaluate.evaluate(replace(asked, tasks=("easy-a",), episodes=1))
+    (row,) = results.read_rows(tmp_path / "eval")
+    run = results.read_run(tmp_path / "eval")
+    assert row.policy == run["policy"] == f"ema-{manifest.read(checkpoint).ema_sha256}" and run["weights"] == "ema"
+    with pytest.raises(UserError, match="another"):
+        evaluate.evaluate(replace(asked, weights="raw"))
 
 
 def test_a_killed_evaluation_goes_on_and_ends_the_same(finished, request_, place):

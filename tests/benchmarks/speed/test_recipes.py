@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import recipes
-from la4vla.config import StageConfig, TrainConfig
-from la4vla.model import freeze
+from la4vla.config import MODULE_GROUPS, LoraConfig, StageConfig, TrainConfig
+from la4vla.model import freeze, lora
 from la4vla.model.policy import build_policy
 from la4vla.model.presets import LA4VLA_1B, TINY
 from la4vla.shell import exit_status
 from la4vla.train import dist
 from la4vla.train.engines.plain import PlainEngine
+from la4vla.train.learners import adapting
+from la4vla.train.optim import Rules
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -32,22 +34,32 @@ def test_the_readmes_table_is_the_commands(capsys):
 
 
 def test_parameters_are_those_of_the_release():
-    groups = recipes.parameters(LA4VLA_1B, "flatten")
+    groups = recipes.parameters(LA4VLA_1B, "flatten", LoraConfig())
     assert sum(groups.values()) == 775_198_640 and groups["head"] == 122_029_360  # FACTS 4.1
 
 
-@pytest.mark.parametrize("train", [("head",), ("vision", "projector", "embeddings", "llm", "head")])
-def test_memory_is_what_the_plain_engine_holds(train):
+@pytest.mark.parametrize(
+    ("train", "averaged"),
+    [(("head",), False), (("head",), True), (MODULE_GROUPS, False), (("lora", "head"), False), (("lora",), True)],
+)
+def test_memory_is_what_the_plain_engine_holds(train, averaged):
     config = TrainConfig(stages={"only": StageConfig(mixture={}, steps=1, train=list(train))})
-    policy = build_policy(config.model, seed=0)
+    config.optim.ema_decay = 0.9 if averaged else 0.0
+    policy, adapters, frozen = build_policy(config.model, seed=0), LoraConfig(), recipes.FP32
+    if "lora" in train:
+        adapters, frozen = LoraConfig(rank=4, targets=["vision", "llm"]), recipes.BF16
+        lora.inject(policy, adapters, seed=0)
     freeze.set_trainable(policy, train)
-    engine = PlainEngine(policy, config, 0.0, dist.connect())
+    if "lora" in train:
+        adapting.hold_frozen_in_bf16(policy, ())
+    engine = PlainEngine(policy, config, Rules(0.0, {}), dist.connect())
     weights = list(engine.module.parameters())
     held = [*weights, *(weight.grad for weight in weights if weight.grad is not None)]
     held += [moment for _, *moments in engine.moments() for moment in moments]
-    groups = recipes.parameters(TINY, config.model.readout)
+    held += [average for _, average in engine.averages()]
+    groups = recipes.parameters(TINY, config.model.readout, adapters)
     trained = sum(groups[group] for group in train)
-    cost = recipes.Cost("tiny", "only", sum(groups.values()), trained, 1, (), 0.0)
+    cost = recipes.Cost("tiny", "only", sum(groups.values()), trained, frozen, averaged, 1, (), 0.0)
     assert sum(tensor.nbytes for tensor in held) == pytest.approx(1e9 * cost.gigabytes(1), abs=1)
 
 
