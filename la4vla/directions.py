@@ -1,8 +1,11 @@
-"""Words for directions, as the robot sees them: forward is away from its base, left is its own left."""
+"""Words for directions, as the robot sees them: forward is away from its base, left is its own left. And words that say
+which of two arms is meant, in which `left` and `right` are no directions."""
 
 from __future__ import annotations
 
 import re
+
+from la4vla.types import ARMS
 
 DIRECTIONS = (("forward", "backward"), ("left", "right"), ("up", "down"))
 """Canonical words of the positive and negative ends of (forward, left, up)."""
@@ -19,8 +22,17 @@ IN_A_PLANE = {"top": "bottom", "bottom": "top", "above": "below", "below": "abov
 """Words for directions on a table or in a picture, which are not among a hand's own -> their opposites."""
 
 WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+ARM = re.compile(r"\b(left|right|both)[ -]+(arms?)\b", re.IGNORECASE)
+ARM_WORDS = frozenset({"left-arm", "right-arm", "both-arms"})
 
 
 def words_of(sentence: str) -> list[str]:
-    """The words of a sentence in lower case. `object's` becomes `object`; numbers are left out."""
-    return WORD.findall(re.sub(r"['\u2019]s\b", "", sentence.lower()))
+    """The words of a sentence in lower case. `object's` becomes `object`; numbers are left out. `left arm` is the one
+    word `left-arm`, which is no direction."""
+    return WORD.findall(ARM.sub(r"\1-\2", re.sub(r"['\u2019]s\b", "", sentence.lower())))
+
+
+def arms_named(sentence: str) -> tuple[str, ...]:
+    """Of two arms those that a sentence names, `left` before `right`; empty if it names none."""
+    said = {match[1].lower() for match in ARM.finditer(sentence)}
+    return ARMS if "both" in said else tuple(arm for arm in ARMS if arm in said)

@@ -55,6 +55,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 TRANSLATION = ("x", "y", "z")
 ROTATION = ("rx", "ry", "rz")
 """Names of the dimensions of a hand's position and turn, in order."""
+ARMS = ("left", "right")
+"""Names of two arms. Their dimensions are called `left_x`, `right_gripper` and so on."""
+GRIPPERS = ("gripper", *(f"{arm}_gripper" for arm in ARMS))
+"""Names of the dimension of a gripper, of one arm or two."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,23 @@ class VectorSpec:
     def has_position(self) -> bool:
         """Whether it holds a place or a way in space or in a plane: two of x, y and z at least."""
         return len(self.dims(*TRANSLATION)) >= 2
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of two arms that the vector holds a position of; empty for one arm."""
+        if self.has_position or not all(self.of_arm(arm).has_position for arm in ARMS):
+            return ()
+        return ARMS
+
+    def of_arm(self, arm: str) -> VectorSpec:
+        """The dims of one of two arms, without its name in front of theirs; itself for an empty name."""
+        if not arm:
+            return self
+        return replace(self, names=tuple(name.removeprefix(f"{arm}_") for name in self.names_of(arm)))
+
+    def names_of(self, arm: str) -> tuple[str, ...]:
+        """The names of the dims of one of two arms; all names for an empty one."""
+        return tuple(name for name in self.names if not arm or name.startswith(f"{arm}_"))
 
     def translation(self, values_TD: np.ndarray) -> np.ndarray:
         """float64 [T, 3], x, y and z of values [T, D]; zeros for an axis that the vector has not."""

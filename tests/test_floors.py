@@ -51,16 +51,17 @@ SHELVES = {
         "robots": set(),
         "notes": set(),
         "episodes": {"notes", "robots"},
-        "propose": {"vocabulary", "ledger", "notes", "robots", "episodes"},
+        "arm_words": {"vocabulary"},
+        "propose": {"vocabulary", "arm_words", "ledger", "notes", "robots", "episodes"},
         "recording": {"robots", "episodes"},
         "scores": {"ledger", "propose"},
-        "filter": {"vocabulary", "propose", "scores"},
+        "filter": {"vocabulary", "arm_words", "propose", "scores"},
         "second_judge": {"ledger", "episodes", "propose"},
         "readers": {"ledger", "notes", "robots", "episodes", "recording"},
         "build": {"ledger", "episodes", "propose", "readers"},
         "texts": {"vocabulary", "ledger", "episodes", "propose", "recording", "steps"},
         "steps": {"ledger", "notes", "episodes", "propose", "scores", "filter", "second_judge", "readers"},
-        "review": {"ledger", "episodes", "propose", "scores", "steps"},
+        "review": {"ledger", "robots", "episodes", "propose", "scores", "steps"},
         "report": {"ledger", "notes", "episodes", "propose", "scores", "steps", "readers", "review", "texts"},
         "__main__": {"recording", "readers", "steps", "build", "texts", "review", "report"},
     },
@@ -153,6 +154,7 @@ CONFINED = {
     "random": (),
     "pickle": (),  # what a stranger sends must not run
     **{name: ("la4vla/sim/",) for name in SIMULATORS},
+    "mujoco": ("la4vla/sim/", "la4vla/construct/robots/kinematics.py"),
 }
 """Module -> beginnings of the paths that may import it."""
 

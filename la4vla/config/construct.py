@@ -176,6 +176,7 @@ class FilterConfig:
     primitives: list[str] = field(default_factory=list)  # only these; empty: all
     direction_purity: float = 0.0  # above 0: only clips whose instruction names one direction, and whose motion's
     # cosine with it is at least this: direction-following clips (FACTS 1.2)
+    arms: list[str] = field(default_factory=list)  # of robots with two: only clips of left | right | both; empty: all
     min_grounding: float = 0.0  # on the second judge's own scale; `la4vla eval judges` finds it
 
 
@@ -278,6 +279,8 @@ def validate_construct(config: ConstructConfig) -> None:
     choice("vlm.frames_as", config.vlm.frames_as, ("video", "images"))
     choice("vlm.answer_format", config.vlm.answer_format, ("json_schema", "json_object", "text"))
     choice("filter.by", config.filter.by, ("automatic", "human", "grounding", "both"))
+    for arm in config.filter.arms:
+        choice("filter.arms", arm, ("left", "right", "both"))
     choice("grounding.device", config.grounding.device, ("cpu", "cuda"))
     if config.filter.by in ("grounding", "both") and not config.grounding.scorer:
         raise UserError(f"filter.by={config.filter.by} needs a second judge; set grounding.scorer to one.")

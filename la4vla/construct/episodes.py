@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from la4vla.construct.notes import Note
+from la4vla.construct.robots.arms import ArmView, arm_views
 from la4vla.construct.robots.robot import Robot
 from la4vla.types import Embodiment, UserError
 
@@ -98,13 +99,9 @@ class Episode:
         return self.robot.embodiment
 
     @property
-    def opening_T(self) -> np.ndarray | None:
-        """The gripper's opening, 1 open, 0 closed: measured, or commanded if the state has no gripper.
-
-        None if neither state nor action has one.
-        """
-        measured_T = self.embodiment.state.opening(self.state)
-        return self.embodiment.action.opening(self.action) if measured_T is None else measured_T
+    def arms(self) -> tuple[ArmView, ...]:
+        """The robot's arms, each as if it were the only one; what is computed from joints is computed anew."""
+        return arm_views(self.state, self.action, self.robot)
 
     def __len__(self) -> int:
         return len(self.state)

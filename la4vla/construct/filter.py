@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from la4vla.construct.arm_words import arm_of
 from la4vla.construct.propose.candidates import Candidate, candidate_key
 from la4vla.construct.propose.spans import snap
 from la4vla.construct.scores import Score
-from la4vla.construct.vocabulary import PRIMITIVES, named_direction
+from la4vla.construct.vocabulary import BOTH_ARMS, PRIMITIVES, named_direction
 from la4vla.types import UserError
 
 VERSION = 2
@@ -43,15 +44,22 @@ class KeptClip:
     scores: tuple[int, ...]
 
 
-def fitting(candidates: Sequence[Candidate], primitives: Sequence[str], direction_purity: float) -> list[Candidate]:
-    """The candidates of the wanted primitives that move along the one direction they name.
+def fitting(
+    candidates: Sequence[Candidate], primitives: Sequence[str], direction_purity: float, arms: Sequence[str] = ()
+) -> list[Candidate]:
+    """The candidates of the wanted primitives and arms that move along the one direction they name.
 
-    primitives: empty for all. direction_purity: least `purity`, 0 to allow any motion. Raises UserError for a primitive
-    that does not exist.
+    primitives, arms: empty for all. direction_purity: least `purity`, 0 to allow any motion. Raises UserError for a
+    primitive that does not exist.
     """
-    if unknown := [name for name in primitives if name not in PRIMITIVES]:
-        raise UserError(f"filter.primitives: `{unknown[0]}` does not exist; use some of {', '.join(PRIMITIVES)}.")
-    of_kind = [item for item in candidates if not primitives or item.primitive in primitives]
+    known = (*PRIMITIVES, BOTH_ARMS.name)
+    if unknown := [name for name in primitives if name not in known]:
+        raise UserError(f"filter.primitives: `{unknown[0]}` does not exist; use some of {', '.join(known)}.")
+    of_kind = [
+        item
+        for item in candidates
+        if (not primitives or item.primitive in primitives) and (not arms or arm_of(item.instruction) in arms)
+    ]
     return [item for item in of_kind if purity(item) >= direction_purity] if direction_purity else of_kind
 
 

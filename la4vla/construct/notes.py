@@ -91,7 +91,7 @@ def _no_grasp(
 ) -> list[CountedNote]:
     """A gripper that moves in a dataset where nothing is ever held."""
     held = any(item["status"] == "HOLDING" for row in rows for item in row["candidates"])
-    moving = [row["key"] for row in keyframes if any(kind in GRIPPER_EVENTS for _, kind in row["keyframes"])]
+    moving = [row["key"] for row in keyframes if any(item[1] in GRIPPER_EVENTS for item in row["keyframes"])]
     if proposer in ("episode", "tasks") or held or not moving or not rows:
         return []
     text = (

@@ -40,7 +40,7 @@ GROUNDED = "grounded.jsonl"
 
 episodes    task, instruction, frames, fps, faults (why the episode is left out; empty if it is not), notes: [Note ...],
             sizes: {view: [height, width]}
-keyframes   keyframes: [[frame, kind] ...]
+keyframes   keyframes: [[frame, kind] ...], of two arms [[frame, kind, arm] ...]
 candidates  candidates: [Candidate ...], rejected, tokens_in, tokens_out, calls, proposer, failed (why there are none)
 grounded    scores: {candidate_key: score of the second judge}, scorer: its name; no ledger without a second judge
 kept        kept: [KeptClip ...] in the order of time; dropped: {reason: number of candidates}, the reasons are low,
@@ -131,8 +131,7 @@ def detect_keyframes(config: ConstructConfig, dataset: Dataset, episodes: Ledger
 
     def row(key: str) -> dict[str, Any]:
         episode = dataset.read(key)
-        detected = keyframes.detect(episode.state, episode.embodiment.state, config.keyframes, episode.opening_T)
-        return {"keyframes": [[item.frame, item.kind] for item in detected]}
+        return {"keyframes": [keyframes.as_row(item) for item in keyframes.detect_all(episode.arms, config.keyframes)]}
 
     settings = asdict(config.keyframes)
     del settings["plots"]
@@ -173,7 +172,7 @@ def propose(config: ConstructConfig, dataset: Dataset, hints: Ledger, again: boo
 
     def row(key: str) -> dict[str, Any]:
         episode = dataset.read(key)
-        result = proposes.propose(episode, [Keyframe(frame, kind) for frame, kind in keyframes_of[key]])
+        result = proposes.propose(episode, [Keyframe(*values) for values in keyframes_of[key]])
         return {
             "candidates": [item.to_dict() for item in judge.judge(result.proposals, episode, config)],
             "rejected": list(result.rejected),
@@ -247,7 +246,8 @@ def filter_candidates(
     asked_second = {item["key"]: item["of"] for item in grounded or ()}
 
     def row(key: str) -> dict[str, Any]:
-        usable = fitting([*proposed[key].values()], config.filter.primitives, config.filter.direction_purity)
+        chosen = config.filter
+        usable = fitting([*proposed[key].values()], chosen.primitives, chosen.direction_purity, chosen.arms)
         if by in ("grounding", "both"):
             rules = least if by == "both" else 0.0
             made = by_grounding(usable, fit[key], key, config.filter.min_grounding, rules)
@@ -259,7 +259,10 @@ def filter_candidates(
             made["dropped"]["other"] = others
         return made
 
-    settings = [FILTER_VERSION, asdict(config.filter), [stride, shortest] if human else []]
+    chosen = {name: value for name, value in asdict(config.filter).items() if value or name != "arms"}
+    if config.filter.arms and proposed and not dataset.read(next(iter(proposed))).robot.arms:
+        raise UserError("filter.arms chooses among two arms, and this robot has one; leave it empty.")
+    settings = [FILTER_VERSION, chosen, [stride, shortest] if human else []]
     wanted = {}
     for item in rows(candidates, dataset):
         given = [[astuple(score) for score in scores.get(name, ())] for name in proposed[item["key"]]]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from la4vla.directions import DIRECTION_SPELLINGS, DIRECTIONS, words_of
+from la4vla.directions import ARM_WORDS, DIRECTION_SPELLINGS, DIRECTIONS, words_of
 from la4vla.types import UserError
 
 ObjectStatus = Literal["HOLDING", "EMPTY", ""]
@@ -55,6 +55,9 @@ PRIMITIVES = {
 }
 """Status is that at the end of the segment. Table 8 has no `wait`, the paper's prompt has (FACTS 1.3.2)."""
 
+BOTH_ARMS = Primitive("both_arms", "Both arms act at once, each in its own way.", "")
+"""Of robots with two arms alone; the paper has no such label."""
+
 ALIASES = {"rotate": "rotate_free", "release": "place", "place/release": "place"}
 
 
@@ -64,6 +67,8 @@ def canonical(name: str, status: ObjectStatus) -> str:
     Raises UserError for an unknown label.
     """
     name = ALIASES.get(name.strip().lower(), name.strip().lower())
+    if name == BOTH_ARMS.name:
+        return name
     if name == "reorient" and status == "EMPTY":
         name = "reorient_free"
     if name == "rotate_free" and status == "HOLDING":
@@ -173,7 +178,7 @@ def lint(instruction: str) -> list[str]:
     no list. Colours, materials, objects and places are told apart for the message only.
     """
     words = words_of(instruction)
-    known = VERBS | NEUTRAL | DIRECTION_SPELLINGS.keys()
+    known = VERBS | NEUTRAL | ARM_WORDS | DIRECTION_SPELLINGS.keys()
     problems = []
     for word in words:
         if word in APPEARANCE:

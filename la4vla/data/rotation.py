@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from la4vla.types import ROTATION, VectorSpec
+from la4vla.types import ARMS, ROTATION, VectorSpec
 
 SAME = 1e-3  # rad: less is rounding, and another side is far away
 
@@ -37,11 +37,20 @@ def rotation_vectors(turns: Rotation, near: Sequence[float] = (0.0, 0.0, 0.0)) -
 
 
 def on_side(state: np.ndarray, spec: VectorSpec) -> np.ndarray:
-    """A state [S] with its turn written as `spec` says: a robot's driver may count angles from another side. What is on
-    that side already stays as it is, to the bit."""
-    dims = spec.dims(*ROTATION)
+    """A state [S] with its turn, or the turns of two arms, written as `spec` says: a robot's driver may count angles
+    from another side. What is on that side already stays as it is, to the bit."""
+    if spec.rotation == "none" or spec.reference != "absolute":
+        return state
+    for arm in ("", *ARMS):
+        dims = spec.dims(*(f"{arm}_{name}" if arm else name for name in ROTATION))
+        if len(dims) == len(ROTATION):
+            state = _turn_on_side(state, spec, dims)
+    return state
+
+
+def _turn_on_side(state: np.ndarray, spec: VectorSpec, dims: Sequence[int]) -> np.ndarray:
     given = state[dims].astype(np.float64)
-    if spec.rotation == "none" or spec.reference != "absolute" or len(dims) < 3 or not np.isfinite(given).all():
+    if not np.isfinite(given).all():
         return state
     if spec.rotation == "euler_xyz":
         turned = wrapped(given, spec.rotation_near)

@@ -21,7 +21,7 @@ from la4vla.config import DataConfig
 from la4vla.data.bounds import ReleasedBounds
 from la4vla.data.normalize import Normalize, Stats
 from la4vla.data.rotation import rotation_vectors, wrapped
-from la4vla.types import ROTATION, Embodiment, InputSpec, Sample, UserError, VectorSpec
+from la4vla.types import ARMS, GRIPPERS, ROTATION, Embodiment, InputSpec, Sample, UserError, VectorSpec
 
 
 class Transform(Protocol):
@@ -189,13 +189,15 @@ class DeltaToState:
 def delta_to_state(embodiment: Embodiment) -> DeltaToState | None:
     """The transform for this embodiment, or None where its action dims do not line up with its state dims.
 
-    The gripper stays absolute (FACTS 4.4). Both vectors must be absolute and every other action dim be in the state.
+    Grippers stay absolute (FACTS 4.4). Both vectors must be absolute and every other action dim be in the state. The
+    turns of two arms do not line up: one transform has one rotation.
     """
     state, action = embodiment.state, embodiment.action
-    moved = tuple(name for name in action.names if name != "gripper")
+    moved = tuple(name for name in action.names if name not in GRIPPERS)
     turns = tuple(name for name in moved if name in ROTATION)
     lines_up = (
         bool(moved)
+        and not {f"{arm}_{name}" for arm in ARMS for name in ROTATION} & set(moved)
         and set(moved) <= set(state.names)
         and (action.reference, state.reference, action.frame) == ("absolute", "absolute", state.frame)
         and (not turns or (turns == ROTATION and action.rotation == state.rotation != "none"))

@@ -9,24 +9,25 @@ else from its task, else from any.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
 import numpy as np
 
 from la4vla.config.checks import within
+from la4vla.construct.arm_words import BOTH, arm_of
 from la4vla.construct.robots.robot import RobotFrame, robot_frame
 from la4vla.construct.vocabulary import DIRECTIONS, named_direction
 from la4vla.data.setup import fingerprint
 from la4vla.data.shards.index import Index, read_index, starts
 from la4vla.data.shards.read import read_shard
 from la4vla.data.shards.writer import Clip
+from la4vla.probe.hand import HandWay, hand_way
 from la4vla.probe.wording import only_direction, opposite, paraphrase
 from la4vla.probe_cases.cases import Case, CaseList, FrameOf
-from la4vla.probe_cases.motion import check_translation, travel
 from la4vla.rng import RngUse, generator
-from la4vla.types import TRANSLATION, UserError
+from la4vla.types import ARMS, TRANSLATION, UserError
 
 MOTIONS = ("move", "lift", "lower", "transport", "push", "pull", "press")
 """Primitives whose physical effect is a displacement; grasps and turns have none of their own."""
@@ -66,25 +67,29 @@ class CaseCandidate:
     clip        that may become cases
     direction   that its instruction names and its actions take
     frames      sample starts that may become a case, the clip's first frame first
+    arm         that its instruction names, of a robot with two: left, right or both
     """
 
     clip: Clip
     direction: Direction
     frames: tuple[int, ...]
+    arm: str = ""
 
 
 def sample_cases(folder: str, sampling: CaseSampling) -> CaseList:
     """The cases of a shard folder (local path, URL or pipe:). Raises UserError where it holds none."""
     within("--", asdict(sampling), INTERVALS)
     index = read_index(folder)
-    check_translation(index.embodiment)
+    way = hand_way(index.embodiment, sampling.robot)
     if not index.views:
         raise UserError(f"{folder}: holds no images; sample cases from shards with views, such as vla/ beside la/.")
-    frame = robot_frame(sampling.robot or index.embodiment.name)
+    named = sampling.robot or index.embodiment.name
+    frame = robot_frame(named)
+    frames = {arm: robot_frame(named, arm) for arm in ("", *ARMS, BOTH)}
     clips = [clip for number in range(len(index.shards)) for clip in read_shard(index, number, ())]
     by_direction: dict[Direction, list[CaseCandidate]] = {}
     for clip in clips:
-        if (item := candidate(clip, index, frame, sampling.purity)) is not None:
+        if (item := candidate(clip, index, frames, way, sampling.purity)) is not None:
             by_direction.setdefault(item.direction, []).append(item)
     quotas = quota({way: sum(len(item.frames) for item in items) for way, items in by_direction.items()}, sampling)
     if not quotas:
@@ -93,7 +98,7 @@ def sample_cases(folder: str, sampling: CaseSampling) -> CaseList:
             "lower --purity, or take the directions there are with --one-sided."
         )
     cases = [
-        _case(item, at, clips, by_direction, index, frame, sampling.seed)
+        _case(item, at, clips, by_direction, index, frames[item.arm], sampling.seed)
         for way in sorted(quotas, key=lambda way: (way[0], -way[1]))
         for item, at in _chosen(by_direction[way], quotas[way], sampling.seed)
     ]
@@ -121,20 +126,26 @@ def summary(listed: CaseList) -> str:
     return "\n".join(lines)
 
 
-def candidate(clip: Clip, index: Index, frame: RobotFrame, least: float) -> CaseCandidate | None:
-    """The clip's direction if its words and its motion agree on one, and the frames from which they still do."""
+def candidate(
+    clip: Clip, index: Index, frames: Mapping[str, RobotFrame], way: HandWay, least: float
+) -> CaseCandidate | None:
+    """The clip's direction if its words and its motion agree on one, and the frames from which they still do.
+
+    frames: arm -> where its forward, left and up are. way: of the commands. Of two arms the words must name one.
+    """
     direction = only_direction(clip.instruction)
-    if direction is None or clip.primitive not in MOTIONS:
+    arm = arm_of(clip.instruction) if way.arms else ""
+    if direction is None or clip.primitive not in MOTIONS or (way.arms and not arm):
         return None
     first_half = range(0, max(1, len(clip) // 2), index.frame_stride)
-    fitting = tuple(at for at in first_half if purity(clip, at, index, frame, direction) >= least)
-    return CaseCandidate(clip, direction, fitting) if 0 in fitting else None
+    fitting = tuple(at for at in first_half if purity(clip, at, frames[arm], way, arm, direction) >= least)
+    return CaseCandidate(clip, direction, fitting, arm) if 0 in fitting else None
 
 
-def purity(clip: Clip, at: int, index: Index, frame: RobotFrame, direction: Direction) -> float:
+def purity(clip: Clip, at: int, frame: RobotFrame, way: HandWay, arm: str, direction: Direction) -> float:
     """Cosine of the commanded displacement, from frame `at` to the clip's end, with a direction: -1 .. 1."""
     axis, sign = direction
-    moved_3 = frame.from_base(travel(clip.action[at:], clip.state[at], index.embodiment)[-1])
+    moved_3 = frame.from_base(way.travel(clip.action[at:], clip.state[at], arm)[-1])
     length = float(np.linalg.norm(moved_3))
     return sign * float(moved_3[axis]) / length if length > 0 else 0.0
 
@@ -179,7 +190,7 @@ def _case(
 ) -> Case:
     clip, (axis, sign) = item.clip, item.direction
     phrasing, *unaligned, conflict = generator(seed, RngUse.CASES, clip.key, at).random(4)
-    against = [other.clip for other in by_direction.get((axis, -sign), [])]
+    against = [other.clip for other in by_direction.get((axis, -sign), []) if other.arm == item.arm]
     return Case(
         clip=clip.key,
         frame=at,
@@ -192,6 +203,7 @@ def _case(
         paraphrase=paraphrase(clip.instruction, phrasing),
         unaligned=_unaligned(item, clips, index, unaligned),
         conflict=_near(clip, against, conflict, lambda _: 0),
+        arm=item.arm,
     )
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from la4vla.probe.conditions import SEES_NOTHING, Condition, ProbedPolicy, observation, policy_under
+from la4vla.probe.hand import HandWay, hand_way
 from la4vla.probe.metrics import Trials
 from la4vla.probe_cases.cases import Case, CaseClips, FrameOf
-from la4vla.probe_cases.motion import travel
 from la4vla.serve.policy_like import NoiseKey, open_episodes
 from la4vla.types import UserError
 
@@ -106,6 +106,7 @@ def query(
         if number not in missing
         for sample in range(settings.samples)
     ]
+    way = hand_way(case_clips.index.embodiment, case_clips.robot)
     paths: list[np.ndarray] = []
     truth: list[np.ndarray] = []
     for first in range(0, len(queries), BATCH):
@@ -119,19 +120,19 @@ def query(
                     f"the policy answers {case.clip} with actions that are not finite; its training diverged, probe an "
                     "earlier checkpoint."
                 )
-            demonstrated_T3 = demonstration(case, case_clips, policy.spec.horizon)
+            demonstrated_T3 = demonstration(case, case_clips, policy.spec.horizon, way)
             counted = len(chunk) if settings.whole_chunk else len(demonstrated_T3)
-            paths.append(travel(chunk[:counted], seen.state, policy.embodiment))
+            paths.append(way.travel(chunk[:counted], seen.state, case.arm))
             truth.append(demonstrated_T3[-1])
         progress(len(part))
     return Answers(condition, tuple(case for case, _ in queries), tuple(paths), np.array(truth), missing)
 
 
-def demonstration(case: Case, case_clips: CaseClips, horizon: int) -> np.ndarray:
+def demonstration(case: Case, case_clips: CaseClips, horizon: int, way: HandWay) -> np.ndarray:
     """float64 [T, 3]: where the clip's own actions send the hand from the case's frame on; T is at most horizon."""
     clip = case_clips.clips[case.clip]
     rows = slice(case.frame, case.frame + horizon)
-    return travel(clip.action[rows], clip.state[case.frame], case_clips.index.embodiment)
+    return way.travel(clip.action[rows], clip.state[case.frame], case.arm)
 
 
 def _other_end(case: Case) -> str:

@@ -20,10 +20,11 @@ from la4vla.device import usable_device
 from la4vla.page import page
 from la4vla.probe import figures, metrics
 from la4vla.probe.conditions import CONDITIONS, Condition
+from la4vla.probe.hand import hand_way
 from la4vla.probe.query import Answers, QuerySettings, demonstration, query
 from la4vla.probe.representation import STATES, Representation, distinct_states, represent
 from la4vla.probe_cases.cases import CaseClips, CaseList, open_case_clips, read_cases
-from la4vla.probe_cases.motion import alignment, check_translation
+from la4vla.probe_cases.motion import alignment
 from la4vla.serve.policy import ServedPolicy
 from la4vla.types import UserError
 
@@ -128,7 +129,7 @@ def check(policy: ServedPolicy, case_clips: CaseClips) -> None:
             f"the checkpoint was trained on another embodiment than the cases' ({differs.field} is {differs.mine}, the "
             f"cases' is {differs.other}); sample cases from shards like those it was trained on."
         )
-    check_translation(theirs)
+    hand_way(theirs, case_clips.robot)
 
 
 def judged(answers: Answers, listed: CaseList, seed: int) -> dict[str, Any]:
@@ -250,7 +251,8 @@ def _about(policy: ServedPolicy, request: ProbeRequest) -> dict[str, Any]:
 def _header(listed: CaseList, case_clips: CaseClips, horizon: int) -> dict[str, Any]:
     """What the page says of the cases. `demonstrated` is the DAR of the demonstrations over the same horizon, which a
     policy that copies them reaches."""
-    ends_N3 = np.array([demonstration(case, case_clips, horizon)[-1] for case in listed.cases])
+    way = hand_way(case_clips.index.embodiment, case_clips.robot)
+    ends_N3 = np.array([demonstration(case, case_clips, horizon, way)[-1] for case in listed.cases])
     toward_N3 = np.array([case.toward for case in listed.cases])
     return {
         "n": len(listed.cases),

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from la4vla.construct.vocabulary import DIRECTION_SPELLINGS, DIRECTIONS, PHRASINGS, named_direction
+from la4vla.directions import arms_named
 
 SWAPS = {
     **{pair[end]: pair[1 - end] for pair in DIRECTIONS for end in (0, 1)},
@@ -29,7 +30,9 @@ FIELDS = {
     "turn": r".+",
     "acting": r"[a-z]+",
 }
-DIRECTION_WORD = re.compile(rf"\b(?:{'|'.join(sorted(DIRECTION_SPELLINGS, key=len, reverse=True))})\b", re.IGNORECASE)
+_WORDS = "|".join(sorted(DIRECTION_SPELLINGS, key=len, reverse=True))
+DIRECTION_WORD = re.compile(rf"\b(?:{_WORDS})\b(?![ -]+arms?\b)", re.IGNORECASE)
+ARM_FIRST = re.compile(r"(with (?:the (?:left|right) arm|both arms), )(.+)", re.IGNORECASE)
 
 
 def opposite(instruction: str) -> str:
@@ -48,7 +51,10 @@ def only_direction(instruction: str) -> tuple[int, int] | None:
 
 def paraphrase(instruction: str, draw: float) -> str:
     """The same command in other words, chosen by draw in [0, 1): another phrasing of the vocabulary where the sentence
-    is one of its own, else another verb, else other spellings of its direction words."""
+    is one of its own, else another verb, else other spellings of its direction words. The arm that it begins with stays
+    in front."""
+    if (of_arm := ARM_FIRST.fullmatch(instruction)) is not None and len(arms_named(of_arm[2])) == 0:
+        return of_arm[1] + paraphrase(of_arm[2], draw)
     for options in PHRASINGS.values():
         for number, template in enumerate(options):
             match = _pattern(template).fullmatch(instruction.strip().rstrip(".").lower())

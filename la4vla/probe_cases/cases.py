@@ -59,6 +59,7 @@ class Case:
     paraphrase    the same meaning in other words
     unaligned     a frame outside the clip, of a clip that names neither end of the axis; None: the folder has none
     conflict      first frame of a clip that moves the opposite way; None: the folder has none
+    arm           that moves, of a robot with two: left, right or both
     """
 
     clip: str
@@ -72,6 +73,7 @@ class Case:
     paraphrase: str
     unaligned: FrameOf | None
     conflict: FrameOf | None
+    arm: str = ""
 
     @property
     def misleading(self) -> dict[str, FrameOf | None]:
@@ -109,7 +111,7 @@ class CaseList:
     def write(self, path: Path) -> None:
         """Raises UserError where it cannot be written."""
         about = {key: value for key, value in asdict(self).items() if key != "cases"}
-        lines = [{"schema": SCHEMA_VERSION, **about}, *(asdict(case) for case in self.cases)]
+        lines = [{"schema": SCHEMA_VERSION, **about}, *(_row(case) for case in self.cases)]
         page.write(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -133,6 +135,10 @@ def read_cases(path: str | Path) -> CaseList:
         ) from error
 
 
+def _row(case: Case) -> dict[str, Any]:
+    return {name: value for name, value in asdict(case).items() if value or name != "arm"}
+
+
 def _case(row: Mapping[str, Any]) -> Case:
     frames = {name: None if row[name] is None else FrameOf(**row[name]) for name in MISLEADING}
     return Case(**{**row, **frames})
@@ -144,10 +150,12 @@ class CaseClips:
 
     index   of their folder
     clips   key -> clip, with the JPEGs that are shown
+    robot   robot file that the list was sampled with; empty: the embodiment's own
     """
 
     index: Index
     clips: Mapping[str, Clip]
+    robot: str = ""
 
     def images(self, clip: str, frame: int, views: Sequence[str]) -> dict[str, np.ndarray]:
         """uint8 RGB [H, W, 3] of each view. Raises UserError for an image that does not decode."""
@@ -180,7 +188,7 @@ def open_case_clips(listed: CaseList, views: Sequence[str], folder: str = "") ->
                 f"{index.location} has no view `{view}` ({', '.join(index.views) or 'none at all'}); sample cases from "
                 "shards with the policy's views."
             )
-    return CaseClips(index, _clips(index, _referred(listed.cases), views))
+    return CaseClips(index, _clips(index, _referred(listed.cases), views), listed.settings.get("robot", ""))
 
 
 def _referred(cases: Iterable[Case]) -> dict[str, set[int]]:

@@ -7,7 +7,7 @@ score).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from la4vla.construct.episodes import Episode
@@ -23,7 +23,9 @@ class Proposal:
     primitive      a name of vocabulary.PRIMITIVES
     status         of the object at the end of the span; empty if nothing tells
     instruction    a sentence that says what to do
-    displacement   (forward, left, up) in metres, caused by the commands of the span
+    displacement   (forward, left, up) in metres, caused by the commands of the span; the mean of arms that both act
+    arm            of a robot with two: left, right or both
+    parts          what each arm does, where they do different things at once; empty otherwise
     """
 
     start: int
@@ -32,6 +34,8 @@ class Proposal:
     status: ObjectStatus
     instruction: str
     displacement: tuple[float, float, float]
+    arm: str = field(default="", kw_only=True)
+    parts: tuple[Proposal, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,23 @@ class Candidate(Proposal):
     reasons: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As the ledger has it: without `arm` and `parts` where they are empty."""
+        return _plain(asdict(self))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Candidate:
         tuples = {name: tuple(values[name]) for name in ("displacement", "reasons")}
-        return Candidate(**{**values, **tuples})
+        parts = tuple(
+            Proposal(**{**part, "displacement": tuple(part["displacement"])}) for part in values.get("parts", ())
+        )
+        return Candidate(**{**values, **tuples, "parts": parts})
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    left = {name: value for name, value in values.items() if value or name not in ("arm", "parts")}
+    if values["parts"]:
+        left["parts"] = [_plain(part) for part in values["parts"]]
+    return left
 
 
 def candidate_key(episode: str, start: int) -> str:

@@ -4,12 +4,14 @@ Each finding is a sentence with the highest score it allows. A proposal's score 
 finding.
 
     0   the sentence cannot be used (lint), the motion is the opposite of the label, or a dim moves that no sentence
-        describes (a second arm)
-    1   direction, kind of motion or object status contradict what was measured
+        describes (a second arm, a mobile base), or the arm that the sentence does not name
+    1   direction, kind of motion or object status contradict what was measured; of two arms none is named
     2   acceptable: it fits loosely (crooked path, a boundary where nothing changes), or states cannot tell
 
 Sentences that a dataset gives to its parts (proposer tasks) speak of objects and places: of them only those are found
 fault with in whose frames nothing moves.
+
+Of a robot with two arms each arm that a sentence names is held against what the sentence says of it.
 
 The judge sees states and commands only. It catches what is physically wrong; people judge what the object does.
 """
@@ -17,16 +19,27 @@ The judge sees states and commands only. It catches what is physically wrong; pe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
 from la4vla.config import ConstructConfig, JudgeConfig, ProposeConfig
+from la4vla.construct.arm_words import said_of
 from la4vla.construct.episodes import Episode
 from la4vla.construct.notes import UNDESCRIBED
 from la4vla.construct.propose.candidates import Candidate, Proposal
 from la4vla.construct.propose.track import Track, track_of, turn_of, undescribed_motion
-from la4vla.construct.vocabulary import PRIMITIVES, canonical, contradictions, lint, named_direction, words_of
+from la4vla.construct.propose.whole_episode import label
+from la4vla.construct.robots.robot import Robot
+from la4vla.construct.vocabulary import (
+    BOTH_ARMS,
+    PRIMITIVES,
+    canonical,
+    contradictions,
+    lint,
+    named_direction,
+    words_of,
+)
 from la4vla.types import UserError
 
 VERSION = 7
@@ -51,29 +64,82 @@ def judge(proposals: Sequence[Proposal], episode: Episode, config: ConstructConf
     proposals: usable ones, as spans.validate returns them. config: uses `judge`, and from `propose` the limits from
     which on something counts as a motion or a turn.
     """
-    has_position = episode.embodiment.state.has_position
-    track = track_of(episode.state, episode.action, episode.robot) if has_position else None
+    views = episode.arms
+    tracks = {
+        view.name: track_of(view.state, view.action, view.robot)
+        for view in views
+        if view.robot.embodiment.state.has_position
+    }
     others, named_by_dataset = undescribed_motion(episode), config.proposer == "tasks"
     judged = []
     for proposal in proposals:
         item, findings = proposal, list[Finding]()
         if not named_by_dataset:
             findings += [(0.0, f"{fault}.") for fault in lint(item.instruction)]
-            findings += [*_label(item), *_others(item, others)]
-        if track is None:
+            findings += [*_label(item), *_others(item, others, episode.robot)]
+        if len(tracks) < len(views):
             findings.append((2.0, "The state has no position: the motion is not checked."))
         else:
-            moved_3 = track.moved(item.start, item.end)
-            item = replace(item, displacement=(float(moved_3[0]), float(moved_3[1]), float(moved_3[2])))
+            item = replace(item, displacement=_displacement(item, tracks))
             if named_by_dataset:
-                findings += _still(item, track, config)
+                findings += _still(item, tracks, config)
             elif not any(score == 0.0 for score, _ in findings):
-                findings += _motion(item, track, moved_3, config.propose)
-                findings += _fit(item, track, moved_3, config.judge)
-                findings += _gripper(item, track, config.judge) if track.gripper != "none" else ()
+                findings += _fits(item, tracks, config)
         score = min((score for score, _ in findings), default=3.0)
-        judged.append(Candidate(**asdict(item), score=score, reasons=tuple(reason for _, reason in findings)))
+        judged.append(Candidate(**vars(item), score=score, reasons=tuple(reason for _, reason in findings)))
     return judged
+
+
+def _displacement(proposal: Proposal, tracks: Mapping[str, Track]) -> tuple[float, float, float]:
+    """(forward, left, up) in m, of the only arm or the mean of those that the sentence names; of all if it names none.
+
+    tracks: arm -> its motion; the only arm has no name.
+    """
+    named = [arm for arm in said_of(proposal.instruction) if arm in tracks] or [*tracks]
+    moved_3 = np.mean([tracks[arm].moved(proposal.start, proposal.end) for arm in named], axis=0)
+    return float(moved_3[0]), float(moved_3[1]), float(moved_3[2])
+
+
+def _fits(proposal: Proposal, tracks: Mapping[str, Track], config: ConstructConfig) -> Iterator[Finding]:
+    """Whether each arm does what the sentence says of it, and nothing where it is not named."""
+    if len(tracks) == 1:
+        (track,) = tracks.values()
+        yield from _arm(proposal, track, config)
+        yield from _edges(proposal, [track], config.judge)
+        yield from _gripper(proposal, track, config.judge) if track.gripper != "none" else ()
+        return
+    said = said_of(proposal.instruction)
+    if not said:
+        yield 1.0, "It does not say which arm; begin with `with the left arm,` or `with both arms,`."
+        return
+    parts = {item.arm: item for item in proposal.parts} or _parts(proposal, said)
+    for arm, track in tracks.items():
+        if arm not in said:
+            if acts := _acts(proposal, track, config):
+                yield 0.0, f"The {arm} arm acts as well ({acts}), and the sentence does not name it."
+            continue
+        part = replace(parts[arm], start=proposal.start, end=proposal.end)
+        found = [*_arm(part, track, config), *(_gripper(part, track, config.judge) if track.gripper != "none" else ())]
+        yield from ((score, f"Of the {arm} arm: {reason}") for score, reason in found)
+    yield from _edges(proposal, list(tracks.values()), config.judge)
+
+
+def _parts(proposal: Proposal, said: Mapping[str, str]) -> dict[str, Proposal]:
+    """What each arm does by the sentence, where the proposer did not say it. said: of said_of."""
+    if len(set(said.values())) == 1:
+        return {arm: replace(proposal, instruction=text) for arm, text in said.items()}
+    parts = {}
+    for arm, text in said.items():
+        primitive, status = label(text)
+        parts[arm] = replace(proposal, instruction=text, primitive=primitive or "move", status=status)
+    return parts
+
+
+def _arm(proposal: Proposal, track: Track, config: ConstructConfig) -> Iterator[Finding]:
+    """Whether an arm moves as the label and the words say. What its gripper does is _gripper's."""
+    moved_3 = track.moved(proposal.start, proposal.end)
+    yield from _motion(proposal, track, moved_3, config.propose)
+    yield from _straight(proposal, track, moved_3, config.judge)
 
 
 def _label(proposal: Proposal) -> Iterator[Finding]:
@@ -85,16 +151,17 @@ def _label(proposal: Proposal) -> Iterator[Finding]:
         return
     if name == "wait":
         yield 0.0, "A wait teaches no action."
-    if proposal.status and PRIMITIVES[name].status not in ("", proposal.status):
+    if name != BOTH_ARMS.name and proposal.status and PRIMITIVES[name].status not in ("", proposal.status):
         yield 1.0, f"`{name}` ends {PRIMITIVES[name].status}, not {proposal.status}."
 
 
-def _others(proposal: Proposal, others: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+def _others(proposal: Proposal, others: Mapping[str, np.ndarray], robot: Robot) -> Iterator[Finding]:
     """Whether dims move in the span that no instruction describes. others: of undescribed_motion."""
     for name, path_T in others.items():
         span_T = path_T[proposal.start : proposal.end + 1]
         if np.ptp(span_T) > max(MOVES, MOVES_SHARE * float(np.ptp(path_T))):
-            yield 0.0, f"`{name}` {UNDESCRIBED}"
+            whole = "The mobile base's " if name.partition(" ")[2] in robot.mobile_base else ""
+            yield 0.0, f"{whole}`{name}` {UNDESCRIBED}"
 
 
 def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: ProposeConfig) -> Iterator[Finding]:
@@ -133,14 +200,30 @@ def _motion(proposal: Proposal, track: Track, moved_3: np.ndarray, config: Propo
         yield 1.0, "`transport`, but most of the motion is vertical."
 
 
-def _still(proposal: Proposal, track: Track, config: ConstructConfig) -> Iterator[Finding]:
-    """Whether neither hand nor gripper does anything in the span."""
-    inside = slice(track.seen(proposal.start), track.seen(proposal.end) + 1)
-    reach = float(np.linalg.norm(track.path_T3[inside] - track.path_T3[inside][0], axis=1).max())
-    turned = float(np.linalg.norm(track.spin_T3[inside] - track.spin_T3[inside][0], axis=1).max())
-    acts = track.gripper != "none" and np.ptp(track.open_T[inside]) >= config.judge.min_gripper_change
-    if reach < config.propose.min_move and turned < config.propose.min_turn and not acts:
+def _still(proposal: Proposal, tracks: Mapping[str, Track], config: ConstructConfig) -> Iterator[Finding]:
+    """Whether neither hand nor gripper of any arm does anything in the span."""
+    if not any(_acts(proposal, track, config) for track in tracks.values()):
+        reach = max(_reach(proposal, track) for track in tracks.values())
         yield 1.0, f"Nothing happens: the hand stays within {reach * 100:.1f} cm."
+
+
+def _reach(proposal: Proposal, track: Track) -> float:
+    """m from where the hand begins that it gets in the span."""
+    inside = slice(track.seen(proposal.start), track.seen(proposal.end) + 1)
+    return float(np.linalg.norm(track.path_T3[inside] - track.path_T3[inside][0], axis=1).max())
+
+
+def _acts(proposal: Proposal, track: Track, config: ConstructConfig) -> str:
+    """What an arm does in the span, in words; empty if it rests."""
+    inside = slice(track.seen(proposal.start), track.seen(proposal.end) + 1)
+    reach = _reach(proposal, track)
+    turned = float(np.linalg.norm(track.spin_T3[inside] - track.spin_T3[inside][0], axis=1).max())
+    if reach >= config.propose.min_move:
+        return f"{reach * 100:.1f} cm"
+    if turned >= config.propose.min_turn:
+        return f"{np.degrees(turned):.0f} degrees"
+    grips = track.gripper != "none" and np.ptp(track.open_T[inside]) >= config.judge.min_gripper_change
+    return "its gripper" if grips else ""
 
 
 def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[Finding]:
@@ -168,8 +251,8 @@ def _gripper(proposal: Proposal, track: Track, config: JudgeConfig) -> Iterator[
         yield 1.0, "EMPTY, but the closing gripper rests on something."
 
 
-def _fit(proposal: Proposal, track: Track, moved_3: np.ndarray, config: JudgeConfig) -> Iterator[Finding]:
-    """How tightly words and boundaries fit. No finding here makes a clip unacceptable."""
+def _straight(proposal: Proposal, track: Track, moved_3: np.ndarray, config: JudgeConfig) -> Iterator[Finding]:
+    """How tightly the words fit the way. No finding here makes a clip unacceptable."""
     first, last = track.seen(proposal.start), track.seen(proposal.end)
     distance = float(np.linalg.norm(moved_3))
     if proposal.primitive not in _ROTATIONS and proposal.primitive not in _GRIPPER and distance > 0:
@@ -181,8 +264,12 @@ def _fit(proposal: Proposal, track: Track, moved_3: np.ndarray, config: JudgeCon
         length = float(np.linalg.norm(np.diff(track.path_T3[first : last + 1], axis=0), axis=1).sum())
         if distance < config.straightness * length:
             yield 2.0, f"The path is crooked, {length / distance:.1f} times the straight line: perhaps two actions."
+
+
+def _edges(proposal: Proposal, tracks: Sequence[Track], config: JudgeConfig) -> Iterator[Finding]:
+    """Whether an arm begins or ends something at the boundaries."""
     for frame in (proposal.start, proposal.end):
-        if not _changes(track, track.seen(frame), config):
+        if not any(_changes(track, track.seen(frame), config) for track in tracks):
             yield 2.0, f"Nothing changes at frame {frame}: the action goes on there."
 
 

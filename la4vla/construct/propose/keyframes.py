@@ -8,7 +8,7 @@ numbers were lost in print.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.signal import savgol_filter
 from scipy.spatial.transform import Rotation
 
 from la4vla.config import KeyframeConfig
+from la4vla.construct.robots.arms import ArmView
 from la4vla.types import ROTATION, TRANSLATION, VectorSpec
 
 KeyframeKind = Literal["static", "gripper_open", "gripper_close"]
@@ -30,10 +31,27 @@ class Keyframe:
 
     frame    index into the episode
     kind     what happens there
+    arm      left or right, of a robot with two arms
     """
 
     frame: int
     kind: KeyframeKind
+    arm: str = ""
+
+
+def detect_all(arms: Sequence[ArmView], config: KeyframeConfig) -> list[Keyframe]:
+    """The keyframes of each arm as detect() finds them, in the order of time."""
+    found = [
+        replace(item, arm=view.name)
+        for view in arms
+        for item in detect(view.state, view.robot.embodiment.state, config, view.opening_T)
+    ]
+    return sorted(found, key=lambda item: item.frame)
+
+
+def as_row(keyframe: Keyframe) -> list[int | str]:
+    """As the ledger has it: frame, kind, and the arm of a robot with two."""
+    return [keyframe.frame, keyframe.kind, *([keyframe.arm] if keyframe.arm else [])]
 
 
 def detect(
@@ -50,7 +68,7 @@ def detect(
 
 def prompt_lines(keyframes: Sequence[Keyframe], fps: float) -> list[str]:
     """Lines such as `- 1.20s: static`, as the paper's prompt has them. fps: frames a second."""
-    return [f"- {item.frame / fps:.2f}s: {item.kind}" for item in keyframes]
+    return [f"- {item.frame / fps:.2f}s: {item.kind}" + f" ({item.arm} arm)" * bool(item.arm) for item in keyframes]
 
 
 def motion(state_TS: np.ndarray, spec: VectorSpec, config: KeyframeConfig) -> np.ndarray:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from la4vla.chat.json_answer import last_list
+from la4vla.construct.arm_words import arm_of, said_of
 from la4vla.construct.episodes import Episode
 from la4vla.construct.propose.candidates import Proposal
 from la4vla.construct.propose.spans import snap, validate
-from la4vla.construct.vocabulary import ALIASES, PRIMITIVES, ObjectStatus
+from la4vla.construct.vocabulary import ALIASES, BOTH_ARMS, PRIMITIVES, ObjectStatus
 
 _FOREVER_S = 1e6  # s; longer than any demonstration, and far below the numbers that overflow
 _EITHER = ("reorient", "rotate")  # labels that mean another primitive when something is held
@@ -56,7 +57,10 @@ def _proposals(items: Sequence[Mapping[str, Any]], episode: Episode) -> tuple[li
             held = status or _usual_status(label.strip().lower(), held)
             words = " ".join(instruction.split()).rstrip(".")
             span = _frames(start, end, episode)
-            proposals.append(Proposal(*span, label, held, words, (0.0, 0.0, 0.0)))
+            arm = arm_of(words) if episode.robot.arms else ""
+            if arm and len(set(said_of(words).values())) > 1:
+                label = BOTH_ARMS.name
+            proposals.append(Proposal(*span, label, held, words, (0.0, 0.0, 0.0), arm=arm))
     return proposals, problems
 
 

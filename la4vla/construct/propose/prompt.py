@@ -89,6 +89,12 @@ Answer with JSON only, times in seconds:
 {"segments": [{"subaction": "lift", "status": "HOLDING", "instruction": "lift the object upward while holding it", \
 "start": 3.50, "end": 5.00}]}"""
 
+_ARMS = """\
+The robot has two arms, left and right as it sees them itself. Begin every instruction with the arm that acts: "with the
+left arm, ...", "with the right arm, ...", or "with both arms, ..." if both do the same. If they do different things at
+once, that is one segment: "with the left arm, ..., and with the right arm, ...". A new segment starts also where the
+other arm begins or ends a motion. Status is HOLDING if either gripper holds an object at the end."""
+
 _LEAST_FRAMES = 4  # shown of a short episode; Qwen's endpoints refuse videos of fewer frames
 _JPEG_QUALITY = 90
 
@@ -160,6 +166,8 @@ def messages(episode: Episode, keyframes: Sequence[Keyframe], config: VlmConfig)
     check_views(episode)
     hints = prompt_lines(keyframes, episode.fps)
     text = episode_text(episode.instruction, len(episode) / episode.fps, episode.views, hints)
+    if episode.robot.arms:
+        text = f"{text}\n\n{_ARMS}"
     content = [text_part(text)]
     numbers = shown_frames(len(episode), episode.fps, episode.frame_stride, config.fps)
     for view in episode.views:

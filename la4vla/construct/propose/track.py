@@ -71,8 +71,9 @@ def track_of(state_TS: np.ndarray, action_TA: np.ndarray, robot: Robot) -> Track
     if not spec.has_position:
         raise UserError(
             f"embodiment `{embodiment.name}` has no x, y, z in its state, which the kinematic proposer needs; add the "
-            "hand's pose to the state (read.state and the robot's file), set proposer=vlm, or set proposer=episode if "
-            "each episode is one clip already."
+            "hand's pose to the state (read.state and the robot's file), say in the robot's file how it follows from "
+            "the joints (kinematics, docs/construction.md), set proposer=vlm, or set proposer=episode if each episode "
+            "is one clip already."
         )
     path_T3 = frame.from_base(spec.translation(state_TS))
     turn_T, spin_T3 = _turning(state_TS, spec)

@@ -18,7 +18,8 @@ from la4vla.construct.propose.keyframes import Keyframe
 from la4vla.construct.propose.parse_answer import read_answer
 
 VERSION = 2
-"""Raised when the same answer would become other proposals; `version` notices a change of the prompt by itself."""
+"""Raised when the same answer would become other proposals; `version` notices a change of the prompt by itself, except
+of what only robots with two arms are told."""
 
 CACHE = "vlm_cache"
 """The folder of the replies, in out_dir."""

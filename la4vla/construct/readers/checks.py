@@ -20,6 +20,7 @@ from la4vla.config import ReadConfig
 from la4vla.construct.episodes import BadEpisode, Dataset, Episode
 from la4vla.construct.notes import Note
 from la4vla.construct.readers.plausible import angle_notes, plausibility
+from la4vla.construct.robots.arms import joint_faults
 from la4vla.construct.robots.robot import RobotFile, robot_file
 from la4vla.construct.robots.units import VectorUnits, convert
 from la4vla.types import UserError
@@ -224,7 +225,7 @@ def inspect(dataset: Dataset, episode: Episode, decode: bool) -> tuple[list[str]
     notes = [*episode.notes, *table_notes(episode), *plausibility(episode)]
     sizes: dict[str, tuple[int, int]] = {}
     try:
-        faults = list(dataset.video_faults(episode))
+        faults = [*joint_faults(episode.state, episode.robot), *dataset.video_faults(episode)]
         if not faults:
             sizes = dataset.image_sizes(episode)
         if decode and not faults:

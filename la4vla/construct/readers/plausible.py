@@ -8,13 +8,15 @@ is read by nobody.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from la4vla.construct.episodes import Episode
 from la4vla.construct.notes import Note
+from la4vla.construct.robots.arms import joint_doubts
 from la4vla.construct.robots.units import ANGLES, VectorUnits
-from la4vla.types import ROTATION, TRANSLATION, VectorSpec
+from la4vla.types import ROTATION, TRANSLATION, Embodiment, VectorSpec
 
 FAR_M = 5.0  # m from the base; arms reach 1 to 2
 STEP_M = 0.5  # m that a delta may command at once; at 5 Hz this is 2.5 m/s
@@ -43,11 +45,36 @@ def angle_notes(values_TD: np.ndarray, units: VectorUnits, what: str) -> list[No
 
 
 def plausibility(episode: Episode) -> list[Note]:
-    """Notes on positions, commands and gripper of an episode."""
-    return [*_positions(episode), *_commands(episode), *_gripper(episode)]
+    """Notes on positions, commands, gripper and joints of an episode; of two arms, of each by itself."""
+    notes = []
+    for name in [arm.name for arm in episode.robot.arms] or [""]:
+        part = _part(episode, name)
+        found = [*_positions(part), *_commands(part), *_gripper(part)]
+        notes += [Note(note.kind, f"{name} arm: {note.text}" if name else note.text) for note in found]
+    return [*notes, *(Note("joint_degrees", text) for text in joint_doubts(episode.state, episode.robot))]
 
 
-def _positions(episode: Episode) -> Iterator[Note]:
+@dataclass(frozen=True)
+class _Part:
+    """The numbers of one arm as its dataset has them. state, action: float [T, D], in the units of embodiment."""
+
+    state: np.ndarray
+    action: np.ndarray
+    embodiment: Embodiment
+
+
+def _part(episode: Episode, arm: str) -> _Part:
+    robot = episode.embodiment
+    state, action = (
+        values_TD[:, spec.dims(*spec.names_of(arm))]
+        for values_TD, spec in ((episode.state, robot.state), (episode.action, robot.action))
+    )
+    return _Part(
+        state, action, Embodiment(robot.name, robot.control_hz, robot.state.of_arm(arm), robot.action.of_arm(arm))
+    )
+
+
+def _positions(episode: _Part) -> Iterator[Note]:
     """Whether translations have the size of an arm's."""
     robot = episode.embodiment
     for what, values_TD, spec in (("state", episode.state, robot.state), ("action", episode.action, robot.action)):
@@ -62,7 +89,7 @@ def _positions(episode: Episode) -> Iterator[Note]:
             yield Note(f"{what}_positions", text)
 
 
-def _commands(episode: Episode) -> Iterator[Note]:
+def _commands(episode: _Part) -> Iterator[Note]:
     """Whether actions are absolute or deltas, as the robot file says. Looks at the dims that state and action share."""
     robot = episode.embodiment
     shared = [name for name in _compared(robot.action) if name in robot.state.names]
@@ -94,7 +121,7 @@ def _compared(spec: VectorSpec) -> list[str]:
     return [name for name in spec.names if name not in (*TRANSLATION, *ROTATION, "gripper", "contact")]
 
 
-def _gripper(episode: Episode) -> Iterator[Note]:
+def _gripper(episode: _Part) -> Iterator[Note]:
     """Whether the gripper's two ends and their signs are as the robot file says."""
     robot = episode.embodiment
     measured_T, commanded_T = robot.state.opening(episode.state), robot.action.opening(episode.action)

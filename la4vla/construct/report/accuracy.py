@@ -294,7 +294,7 @@ def measure(config: ConstructConfig) -> dict[str, dict[str, float]]:
         raise UserError("accuracy needs the phases of scripted experts; set read.format=recorded.")
     dataset = open_dataset(config)
     hints = steps.detect_keyframes(config, dataset, steps.read(config, dataset))
-    frames_of = {row["key"]: [frame for frame, _ in row["keyframes"]] for row in steps.rows(hints, dataset)}
+    frames_of = {row["key"]: [item[0] for item in row["keyframes"]] for row in steps.rows(hints, dataset)}
     results: dict[str, list[EpisodeAccuracy]] = {}
     for row in steps.rows(steps.propose(config, dataset, hints), dataset):
         episode, candidates = dataset.read(row["key"]), [*candidates_of(row).values()]

@@ -151,5 +151,5 @@ def _size(jpeg: bytes) -> tuple[int, int]:
 
 def _text(row: LedgerRow, views: Sequence[str], keyframes: Sequence[Any]) -> str:
     """All text of an episode's request. row: of steps.READ. keyframes: [[frame, kind] ...]."""
-    lines = prompt_lines([Keyframe(frame, kind) for frame, kind in keyframes], row["fps"])
+    lines = prompt_lines([Keyframe(*values) for values in keyframes], row["fps"])
     return prompt.system_text() + prompt.episode_text(row["instruction"], row["frames"] / row["fps"], views, lines)

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from la4vla.chat.responses import Responses
 from la4vla.config import ConstructConfig
 from la4vla.construct import steps
@@ -122,11 +124,16 @@ def _example(episode: Episode, item: Mapping[str, Any]) -> Example:
 
 
 def _plot(episode: Episode, start: int, end: int) -> Plot:
-    """Curves of the position as the robot sees it; without a position, of all dimensions but the gripper."""
-    spec, state_TS = episode.embodiment.state, episode.state[start:end]
-    opening_T = None if episode.opening_T is None else episode.opening_T[start:end]
-    if spec.has_position:
-        path_T3 = episode.robot.frame.from_base(spec.translation(state_TS))
-        return plot(path_T3, ("forward", "left", "up"), spec.unit, opening_T)
+    """Curves of each arm's position as the robot sees it; without a position, of all dimensions but the gripper."""
+    arms = list(episode.arms)
+    spec, state_TS = arms[0].robot.embodiment.state, episode.state[start:end]
+    opening_T = None if len(arms) > 1 or arms[0].opening_T is None else arms[0].opening_T[start:end]
+    if all(view.robot.embodiment.state.has_position for view in arms):
+        paths = [
+            view.robot.frame.from_base(view.robot.embodiment.state.translation(view.state[start:end])) for view in arms
+        ]
+        names = [f"{view.name} arm {way}".removeprefix(" arm ") for view in arms for way in ("forward", "left", "up")]
+        return plot(np.concatenate(paths, axis=1), names, spec.unit, opening_T)
+    spec = episode.embodiment.state
     dims = [dim for dim, name in enumerate(spec.names) if name != "gripper"]
     return plot(state_TS[:, dims], [spec.names[dim] for dim in dims], "", opening_T)

@@ -164,7 +164,7 @@ def _frames(rows: LedgerRows) -> dict[str, int]:
 
 def _keyframes(rows: LedgerRows) -> dict[str, Any]:
     """Counts a kind, and the mean, least and most an episode."""
-    kinds = Counter(kind for row in rows.keyframes.values() for _, kind in row["keyframes"])
+    kinds = Counter(item[1] for row in rows.keyframes.values() for item in row["keyframes"])
     counts = [len(row["keyframes"]) for row in rows.keyframes.values()]
     return {
         "kinds": dict(sorted(kinds.items())),

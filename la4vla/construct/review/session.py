@@ -21,6 +21,7 @@ from la4vla.construct.ledger import Ledger
 from la4vla.construct.propose.candidates import Candidate, candidates_of
 from la4vla.construct.review import assign
 from la4vla.construct.review.assign import Progress
+from la4vla.construct.robots.arms import ArmView
 from la4vla.construct.scores import REVIEWS, Reviews, Score, episode_digests, proposal_digest
 from la4vla.construct.steps import CANDIDATES, KEYFRAMES, READ, grounding_scores, rows
 from la4vla.types import ROTATION, TRANSLATION, UserError
@@ -176,25 +177,30 @@ def signals(episode: Episode, first: int, last: int, zero: int) -> list[dict[str
 
     Position in the state's own unit, rotation in rad (Euler angles unwrapped) and all other dims are drawn as changes
     since frame `zero`. The gripper is drawn as it is, from 0 (closed) to 1 (open). low, high: ends of the axis.
+    Two arms have plots of their own.
     """
-    spec = episode.embodiment.state
-    state_TS = episode.state.astype(np.float64)
+    return [plot for view in episode.arms for plot in _arm_signals(view, first, last, zero)]
+
+
+def _arm_signals(view: ArmView, first: int, last: int, zero: int) -> list[dict[str, Any]]:
+    spec = view.robot.embodiment.state
+    state_TS = view.state.astype(np.float64)
     rotation = spec.dims(*ROTATION)
     if spec.rotation == "euler_xyz":
         state_TS[:, rotation] = np.unwrap(state_TS[:, rotation], axis=0)
     known = {*TRANSLATION, *ROTATION, "gripper"}
     others = [name for name in spec.names if name not in known]
+    of = f"{view.name} arm, " if view.name else ""
     plots = []
     for title, names, least in (
-        (f"position change ({spec.unit})", TRANSLATION, LEAST_POSITION),
-        ("rotation change (rad)", ROTATION, LEAST_ROTATION),
-        ("change of state", others, 0.0),
+        (f"{of}position change ({spec.unit})", TRANSLATION, LEAST_POSITION),
+        (f"{of}rotation change (rad)", ROTATION, LEAST_ROTATION),
+        (f"{of}change of state", others, 0.0),
     ):
         lines = {name: state_TS[:, spec.names.index(name)] for name in names if name in spec.names}
         plots.append(_plot(title, {name: values - values[zero] for name, values in lines.items()}, first, last, least))
-    opening_T = episode.opening_T
-    lines = {} if opening_T is None else {"opening": opening_T}
-    plots.append(_plot("gripper (1 open, 0 closed)", lines, first, last, 1.0) | {"low": -0.1, "high": 1.1})
+    lines = {} if view.opening_T is None else {"opening": view.opening_T}
+    plots.append(_plot(f"{of}gripper (1 open, 0 closed)", lines, first, last, 1.0) | {"low": -0.1, "high": 1.1})
     return [plot for plot in plots if plot["lines"]]
 
 

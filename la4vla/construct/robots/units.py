@@ -8,8 +8,8 @@ every unit, sign and order, and an unknown word in it is an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +42,8 @@ class VectorUnits:
     metres_per_unit  with `unit`: metres that a translation of 1.0 is; left out: unknown
     radians_per_unit with `unit`: radians that a rotation of 1.0 is; left out: unknown
     rotation_near    rx, ry, rz of the usual pose, rad; numbers do not jump within half a turn of it (VectorSpec)
+    parts            of two arms, no setting of the block: (`left`, `right` or empty for all else; the block of these
+                     columns, their names without the arm's), in the order of the first columns; empty for one arm
     """
 
     names: tuple[str, ...]
@@ -56,10 +58,13 @@ class VectorUnits:
     rotation_near: tuple[float, float, float] = (0.0, 0.0, 0.0)
     metres_per_unit: float | None = None
     radians_per_unit: float | None = None
+    parts: tuple[tuple[str, VectorUnits], ...] = ()
 
     @property
     def spec(self) -> VectorSpec:
         """The meaning of the vectors that convert() returns."""
+        if self.parts:
+            return _joined_spec(self.parts)
         names: list[str] = []
         for name in _plain(self.names):
             if name not in QUATERNION:
@@ -89,6 +94,10 @@ def convert(values_TD: np.ndarray, units: VectorUnits) -> tuple[np.ndarray, Vect
     values_TD: D = len(units.names) columns. Raises ValueError with the frame of a quaternion that is zero.
     """
     assert values_TD.shape[1:] == (len(units.names),), (values_TD.shape, units.names)
+    if units.parts:
+        owner = [owner_of(name, [arm for arm, _ in units.parts if arm]) for name in units.names]
+        each = [convert(values_TD[:, [of == arm for of in owner]], part)[0] for arm, part in units.parts]
+        return np.concatenate(each, axis=1), units.spec
     column = {name: _column(values_TD.astype(np.float64), units.names, name) for name in _plain(units.names)}
     spec = units.spec
     if not units.unit:
@@ -106,11 +115,16 @@ def number(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
-def vector_units(values: Any, where: str) -> VectorUnits:
-    """A block of a robot's file. where: the file, for messages. Raises UserError for a word that is not understood."""
+def vector_units(values: Any, where: str, arms: Sequence[str] = ()) -> VectorUnits:
+    """A block of a robot's file. where: the file, for messages. arms: of two, whose columns are `left_x` and so on.
+
+    Raises UserError for a word that is not understood.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} is {values}; it must hold `names`, `reference`, and every setting without a default.")
-    known = {item.name for item in fields(VectorUnits)}
+    if arms and isinstance(values.get("names"), list):
+        return _of_two_arms(values, where, arms)
+    known = {item.name for item in fields(VectorUnits)} - {"parts"}
     if wrong := set(values) - known:
         raise UserError(f"{where}: `{min(wrong)}` is no setting; use some of {', '.join(sorted(known))}.")
     if not isinstance(values.get("names"), list) or not values["names"]:
@@ -164,6 +178,35 @@ def vector_units(values: Any, where: str) -> VectorUnits:
             "both ends."
         )
     return units
+
+
+def owner_of(column: str, arms: Sequence[str]) -> str:
+    """The arm that a column belongs to by its name's beginning; empty if to none. A minus in front does not count."""
+    return next((arm for arm in arms if column.removeprefix("-").startswith(f"{arm}_")), "")
+
+
+def _of_two_arms(values: Mapping[str, Any], where: str, arms: Sequence[str]) -> VectorUnits:
+    """A block whose columns are those of two arms and perhaps others. Raises UserError."""
+    names = list(map(str, values["names"]))
+    parts = []
+    for arm in dict.fromkeys(owner_of(name, arms) for name in names):
+        own = [name.replace(f"{arm}_", "", 1) if arm else name for name in names if owner_of(name, arms) == arm]
+        block = {**values, "names": own}
+        if not arm:  # such as a base's wheels: numbers without a turn of a hand
+            block = {name: value for name, value in block.items() if name not in ("rotation", "rotation_near")}
+        parts.append((arm, vector_units(block, f"{where}, {arm} arm" if arm else where)))
+    if missing := [arm for arm in arms if arm not in dict(parts)]:
+        raise UserError(
+            f"{where}: no column begins with `{missing[0]}_`; name those of each arm after it, as in {missing[0]}_x."
+        )
+    return replace(dict(parts)[arms[0]], names=tuple(names), parts=tuple(parts))
+
+
+def _joined_spec(parts: Sequence[tuple[str, VectorUnits]]) -> VectorSpec:
+    """The meaning of two arms' vectors side by side. All but the names is alike in both arms."""
+    names = [f"{arm}_{name}" if arm else name for arm, part in parts for name in part.spec.names]
+    arm = next(part.spec for arm, part in parts if arm)
+    return replace(arm, names=tuple(names))
 
 
 def _repeated(names: tuple[str, ...]) -> str:

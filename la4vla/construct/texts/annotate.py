@@ -12,6 +12,7 @@ from la4vla.construct.episodes import Episode
 from la4vla.construct.ledger import digest
 from la4vla.construct.propose.track import track_of
 from la4vla.construct.vocabulary import DIRECTIONS
+from la4vla.types import UserError
 
 VERSION = 1
 """Raised when the same clips would be annotated in other words."""
@@ -112,9 +113,15 @@ class EpisodeMotion:
 
     @staticmethod
     def of(episode: Episode) -> EpisodeMotion:
-        """Raises UserError for a robot without a position in its state."""
-        track = track_of(episode.state, episode.action, episode.robot)
-        measured_T = episode.embodiment.state.opening(episode.state)
+        """Raises UserError for a robot without a position in its state, and for one with two arms."""
+        view, *more = episode.arms
+        if more:
+            raise UserError(
+                f"{episode.key}: conversations describe the motion of one hand, and {episode.embodiment.name} has two "
+                "arms; describe one of them in the robot file, or train on its clips without conversations."
+            )
+        track = track_of(view.state, view.action, view.robot)
+        measured_T = view.robot.embodiment.state.opening(view.state)
         open_T = None if track.gripper == "none" else _held(track.command_T, measured_T)
         return EpisodeMotion(track.path_T3, track.lag, open_T, measured_T)
 

@@ -15,9 +15,7 @@ import numpy as np
 
 from la4vla.data.normalize import Stats
 from la4vla.data.transforms import action_variants
-from la4vla.types import Embodiment, UserError
-
-GRIPPER = "gripper"
+from la4vla.types import GRIPPERS, Embodiment, UserError
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Idle:
         else:
             variants = action_variants(embodiment, state_TS, action_TA)
             size_TA = variants.get("delta_to_state", action_TA).astype(np.float64)
-            for dim in embodiment.action.dims(GRIPPER):
+            for dim in embodiment.action.dims(*GRIPPERS):
                 size_TA[:, dim] = np.diff(action_TA[:, dim], prepend=action_TA[:1, dim])
         wanted: Sequence[str] = self.dims or names
         large_TA = np.abs(size_TA[:, embodiment.action.dims(*wanted)]) > self.threshold

@@ -110,10 +110,12 @@ class Validation:
         for question in questions:
             with torch.autocast(self._world.device.type, torch.bfloat16, enabled=mixed):
                 chunk = policy.sample(question.batch.to(self._world.device), self._config.flow.steps)
-            chunks_BTA = chunk.cpu().numpy()
+            chunks_BTA, robot = chunk.cpu().numpy(), self._robot
             ends = [
-                travel(self._robot.chain.inverse(chunk_TA, state)[:counted], state, self._robot.embodiment)[-1]
-                for chunk_TA, state, counted in zip(chunks_BTA, question.states, question.counted, strict=True)
+                travel(robot.chain.inverse(chunk_TA, state)[:counted], state, robot.embodiment, case.arm)[-1]
+                for chunk_TA, state, counted, case in zip(
+                    chunks_BTA, question.states, question.counted, question.cases, strict=True
+                )
             ]
             if not np.isfinite(ends).all():
                 return float("nan")

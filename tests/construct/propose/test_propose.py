@@ -12,8 +12,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from la4vla.config import KeyframeConfig, ProposeConfig
+from la4vla.construct.propose.cutting import ArmSegment, _snap
 from la4vla.construct.propose.keyframes import detect
-from la4vla.construct.propose.kinematic import _Segment, _snap, propose
+from la4vla.construct.propose.kinematic import propose
 from la4vla.construct.propose.track import bends, command_jumps
 from la4vla.construct.robots.robot import Robot, RobotFrame, robot_frame
 from la4vla.construct.vocabulary import contradictions, lint
@@ -252,7 +253,7 @@ def test_snapped_segments_never_overlap():
     draws = np.random.default_rng(3)
     for _ in range(500):
         edges = np.cumsum(draws.integers(1, 9, draws.integers(1, 12)))
-        segments = [_Segment(int(one), int(two)) for one, two in pairwise([0, *edges])]
+        segments = [ArmSegment(int(one), int(two)) for one, two in pairwise([0, *edges])]
         for stride in (1, 2, 5, 10):
             snapped = _snap(segments, stride, 5)
             assert all(one.end <= two.start for one, two in pairwise(snapped))
