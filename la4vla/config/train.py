@@ -109,6 +109,7 @@ class PreferenceConfig:
 @dataclass
 class StageConfig:
     mixture: dict[str, float] = field(default_factory=dict)  # source -> share, any sum; 0 takes out a source of `base:`
+    mixture_end: dict[str, float] = field(default_factory=dict)  # at the last step, moved to evenly; empty: as mixture
     steps: int = MISSING
     global_batch: int = 128  # samples an optimizer step, over all ranks; a multiple of data.streams
     micro_batch: int = 16  # samples at once on one rank: memory, not results (but for which values dropout leaves out)
@@ -328,10 +329,16 @@ def _validate_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
     validate_rates(name, stage)
     within(f"stages.{name}.", asdict(stage), INTERVALS)
     within(f"stages.{name}.mixture.", stage.mixture, dict.fromkeys(stage.mixture, "[0, inf)"))
+    within(f"stages.{name}.mixture_end.", stage.mixture_end, dict.fromkeys(stage.mixture_end, "[0, inf)"))
     within(f"stages.{name}.loss_weights.", stage.loss_weights, dict.fromkeys(stage.loss_weights, "[0, inf)"))
     used = [source for source, share in stage.mixture.items() if share]
     if not used or not stage.train:
         raise UserError(f"stages.{name} needs a mixture with a share above 0 and module groups to `train`.")
+    if stage.mixture_end and (set(stage.mixture_end) != set(used) or not any(stage.mixture_end.values())):
+        raise UserError(
+            f"stages.{name}.mixture_end needs a share for each of {', '.join(used)} and one above 0; a source that "
+            "comes in later begins with a small share, such as 0.001."
+        )
     if stage.global_batch % config.data.streams:
         raise UserError(
             f"stages.{name}.global_batch is {stage.global_batch}; it must be a multiple of data.streams "

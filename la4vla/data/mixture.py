@@ -1,14 +1,14 @@
 """How many samples each source gives to each step: exact, without a coin, a pure function of the config.
 
 The unit of mixing is `data.streams` samples of one source (one from each of its streams), or a group of a grounding
-model. A step is a whole number of
-units; error diffusion hands each unit to the source that is farthest behind its share. A source's position goes on from
-stage to stage, so a run that changes its mixture never sees a pass cut short.
+model. A step is a whole number of units; error diffusion hands each unit to the source that is farthest behind what its
+share, which may move over the stage, gave it so far. A source's position goes on from stage to stage, so a run that
+changes its mixture never sees a pass cut short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,22 +17,46 @@ from la4vla.config import TrainConfig, mixing_unit
 from la4vla.types import UserError
 
 
-def plan(shares: Sequence[float], units_per_step: int, steps: int) -> np.ndarray:
+def plan(shares: Sequence[float], units_per_step: int, steps: int, end: Sequence[float] = ()) -> np.ndarray:
     """Units of each source in each step: int64 [steps, sources], every row sums to `units_per_step`.
 
-    shares: positive, any sum. After every unit each source is within (number of sources - 1) units of its exact share,
-    with two sources within one; ties go to the earlier source.
+    shares: positive, any sum. end: those of the last step, 0 or above, any sum, to which the shares move on a straight
+    line; empty: they stay. After every unit each source is within (number of sources - 1) units of its exact share so
+    far, with two sources within one; ties go to the earlier source.
     """
-    total = sum(shares)
-    exact = [share / total for share in shares]
+    due = _due(shares, end, units_per_step, steps) if end else _steady(shares)
     given = [0] * len(shares)
     units = np.zeros((steps, len(shares)), np.int64)
     sources = range(len(shares))
     for unit in range(1, steps * units_per_step + 1):
-        behind = max(sources, key=lambda source: exact[source] * unit - given[source])
+        exact = due(unit)
+        behind = max(sources, key=lambda source: exact[source] - given[source])
         given[behind] += 1
         units[(unit - 1) // units_per_step, behind] += 1
     return units
+
+
+def _steady(shares: Sequence[float]) -> Callable[[int], list[float]]:
+    """Number of units so far -> what of them each source should have, by shares that stay."""
+    total = sum(shares)
+    exact = [share / total for share in shares]
+    return lambda unit: [share * unit for share in exact]
+
+
+def _due(
+    shares: Sequence[float], end: Sequence[float], units_per_step: int, steps: int
+) -> Callable[[int], list[float]]:
+    """The same by shares that move: step s of n takes ((n - 1 - s) shares + s end) / (n - 1), each of sum 1."""
+    first, last = np.array(shares) / sum(shares), np.array(end) / sum(end)
+    at = np.linspace(0.0, 1.0, steps)[:, None]
+    by_step = units_per_step * ((1 - at) * first + at * last)
+    before = np.cumsum(by_step, axis=0) - by_step
+
+    def due(unit: int) -> list[float]:
+        step, inside = divmod(unit - 1, units_per_step)
+        return (before[step] + by_step[step] * ((inside + 1) / units_per_step)).tolist()
+
+    return due
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,8 @@ class Schedule:
         position = dict.fromkeys(config.data.sources, 0)
         step = 0
         for name, stage in config.stages.items():
-            units = plan(list(stage.mixture.values()), stage.global_batch // self._unit, stage.steps)
+            end = [stage.mixture_end[source] for source in stage.mixture] if stage.mixture_end else []
+            units = plan(list(stage.mixture.values()), stage.global_batch // self._unit, stage.steps, end)
             start = np.array([position[source] for source in stage.mixture])
             self._units[name], self._before[name] = units, start + np.cumsum(units, axis=0) - units
             self._first[name] = step

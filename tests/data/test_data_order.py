@@ -3,12 +3,14 @@ refuse both). It is arithmetic, so it is tested as arithmetic, exhaustively on s
 
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from la4vla.config import validate
 from la4vla.data.mixture import Schedule, plan
 from la4vla.data.order import Stream, make_streams
 from la4vla.data.shards.index import Index, Shard, starts
@@ -164,3 +166,36 @@ def test_positions_go_on_over_stages_and_from_any_step():
     assert list(Schedule(config).draws("first", 5)) == draws[5:]
     with pytest.raises(UserError, match="first, second"):
         next(Schedule(config).draws("third", 0))
+
+
+@pytest.mark.parametrize(("shares", "end"), [([1, 1], [1, 0]), ([0.001, 1], [3, 1]), ([3, 1, 1], [0, 1, 4])])
+def test_shares_that_move_are_kept_at_every_step(shares, end):
+    """Against the exact share of each step by fractions, added up."""
+    steps, units = 40, 7
+    counts = np.cumsum(plan(shares, units, steps, end), axis=0)
+    exact = [Fraction(0)] * len(shares)
+    begins, ends = ([Fraction(str(share)) for share in row] for row in (shares, end))
+    for step in range(steps):
+        part = Fraction(step, steps - 1)
+        for source, (first, last) in enumerate(zip(begins, ends, strict=True)):
+            exact[source] += units * ((1 - part) * first / sum(begins) + part * last / sum(ends))
+        assert sum(counts[step]) == units * (step + 1)
+        assert all(abs(count - due) < len(shares) for count, due in zip(counts[step].tolist(), exact, strict=True)), (
+            step
+        )
+    late = plan(shares, units, steps, end)[-5:].sum(0) / (5 * units)
+    assert np.abs(late - np.array(end) / sum(end)).max() < 0.15
+
+
+def test_a_mixture_that_moves_is_planned_and_wrong_ends_are_refused():
+    config = train_config({"a": ("a", "la"), "b": ("b", "la")}, {"a": 3.0, "b": 1.0}, steps=30)
+    config.stages["first"].mixture_end = {"b": 1.0, "a": 0.0}
+    validate(config)
+    draws = list(Schedule(config).draws("first", 0))
+    taken = {name: [draw.takes.get(name, (0, 0))[1] for draw in draws] for name in ("a", "b")}
+    assert sum(taken["a"][:10]) > sum(taken["a"][10:20]) > sum(taken["a"][20:]) and taken["a"][-1] == 0
+    assert {a + b for a, b in zip(*taken.values(), strict=True)} == {config.stages["first"].global_batch}
+    for wrong in ({"a": 1.0}, {"a": 0.0, "b": 0.0}):
+        config.stages["first"].mixture_end = wrong
+        with pytest.raises(UserError, match="mixture_end needs a share for each of a, b and one above 0"):
+            validate(config)
