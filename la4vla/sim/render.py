@@ -10,6 +10,7 @@ themselves; `MUJOCO_EGL_DEVICE_ID`, when set, is the one for all.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -23,6 +24,9 @@ from la4vla.types import UserError
 
 BACKENDS = ("egl", "osmesa")
 """In the order they are tried: egl uses a GPU where there is one, osmesa always draws on the CPU."""
+
+DRAWING = ("OpenGL", "robosuite")
+"""Libraries that look for the backend when they are imported, and keep it."""
 
 APT_LINE = "apt-get install libegl1 libgl1-mesa-dri"
 
@@ -65,20 +69,23 @@ class FlatFrameError(RuntimeError):
 def use_backend() -> str:
     """Choose the GL backend of this process and its children, and return its name (`egl`, `osmesa`, ...).
 
-    Must run before `mujoco` is imported; later calls return the same name. Raises UserError where nothing renders.
+    Must run before a library that draws by `mujoco` is imported; where `mujoco` itself is, it draws with the chosen one
+    from then on. Later calls return the same name. Raises UserError where nothing renders.
     """
     named = os.environ.get("MUJOCO_GL", "").strip().lower()
     if named and os.environ.get(_PROBED) == named:
         return named
-    if "mujoco" in sys.modules and not named:
+    if not named and (drawing := [library for library in DRAWING if library in sys.modules]):
         raise UserError(
-            "mujoco was imported before a GL backend was chosen; set MUJOCO_GL=egl (or osmesa) in the shell."
+            f"{drawing[0]} was imported before a GL backend was chosen; set MUJOCO_GL=egl (or osmesa) in the shell."
         )
     reasons = {}
     for name in [named] if named else BACKENDS:
         reason = why_not(name)
         if not reason:
             os.environ.update({"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, _PROBED: name})
+            if chosen_at_import := sys.modules.get("mujoco.gl_context"):
+                importlib.reload(chosen_at_import)
             if not named:
                 print(f"rendering with {name} (set MUJOCO_GL to choose another backend)", file=sys.stderr)
             return name

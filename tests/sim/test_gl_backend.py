@@ -61,14 +61,31 @@ def test_the_choice_is_all_that_libraries_read(monkeypatch):
     assert render.use_backend() == "osmesa"
 
 
-def test_an_early_import_is_refused():
-    script = (
-        "import mujoco\nfrom la4vla.sim.render import use_backend\nfrom la4vla.types import UserError\n"
-        "try:\n    use_backend()\nexcept UserError as error:\n    print(error)"
-    )
+def in_a_fresh_process(script: str) -> str:
+    """What it prints where no backend has been chosen."""
     environment = {name: value for name, value in os.environ.items() if name not in ("LA4VLA_GL_PROBED", "MUJOCO_GL")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert "MUJOCO_GL=egl" in done.stdout
+    return done.stdout
+
+
+def test_an_early_import_of_what_keeps_its_backend_is_refused():
+    said = in_a_fresh_process(
+        "import OpenGL\nfrom la4vla.sim.render import use_backend\nfrom la4vla.types import UserError\n"
+        "try:\n    use_backend()\nexcept UserError as error:\n    print(error)"
+    )
+    assert "OpenGL was imported before" in said and "MUJOCO_GL=egl" in said
+
+
+@pytest.mark.sim
+def test_mujoco_draws_with_the_backend_that_is_chosen_after_its_import():
+    """Poses from joints import it without drawing."""
+    draws = render._PROBE.replace("import mujoco\n", "")
+    said = in_a_fresh_process(
+        "import mujoco\nfrom la4vla.sim.render import use_backend\nname = use_backend()\n"
+        f"{draws}\nprint(name, mujoco.gl_context.GLContext.__module__)"
+    )
+    name, module = said.split()
+    assert module == f"mujoco.{name}"
 
 
 @pytest.mark.parametrize("level", [0, 128])

@@ -54,8 +54,8 @@ def test_a_new_action_space_takes_the_rest_and_its_own_statistics(alone, shards,
     assert said["left"]["not in this model"]["numbers"] == sum(then[n].numel() for n in left if ".layers.3." in n)
     assert said["statistics"].startswith("those of this run's data") and "statistics: those of this" in ended.stdout
     state = json.loads((tmp_path / "la" / "stats.json").read_text())["state"]
-    assert made.transforms != manifest.read(source).transforms
-    assert str(state["q99"][0])[:8] in json.dumps(made.transforms)
+    assert made.robot().transforms != manifest.read(source).robot().transforms
+    assert str(state["q99"][0])[:8] in json.dumps(made.robot().transforms)
     assert "  head " in ended.stdout and "fresh weights begin random" in ended.stdout
     again = in_process(str(config), *given, "stages.finetune.steps=1", "run.init_parts.leave=[]")
     assert again.codes == (0,) and "nothing to do" in again.stdout, again.stderr
@@ -77,7 +77,7 @@ def test_the_same_interface_keeps_its_statistics_and_other_embeddings_their_toke
     now, said, made = begun(config)
     then, random = load_file(source / manifest.WEIGHTS), build_policy(load(config).model, 3).state_dict()
     assert all(torch.equal(now[name], (then if name.startswith("head.") else random)[name]) for name in now)
-    assert made.transforms == manifest.read(source).transforms
+    assert made.robot().transforms == manifest.read(source).robot().transforms
     assert said["tokenizer"] == "this run's own" and said["statistics"].startswith("those of the checkpoint")
     refused = in_process(
         str(config),
