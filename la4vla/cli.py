@@ -20,6 +20,7 @@ HELP = f"""la4vla {__version__}: pretrain vision-language-action policies that f
   la4vla data verify DIR ...                   compare shard folders with their indexes
   la4vla data stats DIR [PRESET]               what a shard folder holds
   la4vla data preview DIR [OUT.html]           one HTML page of it, with clips drawn by chance
+  la4vla data chunk-stats DIR --horizon N      statistics of actions counted from a chunk's begin
   la4vla data import-conversations FILE ...    LLaVA's or ShareGPT's JSONL -> shards (`--images DIR --out DIR`)
   la4vla config CONFIG [key=value ...]         print the resolved config
   la4vla train CONFIG [key=value ...]          train in one process (more: torchrun ... -m la4vla.train)
@@ -74,11 +75,13 @@ def _data(arguments: Sequence[str]) -> int:
 
     if arguments and arguments[0] == "import-conversations":
         return _import_conversations(arguments[1:])
+    if arguments and arguments[0] == "chunk-stats":
+        return _chunk_stats(arguments[1:])
     most = {"verify": len(arguments), "stats": 3, "preview": 3}
     if len(arguments) < 2 or len(arguments) > most.get(arguments[0], 0):
         raise UserError(
-            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]`, `data preview DIR [OUT.html]` or `data "
-            "import-conversations FILE --images DIR --out DIR`, no more."
+            "say `la4vla data verify DIR ...`, `data stats DIR [PRESET]`, `data preview DIR [OUT.html]`, `data "
+            "chunk-stats DIR --horizon N` or `data import-conversations FILE --images DIR --out DIR`, no more."
         )
     if arguments[0] == "verify":
         from la4vla.data.inspect.verify import verify
@@ -99,6 +102,20 @@ def _data(arguments: Sequence[str]) -> int:
 
     size = preset(arguments[2] if len(arguments) > 2 else PRESET_IN_MIND)
     print(describe(arguments[1], size.image_tokens, estimated_tokens))
+    return 0
+
+
+def _chunk_stats(arguments: Sequence[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser("la4vla data chunk-stats")
+    parser.add_argument("folder", help="a local folder of clips")
+    parser.add_argument("--horizon", type=int, required=True, help="steps of a chunk, as model.horizon")
+    given = parser.parse_args(arguments)
+    from la4vla.data.inspect.chunk_stats import add_chunk_stats
+
+    names = add_chunk_stats(given.folder, given.horizon)
+    print(f"{given.folder}: statistics of {', '.join(names)} added to stats.json")
     return 0
 
 

@@ -19,7 +19,7 @@ MODULE_GROUPS = ("vision", "projector", "embeddings", "llm", "head")
 PREFERENCE = "preference"
 """Kind of the pairs that `la4vla gpla` makes out of a folder of clips."""
 
-ACTIONS = ("recorded", "delta_to_state")
+ACTIONS = ("recorded", "delta_to_state", "delta_to_first_state", "delta_to_previous_action")
 
 LORA = "lora"
 LORA_TARGETS = ("llm", "vision", "projector", "head")
@@ -89,7 +89,9 @@ class DataConfig:
     shuffle_bytes: int = 64 * 2**20  # per stream: shards read together and shuffled sample by sample
     decode_threads: int = 4  # per rank
     read_ahead: int = 4  # steps the loader works ahead
-    action: str = "recorded"  # recorded | delta_to_state (each action minus the state of its own frame, wrap-safe)
+    action: str = (
+        "recorded"  # recorded | delta_to_state | delta_to_first_state | delta_to_previous_action (docs/data.md)
+    )
     normalization: str = "q01_q99"  # q01_q99 | min_max | mean_std
     stats_source: str = ""  # source whose stats.json normalises; empty: init_from's, else the first one in use
     augment: float = 0.0  # probability that a training sample is augmented, as `augmentation` says

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from la4vla.config import TrainConfig
+from la4vla.data.delta import stored_as
 from la4vla.data.groups import Groups
 from la4vla.data.mixture import Schedule
 from la4vla.data.normalize import Normalize, beyond, near_constant, rare_dims
@@ -49,7 +50,7 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
         if isinstance(source, Source):
             robot = setup.robot_of(source)
             form = action_form(config, robot.embodiment.name, robot.sources)
-            lines += _about_values(source, robot.chain.normalize, form)
+            lines += _about_values(source, robot.chain.normalize, stored_as(form, robot.processor.spec.horizon))
     several = len(setup.robots) > 1
     for name, robot in setup.robots.items():
         lines += _about_statistics(robot.chain.normalize, f"{name}: " if several else "")

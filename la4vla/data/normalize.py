@@ -82,18 +82,26 @@ def compute_stats(names: tuple[str, ...], values_FD: np.ndarray) -> Stats:
 
 @dataclass(frozen=True)
 class FolderStats:
-    """`stats.json`: the state, and the action in every form a run may ask for (`data.action`)."""
+    """`stats.json`: the state, and the action in every form a run may ask for (`data.action`), by its name; of forms
+    that depend on where a chunk begins by `NAME/HORIZON`."""
 
     state: Stats
     actions: Mapping[str, Stats]
 
-    def action(self, variant: str) -> Stats:
-        if variant not in self.actions:
+    def action(self, form: str) -> Stats:
+        """form: a key of `actions`. Raises UserError for one that is not there."""
+        if form not in self.actions:
+            name, _, horizon = form.partition("/")
+            if horizon and len(self.actions) > 1:
+                raise UserError(
+                    f"data.action={name} has no statistics here for chunks of {horizon} steps; compute them once with "
+                    f"`la4vla data chunk-stats FOLDER --horizon {horizon}`."
+                )
             raise UserError(
-                f"data.action={variant} has no statistics here (this embodiment's actions are not absolute in the "
+                f"data.action={name} has no statistics here (this embodiment's actions are not absolute in the "
                 f"dims of the state); set data.action to one of {', '.join(self.actions)}."
             )
-        return self.actions[variant]
+        return self.actions[form]
 
     def to_json(self) -> str:
         actions = {name: stats.to_dict() for name, stats in self.actions.items()}

@@ -318,7 +318,9 @@ class Reader:
         shard, frame = task.shard.result(), task.address.frame
         clip, bad = shard.clips[task.address.clip], shard.bad.get(task.address.clip)
         sample = window(clip, frame, processor.spec.horizon, source.sample_kind, source.name, source.levels)
-        error = bad.within(frame, frame + int(sample.action_valid.sum()), processor.chain.delta) if bad else ""
+        error = (
+            bad.within(frame, frame + int(sample.action_valid.sum()), processor.chain.takes_every_state) if bad else ""
+        )
         if source.views and not error:
             try:
                 sample = sample.but(views=_decoded(clip, frame, source.views))

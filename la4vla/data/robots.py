@@ -12,6 +12,7 @@ from typing import Any
 
 from la4vla.config import TrainConfig
 from la4vla.data.collate import Encode
+from la4vla.data.delta import WINDOWED, stored_as
 from la4vla.data.normalize import Stats
 from la4vla.data.processor import Processor
 from la4vla.data.shards.index import Index, read_index, read_stats
@@ -69,7 +70,9 @@ def make_robots(
         slots = slot_order({source: views[source] for source in sources})
         asked = action_form(config, name, sources)
         data = replace(config.data, action=asked)
-        chain = build_chain(data, embodiment, slots, _stats(config, asked, embodiment, sources, inherited, own), spec)
+        chain = build_chain(
+            data, embodiment, slots, _stats(config, asked, spec.horizon, embodiment, sources, inherited, own), spec
+        )
         robots[name] = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow, order.index(name)), sources)
     return robots
 
@@ -153,6 +156,7 @@ def _check_stats_source(config: TrainConfig, indexes: Mapping[str, Index]) -> No
 def _stats(
     config: TrainConfig,
     action: str,
+    horizon: int,
     embodiment: Embodiment,
     sources: Sequence[str],
     inherited: Checkpoint | None,
@@ -164,16 +168,16 @@ def _stats(
     data = config.data
     if inherited and (own or not data.stats_source):
         cure = "set run.dir to a new folder" if own else "set data.stats_source to one of this run's sources"
-        return _inherited(inherited, config, action, embodiment, cure)
+        return _inherited(inherited, config, action, horizon, embodiment, cure)
     name = sources[0]
     if data.stats_source and read_index(data.sources[data.stats_source].path).embodiment.name == embodiment.name:
         name = data.stats_source
     stats = read_stats(data.sources[name].path)
-    return stats.state, stats.action(action)
+    return stats.state, stats.action(stored_as(action, horizon))
 
 
 def _inherited(
-    source: Checkpoint, config: TrainConfig, action: str, embodiment: Embodiment, cure: str
+    source: Checkpoint, config: TrainConfig, action: str, horizon: int, embodiment: Embodiment, cure: str
 ) -> tuple[Stats, Stats]:
     """A checkpoint's statistics. Raises UserError where they are of another robot or of another form of actions."""
     checkpoint, robots = source.folder, source.manifest.trained_robots
@@ -189,9 +193,14 @@ def _inherited(
             f"{checkpoint} was trained with data.normalization={chain.normalize.mode}, not "
             f"{config.data.normalization}; set it so, or {cure}."
         )
-    if chain.delta != (action == "delta_to_state"):
+    if chain.action_form != action:
         raise UserError(
-            f"{checkpoint} was trained with other actions than data.action={action}; change data.action or {cure}."
+            f"{checkpoint} was trained with data.action={chain.action_form}, not {action}; set it so, or {cure}."
+        )
+    if action in WINDOWED and (then := source.manifest.input_spec["horizon"]) != horizon:
+        raise UserError(
+            f"{checkpoint} was trained with chunks of {then} steps, whose data.action={action} has other statistics "
+            f"than that of {horizon}; set model.horizon={then}, or {cure}."
         )
     return chain.normalize.state, chain.normalize.action
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from la4vla.config import DataConfig
 from la4vla.data.bounds import ReleasedBounds
+from la4vla.data.delta import DELTA_TO_STATE, DELTAS, RECORDED, DeltaAction, delta_action
 from la4vla.data.normalize import Normalize, Stats
-from la4vla.data.rotation import rotation_vectors, wrapped
-from la4vla.types import ARMS, GRIPPERS, ROTATION, Embodiment, InputSpec, Sample, UserError, VectorSpec
+from la4vla.types import Embodiment, InputSpec, Sample, UserError, VectorSpec
 
 
 class Transform(Protocol):
@@ -105,116 +103,6 @@ class ResizeImages:
 
 
 @dataclass(frozen=True)
-class DeltaToState:
-    """Each absolute action minus the state of its own frame (FACTS 4.4), on `action_dims` (`state_dims` in the state).
-
-    rotation_dims  positions *in the action* of rx ry rz, or (). Euler angles are subtracted and wrapped into (-pi, pi]
-                   one by one; axis-angle vectors are composed as rotations, in the base frame or the tool's.
-    rotation_near  of the absolute action (VectorSpec), for the way back
-    """
-
-    action_dims: tuple[int, ...]
-    state_dims: tuple[int, ...]
-    rotation_dims: tuple[int, ...]
-    rotation: Literal["none", "axis_angle", "euler_xyz"]
-    frame: Literal["base", "tool"]
-    rotation_near: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def __call__(self, sample: Sample) -> Sample:
-        if sample.action is None:
-            return sample
-        assert sample.action_states is not None, "a training sample carries the states of its actions' frames"
-        action = self.forward(sample.action, sample.action_states)
-        action[~sample.action_valid] = 0.0
-        return sample.but(action=action)
-
-    @cached_property
-    def _plain(self) -> tuple[list[int], list[int]]:
-        pairs = [
-            pair for pair in zip(self.action_dims, self.state_dims, strict=True) if pair[0] not in self.rotation_dims
-        ]
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-    @cached_property
-    def _turn(self) -> tuple[list[int], list[int]]:
-        at = dict(zip(self.action_dims, self.state_dims, strict=True))
-        return list(self.rotation_dims), [at[dim] for dim in self.rotation_dims]
-
-    def forward(self, action_TA: np.ndarray, states_TS: np.ndarray) -> np.ndarray:
-        """Absolute -> delta, float32 [T, A]; row t uses the state of row t."""
-        delta = action_TA.astype(np.float64)
-        (plain, of_state), (turn, turn_of_state) = self._plain, self._turn
-        delta[:, plain] -= states_TS[:, of_state]
-        if turn:
-            delta[:, turn] = self._minus(delta[:, turn], states_TS[:, turn_of_state])
-        return delta.astype(np.float32)
-
-    def inverse(self, action_TA: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Delta -> absolute, float32 [T, A].
-
-        With `state` [T, S] row t is added to the state of row t: the exact inverse. With `state` [S], when only the
-        present state is known, row 0 is added to it and row t to what row t - 1 commanded, which is where the
-        robot is by then if it tracks its commands.
-        """
-        absolute = action_TA.astype(np.float64)
-        present = np.array(state if state.ndim == 1 else state[0], dtype=np.float64)
-        for t in range(len(absolute)):
-            if state.ndim == 2:
-                present = state[t].astype(np.float64)
-            (plain, of_state), (turn, turn_of_state) = self._plain, self._turn
-            absolute[t, plain] += present[of_state]
-            if turn:
-                absolute[t, turn] = self._plus(absolute[t, turn], present[turn_of_state])
-                present[turn_of_state] = absolute[t, turn]
-            present[of_state] = absolute[t, plain]
-        return absolute.astype(np.float32)
-
-    def _minus(self, target_T3: np.ndarray, present_T3: np.ndarray) -> np.ndarray:
-        if self.rotation == "euler_xyz":
-            return wrapped(target_T3 - present_T3)
-        target, present = Rotation.from_rotvec(target_T3), Rotation.from_rotvec(present_T3)
-        turn = target * present.inv() if self.frame == "base" else present.inv() * target
-        return turn.as_rotvec()
-
-    def _plus(self, delta_3: np.ndarray, present_3: np.ndarray) -> np.ndarray:
-        if self.rotation == "euler_xyz":
-            return wrapped(delta_3 + present_3, self.rotation_near)
-        delta, present = Rotation.from_rotvec(delta_3), Rotation.from_rotvec(present_3)
-        return rotation_vectors(delta * present if self.frame == "base" else present * delta, self.rotation_near)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def delta_to_state(embodiment: Embodiment) -> DeltaToState | None:
-    """The transform for this embodiment, or None where its action dims do not line up with its state dims.
-
-    Grippers stay absolute (FACTS 4.4). Both vectors must be absolute and every other action dim be in the state. The
-    turns of two arms do not line up: one transform has one rotation.
-    """
-    state, action = embodiment.state, embodiment.action
-    moved = tuple(name for name in action.names if name not in GRIPPERS)
-    turns = tuple(name for name in moved if name in ROTATION)
-    lines_up = (
-        bool(moved)
-        and not {f"{arm}_{name}" for arm in ARMS for name in ROTATION} & set(moved)
-        and set(moved) <= set(state.names)
-        and (action.reference, state.reference, action.frame) == ("absolute", "absolute", state.frame)
-        and (not turns or (turns == ROTATION and action.rotation == state.rotation != "none"))
-    )
-    if not lines_up:
-        return None
-    return DeltaToState(
-        action_dims=tuple(action.dims(*moved)),
-        state_dims=tuple(state.dims(*moved)),
-        rotation_dims=tuple(action.dims(*turns)),
-        rotation=action.rotation if turns else "none",
-        frame=action.frame,
-        rotation_near=action.rotation_near,
-    )
-
-
-@dataclass(frozen=True)
 class Pad:
     """Zeros up to the model's sizes, and masks that say which dims are real. Padding comes after normalisation:
     the released server padded raw states first and so showed the model -1 instead of 0 (FACTS 4.3)."""
@@ -271,8 +159,15 @@ class Chain:
         return next(item for item in self.transforms if isinstance(item, Normalize))
 
     @property
-    def delta(self) -> bool:
-        return any(isinstance(item, DeltaToState) for item in self.transforms)
+    def action_form(self) -> str:
+        """The value of `data.action` that it was built for."""
+        forms = {reference: form for form, reference in DELTAS.items()}
+        return next((forms[item.reference] for item in self.transforms if isinstance(item, DeltaAction)), RECORDED)
+
+    @property
+    def takes_every_state(self) -> bool:
+        """Whether a sample's actions depend on the states of all their frames, not on the first one alone."""
+        return self.action_form == DELTA_TO_STATE
 
 
 def build_chain(
@@ -291,12 +186,12 @@ def build_chain(
                 f"({' '.join(vector.names)}); set data.stats_source to one of this run's sources."
             )
     delta = ()
-    if config.action == "delta_to_state":
-        transform = delta_to_state(embodiment)
+    if config.action in DELTAS:
+        transform = delta_action(embodiment, config.action)
         if transform is None:
             raise UserError(
-                f"data.action=delta_to_state needs absolute actions whose dims are in the state, and {embodiment.name} "
-                "has none; set data.action=recorded."
+                f"data.action={config.action} needs absolute actions whose dims are in the state, and "
+                f"{embodiment.name} has none; set data.action=recorded."
             )
         delta = (transform,)
     mode: Any = config.normalization
@@ -336,7 +231,7 @@ def chain_from_dicts(raw: Sequence[Mapping[str, Any]]) -> Chain:
         raise UserError(f"the checkpoint's transforms are damaged ({problem}); copy the checkpoint again.") from error
 
 
-PLAIN_TRANSFORMS: tuple[type[Transform], ...] = (CleanInstruction, SelectViews, ResizeImages, DeltaToState, Pad)
+PLAIN_TRANSFORMS: tuple[type[Transform], ...] = (CleanInstruction, SelectViews, ResizeImages, DeltaAction, Pad)
 """Their fields are scalars and tuples of scalars; Normalize, which holds statistics, reads itself."""
 
 
@@ -351,10 +246,3 @@ def _transform_from_dict(raw: Mapping[str, Any]) -> Transform:
         )
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return kinds[raw["name"]](**fields)
-
-
-def action_variants(embodiment: Embodiment, state_FS: np.ndarray, action_FA: np.ndarray) -> dict[str, np.ndarray]:
-    """Every form of the actions that `data.action` can ask of this embodiment -> float32 [F, A]; F frames."""
-    delta = delta_to_state(embodiment)
-    recorded = {"recorded": action_FA}
-    return recorded if delta is None else {**recorded, "delta_to_state": delta.forward(action_FA, state_FS)}

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
-from la4vla.config import DataConfig, FlowConfig
+from la4vla.config import DataConfig
+from la4vla.config.train import ACTIONS, FlowConfig
 from la4vla.data.augment import CHANCE, NOISE, Look, apply_look, augment, augment_as_gpla, draw_gpla_look, draw_look
 from la4vla.data.collate import collate, draw_flow
+from la4vla.data.delta import delta_action
 from la4vla.data.normalize import NEAR_CONSTANT, Normalize, beyond, compute_stats, near_constant, rare_dims
 from la4vla.data.rotation import wrapped
 from la4vla.data.transforms import (
@@ -23,7 +25,6 @@ from la4vla.data.transforms import (
     build_chain,
     chain_from_dicts,
     chain_to_dicts,
-    delta_to_state,
 )
 from la4vla.rng import RngUse, generator
 from la4vla.types import Embodiment, Sample, UserError
@@ -68,7 +69,7 @@ ROWS = arrays(np.float32, (SPEC.horizon, 7), elements=SMALL)
 @settings(max_examples=60, deadline=None)
 @given(ROWS, ROWS, st.sampled_from([POSE, AXIS_ANGLE, TOOL]), st.sampled_from(["min_max", "mean_std", "q01_q99"]))
 def test_the_chain_inverts(action, states, embodiment, mode):
-    for variant in ("recorded", "delta_to_state"):
+    for variant in ACTIONS:
         chain = chain_for(embodiment, variant, mode)
         out = chain(sample_of(states[0], action, states))
         assert out.action is not None and out.action.shape == (SPEC.horizon, SPEC.action_dim)
@@ -87,7 +88,7 @@ def test_the_chain_inverts(action, states, embodiment, mode):
 def test_a_robot_that_tracks_is_followed_from_its_present_state():
     """With only the present state known, row t adds to what row t - 1 commanded."""
     for embodiment in (POSE, AXIS_ANGLE):
-        delta = delta_to_state(embodiment)
+        delta = delta_action(embodiment, "delta_to_state")
         assert delta is not None
         draw = np.random.Generator(np.random.Philox(2))
         action = draw.uniform(-1, 1, (SPEC.horizon, 7)).astype(np.float32)
@@ -100,7 +101,7 @@ def test_a_robot_that_tracks_is_followed_from_its_present_state():
 def test_poses_come_back_in_the_numbers_they_were_given_in(embodiment):
     """Around a hand that points down; without `rotation_near` half of them would come back 2 pi away."""
     near = (3.1416, 0.0, 0.0)
-    delta = delta_to_state(replace(embodiment, action=replace(embodiment.action, rotation_near=near)))
+    delta = delta_action(replace(embodiment, action=replace(embodiment.action, rotation_near=near)), "delta_to_state")
     assert delta is not None
     draw = np.random.Generator(np.random.Philox(3))
     states, action = (draw.uniform(-0.3, 0.3, (SPEC.horizon, 7)).astype(np.float32) for _ in range(2))
@@ -112,7 +113,7 @@ def test_poses_come_back_in_the_numbers_they_were_given_in(embodiment):
 @pytest.mark.parametrize("embodiment", [POSE, AXIS_ANGLE])
 def test_deltas_are_small_where_angles_wrap(embodiment):
     """FACTS 5.3, B18: a roll near pi made outliers of 2 pi, and those made the scale."""
-    delta = delta_to_state(embodiment)
+    delta = delta_action(embodiment, "delta_to_state")
     assert delta is not None
     before, after = np.zeros((1, 7), np.float32), np.zeros((1, 7), np.float32)
     before[0, 3], after[0, 3] = np.pi - 0.01, -np.pi + 0.01
@@ -122,14 +123,14 @@ def test_deltas_are_small_where_angles_wrap(embodiment):
 
 
 def test_gripper_stays_absolute():
-    delta = delta_to_state(POSE)
+    delta = delta_action(POSE, "delta_to_state")
     assert delta is not None
     ones = np.ones((1, 7), np.float32)
     assert delta.forward(ones, ones)[0].tolist() == [0, 0, 0, 0, 0, 0, 1]
 
 
 def test_delta_of_a_delta_is_refused():
-    assert delta_to_state(ARM) is None
+    assert delta_action(ARM, "delta_to_state") is None
     stats = compute_stats(ARM.state.names, np.ones((3, 4))), compute_stats(ARM.action.names, np.ones((3, 4)))
     with pytest.raises(UserError, match=r"data\.action=recorded"):
         build_chain(DataConfig(action="delta_to_state"), ARM, (), stats, SPEC)

@@ -100,7 +100,7 @@ def test_one_robot_may_have_another_form_of_actions(folders):
     config.data.sources["pose"].action = "delta_to_state"
     validate(config)
     setup = prepare(config, SPEC, encode)
-    assert [robot.chain.delta for robot in setup.robots.values()] == [False, True, False]
+    assert [robot.chain.action_form for robot in setup.robots.values()] == ["recorded", "delta_to_state", "recorded"]
     assert setup.robots["test_pose"].chain.normalize.action == setup.sources["pose"].stats.action("delta_to_state")
     with pytest.raises(UserError, match="has no statistics here"):
         prepare(replace(config, data=replace(config.data, action="delta_to_state")), SPEC, encode)

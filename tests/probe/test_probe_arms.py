@@ -10,10 +10,10 @@ import pytest
 from la4vla.construct.__main__ import run
 from la4vla.construct.arm_words import arm_of
 from la4vla.construct.vocabulary import named_direction
+from la4vla.data.delta import delta_action
 from la4vla.data.rotation import on_side
 from la4vla.data.shards.index import read_index
 from la4vla.data.shards.read import read_shard
-from la4vla.data.transforms import delta_to_state
 from la4vla.grounding.rules import RulesScorer
 from la4vla.probe.build import MOTIONS, CaseSampling, sample_cases
 from la4vla.probe.hand import hand_way
@@ -80,7 +80,7 @@ def test_commands_of_joints_lead_where_the_words_say(tmp_path):
 def test_whatever_reads_two_arms_reads_both():
     names = ("left_x", "left_y", "left_z", "left_gripper", "right_x", "right_y", "right_z", "right_gripper")
     two = Embodiment("two", 10.0, VectorSpec(names, "absolute"), VectorSpec(names, "absolute"))
-    delta = delta_to_state(two)
+    delta = delta_action(two, "delta_to_state")
     assert delta is not None and delta.action_dims == (0, 1, 2, 4, 5, 6), "grippers stay absolute"
     rises = np.zeros((5, 8), np.float32)
     rises[:, 6] = np.arange(5)
@@ -92,4 +92,4 @@ def test_whatever_reads_two_arms_reads_both():
     hands = VectorSpec(turned, "absolute", rotation="euler_xyz", rotation_near=(np.pi, 0, 0))
     state = np.array([3.0, 0, 0, -3.0, 0, 0], np.float32)
     assert np.allclose(on_side(state, hands), [3.0, 0, 0, 2 * np.pi - 3, 0, 0])
-    assert delta_to_state(Embodiment("hands", 10.0, hands, hands)) is None
+    assert delta_action(Embodiment("hands", 10.0, hands, hands), "delta_to_state") is None

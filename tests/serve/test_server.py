@@ -24,7 +24,8 @@ from websockets.http11 import Request
 from websockets.sync.client import connect
 
 from la4vla import cli
-from la4vla.data.transforms import Chain, DeltaToState
+from la4vla.data.delta import DeltaAction
+from la4vla.data.transforms import Chain
 from la4vla.serve import wire
 from la4vla.serve.client import RemotePolicy
 from la4vla.serve.client_log import MAX_KINDS, ClientLog
@@ -179,7 +180,7 @@ def test_actions_that_are_not_finite_never_reach_a_robot(policy):
 def test_a_chunk_that_is_not_finite_is_refused_before_it_is_turned_into_poses(policy, monkeypatch):
     """A rotation of NaN is an exception of scipy's, and what is no UserError ends the server."""
     places = tuple(range(6))
-    delta = DeltaToState(places, places, rotation_dims=(3, 4, 5), rotation="axis_angle", frame="base")
+    delta = DeltaAction(places, places, (3, 4, 5), "axis_angle", "base", (0.0, 0.0, 0.0), "own_state")
     chain = policy.processor.chain
     turned = Chain((*chain.transforms[:3], delta, *chain.transforms[3:]))
     turning = replace(policy, processor=replace(policy.processor, chain=turned))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from la4vla.data.delta import action_forms
 from la4vla.data.inspect.conversations import describe_texts
 from la4vla.data.normalize import FolderStats, Mode, Stats, range_of
 from la4vla.data.shards.index import Index, read_index, read_stats
 from la4vla.data.shards.read import read_shard
-from la4vla.data.transforms import action_variants
 from la4vla.types import UserError
 
 MODE: Mode = "q01_q99"  # the usual normalisation; min_max leaves nothing outside by definition
@@ -82,7 +82,7 @@ def _gather(index: Index) -> Facts:
             values.append((clip.state, clip.action))
     state_FS = np.concatenate([state for state, _ in values])
     action_FA = np.concatenate([action for _, action in values])
-    actions = action_variants(index.embodiment, state_FS, action_FA)
+    actions = action_forms(index.embodiment, state_FS, action_FA)
     return Facts(len(episodes), clips, frames, instructions, tuple(lengths), state_FS, actions)
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from la4vla.data.delta import DELTA_TO_STATE, action_forms
 from la4vla.data.normalize import Stats
-from la4vla.data.transforms import action_variants
 from la4vla.types import GRIPPERS, Embodiment, UserError
 
 
@@ -69,8 +69,8 @@ class Idle:
             width = np.where(high > low, high - low, np.inf)  # a dim that never changes moves nothing
             size_TA = np.where(high > low, 2 * (action_TA - low) / width - 1, 0.0)
         else:
-            variants = action_variants(embodiment, state_TS, action_TA)
-            size_TA = variants.get("delta_to_state", action_TA).astype(np.float64)
+            forms = action_forms(embodiment, state_TS, action_TA)
+            size_TA = forms.get(DELTA_TO_STATE, action_TA).astype(np.float64)
             for dim in embodiment.action.dims(*GRIPPERS):
                 size_TA[:, dim] = np.diff(action_TA[:, dim], prepend=action_TA[:1, dim])
         wanted: Sequence[str] = self.dims or names

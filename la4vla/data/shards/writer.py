@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from la4vla.data.normalize import STATS, FolderStats, compute_stats
+from la4vla.data.delta import action_forms
+from la4vla.data.normalize import STATS, FolderStats
 from la4vla.data.shards.idle import Idle
 from la4vla.data.shards.index import Index, Shard, View, read_index, read_stats
 from la4vla.data.shards.tars import Files, FolderWriter, check_view
-from la4vla.data.transforms import action_variants
+from la4vla.data.tally import Tally
 from la4vla.types import Embodiment, UserError
 
 __all__ = ["WHOLE", "Clip", "Index", "ShardWriter", "View", "read_index", "read_stats"]
@@ -64,7 +65,8 @@ class Clip:
 
 
 class ShardWriter(FolderWriter):
-    """Writes clips into exactly `shards` tars, balanced by samples; clips are not kept in memory, their numbers are."""
+    """Writes clips into exactly `shards` tars, balanced by samples. Clips are not kept in memory; their
+    numbers are where idle samples are left out, else statistics of them in bounded memory (tally.py)."""
 
     def __init__(
         self,
@@ -85,13 +87,18 @@ class ShardWriter(FolderWriter):
         self._idle, self._numbers = idle, dict[str, int]()
         self._embodiment, self._views = embodiment, dict(views)
         self._values: list[tuple[np.ndarray, np.ndarray]] = []
+        self._states, self._actions = Tally(embodiment.state.names), dict[str, Tally]()
 
     def add(self, clip: Clip) -> None:
         """Checks a clip and writes it to the emptiest tar. Raises UserError naming the key and what is wrong."""
         self._check(clip)
         self.put(clip.key, len(clip), self._files(clip))
-        self._numbers[clip.key] = len(self._values)
-        self._values.append((clip.state.copy(), clip.action.copy()))
+        self._states.add(clip.state)
+        for form, values_TA in action_forms(self._embodiment, clip.state, clip.action).items():
+            self._actions.setdefault(form, Tally(self._embodiment.action.names)).add(values_TA)
+        if self._idle is not None:
+            self._numbers[clip.key] = len(self._values)
+            self._values.append((clip.state.copy(), clip.action.copy()))
 
     def _describe(self, shards: tuple[Shard, ...]) -> Index:
         kept = shards if self._idle is None else tuple(self._without_idle(shard, self._idle) for shard in shards)
@@ -174,9 +181,4 @@ class ShardWriter(FolderWriter):
     @cached_property
     def _folder_stats(self) -> FolderStats:
         """Of all clips; asked for when they are written."""
-        state_FS = np.concatenate([state for state, _ in self._values])
-        action_FA = np.concatenate([action for _, action in self._values])
-        variants = action_variants(self._embodiment, state_FS, action_FA)
-        names = self._embodiment.action.names
-        actions = {name: compute_stats(names, values) for name, values in variants.items()}
-        return FolderStats(compute_stats(self._embodiment.state.names, state_FS), actions)
+        return FolderStats(self._states.stats(), {form: tally.stats() for form, tally in self._actions.items()})

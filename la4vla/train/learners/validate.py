@@ -148,7 +148,7 @@ def _check_values(cases: Sequence[Case], case_clips: CaseClips, processor: Proce
     for case in cases:
         bad = bad_frames(case_clips.clips[case.clip], limits)
         stop = min(case.frame + processor.spec.horizon, len(case_clips.clips[case.clip]))
-        if bad and (what := bad.within(case.frame, stop, processor.chain.delta)):
+        if bad and (what := bad.within(case.frame, stop, processor.chain.takes_every_state)):
             raise UserError(
                 f"validate.cases: clip {case.clip} of {case_clips.index.location}: {what}; write the folder again "
                 "without it and sample cases from it (la4vla probe cases), or leave validate.cases out."
