@@ -415,7 +415,7 @@ def test_finetuning_keeps_the_statistics_of_the_weights(folders, tmp_path):
     config.data.stats_source = "vla"
     assert prepare(config, SPEC, encode, made).only_robot.chain.normalize == own
     config.data.stats_source, config.data.action = "", "delta_to_state"
-    with pytest.raises(UserError, match=r"data\.action=delta_to_state"):
+    with pytest.raises(UserError, match=r"trained with data\.action=recorded, not delta_to_state"):
         prepare(config, SPEC, encode, made)
     config.data.action, config.data.normalization = "recorded", "mean_std"
     with pytest.raises(UserError, match=r"trained with data\.normalization=q01_q99, not mean_std"):

@@ -54,7 +54,8 @@ def test_the_choice_is_all_that_libraries_read(monkeypatch):
         monkeypatch.setenv(name, "")  # so that what is chosen here is forgotten afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(render, "why_not", lambda name: "" if name == "osmesa" else "no")
-    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    for name in ("mujoco.gl_context", *render.DRAWING):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     assert render.use_backend() == "osmesa"
     assert (os.environ["MUJOCO_GL"], os.environ["PYOPENGL_PLATFORM"]) == ("osmesa", "osmesa")
     monkeypatch.setattr(render, "why_not", lambda name: "asked again")

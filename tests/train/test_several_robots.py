@@ -89,6 +89,13 @@ def test_it_starts_a_finetuning_on_one_robot_with_that_robots_numbers(run, tmp_p
     np.testing.assert_array_equal(fine.infer(seen, KEY)[0], before.infer(seen, KEY)[0])
 
 
+def test_a_robot_that_the_weights_do_not_know_is_refused(run, tmp_path, capsys):
+    write_shards(tmp_path / "hand", views=("hand_eye",), embodiment=replace(ARM, name="hand"), image_size=112)
+    other = [f"data.sources.arm.path={tmp_path}/hand", "data.stats_source=arm"]
+    assert run_here(str(run), f"run.dir={tmp_path}/run", f"run.init_from={config.load(run).run.dir}", *other) == 2
+    assert "projections of test_arm, test_pose, test_plane and none of hand" in capsys.readouterr().err
+
+
 def test_one_robot_is_a_robot_among_many_in_metrics(run):
     lines = [json.loads(line) for line in (Path(config.load(run).run.dir) / "metrics.jsonl").read_text().splitlines()]
     assert {"samples/arm", "samples/pose", "samples/plane"} <= set(lines[-1])

@@ -73,7 +73,7 @@ class PolicyLearner:
         self._setup = prepare(config, self._spec, self._prompter.encode, inherited, resume.own, self._encoder)
         if not self._setup.robots:
             raise UserError("a policy learns actions, and no source holds clips; add one, or set learner=vlm.")
-        self._embodiments = places(self._setup.robots, inherited) if config.model.embodiments == "separate" else []
+        self._embodiments = self._numbered(inherited) if config.model.embodiments == "separate" else []
         where = (resume.position.stage, resume.position.stage_step)
         self._loader = Loader(config, self._setup, world.rank, world.size, where)
         if resume.own:
@@ -122,6 +122,16 @@ class PolicyLearner:
         policy = build_policy(replace(model, weights=""), seed, self._writes, self._embodiments)
         weights.load(policy, str(source.folder))
         return policy
+
+    def _numbered(self, inherited: manifest.Checkpoint | None) -> list[str]:
+        """Names of the embodiments with projections of their own. Raises UserError for one that the weights lack."""
+        known = inherited.manifest.model["embodiments"] if inherited else []
+        if known and (new := [name for name in self._setup.robots if name not in known]):
+            raise UserError(
+                f"run.init_from has projections of {', '.join(known)} and none of {new[0]}; take {new[0]} out of the "
+                "mixture, or share the projections in both runs (model.embodiments=shared)."
+            )
+        return places(self._setup.robots, inherited)
 
     def _description(self) -> dict[str, Any]:
         """Of a policy that begins with fresh adapters, or with those of another run."""
