@@ -93,7 +93,7 @@ SHELVES = {
         "pairs": {"collate"},
         "robots": {"normalize", "delta", "transforms", "collate", "processor", "shards"},
         "setup": {"order", "normalize", "collate", "robots", "shards", "groups"},
-        "explain": {"setup", "robots", "delta", "mixture", "normalize", "values", "groups"},
+        "explain": {"setup", "delta", "mixture", "normalize", "values", "groups"},
         "imported": {"shards"},
         "text_rows": {"setup", "shards"},
         "reader": {

@@ -9,7 +9,6 @@ from la4vla.data.delta import stored_as
 from la4vla.data.groups import Groups
 from la4vla.data.mixture import Schedule
 from la4vla.data.normalize import Normalize, beyond, near_constant, rare_dims
-from la4vla.data.robots import action_form
 from la4vla.data.setup import Setup, Source, TextSource
 from la4vla.data.values import outliers
 from la4vla.types import SOURCE_KINDS
@@ -49,8 +48,8 @@ def explain(config: TrainConfig, setup: Setup, world_size: int) -> str:
         lines += _about_groups(setup.groups[source.name]) if source.name in setup.groups else _about_shards(source)
         if isinstance(source, Source):
             robot = setup.robot_of(source)
-            form = action_form(config, robot.embodiment.name, robot.sources)
-            lines += _about_values(source, robot.chain.normalize, stored_as(form, robot.processor.spec.horizon))
+            form = stored_as(robot.chain.action_form, robot.processor.spec.horizon)
+            lines += _about_values(source, robot.chain.normalize, form)
     several = len(setup.robots) > 1
     for name, robot in setup.robots.items():
         lines += _about_statistics(robot.chain.normalize, f"{name}: " if several else "")
