@@ -60,8 +60,7 @@ def make_robots(
     inherited: the checkpoint that the run goes on from or takes its weights from. own: it is this run's. Raises
     UserError for sources, statistics or a checkpoint that do not fit together.
     """
-    if config.data.stats_source:
-        _check_stats_source(config, indexes)
+    of_stats_source = _robot_of_stats_source(config, indexes) if config.data.stats_source else ""
     robots, grouped = {}, by_embodiment(indexes)
     order = places(grouped, inherited)
     for name, sources in grouped.items():
@@ -70,9 +69,9 @@ def make_robots(
         slots = slot_order({source: views[source] for source in sources})
         asked = action_form(config, name, sources)
         data = replace(config.data, action=asked)
-        chain = build_chain(
-            data, embodiment, slots, _stats(config, asked, spec.horizon, embodiment, sources, inherited, own), spec
-        )
+        first = data.stats_source if name == of_stats_source else sources[0]
+        stats = _stats(config, asked, spec.horizon, embodiment, first, inherited, own)
+        chain = build_chain(data, embodiment, slots, stats, spec)
         robots[name] = RobotSetup(embodiment, Processor(chain, encode, spec, config.flow, order.index(name)), sources)
     return robots
 
@@ -137,20 +136,23 @@ def action_form(config: TrainConfig, robot: str, sources: Sequence[str]) -> str:
     return next(iter(asked))
 
 
-def _check_stats_source(config: TrainConfig, indexes: Mapping[str, Index]) -> None:
+def _robot_of_stats_source(config: TrainConfig, indexes: Mapping[str, Index]) -> str:
+    """Name of its embodiment. Raises UserError where it is none of this run's."""
     data = config.data
     name = data.stats_source
     if data.sources[name].kind == "text":
         raise UserError(
             f"data.stats_source is {name}, a source of conversations, which has no statistics; name one of clips."
         )
-    if name not in indexes:
-        robots = by_embodiment({**indexes, name: read_index(data.sources[name].path)})
-        if [source for source in robots.values() if source == (name,)]:
-            raise UserError(
-                f"data.stats_source is {name}, whose embodiment none of this run's sources has; name a source of one "
-                "of its robots."
-            )
+    if name in indexes:
+        return indexes[name].embodiment.name
+    index = read_index(data.sources[name].path)
+    if by_embodiment({**indexes, name: index})[index.embodiment.name] == (name,):
+        raise UserError(
+            f"data.stats_source is {name}, whose embodiment none of this run's sources has; name a source of one of "
+            "its robots."
+        )
+    return index.embodiment.name
 
 
 def _stats(
@@ -158,21 +160,18 @@ def _stats(
     action: str,
     horizon: int,
     embodiment: Embodiment,
-    sources: Sequence[str],
+    source: str,
     inherited: Checkpoint | None,
     own: bool,
 ) -> tuple[Stats, Stats]:
     """(state, action) of one robot. A run that goes on keeps those of its own checkpoint, whatever became of the
-    folders since; a new one takes `stats_source`'s for the robot of that source, else `init_from`'s, else those of the
-    robot's first source."""
+    folders since; a new one takes `init_from`'s unless `stats_source` is set, else those of
+    `source`: `stats_source` for its own robot, for another one its first source."""
     data = config.data
     if inherited and (own or not data.stats_source):
         cure = "set run.dir to a new folder" if own else "set data.stats_source to one of this run's sources"
         return _inherited(inherited, config, action, horizon, embodiment, cure)
-    name = sources[0]
-    if data.stats_source and read_index(data.sources[data.stats_source].path).embodiment.name == embodiment.name:
-        name = data.stats_source
-    stats = read_stats(data.sources[name].path)
+    stats = read_stats(data.sources[source].path)
     return stats.state, stats.action(stored_as(action, horizon))
 
 
